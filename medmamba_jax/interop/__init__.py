@@ -1,0 +1,15 @@
+"""Weights in and out of the official PyTorch layout."""
+
+from medmamba_jax.interop.torch_files import load_torch, read_state_dict, write_state_dict
+from medmamba_jax.interop.torch_weights import (
+    load_torch_state_dict,
+    to_torch_state_dict,
+)
+
+__all__ = [
+    "load_torch",
+    "load_torch_state_dict",
+    "read_state_dict",
+    "to_torch_state_dict",
+    "write_state_dict",
+]

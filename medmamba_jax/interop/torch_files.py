@@ -1,0 +1,125 @@
+"""Reading and writing weight files that PyTorch users keep: .safetensors, .pth and .pt."""
+
+import pathlib
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from flax import nnx
+
+from medmamba_jax.interop.torch_weights import load_torch_state_dict
+from medmamba_jax.models import MedMamba, MedMambaConfig
+
+# Keys under which training scripts save a state_dict, in the order they are looked for.
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+PARALLEL_PREFIX = "module."  # torch.nn.DataParallel and DistributedDataParallel
+TORCH_SUFFIXES = (".pth", ".pt")
+
+
+def load_torch(path: str | pathlib.Path, **changes: Any) -> tuple[MedMambaConfig, MedMamba]:
+    """Builds the model that a file's official weights belong to, and loads them.
+
+    Args:
+      path: a `.safetensors` file, or a `.pth` or `.pt` file (needs the `torch` extra).
+      **changes: fields of the config that weights do not show, such as `drop_path_rate` or
+        `compute_dtype`.
+
+    Returns:
+      The config and the model, in evaluation mode.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ImportError: a `.pth` file without PyTorch installed.
+      ValueError: the file is unreadable, holds code besides tensors, or is no MedMamba.
+    """
+    state_dict = read_state_dict(path)
+    config = MedMambaConfig.from_torch_state_dict(state_dict, **changes)
+    model = MedMamba(config, rngs=nnx.Rngs(0))
+    load_torch_state_dict(model, state_dict)
+    model.eval()
+    return config, model
+
+
+def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads a file's state_dict, out of the wrappers that training scripts put around it.
+
+    Raises: as `load_torch`.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file; give a .safetensors, .pth or .pt file")
+    if path.suffix == ".safetensors":
+        try:
+            return _unwrap(safetensors.numpy.load_file(path), path)
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path} is not a readable .safetensors file: {error}") from error
+    if path.suffix in TORCH_SUFFIXES:
+        return _unwrap(_read_torch(path), path)
+    raise ValueError(f"{path} must end in .safetensors, .pth or .pt")
+
+
+def write_state_dict(state_dict: Mapping[str, np.ndarray], path: str | pathlib.Path) -> None:
+    """Writes a state_dict in the format of the path's ending.
+
+    Raises:
+      ImportError: a `.pth` file without PyTorch installed.
+      ValueError: the ending is not one of `.safetensors`, `.pth` and `.pt`.
+    """
+    path = pathlib.Path(path)
+    if path.suffix == ".safetensors":
+        safetensors.numpy.save_file(dict(state_dict), path)
+    elif path.suffix in TORCH_SUFFIXES:
+        torch = _import_torch(path)
+        torch.save({key: torch.from_numpy(np.array(x)) for key, x in state_dict.items()}, path)
+    else:
+        raise ValueError(f"{path} must end in .safetensors, .pth or .pt")
+
+
+def _read_torch(path):
+    torch = _import_torch(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds Python objects besides tensors, which loading would run as code; "
+            "save model.state_dict() alone and load that"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is not a readable PyTorch file: {error}") from error
+
+
+def _import_torch(path):
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            f"{path} needs PyTorch: pip install 'medmamba-jax[torch]', or save the weights as "
+            ".safetensors, which needs nothing more"
+        ) from error
+    return torch
+
+
+def _unwrap(content, path):
+    for wrapper in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"{path} holds no state_dict, nor one under {', '.join(WRAPPERS)}")
+    state_dict = {}
+    for name, tensor in content.items():
+        if not hasattr(tensor, "shape"):
+            raise ValueError(
+                f"{path}: {name!r} is a {type(tensor).__name__}, not a tensor; "
+                f"wrappers known are {', '.join(WRAPPERS)}"
+            )
+        state_dict[str(name).removeprefix(PARALLEL_PREFIX)] = _to_numpy(tensor)
+    return state_dict
+
+
+def _to_numpy(tensor):
+    if isinstance(tensor, np.ndarray):
+        return tensor
+    # bfloat16 and float16 checkpoints: NumPy has no bfloat16, and parameters are float32 here.
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()

@@ -1,0 +1,152 @@
+"""The table that relates official PyTorch names and shapes to ours, one row per tensor.
+
+A row is (official name, our path, layout). The two differ in three ways only: PyTorch's channel
+order in kernels, a few flattened axes, and that we stack a stage's blocks along a leading axis.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from medmamba_jax.models.config import MedMambaConfig
+from medmamba_jax.ops.ss2d_scan import NUM_DIRECTIONS
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How one tensor is laid out on both sides; the two functions undo each other exactly."""
+
+    from_torch: Callable[[np.ndarray], np.ndarray]
+    to_torch: Callable[[np.ndarray], np.ndarray]
+
+
+def _axes(from_torch: tuple[int, ...]) -> Layout:
+    back = tuple(int(i) for i in np.argsort(from_torch))
+    return Layout(lambda x: x.transpose(from_torch), lambda x: x.transpose(back))
+
+
+SAME = Layout(lambda x: x, lambda x: x)
+LINEAR = _axes((1, 0))  # (out, in) -> (in, out)
+CONV = _axes((2, 3, 1, 0))  # (out, in / groups, h, w) -> (h, w, in / groups, out)
+X_PROJ = _axes((2, 0, 1))  # (k, r + 2n, d) -> (d, k, r + 2n)
+DT_WEIGHT = _axes((0, 2, 1))  # (k, d, r) -> (k, r, d)
+DIRECTIONS = Layout(  # (k * d, ...) -> (k, d, ...)
+    lambda x: x.reshape(NUM_DIRECTIONS, -1, *x.shape[1:]),
+    lambda x: x.reshape(-1, *x.shape[2:]),
+)
+COUNTER = Layout(lambda x: _to_int32(x), lambda x: x.astype(np.int64))
+
+
+def _to_int32(x):
+    if x.size and x.max() > np.iinfo(np.int32).max:
+        raise ValueError(f"num_batches_tracked = {x.max()} does not fit the int32 counter")
+    return x.astype(np.int32)
+
+
+def _norm(torch_name, path):
+    return [
+        (f"{torch_name}.weight", f"{path}.scale", SAME),
+        (f"{torch_name}.bias", f"{path}.bias", SAME),
+    ]
+
+
+def _conv(torch_name, path):
+    return [
+        (f"{torch_name}.weight", f"{path}.kernel", CONV),
+        (f"{torch_name}.bias", f"{path}.bias", SAME),
+    ]
+
+
+def _batch_norm(torch_name, path):
+    return _norm(torch_name, path) + [
+        (f"{torch_name}.running_mean", f"{path}.mean", SAME),
+        (f"{torch_name}.running_var", f"{path}.var", SAME),
+        (f"{torch_name}.num_batches_tracked", f"{path}.num_batches_tracked", COUNTER),
+    ]
+
+
+SS2D = [
+    ("self_attention.in_proj.weight", "ss2d.in_proj.kernel", LINEAR),
+    *_conv("self_attention.conv2d", "ss2d.conv"),
+    ("self_attention.x_proj_weight", "ss2d.x_proj", X_PROJ),
+    ("self_attention.dt_projs_weight", "ss2d.dt_weight", DT_WEIGHT),
+    ("self_attention.dt_projs_bias", "ss2d.dt_bias", SAME),
+    ("self_attention.A_logs", "ss2d.A_log", DIRECTIONS),
+    ("self_attention.Ds", "ss2d.D", DIRECTIONS),
+    *_norm("self_attention.out_norm", "ss2d.out_norm"),
+    ("self_attention.out_proj.weight", "ss2d.out_proj.kernel", LINEAR),
+]
+
+BLOCKS = {
+    "ss_conv_ssm": [
+        *_norm("ln_1", "norm"),
+        *SS2D,
+        *_batch_norm("conv33conv33conv11.0", "norm0"),
+        *_conv("conv33conv33conv11.1", "conv1"),
+        *_batch_norm("conv33conv33conv11.2", "norm1"),
+        *_conv("conv33conv33conv11.4", "conv2"),
+        *_batch_norm("conv33conv33conv11.5", "norm2"),
+        *_conv("conv33conv33conv11.7", "conv3"),
+    ],
+    "conv_ssm": [
+        *_norm("ln_1", "norm"),
+        *SS2D,
+        *_conv("conv33conv33conv11.0", "conv1"),
+        *_batch_norm("conv33conv33conv11.1", "norm1"),
+        *_conv("conv33conv33conv11.3", "conv2"),
+        *_batch_norm("conv33conv33conv11.4", "norm2"),
+        *_conv("conv33conv33conv11.6", "conv3"),
+        *_conv("finalconv11", "final_conv"),
+    ],
+}
+
+PATCH_EMBED = [
+    *_conv("patch_embed.proj", "patch_embed.proj"),
+    *_norm("patch_embed.norm", "patch_embed.norm"),
+]
+
+MERGE = [
+    ("downsample.reduction.weight", "reduction.kernel", LINEAR),
+    *_norm("downsample.norm", "norm"),
+]
+
+HEAD = [("head.weight", "head.kernel", LINEAR), ("head.bias", "head.bias", SAME)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One official tensor and where it lives here.
+
+    Attributes:
+      torch_name: key in the official state_dict.
+      path: our tensor's path in `nnx.state(model)`, joined by dots.
+      block: index along the leading axis of the stacked tensor; None where it is not stacked.
+      layout: how the axes relate.
+    """
+
+    torch_name: str
+    path: str
+    block: int | None
+    layout: Layout
+
+
+def rows(config: MedMambaConfig) -> Iterator[Row]:
+    """Yields a row for every tensor of a model of this config, in official order."""
+    for torch_name, path, layout in PATCH_EMBED:
+        yield Row(torch_name, path, None, layout)
+    for stage, depth in enumerate(config.depths):
+        for block in range(depth):
+            for torch_name, path, layout in BLOCKS[config.block]:
+                yield Row(
+                    f"layers.{stage}.blocks.{block}.{torch_name}",
+                    f"stages.{stage}.blocks.{path}",
+                    block,
+                    layout,
+                )
+        if stage < len(config.depths) - 1:
+            for torch_name, path, layout in MERGE:
+                yield Row(f"layers.{stage}.{torch_name}", f"merges.{stage}.{path}", None, layout)
+    if config.num_classes:
+        for torch_name, path, layout in HEAD:
+            yield Row(torch_name, path, None, layout)

@@ -1,0 +1,189 @@
+"""What a MedMamba is made of: one frozen, validated dataclass and the named variants."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from medmamba_jax.models.blocks import BLOCKS
+from medmamba_jax.ops.selective_scan import IMPLEMENTATIONS
+
+COMPUTE_DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class MedMambaConfig:
+    """The architecture and how it computes. Defaults are the official ones.
+
+    Attributes:
+      depths: blocks in each stage.
+      dims: channels of each stage; each stage doubles the last.
+      num_classes: outputs of the head; 0 leaves the head out and returns the pooled features.
+      in_channels: channels of the image.
+      block: `"ss_conv_ssm"` (official since April 2024) or `"conv_ssm"` (the paper's first
+        version).
+      patch_size: side and stride of the patch embedding, in pixels.
+      d_state: states n of the scan.
+      drop_rate: dropout on the embedded patches.
+      attn_drop_rate: dropout on the output of SS2D (official name; there is no attention).
+      drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
+      compute_dtype: dtype of convolutions, matrix products and activations. Parameters, the
+        scan's state, softplus, exp, the statistics of norms and the logits are always float32.
+      remat: recompute the activations of a stage's blocks in the backward pass: True or False
+        for all stages, or one of them per stage.
+      scan_implementation: name for `selective_scan`, or None for the backend's default.
+    """
+
+    depths: tuple[int, ...] = (2, 2, 4, 2)
+    dims: tuple[int, ...] = (96, 192, 384, 768)
+    num_classes: int = 1000
+    in_channels: int = 3
+    block: str = "ss_conv_ssm"
+    patch_size: int = 4
+    d_state: int = 16
+    drop_rate: float = 0.0
+    attn_drop_rate: float = 0.0
+    drop_path_rate: float = 0.1
+    compute_dtype: str = "float32"
+    remat: bool | tuple[bool, ...] = False
+    scan_implementation: str | None = None
+
+    def __post_init__(self):
+        for name in ("depths", "dims"):
+            value = getattr(self, name)
+            if isinstance(value, int) or not all(_is_count(x) for x in value) or not value:
+                raise ValueError(f"{name} must be a sequence of positive integers, got {value!r}")
+            object.__setattr__(self, name, tuple(int(x) for x in value))
+        if len(self.depths) != len(self.dims):
+            raise ValueError(
+                f"depths and dims must have the same length, got {self.depths} and {self.dims}"
+            )
+        if self.dims[0] % 2:
+            raise ValueError(f"dims must be even to be halved in each block, got {self.dims}")
+        doubled = tuple(self.dims[0] << i for i in range(len(self.dims)))
+        if self.dims != doubled:
+            raise ValueError(
+                f"dims must double from stage to stage (patch merging does that): "
+                f"expected {doubled}, got {self.dims}"
+            )
+        for name in ("in_channels", "patch_size", "d_state"):
+            if not _is_count(getattr(self, name)):
+                raise ValueError(f"{name} must be a positive integer, got {getattr(self, name)!r}")
+        if self.num_classes != 0 and not _is_count(self.num_classes):
+            raise ValueError(f"num_classes must be 0 or positive, got {self.num_classes!r}")
+        for name in ("drop_rate", "attn_drop_rate", "drop_path_rate"):
+            rate = getattr(self, name)
+            if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {rate!r}")
+        _check_choice("block", self.block, BLOCKS)
+        _check_choice("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
+        if self.scan_implementation is not None:
+            _check_choice("scan_implementation", self.scan_implementation, IMPLEMENTATIONS)
+        remat = self.remat
+        if isinstance(remat, bool):
+            remat = (remat,) * len(self.depths)
+        if len(remat) != len(self.depths) or not all(isinstance(x, bool) for x in remat):
+            raise ValueError(f"remat must be a bool or one bool per stage, got {self.remat!r}")
+        object.__setattr__(self, "remat", tuple(remat))
+
+    @property
+    def min_image_size(self) -> int:
+        """The smallest height and width, in pixels, that leaves a pixel to the last stage."""
+        return self.patch_size * 2 ** (len(self.depths) - 1)
+
+    @property
+    def num_features(self) -> int:
+        """Channels of the last stage, which the head reads."""
+        return self.dims[-1]
+
+    def dt_rank(self, stage: int) -> int:
+        """Rank r of the step size's projection: a 16th of the SSM half's channels, rounded up."""
+        return math.ceil(self.dims[stage] // 2 / 16)
+
+    def drop_path_rates(self, stage: int) -> tuple[float, ...]:
+        """Stochastic depth of each block of a stage, linear over all blocks of the network."""
+        total, first = sum(self.depths), sum(self.depths[:stage])
+        step = self.drop_path_rate / max(total - 1, 1)
+        return tuple(step * (first + i) for i in range(self.depths[stage]))
+
+    @classmethod
+    def variant(cls, name: str, **changes: Any) -> "MedMambaConfig":
+        """Returns a named variant, `VARIANTS[name]`, with fields changed.
+
+        Raises:
+          ValueError: the name is unknown, or a field's value is not valid.
+          TypeError: there is no such field.
+        """
+        _check_choice("variant", name, VARIANTS)
+        return cls(**{**VARIANTS[name], **changes})
+
+    @classmethod
+    def from_torch_state_dict(
+        cls, state_dict: Mapping[str, Any], **changes: Any
+    ) -> "MedMambaConfig":
+        """Reads the architecture off an official state_dict's names and shapes.
+
+        Block, depths, dims, classes, channels, patch size and d_state show there; drop rates and
+        how to compute do not, and come from `changes` or the defaults.
+
+        Args:
+          state_dict: official names to arrays.
+          **changes: fields to set.
+
+        Raises:
+          ValueError: the names are not those of an official MedMamba.
+        """
+        shapes = {name: tuple(array.shape) for name, array in state_dict.items()}
+        try:
+            dim, in_channels, patch_size, _ = shapes["patch_embed.proj.weight"]
+            d_state = shapes["layers.0.blocks.0.self_attention.A_logs"][1]
+        except KeyError as missing:
+            raise ValueError(
+                f"not an official MedMamba state_dict: {missing} is missing among its "
+                f"{len(shapes)} names, such as {sorted(shapes)[:3]}"
+            ) from None
+        blocks = {
+            (int(found[1]), int(found[2]))
+            for found in (re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name) for name in shapes)
+            if found
+        }
+        num_stages = 1 + max(stage for stage, _ in blocks)
+        old_block = any(".finalconv11." in name for name in shapes)
+        fields = {
+            "depths": tuple(sum(stage == i for stage, _ in blocks) for i in range(num_stages)),
+            "dims": tuple(dim << i for i in range(num_stages)),
+            "num_classes": shapes["head.weight"][0] if "head.weight" in shapes else 0,
+            "in_channels": in_channels,
+            "block": "conv_ssm" if old_block else "ss_conv_ssm",
+            "patch_size": patch_size,
+            "d_state": d_state,
+        }
+        return cls(**{**fields, **changes})
+
+
+_SMALL = (96, 192, 384, 768)
+_BASE = (128, 256, 512, 1024)
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "medmamba_t": {"depths": (2, 2, 4, 2), "dims": _SMALL},
+    "medmamba_s": {"depths": (2, 2, 8, 2), "dims": _SMALL},
+    "medmamba_b": {"depths": (2, 2, 12, 2), "dims": _BASE},
+    # The paper's first version, official commit ba326fe.
+    "medmamba_v1": {"depths": (2, 2, 2, 2), "dims": _SMALL, "block": "conv_ssm"},
+    # The paper prints 23.5M and 48.1M parameters for S and B; at 1000 classes these depths give
+    # them and the official code's do not.
+    "medmamba_s_paper": {"depths": (2, 2, 12, 2), "dims": _SMALL},
+    "medmamba_b_paper": {"depths": (2, 2, 16, 2), "dims": _BASE},
+    # Ours, for the quickstart on a CPU and for tests; not in the paper.
+    "medmamba_nano": {"depths": (1, 1, 2, 1), "dims": (16, 32, 64, 128)},
+}
+
+
+def _is_count(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _check_choice(name, value, choices):
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")

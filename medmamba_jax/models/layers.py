@@ -1,0 +1,96 @@
+"""Layers with PyTorch's numerics where Flax's defaults differ."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from medmamba_jax.models import initializers
+
+
+def layer_norm(features: int, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm with PyTorch's epsilon and the two-pass variance, statistics in float32.
+
+    The one-pass variance E[x^2] - E[x]^2 cancels where the mean is large.
+    """
+    return nnx.LayerNorm(features, epsilon=1e-5, use_fast_variance=False, dtype=dtype, rngs=rngs)
+
+
+def linear(n_in: int, n_out: int, dtype, rngs: nnx.Rngs, *, use_bias: bool) -> nnx.Linear:
+    """Linear with the official initialisation."""
+    return nnx.Linear(
+        n_in, n_out, use_bias=use_bias, dtype=dtype, kernel_init=initializers.linear, rngs=rngs
+    )
+
+
+def conv(
+    n_in: int, n_out: int, side: int, dtype, rngs: nnx.Rngs, *, stride: int = 1, groups: int = 1
+) -> nnx.Conv:
+    """Square convolution with bias and the official initialisation; stride > 1 pads nothing."""
+    return nnx.Conv(
+        n_in,
+        n_out,
+        (side, side),
+        strides=stride,
+        padding="SAME" if stride == 1 else "VALID",
+        feature_group_count=groups,
+        dtype=dtype,
+        kernel_init=initializers.conv,
+        bias_init=initializers.fan_in_uniform(n_in // groups * side * side),
+        rngs=rngs,
+    )
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalisation with the running statistics of `torch.nn.BatchNorm2d`.
+
+    In training the batch is normalised by its biased variance, but the running variance collects
+    the unbiased one (Flax collects the biased one); momentum 0.1 and epsilon 1e-5 in PyTorch's
+    sense. Under `jit` with a sharded batch the statistics are those of the global batch.
+    """
+
+    momentum = 0.1
+    epsilon = 1e-5
+
+    def __init__(self, features: int, dtype, rngs: nnx.Rngs):
+        del rngs  # nothing random; taken so that all layers are made alike
+        self.scale = nnx.Param(jnp.ones(features))
+        self.bias = nnx.Param(jnp.zeros(features))
+        self.mean = nnx.BatchStat(jnp.zeros(features))
+        self.var = nnx.BatchStat(jnp.ones(features))
+        self.num_batches_tracked = nnx.BatchStat(jnp.zeros((), jnp.int32))
+        self.use_running_average = False
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(b, h, w, c) to the same shape, in the compute dtype; updates the statistics."""
+        x = x.astype(jnp.float32)
+        if self.use_running_average:
+            mean, var = self.mean[...], self.var[...]
+        else:
+            mean = x.mean((0, 1, 2))
+            var = jnp.square(x - mean).mean((0, 1, 2))
+            count = x.size // x.shape[-1]
+            unbiased = var * (count / max(count - 1, 1))
+            self.mean[...] += self.momentum * (mean - self.mean[...])
+            self.var[...] += self.momentum * (unbiased - self.var[...])
+            self.num_batches_tracked[...] += 1
+        x = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * self.scale[...]) + self.bias[...]
+        return x.astype(self.dtype)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+    """Zeroes elements with probability `rate` and scales the rest by 1 / (1 - rate)."""
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def drop_path(x: jax.Array, rate: jax.Array, key: jax.Array) -> jax.Array:
+    """Stochastic depth (Huang et al., arXiv 1603.09382): `dropout` of whole images.
+
+    Args:
+      x: (b, h, w, c).
+      rate: scalar in [0, 1); may be traced.
+      key: random key.
+    """
+    keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0], 1, 1, 1))
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)

@@ -1,0 +1,143 @@
+"""The whole network: patch embedding, stages of blocks, mean pooling, head."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from medmamba_jax.models.blocks import BLOCKS
+from medmamba_jax.models.config import MedMambaConfig
+from medmamba_jax.models.layers import dropout, linear
+from medmamba_jax.models.patch import PatchEmbed, PatchMerging
+
+
+class Stage(nnx.Module):
+    """Blocks of one resolution, run by one `lax.scan` over their stacked parameters.
+
+    Every tensor of `blocks` has a leading axis `depth`. XLA compiles the block once however deep
+    the stage is, and an optimiser sees a quarter of the leaves.
+    """
+
+    def __init__(self, config: MedMambaConfig, stage: int, rngs: nnx.Rngs):
+        depth = config.depths[stage]
+
+        @nnx.split_rngs(splits=depth)
+        @nnx.vmap
+        def make_blocks(rngs: nnx.Rngs):
+            return BLOCKS[config.block](
+                config.dims[stage],
+                d_state=config.d_state,
+                dt_rank=config.dt_rank(stage),
+                drop_rate=config.attn_drop_rate,
+                dtype=jnp.dtype(config.compute_dtype),
+                scan_implementation=config.scan_implementation,
+                rngs=rngs,
+            )
+
+        self.blocks = make_blocks(rngs)
+        self.drop_path_rates = config.drop_path_rates(stage)
+        self.remat = config.remat[stage]
+
+    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        """(b, h, w, c) to the same shape; `key` None turns dropout and drop path off."""
+        graphdef, params, statistics = nnx.split(self.blocks, nnx.Param, ...)
+
+        def run_block(x, inputs):
+            params, statistics, rate, key = inputs
+            block = nnx.merge(graphdef, params, statistics)
+            x = block(x, rate, key)
+            return x, nnx.split(block, nnx.Param, ...)[2]
+
+        if self.remat:
+            run_block = jax.checkpoint(run_block)
+        rates = jnp.array(self.drop_path_rates, jnp.float32)
+        keys = None if key is None else jax.random.split(key, len(self.drop_path_rates))
+        x, statistics = jax.lax.scan(run_block, x, (params, statistics, rates, keys))
+        nnx.update(self.blocks, statistics)
+        return x
+
+
+class MedMamba(nnx.Module):
+    """MedMamba (Yue and Li, arXiv 2403.03849); official `VSSM` in MedMamba.py.
+
+    A new model is in training mode, as in PyTorch: `model.eval()` or
+    `nnx.view(model, deterministic=True, use_running_average=True)` turns dropout and drop path off
+    and makes BatchNorm use its running statistics. A training call updates those statistics and
+    the random stream `dropout_rng` in place.
+
+    Args:
+      config: the architecture.
+      rngs: `params` (or the default stream) initialises; `dropout` seeds dropout and drop path.
+    """
+
+    def __init__(self, config: MedMambaConfig, *, rngs: nnx.Rngs):
+        dtype = jnp.dtype(config.compute_dtype)
+        stages = range(len(config.depths))
+        self.config = config
+        self.patch_embed = PatchEmbed(
+            config.in_channels, config.dims[0], config.patch_size, dtype, rngs
+        )
+        self.stages = nnx.List([Stage(config, i, rngs) for i in stages])
+        self.merges = nnx.List([PatchMerging(config.dims[i], dtype, rngs) for i in stages[:-1]])
+        self.head = (
+            linear(config.num_features, config.num_classes, jnp.float32, rngs, use_bias=True)
+            if config.num_classes
+            else None
+        )
+        self.dropout_rng = rngs.dropout.fork()
+        self.deterministic = False
+
+    def __call__(
+        self, images: jax.Array, *, features_only: bool = False
+    ) -> jax.Array | tuple[jax.Array, ...]:
+        """Classifies images.
+
+        Args:
+          images: float32 (b, h, w, in_channels); h and w at least `config.min_image_size` (32).
+            Sides that are no multiple of 32 lose their remainder where a map is halved, as in
+            the official code.
+          features_only: return each stage's map instead of logits.
+
+        Returns:
+          float32 logits (b, num_classes), or pooled features (b, dims[-1]) where num_classes is
+          0. With `features_only`, one map (b, h_i, w_i, dims[i]) a stage in the compute dtype, at
+          strides 4, 8, 16 and 32, each before merging (official `layers.{i}` is after it).
+
+        Raises:
+          ValueError: the images' rank, channels or size do not fit.
+        """
+        self._check(images)
+        features = self._features(images)
+        if features_only:
+            return features
+        pooled = features[-1].astype(jnp.float32).mean((1, 2))
+        return pooled if self.head is None else self.head(pooled)
+
+    def _features(self, images):
+        stochastic = not self.deterministic and (
+            self.config.drop_rate or self.config.attn_drop_rate or self.config.drop_path_rate
+        )
+        keys = [None] * (len(self.stages) + 1)
+        if stochastic:
+            keys = jax.random.split(self.dropout_rng(), len(keys))
+        x = self.patch_embed(images.astype(self.config.compute_dtype))
+        if stochastic and self.config.drop_rate:
+            x = dropout(x, self.config.drop_rate, keys[-1])
+        features = []
+        for i, stage in enumerate(self.stages):
+            x = stage(x, keys[i])
+            features.append(x)
+            if i < len(self.merges):
+                x = self.merges[i](x)
+        return tuple(features)
+
+    def _check(self, images):
+        config, smallest = self.config, self.config.min_image_size
+        if images.ndim != 4 or images.shape[-1] != config.in_channels:
+            raise ValueError(
+                f"images must be (b, h, w, {config.in_channels}), got shape {images.shape}"
+            )
+        if min(images.shape[1:3]) < smallest:
+            raise ValueError(
+                f"images must be at least {smallest} px high and wide, got "
+                f"{images.shape[1]}x{images.shape[2]}; resize them first"
+            )

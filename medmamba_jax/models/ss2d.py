@@ -1,0 +1,66 @@
+"""SS2D: the mixer that scans an image in four directions (MedMamba, section 3.2)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from medmamba_jax.models import initializers
+from medmamba_jax.models.layers import conv, dropout, layer_norm, linear
+from medmamba_jax.ops.ss2d_scan import NUM_DIRECTIONS, ss2d_scan
+
+
+class SS2D(nnx.Module):
+    """Gated selective scan of an image; official `SS2D` in MedMamba.py.
+
+    in_proj to (x, z); x through a depthwise 3x3 convolution and SiLU, then the scan in four
+    directions; LayerNorm, times SiLU(z), out_proj. The channels c widen to d = 2c inside.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        d_state: int,
+        dt_rank: int,
+        drop_rate: float,
+        dtype,
+        scan_implementation: str | None,
+        rngs: nnx.Rngs,
+    ):
+        d, k, r, n = 2 * features, NUM_DIRECTIONS, dt_rank, d_state
+        self.in_proj = linear(features, 2 * d, dtype, rngs, use_bias=False)
+        self.conv = conv(d, d, 3, dtype, rngs, groups=d)
+        self.x_proj = nnx.Param(initializers.fan_in_uniform(d)(rngs.params(), (d, k, r + 2 * n)))
+        self.dt_weight = nnx.Param(initializers.uniform(r**-0.5)(rngs.params(), (k, r, d)))
+        self.dt_bias = nnx.Param(initializers.dt_bias(rngs.params(), (k, d)))
+        self.A_log = nnx.Param(initializers.A_log(rngs.params(), (k, d, n)))
+        self.D = nnx.Param(jnp.ones((k, d)))
+        self.out_norm = layer_norm(d, dtype, rngs)
+        self.out_proj = linear(d, features, dtype, rngs, use_bias=False)
+        self.splits = (r, r + n)
+        self.drop_rate = drop_rate
+        self.dtype = dtype
+        self.scan_implementation = scan_implementation
+
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Mixes (b, h, w, c) to the same shape; `key` None means no dropout."""
+        x, z = jnp.split(self.in_proj(x), 2, axis=-1)
+        x = nnx.silu(self.conv(x))
+        # Projecting commutes with the scan orders: once on the raster image, not once per order.
+        projected = jnp.einsum("bhwd,dkc->bhwkc", x, self.x_proj[...].astype(self.dtype))
+        dt, B, C = jnp.split(projected, self.splits, axis=-1)
+        y = ss2d_scan(
+            x,
+            dt,
+            B,
+            C,
+            dt_weight=self.dt_weight[...].astype(self.dtype),
+            dt_bias=self.dt_bias[...],
+            A=-jnp.exp(self.A_log[...]),
+            D=self.D[...],
+            implementation=self.scan_implementation,
+        )
+        y = self.out_proj(self.out_norm(y) * nnx.silu(z))
+        if key is not None and self.drop_rate > 0:
+            y = dropout(y, self.drop_rate, key)
+        return y

@@ -1,0 +1,46 @@
+"""What the implementations share: the discretised recurrence and how two steps combine.
+
+Inside the scan the state's two axes stand as (n, d): d last is what vector units want (the
+128 lanes of a TPU, contiguous loads elsewhere), and n is small.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def combine(left, right):
+    """Composes h -> a h + b of two neighbouring spans, the earlier on the left."""
+    a_left, b_left = left
+    a_right, b_right = right
+    return a_right * a_left, a_right * b_left + b_right
+
+
+def discretise(u, dt, A, B) -> tuple[jax.Array, jax.Array]:
+    """Returns (a, b) of h[t] = a[t] h[t-1] + b[t].
+
+    Args:
+      u, dt: (..., k, d).
+      A: (k, n, d).
+      B: (..., k, n).
+
+    Returns:
+      a = exp(dt A) and b = dt u B, both (..., k, n, d).
+    """
+    return jnp.exp(dt[..., None, :] * A), (dt * u)[..., None, :] * B[..., None]
+
+
+def read_out(h, u, C, D) -> jax.Array:
+    """Returns sum_n(C h) + D u, (..., k, d), of states h (..., k, n, d)."""
+    return (h * C[..., None]).sum(-2) + D * u
+
+
+def in_scan_dtype(u, A, B, C, D):
+    """Casts to the scan's arithmetic dtype and turns A to (k, n, d)."""
+    dtype = jnp.promote_types(u.dtype, jnp.float32)
+    return (
+        u.astype(dtype),
+        A.astype(dtype).swapaxes(-1, -2),
+        B.astype(dtype),
+        C.astype(dtype),
+        D.astype(dtype),
+    )

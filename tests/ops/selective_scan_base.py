@@ -1,0 +1,173 @@
+"""The cases that every implementation of the selective scan passes.
+
+A new implementation's test file subclasses `SelectiveScanCases` and names itself.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scan_oracle import scan_oracle
+
+import medmamba_jax as mm
+from medmamba_jax.ops.selective_scan.shapes import ScanShape
+
+NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias")
+
+
+def make_inputs(shape: ScanShape, *, seed=0, dtype=np.float32, scale=None):
+    """Random inputs as a trained block shows them: A near -(1..n), softplus(delta) near 0.05."""
+    rng = np.random.default_rng(seed)
+    b, l, k, d, n = shape.b, shape.l, shape.k, shape.d, shape.n
+    inputs = {
+        "u": rng.standard_normal((b, l, k, d)),
+        "delta": rng.standard_normal((b, l, k, d)),
+        "A": -np.arange(1, n + 1) * np.exp(0.1 * rng.standard_normal((k, d, n))),
+        "B": rng.standard_normal((b, l, k, n)),
+        "C": rng.standard_normal((b, l, k, n)),
+        "D": 1 + 0.1 * rng.standard_normal((k, d)),
+        "delta_bias": rng.uniform(-5, -2, (k, d)),
+    }
+    for name, factor in (scale or {}).items():
+        inputs[name] = inputs[name] * factor
+    return {name: jnp.asarray(x, dtype) for name, x in inputs.items()}
+
+
+def tolerance(dtype, length):
+    """Relative to the largest element; rounding adds up like a random walk along l.
+
+    float32: 1e-6 is some 8 units in the last place for the sums over n and d. bfloat16: the
+    result is rounded once (2**-9), and gradients are rounded once more.
+    """
+    return {jnp.float32: 1e-6 * (1 + length**0.5), jnp.bfloat16: 2 * 2.0**-8}[dtype]
+
+
+def assert_close(actual, expected, tol, name):
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape, name
+    error = np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-30)
+    assert error <= tol, f"{name}: relative error {error:.2e} over {tol:.2e}"
+
+
+class SelectiveScanCases:
+    """`implementation`, set by the subclass, is what runs."""
+
+    implementation: str
+
+    def run(self, inputs, delta_softplus=True):
+        return mm.selective_scan(
+            **inputs, delta_softplus=delta_softplus, implementation=self.implementation
+        )
+
+    def value_and_gradients(self, inputs, dy, delta_softplus=True):
+        @jax.jit
+        def both(inputs, dy):
+            y, pull = jax.vjp(lambda x: self.run(x, delta_softplus), inputs)
+            return y, pull(dy)[0]
+
+        return both(inputs, dy)
+
+    def check(self, inputs, *, delta_softplus=True, dtype=jnp.float32):
+        length = inputs["u"].shape[1]
+        dy = jnp.asarray(np.random.default_rng(1).standard_normal(inputs["u"].shape), dtype)
+        y, gradients = self.value_and_gradients(inputs, dy, delta_softplus)
+        assert y.dtype == inputs["u"].dtype
+        arrays = [np.asarray(inputs[name], np.float64) for name in NAMES]
+        y_ref, gradients_ref = scan_oracle(*arrays, delta_softplus, np.asarray(dy, np.float64))
+        assert_close(y, y_ref, tolerance(dtype, length), "y")
+        for name in NAMES:
+            assert gradients[name].dtype == inputs[name].dtype
+            assert_close(gradients[name], gradients_ref[name], tolerance(dtype, length), name)
+
+    @pytest.mark.parametrize("length", [1, 7, 49, 50, 196, 784])
+    def test_lengths(self, length):
+        self.check(make_inputs(ScanShape(b=2, l=length, k=4, d=8, n=4), seed=length))
+
+    @pytest.mark.parametrize("d", [1, 32, 96])
+    @pytest.mark.parametrize("n", [1, 8, 16])
+    def test_widths(self, d, n):
+        self.check(make_inputs(ScanShape(b=1, l=37, k=2, d=d, n=n), seed=d + n))
+
+    @pytest.mark.parametrize("k", [1, 3])
+    def test_directions(self, k):
+        self.check(make_inputs(ScanShape(b=3, l=20, k=k, d=4, n=2)))
+
+    def test_without_softplus(self):
+        inputs = make_inputs(ScanShape(b=2, l=30, k=2, d=4, n=4))
+        inputs["delta"] = jnp.abs(inputs["delta"]) * 0.1
+        inputs["delta_bias"] = jnp.abs(inputs["delta_bias"]) * 0.01
+        self.check(inputs, delta_softplus=False)
+
+    def test_bfloat16(self):
+        shape = ScanShape(b=2, l=50, k=4, d=32, n=16)
+        self.check(make_inputs(shape, dtype=jnp.bfloat16), dtype=jnp.bfloat16)
+
+    def test_large_steps_underflow_to_the_right_answer(self):
+        inputs = make_inputs(ScanShape(b=2, l=196, k=2, d=8, n=16))
+        inputs["delta"] = jnp.asarray(
+            np.random.default_rng(2).uniform(0, 5, inputs["u"].shape), jnp.float32
+        )
+        inputs["delta_bias"] = jnp.zeros_like(inputs["delta_bias"])
+        decay = jnp.exp(inputs["delta"][..., None] * inputs["A"] * 196)
+        assert float(decay.min()) == 0.0  # the case is what its name says
+        self.check(inputs, delta_softplus=False)
+
+    def test_zero_steps_leave_the_state_alone(self):
+        inputs = make_inputs(ScanShape(b=1, l=49, k=2, d=8, n=4))
+        inputs["delta"] = jnp.zeros_like(inputs["delta"])
+        inputs["delta_bias"] = jnp.zeros_like(inputs["delta_bias"])
+        self.check(inputs, delta_softplus=False)
+        np.testing.assert_array_equal(
+            self.run(inputs, delta_softplus=False), inputs["D"] * inputs["u"]
+        )
+
+    def test_magnitudes_of_trained_models_stay_finite(self):
+        inputs = make_inputs(ScanShape(b=2, l=196, k=2, d=32, n=16))
+        rng = np.random.default_rng(3)
+        spans = {"u": 51, "delta": 12, "B": 18, "C": 18}
+        for name, span in spans.items():
+            shape = inputs[name].shape
+            inputs[name] = jnp.asarray(rng.uniform(-span, span, shape), jnp.float32)
+        y, gradients = self.value_and_gradients(inputs, jnp.ones_like(inputs["u"]))
+        assert np.isfinite(y).all()
+        assert all(np.isfinite(g).all() for g in gradients.values())
+        self.check(inputs)
+
+    def test_vmap(self):
+        inputs = make_inputs(ScanShape(b=6, l=20, k=2, d=4, n=4))
+        per_image = {"u", "delta", "B", "C"}
+        axes = {name: 0 if name in per_image else None for name in NAMES}
+        split = {
+            name: x.reshape(3, 2, *x.shape[1:]) if name in per_image else x
+            for name, x in inputs.items()
+        }
+        y = jax.vmap(self.run, in_axes=(axes,))(split)
+        np.testing.assert_allclose(y.reshape(6, 20, 2, 4), self.run(inputs), rtol=1e-6, atol=1e-6)
+
+    def test_batch_sharding(self):
+        devices = jax.devices()
+        if len(devices) < 2:
+            pytest.skip(f"needs 2 devices, has {len(devices)}")
+        mesh = jax.sharding.Mesh(np.array(devices[:2]), ("data",))
+        P, sharding = jax.sharding.PartitionSpec, jax.sharding.NamedSharding
+        inputs = make_inputs(ScanShape(b=4, l=50, k=2, d=8, n=4))
+        dy = jnp.ones_like(inputs["u"])
+        y, gradients = self.value_and_gradients(inputs, dy)
+        placed = {
+            name: jax.device_put(x, sharding(mesh, P("data") if x.ndim == 4 else P()))
+            for name, x in inputs.items()
+        }
+        y_sharded, gradients_sharded = self.value_and_gradients(
+            placed, jax.device_put(dy, sharding(mesh, P("data")))
+        )
+        assert y_sharded.sharding.spec[0] == "data"
+        np.testing.assert_allclose(y, y_sharded, rtol=1e-5, atol=1e-6)
+        for name in NAMES:
+            assert_close(gradients_sharded[name], gradients[name], 1e-5, name)
+
+    @pytest.mark.parametrize("platform", ["tpu", "cuda"])
+    def test_lowers_for_other_platforms(self, platform):
+        inputs = make_inputs(ScanShape(b=2, l=50, k=4, d=32, n=16))
+        loss = jax.jit(jax.grad(lambda x: self.run(x).sum()))
+        text = loss.trace(inputs).lower(lowering_platforms=(platform,)).as_text()
+        assert "exponential" in text
