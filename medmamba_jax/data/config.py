@@ -1,0 +1,123 @@
+"""The `data` section of a run's configuration."""
+
+import dataclasses
+from numbers import Integral, Real
+from typing import Any
+
+SOURCES = ("phantom", "image_folder", "tfds")
+RESIZE_FILTERS = ("bilinear", "bicubic", "lanczos", "nearest")
+AUGMENTATIONS = ("none", "official", "light")
+
+_MIN_IMAGE_SIZE = 32  # the model halves the image five times
+_MIN_PHANTOM_IMAGES = 30
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where the images come from and how they reach the model.
+
+    All values are scalars or flat tuples, so every field can be set by a command-line flag.
+
+    Attributes:
+        source: "phantom" (synthetic, drawn on the fly), "image_folder" or "tfds".
+        name: TFDS builder; read by source "tfds" only.
+        root: the image folder, or the TFDS data directory. "" means unset: an error for
+            "image_folder", `~/tensorflow_datasets` for "tfds".
+        manual_dir: where an archive or folder fetched by hand lies; "" means unset. Read by
+            source "tfds" only.
+        image_size: pixels, one side of a square or (height, width); 32 or more.
+        resize: resampling filter; every filter but "nearest" is antialiased.
+        mean: subtracted after scaling to 0..1; one value, or one per channel.
+        std: divisor after subtracting the mean; one value, or one per channel.
+        augmentation: training policy, see `medmamba_jax.data.augmentation`.
+        val_fraction: part of all images split off for validation where the data bring no split
+            of their own.
+        test_fraction: the same for testing.
+        split_seed: seed of those splits, and of the phantom drawings.
+        allow_unreadable: drop image files that cannot be decoded instead of stopping. Read by
+            source "image_folder" only.
+        num_workers: Grain worker processes; 0 decodes in threads of this process.
+        phantom_images: synthetic images in all, before the split.
+
+    Raises:
+        ValueError: if a field holds a value that is not allowed.
+    """
+
+    source: str = "phantom"
+    name: str = "cpn_xray"
+    root: str = ""
+    manual_dir: str = ""
+    image_size: int | tuple[int, int] = 224
+    resize: str = "bilinear"
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+    augmentation: str = "none"
+    val_fraction: float = 0.1
+    test_fraction: float = 0.3
+    split_seed: int = 0
+    allow_unreadable: bool = False
+    num_workers: int = 0
+    phantom_images: int = 900
+
+    def __post_init__(self):
+        for field in ("image_size", "mean", "std"):
+            value = getattr(self, field)
+            if isinstance(value, list):  # how JSON returns a tuple
+                object.__setattr__(self, field, tuple(value))
+        self._require("source", self.source in SOURCES, f"one of {SOURCES}")
+        for field in ("name", "root", "manual_dir"):
+            self._require(field, isinstance(getattr(self, field), str), "a string")
+        sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,) * 2
+        self._require(
+            "image_size",
+            len(sides) == 2 and all(_is_integer(s) and s >= _MIN_IMAGE_SIZE for s in sides),
+            f"an integer or (height, width), each at least {_MIN_IMAGE_SIZE}",
+        )
+        self._require("resize", self.resize in RESIZE_FILTERS, f"one of {RESIZE_FILTERS}")
+        self._require("mean", _are_numbers(self.mean), "a tuple of numbers on the 0..1 scale")
+        self._require(
+            "std",
+            _are_numbers(self.std) and all(s > 0 for s in self.std),
+            "a tuple of positive numbers on the 0..1 scale",
+        )
+        self._require("augmentation", self.augmentation in AUGMENTATIONS, f"one of {AUGMENTATIONS}")
+        for field in ("val_fraction", "test_fraction"):
+            value = getattr(self, field)
+            self._require(field, _is_number(value) and 0 < value < 1, "a number between 0 and 1")
+        self._require(
+            "test_fraction",
+            self.val_fraction + self.test_fraction < 1,
+            f"less than 1 - data.val_fraction = {1 - self.val_fraction:g}",
+        )
+        self._require(
+            "split_seed",
+            _is_integer(self.split_seed) and 0 <= self.split_seed < 2**32,
+            "an integer in [0, 2**32)",
+        )
+        self._require("allow_unreadable", isinstance(self.allow_unreadable, bool), "True or False")
+        self._require(
+            "num_workers",
+            _is_integer(self.num_workers) and self.num_workers >= 0,
+            "an integer, 0 or more",
+        )
+        self._require(
+            "phantom_images",
+            _is_integer(self.phantom_images) and self.phantom_images >= _MIN_PHANTOM_IMAGES,
+            f"an integer, {_MIN_PHANTOM_IMAGES} or more",
+        )
+
+    def _require(self, field: str, valid: bool, allowed: str) -> None:
+        if not valid:
+            raise ValueError(f"data.{field} must be {allowed}; got {getattr(self, field)!r}")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, tuple) and len(values) > 0 and all(map(_is_number, values))

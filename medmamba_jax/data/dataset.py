@@ -1,0 +1,116 @@
+"""What a data set is: named classes and splits of labelled images."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TypedDict
+
+import numpy as np
+
+
+class DataUnavailableError(RuntimeError):
+    """The images cannot be had from here; the message says how to get them."""
+
+
+class Example(TypedDict):
+    """One labelled image.
+
+    image: the bytes of a PNG or JPEG file, or a uint8 array (h, w) or (h, w, c).
+    label: index into `Dataset.class_names`.
+    """
+
+    image: bytes | np.ndarray
+    label: int
+
+
+class Split(Protocol):
+    """Random access to labelled images.
+
+    `labels` is an integer array (n,) that is known without decoding any image, and
+    `split[i]["label"] == split.labels[i]`. With `num_workers > 0` the split travels to worker
+    processes, so it has to be picklable. Reading threads call `split[i]` concurrently.
+    """
+
+    @property
+    def labels(self) -> np.ndarray: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+class InMemorySplit:
+    """A split whose images are already in memory.
+
+    Args:
+        images: n images, each as in `Example`; an array (n, h, w[, c]) will do.
+        labels: integers (n,).
+
+    Raises:
+        ValueError: if the two lengths differ, or the labels are not a vector of integers.
+    """
+
+    def __init__(self, images: Sequence[bytes | np.ndarray] | np.ndarray, labels: Sequence[int]):
+        self.labels = np.asarray(labels)
+        if self.labels.ndim != 1 or not np.issubdtype(self.labels.dtype, np.integer):
+            raise ValueError(
+                "labels must be a vector of integers;"
+                f" got shape {self.labels.shape}, dtype {self.labels.dtype}"
+            )
+        if len(images) != len(self.labels):
+            raise ValueError(f"got {len(images)} images but {len(self.labels)} labels")
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Example:
+        return {"image": self._images[index], "label": int(self.labels[index])}
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Labelled images, split for training, validation and testing.
+
+    Attributes:
+        name: short name for logs and reports.
+        description: one line saying what the images are.
+        class_names: label -> name.
+        splits: split name -> images; the training program reads "train", "val" and "test".
+        synthetic: whether the images are drawn by a program; reports must say so.
+
+    Raises:
+        ValueError: if there are fewer than two classes, two share a name, or a split holds a
+            label that no class has.
+    """
+
+    name: str
+    description: str
+    class_names: tuple[str, ...]
+    splits: Mapping[str, Split]
+    synthetic: bool
+
+    def __post_init__(self):
+        if len(self.class_names) < 2 or len(set(self.class_names)) < len(self.class_names):
+            raise ValueError(
+                f"a data set needs two or more distinct classes; got {self.class_names}"
+            )
+        for name, split in self.splits.items():
+            labels = np.asarray(split.labels)
+            if labels.size and not (0 <= labels.min() and labels.max() < len(self.class_names)):
+                raise ValueError(
+                    f"labels of split {name!r} run from {labels.min()} to {labels.max()}, but"
+                    f" there are {len(self.class_names)} classes (0..{len(self.class_names) - 1})"
+                )
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Returns split -> class name -> number of images, without decoding any."""
+        return {
+            split_name: dict(
+                zip(
+                    self.class_names,
+                    np.bincount(split.labels, minlength=len(self.class_names)).tolist(),
+                    strict=True,
+                )
+            )
+            for split_name, split in self.splits.items()
+        }
