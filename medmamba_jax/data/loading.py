@@ -1,0 +1,214 @@
+"""Batches of images: Grain pipelines with an order that only the seed and the step decide."""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from medmamba_jax.data.augmentation import POLICIES
+from medmamba_jax.data.dataset import Example, Split
+from medmamba_jax.data.preprocessing import Preprocessing
+
+Batch = dict[str, np.ndarray]
+
+_MAX_READING_THREADS = 16
+_PREFETCHED_IMAGES_PER_THREAD = 8
+# Elements from workers travel through pipes instead of shared memory: a 224-pixel image is 150 kB,
+# and no segment can outlive a run that is killed or leaves its iterator open.
+_WORKER_OPTIONS = grain.experimental.DatasetOptions(min_shm_size=2**62)
+
+
+class BatchIterator(Iterator[Batch]):
+    """Iterates over batches; closing it ends its threads and worker processes.
+
+    Use it as a context manager, or call `close`.
+    """
+
+    def __init__(self, batches: grain.DatasetIterator):
+        self._batches = batches
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+    def close(self) -> None:
+        """Ends threads and workers; `next` raises ValueError afterwards. Can be repeated."""
+        self._batches.close()
+
+    def __enter__(self) -> "BatchIterator":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+
+def steps_per_epoch(split: Split, batch_size: int) -> int:
+    """Returns the number of whole global batches in the split.
+
+    Raises:
+        ValueError: if the split does not fill one batch.
+    """
+    if not 1 <= batch_size <= len(split):
+        raise ValueError(
+            f"batch size must be between 1 and the {len(split)} images of the split;"
+            f" got {batch_size}"
+        )
+    return len(split) // batch_size
+
+
+def train_batches(
+    split: Split,
+    preprocessing: Preprocessing,
+    augmentation: str,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    num_workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> BatchIterator:
+    """Iterates over shuffled, augmented batches without end.
+
+    Every epoch is `steps_per_epoch` global batches of a new permutation of the split; the images
+    left over differ from epoch to epoch. Order and augmentation are a function of `seed` and the
+    global step alone: the number of workers and the step at which a run was resumed change no
+    pixel. Of each global batch, host p of P reads rows p, p + P, p + 2P and so on.
+
+    Args:
+        split: the training images.
+        preprocessing: decoding and resizing; pixels are not normalised here.
+        augmentation: name of a policy in `augmentation.POLICIES`.
+        batch_size: images in a global batch, over all hosts.
+        seed: of order and augmentation; in [0, 2**32).
+        start_step: the first batch is that of this global step, counted from 0.
+        num_workers: worker processes; 0 decodes in threads of this process. Workers import the
+            main module, which must therefore be guarded by `if __name__ == "__main__"`.
+        process_index: this host.
+        process_count: number of hosts.
+
+    Returns:
+        An iterator over {"image": uint8 (b, h, w, c), "label": int32 (b,)} with
+        b = batch_size / process_count.
+
+    Raises:
+        ValueError: if the split does not fill a batch, the hosts cannot share a batch evenly, or
+            `augmentation`, `seed` or `start_step` is not allowed.
+    """
+    local_batch_size = _local_batch_size(batch_size, process_index, process_count)
+    if augmentation not in POLICIES:
+        raise ValueError(f"augmentation must be one of {tuple(POLICIES)}; got {augmentation!r}")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"the data seed must be in [0, 2**32); got {seed}")
+    if start_step < 0:
+        raise ValueError(f"start_step must be 0 or more; got {start_step}")
+    rows = (
+        grain.MapDataset.source(split)
+        .seed(seed)
+        .shuffle()
+        .slice(slice(steps_per_epoch(split, batch_size) * batch_size))
+        .repeat()  # a new permutation for each epoch
+        .random_map(_TrainExample(preprocessing, augmentation))  # seeded by the global row
+    )
+    rows = rows.slice(slice(start_step * batch_size + process_index, None, process_count))
+    return _batches(rows, local_batch_size, num_workers)
+
+
+def eval_batches(
+    split: Split,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> BatchIterator:
+    """Iterates once over the split in order; every image counts exactly once.
+
+    The last global batch is filled up with black images whose mask is False, so that all batches
+    have one shape and all hosts the same number of steps. Hosts share a batch as in
+    `train_batches`; the arguments are the same, too.
+
+    Returns:
+        An iterator over {"image": uint8 (b, h, w, c), "label": int32 (b,), "mask": bool (b,)} with
+        b = batch_size / process_count. The label of a masked image is 0.
+
+    Raises:
+        ValueError: if the split is empty or the hosts cannot share a batch evenly.
+    """
+    local_batch_size = _local_batch_size(batch_size, process_index, process_count)
+    if len(split) == 0:
+        raise ValueError("the split to evaluate holds no images")
+    padded_length = -(-len(split) // batch_size) * batch_size
+    rows = grain.MapDataset.range(padded_length)[process_index::process_count]
+    return _batches(rows.map(_EvalExample(split, preprocessing)), local_batch_size, num_workers)
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainExample(grain.transforms.RandomMap):
+    preprocessing: Preprocessing
+    augmentation: str
+
+    def random_map(self, example: Example, rng: np.random.Generator) -> Batch:
+        image = self.preprocessing.decode(example["image"])
+        image = POLICIES[self.augmentation](image, rng)
+        return _to_arrays(self.preprocessing, image, example["label"])
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvalExample(grain.transforms.Map):
+    split: Split
+    preprocessing: Preprocessing
+
+    def map(self, row: int) -> Batch:
+        if row >= len(self.split):
+            shape = (*self.preprocessing.image_size, self.preprocessing.channels)
+            return {
+                "image": np.zeros(shape, np.uint8),
+                "label": np.int32(0),
+                "mask": np.bool_(False),
+            }
+        example = self.split[row]
+        image = self.preprocessing.decode(example["image"])
+        arrays = _to_arrays(self.preprocessing, image, example["label"])
+        return {**arrays, "mask": np.bool_(True)}
+
+
+def _to_arrays(preprocessing: Preprocessing, image: Image.Image, label: int) -> Batch:
+    return {"image": preprocessing.resize(image), "label": np.int32(label)}
+
+
+def _local_batch_size(batch_size: int, process_index: int, process_count: int) -> int:
+    if not 0 <= process_index < process_count:
+        raise ValueError(
+            f"process_index must be in [0, {process_count}), the number of hosts;"
+            f" got {process_index}"
+        )
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(
+            f"batch size must be a positive multiple of the {process_count} hosts; got {batch_size}"
+        )
+    return batch_size // process_count
+
+
+def _batches(rows: grain.MapDataset, local_batch_size: int, num_workers: int) -> BatchIterator:
+    if num_workers < 0:
+        raise ValueError(f"num_workers must be 0 or more; got {num_workers}")
+    threads = min(_MAX_READING_THREADS, os.cpu_count() or 1)
+    examples = rows.to_iter_dataset(
+        grain.ReadOptions(
+            num_threads=threads, prefetch_buffer_size=threads * _PREFETCHED_IMAGES_PER_THREAD
+        )
+    )
+    if num_workers:
+        # Grain reads absl flags when it starts workers, which fails outside `absl.app.run`.
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        # Batching comes after the workers: before them, each would batch its own share of the
+        # rows, and the batches would depend on the number of workers.
+        examples = grain.experimental.WithOptionsIterDataset(examples, _WORKER_OPTIONS)
+        examples = examples.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+    return BatchIterator(iter(examples.batch(local_batch_size, drop_remainder=True)))
