@@ -4,7 +4,7 @@ import io
 import struct
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -32,6 +32,8 @@ def open_image(image: bytes | np.ndarray) -> Image.Image:
     try:
         opened = Image.open(io.BytesIO(image))
         opened.load()
+    except UnidentifiedImageError as error:
+        raise ValueError(f"not an image file ({len(image)} bytes)") from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error) as error:
         # Pillow's decoders raise any of these for damaged files.
         raise ValueError(f"not a complete image file ({len(image)} bytes): {error}") from error

@@ -1,7 +1,5 @@
 """Images in one folder per class."""
 
-import dataclasses
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +13,7 @@ from medmamba_jax.data.decoding import IMAGE_SUFFIXES, open_image
 from medmamba_jax.data.splitting import split_off, stratified_split
 
 _SPLITS = ("train", "val", "test")
+_VAL_FOLDERS = ("val", "validation", "valid")
 _LISTED_FILES = 5
 
 _Labelled = list[tuple[Path, str]]  # image file, class name
@@ -82,11 +81,14 @@ def build_image_folder(config: DataConfig) -> Dataset:
 def _split_folders(root: Path) -> dict[str, Path]:
     """Returns split name -> folder; the single name "all" if the root holds class folders."""
     if not (root / "train").is_dir():
-        if (root / "test").is_dir():
-            raise ValueError(f"{root} has a test folder but no train folder: add train/<class>/")
+        for name in (*_VAL_FOLDERS, "test"):
+            if (root / name).is_dir():
+                raise ValueError(
+                    f"{root} has a {name} folder but no train folder: add train/<class>/"
+                )
         return {"all": root}
     folders = {"train": root / "train"}
-    val_names = [name for name in ("val", "validation", "valid") if (root / name).is_dir()]
+    val_names = [name for name in _VAL_FOLDERS if (root / name).is_dir()]
     if len(val_names) > 1:
         raise ValueError(f"{root} has the validation folders {val_names}: keep one of them")
     if val_names:

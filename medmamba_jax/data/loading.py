@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import weakref
 from collections.abc import Iterator
 
 import grain
@@ -17,32 +18,39 @@ Batch = dict[str, np.ndarray]
 
 _MAX_READING_THREADS = 16
 _PREFETCHED_IMAGES_PER_THREAD = 8
-# Elements from workers travel through pipes instead of shared memory: a 224-pixel image is 150 kB,
-# and no segment can outlive a run that is killed or leaves its iterator open.
-_WORKER_OPTIONS = grain.experimental.DatasetOptions(min_shm_size=2**62)
 
 
 class BatchIterator(Iterator[Batch]):
     """Iterates over batches; closing it ends its threads and worker processes.
 
-    Use it as a context manager, or call `close`.
+    Use it as a context manager or call `close`; the end of the program closes it, too.
     """
 
     def __init__(self, batches: grain.DatasetIterator):
-        self._batches = batches
+        self._open = [batches]
+        self._finalizer = weakref.finalize(self, _close, self._open)
 
     def __next__(self) -> Batch:
-        return next(self._batches)
+        if not self._open:
+            raise ValueError("the batch iterator is closed")
+        return next(self._open[0])
 
     def close(self) -> None:
         """Ends threads and workers; `next` raises ValueError afterwards. Can be repeated."""
-        self._batches.close()
+        self._finalizer()
 
     def __enter__(self) -> "BatchIterator":
         return self
 
     def __exit__(self, *exception) -> None:
         self.close()
+
+
+def _close(batches: list[grain.DatasetIterator]) -> None:
+    # The reference has to go as well: Grain's iterators close themselves again when they are
+    # deleted, which prints errors once the interpreter has begun to dismantle its modules.
+    while batches:
+        batches.pop().close()
 
 
 def steps_per_epoch(split: Split, batch_size: int) -> int:
@@ -209,6 +217,5 @@ def _batches(rows: grain.MapDataset, local_batch_size: int, num_workers: int) ->
             flags.FLAGS.mark_as_parsed()
         # Batching comes after the workers: before them, each would batch its own share of the
         # rows, and the batches would depend on the number of workers.
-        examples = grain.experimental.WithOptionsIterDataset(examples, _WORKER_OPTIONS)
         examples = examples.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
     return BatchIterator(iter(examples.batch(local_batch_size, drop_remainder=True)))

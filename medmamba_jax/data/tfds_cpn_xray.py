@@ -50,7 +50,6 @@ class CpnXray(tfds.core.GeneratorBasedBuilder):
 
     name = "cpn_xray"
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "Split by seed 0 into 3140/521/1567 images."}
     PAGE = "https://data.mendeley.com/datasets/dvntn9yhd2/1"
     URL = "https://prod-dcd-datasets-cache-zipfiles.s3.eu-west-1.amazonaws.com/dvntn9yhd2-1.zip"
 

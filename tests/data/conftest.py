@@ -1,0 +1,29 @@
+"""Small image files for the tests of the data package."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def encode(pixels, format="PNG", **options):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture(name="encode")
+def encode_fixture():
+    """Returns a function (uint8 array, format, **Pillow options) -> bytes of an image file."""
+    return encode
+
+
+@pytest.fixture
+def noise_png():
+    """Returns a function (seed) -> bytes of a small PNG that no other seed gives."""
+
+    def noise_png(seed, shape=(12, 10)):
+        return encode(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
+
+    return noise_png

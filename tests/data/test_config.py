@@ -1,0 +1,47 @@
+import re
+
+import pytest
+
+from medmamba_jax.data import augmentation, build, config, preprocessing
+from medmamba_jax.data.config import DataConfig
+
+
+def test_names_in_the_configuration_are_those_of_the_tables():
+    assert config.SOURCES == tuple(build.BUILDERS)
+    assert config.AUGMENTATIONS == tuple(augmentation.POLICIES)
+    for name in config.RESIZE_FILTERS:
+        preprocessing.Preprocessing((32, 32), 1, name, (0.5,), (0.5,))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("source", "imagenet"),
+        ("root", None),
+        ("image_size", 31),
+        ("image_size", 64.0),
+        ("image_size", (64, 64, 3)),
+        ("image_size", True),
+        ("resize", "box"),
+        ("mean", 0.5),
+        ("mean", ()),
+        ("std", (0.5, 0.0, 0.5)),
+        ("augmentation", "heavy"),
+        ("val_fraction", 0),
+        ("val_fraction", 1.0),
+        ("test_fraction", 0.9),  # together with the default 0.1 nothing is left
+        ("split_seed", -1),
+        ("allow_unreadable", 1),
+        ("num_workers", -1),
+        ("num_workers", 1.5),
+        ("phantom_images", 29),
+    ],
+)
+def test_a_bad_value_is_refused_by_its_field_name(field, value):
+    with pytest.raises(ValueError, match=rf"^data\.{field} must be .*{re.escape(repr(value))}$"):
+        DataConfig(**{field: value})
+
+
+def test_lists_from_json_become_tuples():
+    read = DataConfig(image_size=[64, 32], mean=[0.1, 0.2, 0.3], std=[1, 1, 1])
+    assert (read.image_size, read.mean, read.std) == ((64, 32), (0.1, 0.2, 0.3), (1, 1, 1))

@@ -1,0 +1,158 @@
+import logging
+
+import numpy as np
+import pytest
+
+from medmamba_jax.data import DataConfig, build_dataset
+
+
+@pytest.fixture
+def make_folder(tmp_path, noise_png):
+    """Returns a function ({folder: number of images}) -> root with those PNG files."""
+
+    def make_folder(counts):
+        seed = 0
+        for folder, count in counts.items():
+            (tmp_path / folder).mkdir(parents=True)
+            for i in range(count):
+                (tmp_path / folder / f"{i:02}.png").write_bytes(noise_png(seed))
+                seed += 1
+        return tmp_path
+
+    return make_folder
+
+
+def build(root, **fields):
+    return build_dataset(DataConfig(source="image_folder", root=str(root), **fields))
+
+
+def contents(dataset):
+    """The images of each split: their number is that of the files, their bytes are unique."""
+    return {
+        name: {split[i]["image"] for i in range(len(split))}
+        for name, split in dataset.splits.items()
+    }
+
+
+@pytest.mark.parametrize("val_name", ["val", "validation", "valid"])
+def test_three_folders_are_the_three_splits(make_folder, val_name):
+    root = make_folder(
+        {"train/b": 3, "train/a": 2, "train/c": 1, f"{val_name}/a": 1, "test/c": 2, "test/a": 1}
+    )
+    dataset = build(root)
+    assert dataset.class_names == ("a", "b", "c")
+    assert dataset.counts() == {
+        "train": {"a": 2, "b": 3, "c": 1},
+        "val": {"a": 1, "b": 0, "c": 0},
+        "test": {"a": 1, "b": 0, "c": 2},
+    }
+    assert not dataset.synthetic
+    for split, folder in (("train", "train"), ("val", val_name), ("test", "test")):
+        for i in range(len(dataset.splits[split])):
+            example = dataset.splits[split][i]
+            name = dataset.class_names[example["label"]]
+            files = (root / folder / name).iterdir()
+            assert example["image"] in [path.read_bytes() for path in files]
+            assert example["label"] == dataset.splits[split].labels[i]
+
+
+def test_classes_are_sorted_as_text(make_folder):
+    root = make_folder({f"{s}/{c}": 1 for s in ("train", "val", "test") for c in ("10", "9", "B")})
+    assert build(root).class_names == ("10", "9", "B")
+
+
+def test_class_folders_are_split_by_seed_in_proportion(make_folder):
+    root = make_folder({"a": 40, "b": 20})
+    dataset = build(root, val_fraction=0.1, test_fraction=0.3)
+    assert dataset.counts() == {
+        "train": {"a": 24, "b": 12},
+        "val": {"a": 4, "b": 2},
+        "test": {"a": 12, "b": 6},
+    }
+    splits = contents(dataset)
+    assert len(splits["train"] | splits["val"] | splits["test"]) == 60
+    assert contents(build(root)) == splits
+    assert contents(build(root, split_seed=1)) != splits
+
+
+def test_missing_val_is_split_off_train_alone(make_folder, caplog):
+    root = make_folder({"train/a": 20, "train/b": 10, "test/a": 5, "test/b": 5})
+    with caplog.at_level(logging.INFO, logger="absl"):
+        dataset = build(root, val_fraction=0.15)
+    assert dataset.counts() == {
+        "train": {"a": 16, "b": 8},
+        "val": {"a": 4, "b": 2},
+        "test": {"a": 5, "b": 5},
+    }
+    in_train_folder = {path.read_bytes() for path in root.glob("train/*/*")}
+    splits = contents(dataset)
+    assert splits["train"] | splits["val"] == in_train_folder
+    assert "no val folder: split 6 of 30 train images off, seed 0" in caplog.text
+
+
+def test_other_files_are_skipped_and_counted(make_folder, noise_png, encode, caplog):
+    root = make_folder({"a": 10, "b": 9})
+    (root / "b" / "scan.JPG").write_bytes(encode(np.full((9, 9), 120, np.uint8), "JPEG"))
+    (root / "a" / ".hidden.png").write_bytes(b"")
+    (root / "a" / "notes.txt").write_text("no image")
+    (root / ".cache").mkdir()
+    (root / "readme.md").write_text("no class")
+    with caplog.at_level(logging.INFO, logger="absl"):
+        dataset = build(root)
+    assert sum(len(split) for split in dataset.splits.values()) == 20
+    assert f"{root}: skipped 4 entries" in caplog.text
+
+
+def test_damaged_files_stop_the_run_and_are_listed(make_folder, noise_png):
+    root = make_folder({"a": 12, "b": 10})
+    for i in range(6):
+        (root / "a" / f"{i:02}.png").write_bytes(noise_png(99)[:-60])
+    (root / "b" / "00.png").write_bytes(b"")
+    with pytest.raises(ValueError) as error:
+        build(root)
+    message = str(error.value)
+    assert "7 of 22 image files cannot be read" in message
+    assert message.count(".png (") == 5
+    assert "data.allow_unreadable" in message
+
+
+def test_damaged_files_are_dropped_on_request(make_folder, noise_png, caplog):
+    root = make_folder({"a": 11, "b": 11})
+    damaged = {noise_png(99)[:-60], b""}
+    for name, content in zip(("a/00.png", "b/05.png"), sorted(damaged), strict=True):
+        (root / name).write_bytes(content)
+    dataset = build(root, allow_unreadable=True)
+    splits = contents(dataset)
+    assert sum(map(len, splits.values())) == 20
+    assert not damaged & set.union(*splits.values())
+    assert "2 of 22 image files cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("folders", "problem"),
+    [
+        ({"only": 4}, "1 class"),
+        ({"train/a": 2, "train/b": 2, "val/a": 1}, "no test folder"),
+        ({"test/a": 2, "test/b": 2}, "no train folder"),
+        ({"val/a": 2, "val/b": 2}, "no train folder"),
+        (
+            {"train/a": 1, "train/b": 1, "val/a": 1, "valid/a": 1, "test/a": 1},
+            r"validation folders \['val', 'valid'\]",
+        ),
+        ({"train/a": 2, "train/b": 2, "val/c": 1, "test/a": 1}, r"val folder .* classes \['c'\]"),
+        ({"train/a": 2, "train/b": 2, "val/a": 1, "test/c": 1}, r"test folder .* classes \['c'\]"),
+        ({"train/a": 2, "train/b": 2, "val/a": 0, "test/a": 1}, "no PNG or JPEG files .*val"),
+        ({}, "no PNG or JPEG files"),
+        ({"a": 30, "b": 1}, r"cannot split 9 images off 31 for test.*\[30, 1\]"),
+    ],
+)
+def test_folders_that_are_no_data_set(make_folder, folders, problem):
+    with pytest.raises(ValueError, match=problem):
+        build(make_folder(folders))
+
+
+def test_the_root_must_be_set_and_exist(tmp_path):
+    with pytest.raises(ValueError, match=r"data\.root is unset"):
+        build("")
+    with pytest.raises(FileNotFoundError, match=r"nowhere: set data\.root"):
+        build(tmp_path / "nowhere")

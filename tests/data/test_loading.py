@@ -1,0 +1,273 @@
+import functools
+import io
+import os
+import subprocess
+import sys
+import textwrap
+from itertools import islice
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medmamba_jax.data import (
+    InMemorySplit,
+    Preprocessing,
+    eval_batches,
+    steps_per_epoch,
+    train_batches,
+)
+
+SIZE = 37
+BATCH = 8
+STEPS = 4  # per epoch; five images are left over
+PREPROCESSING = Preprocessing((32, 32), 1, "bilinear", (0.5,), (0.5,))
+
+
+def numbered(count):
+    """A split in which every pixel of image i is i, and so is its label."""
+    images = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None], (count, 32, 32))
+    return InMemorySplit(images, np.arange(count))
+
+
+@pytest.fixture(scope="module")
+def encoded():
+    """A split of encoded images without any symmetry, larger than the model's input."""
+    rng = np.random.default_rng(0)
+    images = []
+    for _ in range(SIZE):
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (40, 50), dtype=np.uint8)).save(buffer, "PNG")
+        images.append(buffer.getvalue())
+    return InMemorySplit(images, np.arange(SIZE))
+
+
+def take(batches, count):
+    with batches:
+        return list(islice(batches, count))
+
+
+def labels(batches):
+    return np.stack([batch["label"] for batch in batches])
+
+
+def train_labels(count, split=None, **options):
+    options = {"batch_size": BATCH, "seed": 7} | options
+    split = split or numbered(SIZE)
+    return labels(take(train_batches(split, PREPROCESSING, "none", **options), count))
+
+
+def assert_same_batches(actual, desired):
+    assert len(actual) == len(desired)
+    for a, d in zip(actual, desired, strict=True):
+        assert a.keys() == d.keys()
+        for key in a:
+            np.testing.assert_array_equal(a[key], d[key])
+
+
+class TestTrainBatches:
+    def test_shapes_and_types(self, encoded):
+        (batch,) = take(train_batches(encoded, PREPROCESSING, "light", batch_size=BATCH, seed=0), 1)
+        assert set(batch) == {"image", "label"}
+        assert batch["image"].shape == (BATCH, 32, 32, 1) and batch["image"].dtype == np.uint8
+        assert batch["label"].shape == (BATCH,) and batch["label"].dtype == np.int32
+
+    def test_images_keep_their_labels(self):
+        batches = train_batches(numbered(SIZE), PREPROCESSING, "none", batch_size=BATCH, seed=1)
+        for batch in take(batches, 10):
+            expected = np.broadcast_to(batch["label"][:, None, None, None], (BATCH, 32, 32, 1))
+            np.testing.assert_array_equal(batch["image"], expected)
+
+    def test_each_epoch_is_another_permutation(self):
+        epochs = train_labels(40 * STEPS).reshape(40, STEPS * BATCH)
+        for epoch in epochs:
+            assert len(set(epoch)) == STEPS * BATCH
+        assert len({tuple(epoch) for epoch in epochs}) == 40
+        # The five images left over change, so that all are seen; and every image can be first.
+        left_over = [frozenset(range(SIZE)) - set(epoch) for epoch in epochs]
+        assert len(set(left_over)) > 30
+        assert len(set(epochs[:, 0])) > 15
+
+    def test_seeds_give_unrelated_orders(self):
+        first, second = (train_labels(2 * STEPS, seed=seed) for seed in (0, 1))
+        assert np.mean(first == second) < 0.2
+        # Not the same sequence of epochs one later, either.
+        assert np.mean(first[STEPS:] == second[:STEPS]) < 0.2
+
+    def test_augmentation_differs_between_epochs_and_images(self, encoded):
+        one = InMemorySplit([encoded[0]["image"]] * BATCH, np.arange(BATCH))
+        batches = take(train_batches(one, PREPROCESSING, "light", batch_size=BATCH, seed=0), 3)
+        images = np.concatenate([batch["image"] for batch in batches])
+        assert len(np.unique(images.reshape(len(images), -1), axis=0)) == 3 * BATCH
+
+    @pytest.mark.parametrize("num_workers", [1, pytest.param(3, marks=pytest.mark.slow)])
+    def test_workers_change_no_pixel(self, encoded, num_workers):
+        batches = functools.partial(
+            train_batches, encoded, PREPROCESSING, "official", batch_size=BATCH, seed=3
+        )
+        expected = take(batches(), 2 * STEPS + 1)
+        assert_same_batches(take(batches(num_workers=num_workers), 2 * STEPS + 1), expected)
+
+    @pytest.mark.parametrize("start_step", [0, 1, STEPS - 1, STEPS, STEPS + 1, 3 * STEPS + 2])
+    def test_a_resumed_run_sees_the_same_pixels(self, encoded, start_step):
+        batches = functools.partial(
+            train_batches, encoded, PREPROCESSING, "official", batch_size=BATCH, seed=3
+        )
+        expected = take(batches(), start_step + STEPS + 1)[start_step:]
+        assert_same_batches(take(batches(start_step=start_step), STEPS + 1), expected)
+
+    def test_resuming_with_other_workers_sees_the_same_pixels(self, encoded):
+        batches = functools.partial(
+            train_batches, encoded, PREPROCESSING, "official", batch_size=BATCH, seed=3
+        )
+        expected = take(batches(), 9)[STEPS + 1 :]
+        resumed = take(batches(start_step=STEPS + 1, num_workers=2), 9 - STEPS - 1)
+        assert_same_batches(resumed, expected)
+
+    @pytest.mark.parametrize("hosts", [2, 4])
+    def test_hosts_share_each_global_batch(self, encoded, hosts):
+        batches = functools.partial(
+            train_batches, encoded, PREPROCESSING, "official", batch_size=BATCH, seed=3
+        )
+        whole = take(batches(start_step=2), STEPS)
+        parts = [
+            take(batches(start_step=2, process_index=p, process_count=hosts), STEPS)
+            for p in range(hosts)
+        ]
+        for p, part in enumerate(parts):
+            shares = [{key: batch[key][p::hosts] for key in batch} for batch in whole]
+            assert_same_batches(part, shares)
+
+    @pytest.mark.parametrize(
+        ("options", "problem"),
+        [
+            ({"batch_size": SIZE + 1}, f"between 1 and the {SIZE} images"),
+            ({"batch_size": 0}, "positive multiple"),
+            ({"process_count": 3}, "multiple of the 3 hosts; got 8"),
+            ({"process_index": 2, "process_count": 2}, r"process_index must be in \[0, 2\)"),
+            ({"seed": -1}, "seed must be in"),
+            ({"start_step": -1}, "start_step must be 0 or more"),
+            ({"num_workers": -1}, "num_workers must be 0 or more"),
+        ],
+    )
+    def test_impossible_requests_are_refused_at_once(self, options, problem):
+        options = {"batch_size": BATCH, "seed": 0} | options
+        with pytest.raises(ValueError, match=problem):
+            train_batches(numbered(SIZE), PREPROCESSING, "none", **options)
+
+    def test_unknown_augmentation_is_refused(self):
+        with pytest.raises(ValueError, match=r"must be one of .*'light'.*got 'heavy'"):
+            train_batches(numbered(SIZE), PREPROCESSING, "heavy", batch_size=BATCH, seed=0)
+
+    @pytest.mark.parametrize("num_workers", [0, 1])
+    def test_a_damaged_image_stops_the_run(self, encoded, num_workers):
+        damaged = InMemorySplit([encoded[0]["image"][:1000]] * 2 * BATCH, np.arange(2 * BATCH))
+        batches = train_batches(
+            damaged, PREPROCESSING, "none", batch_size=BATCH, seed=0, num_workers=num_workers
+        )
+        with batches, pytest.raises(ValueError, match="not a complete image file"):
+            next(batches)
+
+
+class TestStepsPerEpoch:
+    @pytest.mark.parametrize(("batch_size", "steps"), [(1, 37), (8, 4), (36, 1), (37, 1)])
+    def test_whole_batches_only(self, batch_size, steps):
+        assert steps_per_epoch(numbered(SIZE), batch_size) == steps
+
+    @pytest.mark.parametrize("batch_size", [0, 38])
+    def test_a_split_must_fill_a_batch(self, batch_size):
+        with pytest.raises(ValueError, match=f"between 1 and the 37 images.*got {batch_size}"):
+            steps_per_epoch(numbered(SIZE), batch_size)
+
+
+class TestEvalBatches:
+    @pytest.mark.parametrize("hosts", [1, 2])
+    @pytest.mark.parametrize("count", [1, BATCH - 1, BATCH, BATCH + 1])
+    def test_every_image_counts_once_and_in_order(self, count, hosts):
+        parts = [
+            take(
+                eval_batches(
+                    numbered(count),
+                    PREPROCESSING,
+                    batch_size=BATCH,
+                    process_index=p,
+                    process_count=hosts,
+                ),
+                None,
+            )
+            for p in range(hosts)
+        ]
+        seen = []
+        for host_batches in zip(*parts, strict=True):  # strict: equal step counts
+            for batch in host_batches:
+                assert batch["image"].shape == (BATCH // hosts, 32, 32, 1)
+                assert batch["label"].dtype == np.int32 and batch["mask"].dtype == np.bool_
+                np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["label"])
+                np.testing.assert_array_equal(batch["image"][~batch["mask"]], 0)
+            # Row r of the global batch is row r // hosts of host r % hosts.
+            row_labels = np.stack([batch["label"] for batch in host_batches], axis=1).ravel()
+            row_masks = np.stack([batch["mask"] for batch in host_batches], axis=1).ravel()
+            seen += row_labels[row_masks].tolist()
+        assert seen == list(range(count))
+
+    def test_workers_change_nothing(self, encoded):
+        batches = functools.partial(eval_batches, encoded, PREPROCESSING, batch_size=BATCH)
+        assert_same_batches(take(batches(num_workers=2), None), take(batches(), None))
+
+    def test_an_empty_split_is_refused(self):
+        with pytest.raises(ValueError, match="no images"):
+            eval_batches(numbered(0), PREPROCESSING, batch_size=BATCH)
+
+
+class TestClosing:
+    PROGRAM = textwrap.dedent("""
+        import sys
+        import numpy as np
+        from medmamba_jax.data import InMemorySplit, Preprocessing, train_batches
+
+        if __name__ == "__main__":
+            split = InMemorySplit(np.zeros((64, 256, 256), np.uint8), np.zeros(64, int))
+            preprocessing = Preprocessing((256, 256), 1, "bilinear", (0.5,), (0.5,))
+            batches = train_batches(
+                split, preprocessing, "light", batch_size=8, seed=0, num_workers=int(sys.argv[2])
+            )
+            for _ in range(3):
+                next(batches)
+            import multiprocessing
+            print(len(multiprocessing.active_children()))
+            if sys.argv[1] == "close":
+                batches.close()
+                batches.close()
+                print(len(multiprocessing.active_children()))
+    """)
+
+    @pytest.mark.parametrize("num_workers", [0, 2])
+    @pytest.mark.parametrize("ending", ["close", "leave open"])
+    def test_nothing_is_left_behind(self, tmp_path, ending, num_workers):
+        program = tmp_path / "program.py"
+        program.write_text(self.PROGRAM)
+        before = _shared_memory()
+        finished = subprocess.run(
+            [sys.executable, "-W", "error", program, ending, str(num_workers)],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert finished.returncode == 0, finished.stderr
+        assert finished.stderr == ""
+        expected = [str(num_workers)] + (["0"] if ending == "close" else [])
+        assert finished.stdout.split() == expected
+        assert _shared_memory() <= before
+
+    def test_a_closed_iterator_says_so(self):
+        batches = train_batches(numbered(SIZE), PREPROCESSING, "none", batch_size=BATCH, seed=0)
+        next(batches)
+        batches.close()
+        with pytest.raises(ValueError, match="closed"):
+            next(batches)
+
+
+def _shared_memory():
+    """Shared-memory segments of this machine, where it shows them as files."""
+    return set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
