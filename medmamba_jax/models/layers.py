@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from medmamba_jax.models import initializers
+from medmamba_jax.ops.depthwise_conv import depthwise_conv
 
 
 def layer_norm(features: int, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -22,9 +23,7 @@ def linear(n_in: int, n_out: int, dtype, rngs: nnx.Rngs, *, use_bias: bool) -> n
     )
 
 
-def conv(
-    n_in: int, n_out: int, side: int, dtype, rngs: nnx.Rngs, *, stride: int = 1, groups: int = 1
-) -> nnx.Conv:
+def conv(n_in: int, n_out: int, side: int, dtype, rngs: nnx.Rngs, *, stride: int = 1) -> nnx.Conv:
     """Square convolution with bias and the official initialisation; stride > 1 pads nothing."""
     return nnx.Conv(
         n_in,
@@ -32,12 +31,25 @@ def conv(
         (side, side),
         strides=stride,
         padding="SAME" if stride == 1 else "VALID",
-        feature_group_count=groups,
         dtype=dtype,
         kernel_init=initializers.conv,
-        bias_init=initializers.fan_in_uniform(n_in // groups * side * side),
+        bias_init=initializers.fan_in_uniform(n_in * side * side),
         rngs=rngs,
     )
+
+
+class DepthwiseConv(nnx.Module):
+    """Depthwise 3x3 convolution with bias and the official initialisation."""
+
+    def __init__(self, features: int, dtype, rngs: nnx.Rngs):
+        shape = (3, 3, 1, features)
+        self.kernel = nnx.Param(initializers.conv(rngs.params(), shape))
+        self.bias = nnx.Param(initializers.fan_in_uniform(9)(rngs.params(), (features,)))
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(b, h, w, c) to the same shape."""
+        return depthwise_conv(x, self.kernel[...]) + self.bias[...].astype(self.dtype)
 
 
 class BatchNorm(nnx.Module):

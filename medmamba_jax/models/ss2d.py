@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from medmamba_jax.models import initializers
-from medmamba_jax.models.layers import conv, dropout, layer_norm, linear
+from medmamba_jax.models.layers import DepthwiseConv, dropout, layer_norm, linear
 from medmamba_jax.ops.ss2d_scan import NUM_DIRECTIONS, ss2d_scan
 
 
@@ -29,7 +29,7 @@ class SS2D(nnx.Module):
     ):
         d, k, r, n = 2 * features, NUM_DIRECTIONS, dt_rank, d_state
         self.in_proj = linear(features, 2 * d, dtype, rngs, use_bias=False)
-        self.conv = conv(d, d, 3, dtype, rngs, groups=d)
+        self.conv = DepthwiseConv(d, dtype, rngs)
         self.x_proj = nnx.Param(initializers.fan_in_uniform(d)(rngs.params(), (d, k, r + 2 * n)))
         self.dt_weight = nnx.Param(initializers.uniform(r**-0.5)(rngs.params(), (k, r, d)))
         self.dt_bias = nnx.Param(initializers.dt_bias(rngs.params(), (k, d)))

@@ -1,0 +1,33 @@
+"""How the benchmarks time, and how they write what they found."""
+
+import json
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from medmamba_jax.train.reporting import versions
+
+
+def seconds_per_call(run: Callable[[], Any], *, calls: int, groups: int) -> float:
+    """Returns the median over groups of the time of one call.
+
+    A group queues `calls` calls and waits once, so that on a GPU the host's part hides behind the
+    device's. The first group is warm-up and is not counted.
+    """
+    timings = []
+    for _ in range(groups + 1):
+        begun = time.perf_counter()
+        outputs = [run() for _ in range(calls)]
+        jax.block_until_ready(outputs[-1])
+        timings.append((time.perf_counter() - begun) / calls)
+    return statistics.median(timings[1:])
+
+
+def write_json(path: str, rows: list[dict[str, Any]]) -> None:
+    """Writes the rows beside the versions and the device they were measured with."""
+    content = {"versions": versions(), "rows": rows}
+    pathlib.Path(path).write_text(json.dumps(content, indent=2) + "\n")

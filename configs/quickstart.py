@@ -1,0 +1,30 @@
+"""MedMamba-nano on synthetic chest X-ray phantoms: a first run on any machine, offline.
+
+Claim: in a few minutes on two CPU cores the model tells three synthetic textures apart, test
+    accuracy at least 0.85 (chance 0.33). It shows that the installation works, nothing medical.
+Command: python main.py
+Expected: see docs/results.md.
+Cost: under 4 minutes on two CPU cores, under 1 GiB of memory.
+"""
+
+from medmamba_jax import default_config
+
+
+def get_config(size="full"):
+    config = default_config()
+    config.model.variant = "medmamba_nano"
+    config.data.source = "phantom"
+    config.data.image_size = 64
+    config.train.epochs = 12
+    config.train.batch_size = 32
+    config.train.lr = 1e-3
+    config.train.schedule = "cosine"
+    config.train.warmup_epochs = 1.0
+    if size == "testing":
+        config.data.phantom_images = 60
+        config.data.image_size = 32
+        config.train.epochs = 2
+        config.train.batch_size = 8
+    elif size != "full":
+        raise ValueError(f"sizes are full and testing; got {size!r}")
+    return config

@@ -1,0 +1,75 @@
+"""Trains or evaluates a MedMamba.
+
+python main.py                                    a first run on synthetic images
+python main.py --config=configs/image_folder.py --config.data.root=my_images
+python main.py --config=configs/xray.py --config.train.lr=1e-3 --workdir=runs/lr3
+python main.py --workdir=runs/lr3 --mode=evaluate
+"""
+
+import pathlib
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+QUICKSTART = "configs/quickstart.py"
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    str(pathlib.Path(__file__).parent / QUICKSTART),
+    "Python file that returns the experiment; :testing behind it shrinks it to a trial. "
+    "Single values are set with --config.<section>.<key>=<value>.",
+    lock_config=True,
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run, continued if it exists. Default: runs/<config>."
+)
+_MODE = flags.DEFINE_enum(
+    "mode", "train", ["train", "evaluate"], "Train, or evaluate the workdir's best checkpoint."
+)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        fail(f"unexpected argument {argv[1]!r}; flags start with --")
+    import medmamba_jax as mm
+    from medmamba_jax.data import DataUnavailableError
+    from medmamba_jax.train import NonFiniteLossError
+
+    workdir = pathlib.Path(_WORKDIR.value or default_workdir())
+    try:
+        experiment = mm.Experiment.from_config_dict(_CONFIG.value)
+        if _MODE.value == "train":
+            mm.train(experiment, workdir)
+        else:
+            mm.evaluate(workdir, root=experiment.data.root)
+    except (ValueError, FileNotFoundError, NotImplementedError, DataUnavailableError) as error:
+        fail(error)
+    except NonFiniteLossError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def default_workdir() -> str:
+    """`runs/` and the config file's name, with its size where one was given."""
+    path, _, size = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return f"runs/{pathlib.Path(path).stem}" + (f"_{size}" if size else "")
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the command line; a mistake ends the program with one line and exit code 2."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        fail(error)
+
+
+def fail(error: object) -> None:
+    """Prints one line naming cause and remedy, and exits with code 2."""
+    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    logging.set_verbosity(logging.WARNING)
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,69 @@
+"""`run.json`: what weights alone do not say and evaluation must not guess."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from medmamba_jax.data import Preprocessing
+from medmamba_jax.models import MedMambaConfig
+
+FILE = "run.json"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDescription:
+    """What a trained model is and what its inputs and outputs mean.
+
+    Attributes:
+        experiment: the resolved configuration, as `Experiment.to_dict` writes it.
+        model: the architecture.
+        preprocessing: how images were prepared.
+        class_names: what each logit stands for.
+        dataset: name of the images.
+        synthetic: whether a program drew them.
+    """
+
+    experiment: dict[str, Any]
+    model: MedMambaConfig
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+    dataset: str
+    synthetic: bool
+
+    def write(self, workdir: pathlib.Path) -> None:
+        """Writes `run.json`, whole or not at all."""
+        values = {
+            "experiment": self.experiment,
+            "model": dataclasses.asdict(self.model),
+            "preprocessing": self.preprocessing.to_dict(),
+            "class_names": list(self.class_names),
+            "dataset": self.dataset,
+            "synthetic": self.synthetic,
+        }
+        partial = workdir / (FILE + ".partial")
+        partial.write_text(json.dumps(values, indent=2) + "\n")
+        partial.replace(workdir / FILE)
+
+    @classmethod
+    def read(cls, workdir: pathlib.Path) -> "RunDescription":
+        """Reads `run.json`.
+
+        Raises:
+            FileNotFoundError: if the folder holds no run.
+        """
+        path = workdir / FILE
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{workdir} holds no run ({FILE} is missing); train first, or give its --workdir"
+            )
+        values = json.loads(path.read_text())
+        return cls(
+            experiment=values["experiment"],
+            model=MedMambaConfig(**values["model"]),
+            preprocessing=Preprocessing.from_dict(values["preprocessing"]),
+            class_names=tuple(values["class_names"]),
+            dataset=values["dataset"],
+            synthetic=values["synthetic"],
+        )

@@ -1,0 +1,6 @@
+"""Training: the experiment, the step, the loop, evaluation."""
+
+from medmamba_jax.train.experiment import Experiment, default_config
+from medmamba_jax.train.loop import NonFiniteLossError, evaluate, train
+
+__all__ = ["Experiment", "NonFiniteLossError", "default_config", "evaluate", "train"]
