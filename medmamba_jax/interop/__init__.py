@@ -1,12 +1,18 @@
 """Weights in and out of the official PyTorch layout."""
 
-from medmamba_jax.interop.torch_files import load_torch, read_state_dict, write_state_dict
+from medmamba_jax.interop.torch_files import (
+    check_suffix,
+    load_torch,
+    read_state_dict,
+    write_state_dict,
+)
 from medmamba_jax.interop.torch_weights import (
     load_torch_state_dict,
     to_torch_state_dict,
 )
 
 __all__ = [
+    "check_suffix",
     "load_torch",
     "load_torch_state_dict",
     "read_state_dict",

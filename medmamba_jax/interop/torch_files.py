@@ -12,10 +12,11 @@ from flax import nnx
 from medmamba_jax.interop.torch_weights import load_torch_state_dict
 from medmamba_jax.models import MedMamba, MedMambaConfig
 
-# Keys under which training scripts save a state_dict, in the order they are looked for.
+# Keys under which training scripts save a state_dict.
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 PARALLEL_PREFIX = "module."  # torch.nn.DataParallel and DistributedDataParallel
 TORCH_SUFFIXES = (".pth", ".pt")
+SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 
 
 def load_torch(path: str | pathlib.Path, **changes: Any) -> tuple[MedMambaConfig, MedMamba]:
@@ -31,12 +32,14 @@ def load_torch(path: str | pathlib.Path, **changes: Any) -> tuple[MedMambaConfig
 
     Raises:
       FileNotFoundError: there is no such file.
-      ImportError: a `.pth` file without PyTorch installed.
+      ImportError: a `.pth` or `.pt` file without PyTorch installed.
       ValueError: the file is unreadable, holds code besides tensors, or is no MedMamba.
     """
     state_dict = read_state_dict(path)
     config = MedMambaConfig.from_torch_state_dict(state_dict, **changes)
-    model = MedMamba(config, rngs=nnx.Rngs(0))
+    # Shapes alone: to draw initial weights takes seconds, and every one is replaced.
+    model = nnx.eval_shape(lambda: MedMamba(config, rngs=nnx.Rngs(0)))
+    model.dropout_rng = nnx.Rngs(0).dropout.fork()
     load_torch_state_dict(model, state_dict)
     model.eval()
     return config, model
@@ -48,33 +51,41 @@ def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     Raises: as `load_torch`.
     """
     path = pathlib.Path(path)
+    check_suffix(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file; give a .safetensors, .pth or .pt file")
-    if path.suffix == ".safetensors":
-        try:
-            return _unwrap(safetensors.numpy.load_file(path), path)
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{path} is not a readable .safetensors file: {error}") from error
-    if path.suffix in TORCH_SUFFIXES:
-        return _unwrap(_read_torch(path), path)
-    raise ValueError(f"{path} must end in .safetensors, .pth or .pt")
+        raise FileNotFoundError(f"{path} is not a file; give one that is")
+    content = _read_torch(path) if path.suffix in TORCH_SUFFIXES else _read_safetensors(path)
+    return _unwrap(content, path)
 
 
 def write_state_dict(state_dict: Mapping[str, np.ndarray], path: str | pathlib.Path) -> None:
     """Writes a state_dict in the format of the path's ending.
 
     Raises:
-      ImportError: a `.pth` file without PyTorch installed.
+      ImportError: a `.pth` or `.pt` file without PyTorch installed.
       ValueError: the ending is not one of `.safetensors`, `.pth` and `.pt`.
     """
     path = pathlib.Path(path)
-    if path.suffix == ".safetensors":
-        safetensors.numpy.save_file(dict(state_dict), path)
-    elif path.suffix in TORCH_SUFFIXES:
+    check_suffix(path)
+    arrays = {name: np.array(x, order="C") for name, x in state_dict.items()}
+    if path.suffix in TORCH_SUFFIXES:
         torch = _import_torch(path)
-        torch.save({key: torch.from_numpy(np.array(x)) for key, x in state_dict.items()}, path)
+        torch.save({name: torch.from_numpy(x) for name, x in arrays.items()}, path)
     else:
-        raise ValueError(f"{path} must end in .safetensors, .pth or .pt")
+        safetensors.numpy.save_file(arrays, path)
+
+
+def check_suffix(path: pathlib.Path) -> None:
+    """Raises ValueError unless the path's ending is that of a weight file."""
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path} must end in one of {', '.join(SUFFIXES)}")
+
+
+def _read_safetensors(path):
+    try:
+        return safetensors.numpy.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is not a readable .safetensors file: {error}") from error
 
 
 def _read_torch(path):
@@ -83,8 +94,8 @@ def _read_torch(path):
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} holds Python objects besides tensors, which loading would run as code; "
-            "save model.state_dict() alone and load that"
+            f"{path} is damaged, or holds Python objects besides tensors, which loading would run "
+            "as code; save model.state_dict() alone and load that"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{path} is not a readable PyTorch file: {error}") from error
@@ -102,9 +113,11 @@ def _import_torch(path):
 
 
 def _unwrap(content, path):
-    for wrapper in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
+    while isinstance(content, Mapping):
+        inner = [content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)]
+        if not inner:
+            break
+        content = inner[0]
     if not isinstance(content, Mapping) or not content:
         raise ValueError(f"{path} holds no state_dict, nor one under {', '.join(WRAPPERS)}")
     state_dict = {}

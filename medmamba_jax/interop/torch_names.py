@@ -59,7 +59,8 @@ def _conv(torch_name, path):
 
 
 def _batch_norm(torch_name, path):
-    return _norm(torch_name, path) + [
+    return [
+        *_norm(torch_name, path),
         (f"{torch_name}.running_mean", f"{path}.mean", SAME),
         (f"{torch_name}.running_var", f"{path}.var", SAME),
         (f"{torch_name}.num_batches_tracked", f"{path}.num_batches_tracked", COUNTER),
@@ -67,13 +68,13 @@ def _batch_norm(torch_name, path):
 
 
 SS2D = [
-    ("self_attention.in_proj.weight", "ss2d.in_proj.kernel", LINEAR),
-    *_conv("self_attention.conv2d", "ss2d.conv"),
     ("self_attention.x_proj_weight", "ss2d.x_proj", X_PROJ),
     ("self_attention.dt_projs_weight", "ss2d.dt_weight", DT_WEIGHT),
     ("self_attention.dt_projs_bias", "ss2d.dt_bias", SAME),
     ("self_attention.A_logs", "ss2d.A_log", DIRECTIONS),
     ("self_attention.Ds", "ss2d.D", DIRECTIONS),
+    ("self_attention.in_proj.weight", "ss2d.in_proj.kernel", LINEAR),
+    *_conv("self_attention.conv2d", "ss2d.conv"),
     *_norm("self_attention.out_norm", "ss2d.out_norm"),
     ("self_attention.out_proj.weight", "ss2d.out_proj.kernel", LINEAR),
 ]

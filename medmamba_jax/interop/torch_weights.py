@@ -14,7 +14,8 @@ def load_torch_state_dict(model: MedMamba, state_dict: Mapping[str, np.ndarray])
     """Puts the tensors of an official state_dict into `model`, in place.
 
     Args:
-      model: a model of the same architecture, see `MedMambaConfig.from_torch_state_dict`.
+      model: a model of the same architecture, see `MedMambaConfig.from_torch_state_dict`; one of
+        `nnx.eval_shape` will do.
       state_dict: official names to arrays; anything that `np.asarray` takes.
 
     Raises:
@@ -35,7 +36,10 @@ def load_torch_state_dict(model: MedMamba, state_dict: Mapping[str, np.ndarray])
         array = np.stack(arrays) if stacked[path] else arrays[0]
         variable = variables[path]
         old = variable.get_value()
-        variable.set_value(jax.device_put(array.astype(old.dtype), old.sharding))
+        # Only what was bound to devices is bound again: a model half bound and half not would be
+        # compiled once as it is and once more as its first training step returns it, all bound.
+        sharding = old.sharding if getattr(old, "committed", False) else None
+        variable.set_value(jax.device_put(array.astype(old.dtype), sharding))
 
 
 def to_torch_state_dict(model: MedMamba) -> dict[str, np.ndarray]:

@@ -135,14 +135,15 @@ class MedMambaConfig:
           ValueError: the names are not those of an official MedMamba.
         """
         shapes = {name: tuple(array.shape) for name, array in state_dict.items()}
-        try:
-            dim, in_channels, patch_size, _ = shapes["patch_embed.proj.weight"]
-            d_state = shapes["layers.0.blocks.0.self_attention.A_logs"][1]
-        except KeyError as missing:
-            raise ValueError(
-                f"not an official MedMamba state_dict: {missing} is missing among its "
-                f"{len(shapes)} names, such as {sorted(shapes)[:3]}"
-            ) from None
+        patches, decays = "patch_embed.proj.weight", "layers.0.blocks.0.self_attention.A_logs"
+        for name, rank in ((patches, 4), (decays, 2)):
+            if len(shapes.get(name, ())) != rank:
+                raise ValueError(
+                    f"not an official MedMamba state_dict: no {name} with {rank} axes among its "
+                    f"{len(shapes)} names, such as {sorted(shapes)[:3]}"
+                )
+        dim, in_channels, patch_size, _ = shapes[patches]
+        _, d_state = shapes[decays]
         blocks = {
             (int(found[1]), int(found[2]))
             for found in (re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name) for name in shapes)

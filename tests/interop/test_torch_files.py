@@ -1,0 +1,211 @@
+"""Weight files: formats, wrappers, and files that must not be trusted."""
+
+import builtins
+import pathlib
+import pickle
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from flax import nnx
+
+import medmamba_jax as mm
+from medmamba_jax.interop import read_state_dict, write_state_dict
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch", reason="PyTorch is not installed (extra: torch)")
+
+
+@pytest.fixture
+def no_torch(monkeypatch):
+    """Importing torch fails, whether or not it is installed."""
+    real = builtins.__import__
+
+    def refuse(name, *args, **kwargs):
+        if name.partition(".")[0] == "torch":
+            raise ImportError("No module named 'torch'")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+
+
+def assert_same(actual, expected):
+    assert list(actual) == list(expected)
+    for name, array in expected.items():
+        assert actual[name].dtype == array.dtype, name
+        np.testing.assert_array_equal(actual[name], array, err_msg=name)
+
+
+def as_tensors(torch, state_dict):
+    return {name: torch.from_numpy(x.copy()) for name, x in state_dict.items()}
+
+
+def test_safetensors_needs_no_torch(no_torch, state_dict, block, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    write_state_dict(state_dict, path)
+    config, model = mm.load_torch(path, drop_path_rate=0.25)
+    assert config.block == block
+    assert (config.depths, config.dims, config.num_classes) == ((1, 2), (8, 16), 5)
+    assert config.drop_path_rate == 0.25
+    assert model.config is config
+    assert model.deterministic  # evaluation mode
+    assert_same(mm.to_torch_state_dict(model), state_dict)
+
+
+def test_loaded_models_compute(no_torch, state_dict, tmp_path, model):
+    path = tmp_path / "weights.safetensors"
+    write_state_dict(state_dict, path)
+    images = np.random.default_rng(1).standard_normal((2, 9, 8, 3)).astype(np.float32)
+    _, loaded = mm.load_torch(path)
+    mm.load_torch_state_dict(model, state_dict)
+    model.eval()
+    np.testing.assert_array_equal(loaded(images), model(images))
+
+
+def test_transposed_arrays_are_written_as_they_read(tmp_path):
+    array = np.arange(6, dtype=np.float32).reshape(2, 3).T
+    write_state_dict({"x": array}, tmp_path / "x.safetensors")
+    loaded = safetensors.numpy.load_file(tmp_path / "x.safetensors")["x"]
+    np.testing.assert_array_equal(loaded, array)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt"])
+def test_torch_files(torch, state_dict, tmp_path, suffix):
+    path = tmp_path / f"weights{suffix}"
+    torch.save(as_tensors(torch, state_dict), path)
+    _, model = mm.load_torch(path)
+    assert_same(mm.to_torch_state_dict(model), state_dict)
+
+    ours = tmp_path / f"ours{suffix}"
+    write_state_dict(mm.to_torch_state_dict(model), ours)
+    loaded = torch.load(ours, weights_only=True)
+    assert_same({name: x.numpy() for name, x in loaded.items()}, state_dict)
+
+
+def nested(key):
+    return lambda weights: {
+        "epoch": 3,
+        "best": 0.5,
+        "optimizer": {"state": {}, "param_groups": [{"lr": 1e-4}]},
+        key: weights,
+    }
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nested("model"),
+        nested("state_dict"),
+        nested("model_state_dict"),
+        lambda weights: {"module." + name: x for name, x in weights.items()},
+        lambda weights: nested("model")({"module." + name: x for name, x in weights.items()}),
+        lambda weights: nested("model")(nested("state_dict")(weights)),
+    ],
+    ids=["model", "state_dict", "model_state_dict", "parallel", "parallel_in_model", "twice"],
+)
+def test_wrappers_of_training_scripts(torch, state_dict, tmp_path, wrap):
+    path = tmp_path / "checkpoint.pth"
+    torch.save(wrap(as_tensors(torch, state_dict)), path)
+    assert_same(read_state_dict(path), state_dict)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_torch_files_are_read_as_float32(torch, state_dict, tmp_path, dtype):
+    path = tmp_path / "half.pth"
+    tensors = as_tensors(torch, state_dict)
+    half = {
+        k: x.to(getattr(torch, dtype)) if x.is_floating_point() else x for k, x in tensors.items()
+    }
+    torch.save(half, path)
+    expected = {k: x.float() if x.is_floating_point() else x for k, x in half.items()}
+    assert_same(read_state_dict(path), {k: x.numpy() for k, x in expected.items()})
+
+
+class Touch:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return pathlib.Path.touch, (pathlib.Path(self.path),)
+
+
+@pytest.mark.parametrize("writer", ["torch", "pickle"])
+def test_code_in_a_file_is_refused_and_not_run(torch, state_dict, tmp_path, writer):
+    path, ran = tmp_path / "evil.pth", tmp_path / "ran"
+    content = {"model": as_tensors(torch, state_dict), "hook": Touch(ran)}
+    if writer == "torch":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(Touch(ran), protocol=2))
+    with pytest.raises(ValueError, match="which loading would run as code"):
+        mm.load_torch(path)
+    assert not ran.exists()
+    if writer == "torch":
+        torch.load(path, weights_only=False)
+        assert ran.exists()  # the trap works
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut off"])
+def test_damaged_torch_files(torch, tmp_path, content):
+    path = tmp_path / "damaged.pth"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"damaged\.pth"):
+        mm.load_torch(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{}, [1, 2], {"epoch": 3}, {"model": {"epoch": 3}}],
+    ids=["empty", "list", "number", "wrapped_number"],
+)
+def test_files_without_tensors(torch, tmp_path, content):
+    path = tmp_path / "content.pth"
+    torch.save(content, path)
+    with pytest.raises(ValueError, match="state_dict"):
+        mm.load_torch(path)
+
+
+def test_damaged_safetensors(tmp_path):
+    path = tmp_path / "damaged.safetensors"
+    path.write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match=r"damaged\.safetensors is not a readable"):
+        mm.load_torch(path)
+
+
+@pytest.mark.parametrize("name", ["gone.pth", "gone.pt", "gone.safetensors"])
+def test_missing_files(no_torch, tmp_path, name):
+    with pytest.raises(FileNotFoundError, match=name):
+        mm.load_torch(tmp_path / name)
+
+
+def test_unknown_ending(state_dict, tmp_path):
+    path = tmp_path / "weights.onnx"
+    with pytest.raises(ValueError, match=r"\.safetensors, \.pth, \.pt"):
+        write_state_dict(state_dict, path)
+    path.touch()
+    with pytest.raises(ValueError, match=r"\.safetensors, \.pth, \.pt"):
+        mm.load_torch(path)
+
+
+def test_missing_torch_names_the_extra(no_torch, state_dict, tmp_path):
+    path = tmp_path / "weights.pth"
+    path.touch()
+    with pytest.raises(ImportError, match=r"medmamba-jax\[torch\]"):
+        mm.load_torch(path)
+    with pytest.raises(ImportError, match=r"medmamba-jax\[torch\]"):
+        write_state_dict(state_dict, path)
+
+
+def test_loaded_models_train(no_torch, state_dict, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    write_state_dict(state_dict, path)
+    _, model = mm.load_torch(path, drop_path_rate=0.5, drop_rate=0.5)
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(nnx.state(model)))
+    model.train()
+    images = np.ones((2, 8, 8, 3), np.float32)
+    assert not np.array_equal(model(images), model(images))  # the random stream moves on
