@@ -54,17 +54,17 @@ def measure(inputs, implementation: str, calls: int, groups: int) -> dict[str, f
         return y, pull(dy)
 
     dy = jax.random.normal(jax.random.key(1), inputs["u"].shape).astype(inputs["u"].dtype)
-    forward = jax.jit(forward).lower(inputs).compile()
+    run_forward = jax.jit(forward).lower(inputs).compile()
     begun = time.perf_counter()
-    both = jax.jit(both).lower(inputs, dy).compile()
+    run_both = jax.jit(both).lower(inputs, dy).compile()
     compile_seconds = time.perf_counter() - begun
-    forward_ms = 1e3 * seconds_per_call(lambda: forward(inputs), calls=calls, groups=groups)
-    both_ms = 1e3 * seconds_per_call(lambda: both(inputs, dy), calls=calls, groups=groups)
+    forward_ms = 1e3 * seconds_per_call(lambda: run_forward(inputs), calls=calls, groups=groups)
+    both_ms = 1e3 * seconds_per_call(lambda: run_both(inputs, dy), calls=calls, groups=groups)
     return {
         "forward_ms": forward_ms,
         "value_and_gradients_ms": both_ms,
         "backward_ms": both_ms - forward_ms,
-        "temporary_mib": both.memory_analysis().temp_size_in_bytes / 2**20,
+        "temporary_mib": run_both.memory_analysis().temp_size_in_bytes / 2**20,
         "compile_seconds": compile_seconds,
     }
 

@@ -83,7 +83,8 @@ class MedMambaConfig:
         remat = self.remat
         if isinstance(remat, bool):
             remat = (remat,) * len(self.depths)
-        if len(remat) != len(self.depths) or not all(isinstance(x, bool) for x in remat):
+        is_list = isinstance(remat, (tuple, list)) and all(isinstance(x, bool) for x in remat)
+        if not is_list or len(remat) != len(self.depths):
             raise ValueError(f"remat must be a bool or one bool per stage, got {self.remat!r}")
         object.__setattr__(self, "remat", tuple(remat))
 

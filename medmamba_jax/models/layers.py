@@ -49,7 +49,8 @@ class DepthwiseConv(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(b, h, w, c) to the same shape."""
-        return depthwise_conv(x, self.kernel[...]) + self.bias[...].astype(self.dtype)
+        kernel = self.kernel[...].astype(self.dtype)
+        return depthwise_conv(x, kernel) + self.bias[...].astype(self.dtype)
 
 
 class BatchNorm(nnx.Module):
@@ -72,6 +73,11 @@ class BatchNorm(nnx.Module):
         self.num_batches_tracked = nnx.BatchStat(jnp.zeros((), jnp.int32))
         self.use_running_average = False
         self.dtype = dtype
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """What `nnx.view` calls on a copy of the module."""
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(b, h, w, c) to the same shape, in the compute dtype; updates the statistics."""

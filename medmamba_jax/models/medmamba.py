@@ -86,6 +86,11 @@ class MedMamba(nnx.Module):
         self.dropout_rng = rngs.dropout.fork()
         self.deterministic = False
 
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """What `nnx.view` calls on a copy of the module."""
+        if deterministic is not None:
+            self.deterministic = deterministic
+
     def __call__(
         self, images: jax.Array, *, features_only: bool = False
     ) -> jax.Array | tuple[jax.Array, ...]:

@@ -9,9 +9,9 @@ from jax import lax
 
 from medmamba_jax.ops.selective_scan.recurrence import combine, discretise, in_scan_dtype, read_out
 
-# Longest chunk by backend, measured over the four stage shapes of MedMamba-T (docs/scan.md).
-# Never run on a TPU: there the GPU's figure is a guess.
-MAX_CHUNK = {"cpu": 16, "gpu": 16, "tpu": 16}
+# Longest chunk by backend, measured over the four stage shapes of MedMamba-T (docs/scan.md): a CPU
+# wants a chunk's states in its cache, a GPU few and large launches. Never run on a TPU: a guess.
+MAX_CHUNK = {"cpu": 16, "gpu": 64, "tpu": 64}
 
 
 def chunk_length(length: int, longest: int) -> int:
