@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from closeness import assert_close
 from scan_oracle import scan_oracle
 
 import medmamba_jax as mm
@@ -39,14 +40,9 @@ def tolerance(dtype, length):
     float32: 1e-6 is some 8 units in the last place for the sums over n and d. bfloat16: the
     result is rounded once (2**-9), and gradients are rounded once more.
     """
-    return {jnp.float32: 1e-6 * (1 + length**0.5), jnp.bfloat16: 2 * 2.0**-8}[dtype]
-
-
-def assert_close(actual, expected, tol, name):
-    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
-    assert actual.shape == expected.shape, name
-    error = np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-30)
-    assert error <= tol, f"{name}: relative error {error:.2e} over {tol:.2e}"
+    if dtype == jnp.bfloat16:
+        return 2 * 2.0**-8
+    return {jnp.float32: 1e-6, jnp.float64: 1e-14}[dtype] * (1 + length**0.5)
 
 
 class SelectiveScanCases:
@@ -102,6 +98,15 @@ class SelectiveScanCases:
         shape = ScanShape(b=2, l=50, k=4, d=32, n=16)
         self.check(make_inputs(shape, dtype=jnp.bfloat16), dtype=jnp.bfloat16)
 
+    def test_float64_is_computed_in_float64(self):
+        before = jax.config.jax_enable_x64
+        jax.config.update("jax_enable_x64", True)
+        try:
+            inputs = make_inputs(ScanShape(b=1, l=20, k=2, d=4, n=3), dtype=np.float64)
+            self.check(inputs, dtype=jnp.float64)
+        finally:
+            jax.config.update("jax_enable_x64", before)
+
     def test_large_steps_underflow_to_the_right_answer(self):
         inputs = make_inputs(ScanShape(b=2, l=196, k=2, d=8, n=16))
         inputs["delta"] = jnp.asarray(
@@ -117,9 +122,8 @@ class SelectiveScanCases:
         inputs["delta"] = jnp.zeros_like(inputs["delta"])
         inputs["delta_bias"] = jnp.zeros_like(inputs["delta_bias"])
         self.check(inputs, delta_softplus=False)
-        np.testing.assert_array_equal(
-            self.run(inputs, delta_softplus=False), inputs["D"] * inputs["u"]
-        )
+        y = jax.jit(lambda x: self.run(x, delta_softplus=False))(inputs)
+        np.testing.assert_array_equal(y, inputs["D"] * inputs["u"])
 
     def test_magnitudes_of_trained_models_stay_finite(self):
         inputs = make_inputs(ScanShape(b=2, l=196, k=2, d=32, n=16))
@@ -128,10 +132,7 @@ class SelectiveScanCases:
         for name, span in spans.items():
             shape = inputs[name].shape
             inputs[name] = jnp.asarray(rng.uniform(-span, span, shape), jnp.float32)
-        y, gradients = self.value_and_gradients(inputs, jnp.ones_like(inputs["u"]))
-        assert np.isfinite(y).all()
-        assert all(np.isfinite(g).all() for g in gradients.values())
-        self.check(inputs)
+        self.check(inputs)  # NaN and infinity are not close to the oracle's finite values
 
     def test_vmap(self):
         inputs = make_inputs(ScanShape(b=6, l=20, k=2, d=4, n=4))
@@ -141,8 +142,9 @@ class SelectiveScanCases:
             name: x.reshape(3, 2, *x.shape[1:]) if name in per_image else x
             for name, x in inputs.items()
         }
-        y = jax.vmap(self.run, in_axes=(axes,))(split)
-        np.testing.assert_allclose(y.reshape(6, 20, 2, 4), self.run(inputs), rtol=1e-6, atol=1e-6)
+        y = jax.jit(jax.vmap(self.run, in_axes=(axes,)))(split)
+        whole = jax.jit(self.run)(inputs)
+        np.testing.assert_allclose(y.reshape(6, 20, 2, 4), whole, rtol=1e-6, atol=1e-6)
 
     def test_batch_sharding(self):
         devices = jax.devices()
