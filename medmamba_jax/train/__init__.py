@@ -1,6 +1,7 @@
 """Training: the experiment, the step, the loop, evaluation."""
 
+from medmamba_jax.train.evaluation import evaluate
 from medmamba_jax.train.experiment import Experiment, default_config
-from medmamba_jax.train.loop import NonFiniteLossError, evaluate, train
+from medmamba_jax.train.loop import NonFiniteLossError, train
 
 __all__ = ["Experiment", "NonFiniteLossError", "default_config", "evaluate", "train"]

@@ -1,71 +1,117 @@
-"""Logits of a split, the metrics of them, and `results/<split>.json`."""
+"""Evaluation: logits of a split, the metrics of them, and `results/<split>.json`."""
 
+import dataclasses
 import json
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from medmamba_jax.data import Preprocessing, Split, eval_batches
+from medmamba_jax.checkpoints import CheckpointStore, RunDescription
+from medmamba_jax.data import Dataset, build_dataset, eval_batches
+from medmamba_jax.train.experiment import Experiment
 from medmamba_jax.train.metrics import classification_metrics
-from medmamba_jax.train.sharding import DataParallel
+from medmamba_jax.train.setup import Setup, prepare, restore
+from medmamba_jax.train.step import TrainState
+from medmamba_jax.train.workdir import checkpoint_dir
 
 
-def evaluate_split(
-    eval_step: Callable[..., dict[str, jax.Array]],
-    params: Any,
-    variables: Any,
-    split: Split,
-    *,
-    preprocessing: Preprocessing,
-    parallel: DataParallel,
-    batch_size: int,
-    num_workers: int,
-    class_names: tuple[str, ...],
-) -> dict[str, Any]:
+def evaluate(
+    workdir: str | pathlib.Path, data: Dataset | None = None, root: str = ""
+) -> dict[str, dict[str, Any]]:
+    """Evaluates a run's best checkpoint; architecture, preprocessing and data are the run's own.
+
+    Args:
+        workdir: folder of the run.
+        data: images to use in place of those that the run names.
+        root: where the images lie now, if they moved.
+
+    Returns:
+        As `train`.
+
+    Raises:
+        FileNotFoundError: if the folder holds no run, or no checkpoint yet.
+        ValueError: if the images have other classes than the run's, or do not fit the devices.
+        DataUnavailableError: if there are no images.
+    """
+    workdir = pathlib.Path(workdir).resolve()
+    description = RunDescription.read(workdir)
+    experiment = Experiment.from_dict(description.experiment)
+    if root:
+        moved = dataclasses.replace(experiment.data, root=root)
+        experiment = dataclasses.replace(experiment, data=moved)
+    setup = prepare(experiment, data if data is not None else build_dataset(experiment.data))
+    if setup.dataset.class_names != description.class_names:
+        raise ValueError(
+            f"the run was trained on the classes {description.class_names}, "
+            f"the images have {setup.dataset.class_names}"
+        )
+    with CheckpointStore(checkpoint_dir(workdir)) as store:
+        return evaluate_best(setup, store, workdir)
+
+
+def evaluate_best(
+    setup: Setup, store: CheckpointStore, workdir: pathlib.Path
+) -> dict[str, dict[str, Any]]:
+    """Evaluates the best checkpoint on "val" and "test", prints and writes the results."""
+    epoch = store.best_epoch()
+    if epoch is None:
+        raise FileNotFoundError(f"{workdir} has no checkpoint yet; train for one epoch first")
+    state, _ = restore(setup, store, epoch)
+    results = {}
+    for split in ("val", "test"):
+        results[split] = {
+            "split": split,
+            "epoch": epoch,
+            "dataset": setup.dataset.name,
+            "synthetic": setup.dataset.synthetic,
+            **evaluate_split(setup, state, split),
+        }
+        path = workdir / "results" / f"{split}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(results[split], indent=2) + "\n")
+        print(f"\n{_table(results[split])}\n{path}", flush=True)
+    return results
+
+
+def evaluate_split(setup: Setup, state: TrainState, split: str) -> dict[str, Any]:
     """Runs a split once, every image exactly once, and returns `classification_metrics`."""
     batches = eval_batches(
-        split,
-        preprocessing,
-        batch_size=batch_size,
-        num_workers=num_workers,
+        setup.dataset.splits[split],
+        setup.description.preprocessing,
+        batch_size=setup.experiment.train.batch_size,
+        num_workers=setup.experiment.data.num_workers,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    outputs = []
     with batches:
-        for batch in batches:
-            outputs.append(eval_step(params, variables, parallel.put_batch(batch)))
+        outputs = [
+            setup.eval_step(state.params, state.variables, setup.parallel.put_batch(batch))
+            for batch in batches
+        ]
     outputs = jax.device_get(outputs)
-    mask = np.concatenate([x["mask"] for x in outputs])
-    labels = np.concatenate([x["label"] for x in outputs])[mask]
-    logits = np.concatenate([x["logits"] for x in outputs])[mask]
-    return classification_metrics(labels, logits, class_names)
+    mask, labels, logits = (
+        np.concatenate([output[name] for output in outputs]) for name in ("mask", "label", "logits")
+    )
+    return classification_metrics(labels[mask], logits[mask], setup.dataset.class_names)
 
 
-def write_results(workdir: pathlib.Path, split: str, results: dict[str, Any]) -> pathlib.Path:
-    """Writes `results/<split>.json` and returns its path."""
-    path = workdir / "results" / f"{split}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(results, indent=2) + "\n")
-    return path
-
-
-def results_table(results: dict[str, Any]) -> str:
-    """Returns accuracy, AUC and a line per class as text."""
+def _table(results):
+    """Accuracy, AUC and a line a class, as text."""
 
     def cell(value):
-        return f"{'-':>12}" if value is None else f"{value:>12.3f}"
+        return f"{'undefined' if value is None else f'{value:.3f}':>13}"
 
     width = max(5, *(len(name) for name in results["class_names"]))
     columns = ("sensitivity", "specificity", "f1", "auc")
     auc = "undefined" if results["auc"] is None else f"{results['auc']:.4f}"
+    synthetic = "SYNTHETIC " if results["synthetic"] else ""
     lines = [
-        f"accuracy {results['accuracy']:.4f}, balanced accuracy "
-        f"{results['balanced_accuracy']:.4f}, macro AUC {auc} ({results['num_examples']} images)",
-        f"  {'class':<{width}}{'images':>8}" + "".join(f"{name:>12}" for name in columns),
+        f"{results['split']} ({results['num_examples']} {synthetic}images, best checkpoint: epoch "
+        f"{results['epoch']}): accuracy {results['accuracy']:.4f}, balanced accuracy "
+        f"{results['balanced_accuracy']:.4f}, macro AUC {auc}",
+        f"  {'class':<{width}}{'images':>8}" + "".join(f"{name:>13}" for name in columns),
     ]
     for name, row in results["per_class"].items():
         cells = "".join(cell(row[column]) for column in columns)

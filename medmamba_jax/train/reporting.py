@@ -1,4 +1,4 @@
-"""What a user sees and keeps of a run: the plan, a line an epoch, metrics.jsonl, TensorBoard."""
+"""What a run reports of each epoch: a line, `metrics.jsonl` and TensorBoard events."""
 
 import importlib.metadata
 import json
@@ -7,8 +7,10 @@ import platform
 from typing import Any
 
 import jax
-import numpy as np
 from tensorboardX import SummaryWriter
+
+from medmamba_jax.checkpoints import Progress
+from medmamba_jax.train.config import TrainConfig
 
 METRICS_FILE = "metrics.jsonl"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scikit-learn")
@@ -67,39 +69,18 @@ def versions() -> dict[str, str]:
     return found
 
 
-def parameter_table(params: dict[str, Any]) -> str:
-    """Returns a table of the parameters of each part of the model."""
-
-    def count(tree):
-        return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
-
-    parts = {}
-    for name, tree in params.items():
-        numbered = name in ("stages", "merges")
-        parts |= (
-            {f"{name}.{i}": count(subtree) for i, subtree in tree.items()}
-            if numbered
-            else {name: count(tree)}
-        )
-    lines = [f"  {name:<14}{size:>12,}" for name, size in parts.items()]
-    return "\n".join(["parameters", *lines, f"  {'total':<14}{count(params):>12,}"])
-
-
-def epoch_line(row: dict[str, Any], epochs: int, improved: bool) -> str:
+def epoch_line(row: dict[str, Any], config: TrainConfig, progress: Progress) -> str:
     """Returns the line printed after an epoch."""
-
-    def percent(value):
-        return "  -  " if value is None else f"{100 * value:5.1f}"
-
-    def auc(value):
-        return "  -  " if value is None else f"{value:.3f}"
-
-    parts = [f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"]
+    parts = [f"epoch {row['epoch']:>{len(str(config.epochs))}}/{config.epochs}"]
     for split in ("train", "val"):
+        auc = row[f"{split}/auc"]
         parts.append(
-            f"{split} loss {row[f'{split}/loss']:.4f} acc {percent(row[f'{split}/accuracy'])} % "
-            f"AUC {auc(row[f'{split}/auc'])}"
+            f"{split} loss {row[f'{split}/loss']:.4f} acc {row[f'{split}/accuracy']:6.1%} "
+            f"AUC {'undefined' if auc is None else f'{auc:.3f}'}"
         )
-    parts.append(f"{row['images_per_second']:.0f} img/s")
-    parts.append(f"data wait {100 * row['data_wait_share']:.0f} %")
-    return " | ".join(parts) + (" | best" if improved else "")
+    if row["images_per_second"] is not None:
+        parts.append(f"{row['images_per_second']:.0f} img/s")
+        parts.append(f"data wait {row['data_wait_share']:.0%}")
+    if progress.best_epoch == row["epoch"]:
+        parts.append("best")
+    return " | ".join(parts)

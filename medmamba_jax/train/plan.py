@@ -1,0 +1,58 @@
+"""What is printed before the first step: parameters, device, images, steps."""
+
+import pathlib
+from typing import Any
+
+import jax
+
+from medmamba_jax.checkpoints import Progress
+from medmamba_jax.ops.selective_scan import choose
+from medmamba_jax.train.reporting import versions
+from medmamba_jax.train.setup import Setup
+from medmamba_jax.train.step import TrainState
+
+
+def plan(setup: Setup, state: TrainState, progress: Progress, workdir: pathlib.Path) -> str:
+    """Returns what is about to happen, as text."""
+    experiment, dataset, model = setup.experiment, setup.dataset, setup.description.model
+    train, splits = experiment.train, ("train", "val", "test")
+    counts = dataset.counts()
+    height, width = setup.description.preprocessing.image_size
+    sizes = ", ".join(f"{len(dataset.splits[split])} {split}" for split in splits)
+    lines = [
+        ("parameters", _parameters(state.params)),
+        ("model", f"{experiment.model['variant']}, {model.block}, {model.compute_dtype}"),
+        ("device", f"{versions()['device']}, scan {choose(model.scan_implementation)!r}"),
+        ("data", f"{dataset.name}: {dataset.description}"),
+        ("images", f"{'SYNTHETIC, ' if dataset.synthetic else ''}{sizes}, {height}x{width} px"),
+        *(
+            ("", f"{split:<6}" + ", ".join(f"{name} {n}" for name, n in counts[split].items()))
+            for split in splits
+        ),
+        (
+            "training",
+            f"{train.epochs} epochs of {setup.steps} steps, batch {train.batch_size}, "
+            f"best by val {train.best_metric}",
+        ),
+        ("workdir", str(workdir)),
+    ]
+    if progress.epoch:
+        best = f"{train.best_metric} {progress.best_value:.4f} in epoch {progress.best_epoch}"
+        lines.append(("resuming", f"after epoch {progress.epoch}, best so far {best}"))
+    return "\n".join(f"{title:<12}{text}" for title, text in lines)
+
+
+def _parameters(params: dict[str, Any]) -> str:
+    """The number of parameters of each part of the model, one a line, and of all."""
+
+    def count(tree):
+        return sum(x.size for x in jax.tree.leaves(tree))
+
+    rows = {"patch_embed": count(params["patch_embed"])}
+    for i, stage in params["stages"].items():
+        rows[f"stage {i}"] = count(stage)
+        if i in params["merges"]:
+            rows[f"merge {i}"] = count(params["merges"][i])
+    rows["head"] = count(params["head"])
+    rows["total"] = count(params)
+    return f"\n{'':<12}".join(f"{name:<14}{size:>12,}" for name, size in rows.items())

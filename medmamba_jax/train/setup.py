@@ -1,0 +1,125 @@
+"""What an experiment comes to on these images and these devices, before anything is compiled."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+
+from medmamba_jax.checkpoints import CheckpointStore, Progress, RunDescription
+from medmamba_jax.data import Dataset, Preprocessing, steps_per_epoch
+from medmamba_jax.train.experiment import Experiment
+from medmamba_jax.train.losses import balanced_class_weights, cross_entropy
+from medmamba_jax.train.optimizer import make_optimizer
+from medmamba_jax.train.sharding import DataParallel
+from medmamba_jax.train.step import (
+    StepSpec,
+    TrainState,
+    eval_step,
+    graphdefs,
+    init_state,
+    train_step,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """An experiment, its images and its devices, with the jitted steps.
+
+    Attributes:
+        experiment: the configuration.
+        dataset: the images.
+        description: what is saved beside the weights.
+        parallel: how a batch is spread over devices.
+        spec: what the steps need besides arrays.
+        steps: training steps in an epoch.
+        train_step, eval_step: the jitted steps.
+    """
+
+    experiment: Experiment
+    dataset: Dataset
+    description: RunDescription
+    parallel: DataParallel
+    spec: StepSpec
+    steps: int
+    train_step: Any
+    eval_step: Any
+
+
+def prepare(experiment: Experiment, dataset: Dataset) -> Setup:
+    """Checks that everything fits together and builds what the steps need."""
+    options = experiment.train
+    missing = [name for name in ("train", "val", "test") if name not in dataset.splits]
+    if missing:
+        raise ValueError(f"the data set {dataset.name!r} lacks the splits {missing}")
+    if options.best_metric == "auc" and len(set(dataset.splits["val"].labels.tolist())) < 2:
+        raise ValueError(
+            "train.best_metric='auc' needs two classes in the validation split, which holds one; "
+            "choose 'accuracy' or 'loss', or split the images otherwise"
+        )
+    model_config = experiment.model_config(len(dataset.class_names))
+    description = RunDescription(
+        experiment=experiment.to_dict(),
+        model=model_config,
+        preprocessing=Preprocessing.from_config(experiment.data, model_config.in_channels),
+        class_names=dataset.class_names,
+        dataset=dataset.name,
+        synthetic=dataset.synthetic,
+    )
+    steps = steps_per_epoch(dataset.splits["train"], options.batch_size)
+    parallel = DataParallel(options.batch_size)
+    loss = functools.partial(cross_entropy, label_smoothing=options.label_smoothing)
+    if options.class_weights == "balanced":
+        labels = dataset.splits["train"].labels
+        weights = balanced_class_weights(labels, len(dataset.class_names))
+        loss = functools.partial(loss, class_weights=weights)
+    training, evaluation = graphdefs(model_config)
+    spec = StepSpec(
+        graphdef=training,
+        eval_graphdef=evaluation,
+        optimizer=make_optimizer(options, steps),
+        normalize=description.preprocessing.normalize,
+        loss=loss,
+    )
+    return Setup(
+        experiment=experiment,
+        dataset=dataset,
+        description=description,
+        parallel=parallel,
+        spec=spec,
+        steps=steps,
+        train_step=jax.jit(
+            functools.partial(train_step, spec=spec),
+            donate_argnums=0,
+            out_shardings=parallel.replicated,
+        ),
+        eval_step=jax.jit(
+            functools.partial(eval_step, spec=spec), out_shardings=parallel.replicated
+        ),
+    )
+
+
+def start_or_resume(setup: Setup, store: CheckpointStore) -> tuple[TrainState, Progress]:
+    """Returns the state to go on from and how far it is."""
+    epoch = store.latest_epoch()
+    if epoch is not None:
+        return restore(setup, store, epoch)
+    seed = setup.experiment.train.seed
+    state = init_state(setup.description.model, setup.spec.optimizer, seed)
+    return setup.parallel.replicate(state), Progress(epoch=0, best_epoch=0, best_value=0.0)
+
+
+def restore(setup: Setup, store: CheckpointStore, epoch: int) -> tuple[TrainState, Progress]:
+    """Reads a checkpoint onto this run's devices."""
+    make = functools.partial(
+        init_state,
+        setup.description.model,
+        setup.spec.optimizer,
+        setup.experiment.train.seed,
+    )
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=setup.parallel.replicated),
+        jax.eval_shape(make),
+    )
+    progress, parts = store.restore(epoch, like.to_parts())
+    return TrainState.from_parts(parts), progress
