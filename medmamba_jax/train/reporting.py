@@ -65,7 +65,7 @@ def versions() -> dict[str, str]:
     """Returns the versions and the device that a result depends on."""
     found = {"python": platform.python_version()}
     found |= {package: importlib.metadata.version(package) for package in _PACKAGES}
-    found["device"] = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    found["device"] = f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
     return found
 
 

@@ -1,0 +1,164 @@
+"""The loop on a tiny data set: real model, real Orbax, real files."""
+
+import dataclasses
+import json
+
+import chex
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import medmamba_jax as mm
+from medmamba_jax.checkpoints import CheckpointStore, RunDescription
+from medmamba_jax.data import Preprocessing, eval_batches
+from medmamba_jax.train import NonFiniteLossError, setup
+from medmamba_jax.train import loop as loop_module
+from medmamba_jax.train.reporting import read_metrics
+
+
+def leaves(workdir, epoch):
+    """Every array of a checkpoint, by path, as written."""
+    import orbax.checkpoint as ocp
+
+    found = {}
+    for part in ("params", "variables", "training"):
+        path = workdir / "checkpoints" / str(epoch) / part
+        with ocp.StandardCheckpointer() as reader:
+            tree = reader.restore(path.resolve())
+        for key, x in jax.tree_util.tree_leaves_with_path(tree):
+            if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+                x = jax.random.key_data(x)
+            found[part + jax.tree_util.keystr(key)] = np.asarray(x)
+    return found
+
+
+def losses(workdir):
+    return [(row["train/loss"], row["val/loss"]) for row in read_metrics(workdir)]
+
+
+@pytest.mark.filterwarnings("ignore:.*[Ss]harding.*")
+def test_continuing_equals_never_stopping(experiment, images, tmp_path):
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    mm.train(experiment(epochs=4), straight, images)
+    mm.train(experiment(epochs=2), stopped, images)
+    mm.train(experiment(epochs=4), stopped, images)
+    assert losses(straight) == losses(stopped) and len(losses(straight)) == 4
+    expected, actual = leaves(straight, 4), leaves(stopped, 4)
+    assert expected.keys() == actual.keys() and len(expected) > 300
+    for name, x in expected.items():
+        np.testing.assert_array_equal(actual[name], x, err_msg=name)
+    assert losses(straight)[0] != losses(straight)[1]
+
+
+def test_what_a_run_leaves_behind(experiment, images, tmp_path, capsys, monkeypatch):
+    # One trace each for the whole run: nothing recompiles after the first step and batch.
+    chex.clear_trace_counter()
+    for name in ("train_step", "eval_step"):
+        limited = chex.assert_max_traces(getattr(setup, name), n=1)
+        monkeypatch.setattr(setup, name, limited)
+    results = mm.train(experiment(epochs=2), tmp_path, images)
+
+    rows = read_metrics(tmp_path)
+    best = json.loads((tmp_path / "results" / "val.json").read_text())
+    assert best == results["val"] and best["num_examples"] == 10
+    assert best["class_names"] == ["dark", "bright"] and best["synthetic"] is True
+    for key in ("loss", "accuracy", "auc", "f1", "balanced_accuracy"):
+        assert best[key] == rows[best["epoch"] - 1][f"val/{key}"]
+    assert json.loads((tmp_path / "results" / "test.json").read_text())["num_examples"] == 9
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["epochs"] == 2
+    assert json.loads((tmp_path / "versions.json").read_text())["jax"] == jax.__version__
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} >= {"2", str(best["epoch"])}
+    printed = capsys.readouterr().out
+    assert "SYNTHETIC" in printed and "279,226" in printed and "'chunked'" in printed
+
+    monkeypatch.undo()  # evaluation on all eight devices reads what one device wrote
+    monkeypatch.setattr(jax, "devices", lambda *_: jax.local_devices()[:1])
+    assert mm.evaluate(tmp_path, images) == results
+
+
+def test_load_best_predicts_what_was_reported(experiment, images, tmp_path):
+    results = mm.train(experiment(epochs=1), tmp_path, images)
+    _, model = mm.load_best(tmp_path)
+    description = RunDescription.read(tmp_path)
+    preprocessing = description.preprocessing
+    assert isinstance(preprocessing, Preprocessing)
+    graphdef, state = nnx.split(model)
+    predict = jax.jit(lambda s, x: nnx.merge(graphdef, s)(preprocessing.normalize(x)))
+    with eval_batches(images.splits["test"], preprocessing, batch_size=9) as batches:
+        batch = next(batches)
+    accuracy = (predict(state, batch["image"]).argmax(1) == batch["label"]).mean()
+    assert float(accuracy) == pytest.approx(results["test"]["accuracy"], abs=1e-6)
+
+
+def test_one_and_eight_devices_give_the_same_losses(experiment, images, tmp_path, monkeypatch):
+    mm.train(experiment(epochs=1), tmp_path / "one", images)
+    monkeypatch.undo()
+    assert len(jax.devices()) == 8
+    mm.train(experiment(epochs=1), tmp_path / "eight", images)
+    one, eight = (np.array(losses(tmp_path / name)) for name in ("one", "eight"))
+    np.testing.assert_allclose(eight, one, rtol=2e-5)
+    versions = json.loads((tmp_path / "eight" / "versions.json").read_text())
+    assert versions["device"].startswith("8 x")
+
+
+def test_a_batch_that_devices_cannot_share(experiment, images, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="multiple of the 8 devices"):
+        mm.train(experiment(batch_size=12), tmp_path, images)
+
+
+def test_non_finite_loss_names_the_step(experiment, images, tmp_path):
+    with pytest.raises(NonFiniteLossError, match=r"step [2-4]: loss") as error:
+        mm.train(experiment(lr=1e30), tmp_path, images)
+    assert "train.lr" in str(error.value)
+    with CheckpointStore(tmp_path / "checkpoints") as store:
+        assert store.latest_epoch() in (None, 1)
+
+
+def test_patience_stops_early(experiment, images, tmp_path, monkeypatch):
+    real = loop_module.evaluate_split
+    metric = iter([0.9, 0.8, 0.7, 0.6, 0.5])
+
+    def worsening(*args):
+        return real(*args) | {"auc": next(metric)}
+
+    monkeypatch.setattr(loop_module, "evaluate_split", worsening)
+    results = mm.train(experiment(epochs=5, patience=2), tmp_path, images)
+    assert [row["epoch"] for row in read_metrics(tmp_path)] == [1, 2, 3]
+    assert results["val"]["epoch"] == 1
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"1", "3"}
+
+
+def test_another_experiment_may_not_take_the_workdir(experiment, images, tmp_path):
+    mm.train(experiment(epochs=1), tmp_path, images)
+    with pytest.raises(ValueError, match=r"train\.lr was 0\.001, is 0\.01"):
+        mm.train(experiment(epochs=1, lr=0.01), tmp_path, images)
+
+
+def test_lines_of_an_epoch_without_checkpoint_are_written_again(experiment, images, tmp_path):
+    mm.train(experiment(epochs=1), tmp_path, images)
+    first = (tmp_path / "metrics.jsonl").read_text()
+    stale = first.replace('"epoch": 1,', '"epoch": 2,')
+    (tmp_path / "metrics.jsonl").write_text(first + stale + '{"epoch": 3, "tra')
+    mm.train(experiment(epochs=2), tmp_path, images)
+    rows = read_metrics(tmp_path)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert rows[0]["train/loss"] != rows[1]["train/loss"]
+
+
+def test_missing_split_and_single_class_validation(experiment, images, tmp_path):
+    splits = {name: split for name, split in images.splits.items() if name != "val"}
+    with pytest.raises(ValueError, match="lacks the splits"):
+        mm.train(experiment(), tmp_path, dataclasses.replace(images, splits=splits))
+    one = mm.InMemorySplit(np.zeros((4, 32, 32), np.uint8), [1, 1, 1, 1])
+    with pytest.raises(ValueError, match="two classes in the validation split"):
+        mm.train(
+            experiment(), tmp_path, dataclasses.replace(images, splits=images.splits | {"val": one})
+        )
+
+
+def test_evaluating_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        mm.evaluate(tmp_path)
