@@ -7,6 +7,7 @@ python main.py --workdir=runs/lr3 --mode=evaluate
 """
 
 import pathlib
+import re
 import sys
 
 from absl import app, flags, logging
@@ -14,11 +15,13 @@ from ml_collections import config_flags
 
 QUICKSTART = "configs/quickstart.py"
 
+# Without a default here: ml_collections would check overrides against it when this is imported,
+# and a mistake in one would end in a traceback. `parse_flags` supplies the quickstart.
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
-    str(pathlib.Path(__file__).parent / QUICKSTART),
-    "Python file that returns the experiment; :testing behind it shrinks it to a trial. "
-    "Single values are set with --config.<section>.<key>=<value>.",
+    None,
+    f"Python file that returns the experiment, {QUICKSTART} if none is given; :testing behind it "
+    "shrinks it to a trial. Single values are set with --config.<section>.<key>=<value>.",
     lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string(
@@ -58,10 +61,19 @@ def default_workdir() -> str:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; a mistake ends the program with one line and exit code 2."""
+    if not any(re.match(r"--?config(=|$)", argument) for argument in argv):
+        argv = [argv[0], f"--config={pathlib.Path(__file__).parent / QUICKSTART}", *argv[1:]]
     try:
-        return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        fail(error)
+        rest = flags.FLAGS(argv)
+        _CONFIG.value.to_dict()  # a file that cannot be read shows only when it is looked into
+        return rest
+    except AttributeError as error:
+        (cause,) = error.args  # ml_collections wraps a KeyError, which is wordier when printed
+        fail(f"no such setting: {cause.args[0] if isinstance(cause, KeyError) else cause}")
+    except (flags.Error, KeyError, TypeError, ValueError, OSError) as error:
+        # ml_collections puts whole tracebacks into messages; the cause is their last line.
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        fail(lines[-1] if "Traceback" in str(error) else error)
 
 
 def fail(error: object) -> None:

@@ -15,9 +15,10 @@ def get_config(size="full"):
     config.model.variant = "medmamba_nano"
     config.data.source = "phantom"
     config.data.image_size = 64
-    config.train.epochs = 12
+    config.data.phantom_images = 2500
+    config.train.epochs = 8
     config.train.batch_size = 32
-    config.train.lr = 1e-3
+    config.train.lr = 2e-3
     config.train.schedule = "cosine"
     config.train.warmup_epochs = 1.0
     if size == "testing":

@@ -1,7 +1,5 @@
 """Data parallelism: the batch is split over all devices, everything else is on each of them."""
 
-from typing import Any
-
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -32,7 +30,3 @@ class DataParallel:
         return {
             name: jax.make_array_from_process_local_data(self.batch, x) for name, x in batch.items()
         }
-
-    def replicate(self, tree: Any) -> Any:
-        """Puts a tree of arrays on every device."""
-        return jax.device_put(tree, self.replicated)

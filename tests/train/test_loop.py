@@ -98,7 +98,10 @@ def test_one_and_eight_devices_give_the_same_losses(experiment, images, tmp_path
     assert len(jax.devices()) == 8
     mm.train(experiment(epochs=1), tmp_path / "eight", images)
     one, eight = (np.array(losses(tmp_path / name)) for name in ("one", "eight"))
-    np.testing.assert_allclose(eight, one, rtol=2e-5)
+    np.testing.assert_allclose(eight[:, 0], one[:, 0], rtol=2e-5)
+    # Biases before a BatchNorm have a gradient of round-off, whose sign Adam turns into a whole
+    # step; training does not see them, evaluation with running statistics does.
+    np.testing.assert_allclose(eight[:, 1], one[:, 1], rtol=1e-3)
     versions = json.loads((tmp_path / "eight" / "versions.json").read_text())
     assert versions["device"].startswith("8 x")
 

@@ -1,0 +1,121 @@
+"""main.py as a user runs it: in a process of its own."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = ["--config.data.phantom_images=40", "--config.train.epochs=2"]
+
+
+def command(*arguments):
+    return [sys.executable, str(ROOT / "main.py"), *map(str, arguments)]
+
+
+def run(*arguments, cwd):
+    return subprocess.run(
+        command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True
+    )
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+
+
+MISTAKES = {
+    "--config.train.lrr=3": 'Did you mean "lr"',
+    "--config.train.lr=abc": "could not convert string to float: 'abc'",
+    "--config.train.epochs=0": "train.epochs must be a positive integer; got 0",
+    "--config.model.variant=xl": "model.variant must be one of medmamba_t",
+    "--config.data.image_size=20": "data.image_size must be",
+    "--config.train.batch_size=5000": "batch size must be between 1 and",
+    "--config=nowhere.py": "nowhere.py",
+    f"--config={ROOT}/configs/quickstart.py:huge": "sizes are full and testing; got 'huge'",
+    f"--config={ROOT}/configs/image_folder.py": "data.root is unset",
+    "--mode=evaluate": "holds no run",
+    "--bogus=1": "Unknown command line flag 'bogus'",
+    "extra": "unexpected argument 'extra'",
+}
+
+
+@pytest.mark.parametrize("argument", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2(argument, tmp_path):
+    result = run(argument, cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    line = result.stderr.strip().splitlines()
+    assert len(line) == 1 and line[0].startswith("error: ") and MISTAKES[argument] in line[0]
+    assert "Traceback" not in result.stdout and not list(tmp_path.rglob("run.json"))
+
+
+def test_help_is_about_this_program(tmp_path):
+    result = run("--help", cwd=tmp_path)
+    assert "python main.py --config=configs/image_folder.py" in result.stdout
+    assert "--workdir" in result.stdout and "<train|evaluate>" in result.stdout
+
+
+def test_folder_of_images_from_training_to_evaluation(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, level in (("a", 60), ("b", 180)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = np.clip(rng.normal(level, 20, (40, 50)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
+    config = f"--config={ROOT}/configs/image_folder.py:testing"
+    trained = run(config, "--config.data.root=images", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "Traceback" not in trained.stderr
+    results = tmp_path / "runs" / "image_folder_testing" / "results"
+    before = {path.name: path.read_text() for path in results.iterdir()}
+    assert json.loads(before["test.json"])["num_examples"] == 12
+
+    (tmp_path / "images").rename(tmp_path / "moved")
+    again = run(config, "--mode=evaluate", "--config.data.root=moved", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    after = {path.name: path.read_text() for path in results.iterdir()}
+    values = [{name: json.loads(text) for name, text in x.items()} for x in (before, after)]
+    for name in before:
+        values[0][name].pop("dataset"), values[1][name].pop("dataset")  # named after the folder
+    assert values[0] == values[1]
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_ends_as_if_never_killed(tmp_path):
+    options = [
+        *TINY,
+        "--config.data.image_size=32",
+        "--config.train.batch_size=8",
+        "--config.train.epochs=4",
+    ]
+    straight = run(*options, "--workdir=straight", cwd=tmp_path)
+    assert straight.returncode == 0, straight.stderr
+
+    killed = subprocess.Popen(
+        command(*options, "--workdir=killed"),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 300
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+        assert killed.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    resumed = run(*options, "--workdir=killed", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    for split in ("val", "test"):
+        expected, actual = (
+            (tmp_path / name / "results" / f"{split}.json").read_text()
+            for name in ("straight", "killed")
+        )
+        assert actual == expected
