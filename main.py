@@ -45,7 +45,8 @@ def main(argv: list[str]) -> None:
         if _MODE.value == "train":
             mm.train(experiment, workdir)
         else:
-            mm.evaluate(workdir, root=experiment.data.root)
+            typed = config_flags.get_override_values(flags.FLAGS["config"])
+            mm.evaluate(workdir, changes=typed)
     except (ValueError, FileNotFoundError, NotImplementedError, DataUnavailableError) as error:
         fail(error)
     except NonFiniteLossError as error:

@@ -72,7 +72,9 @@ def measure(inputs, implementation: str, calls: int, groups: int) -> dict[str, f
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--stages", nargs="+", default=["S1", "S2", "S3", "S4"])
+    parser.add_argument(
+        "--stages", nargs="+", default=list(stage_shapes(1)), choices=list(stage_shapes(1))
+    )
     parser.add_argument("--length", type=int, help="in place of the stage's own length")
     parser.add_argument(
         "--implementations", nargs="+", default=["chunked"], choices=sorted(IMPLEMENTATIONS)

@@ -1,4 +1,4 @@
-"""MedMamba-T on a folder of your own images, with the paper's recipe.
+"""MedMamba-T on a folder of your own images, with the paper's optimiser settings.
 
 Claim: `<root>/{train,val,test}/<class>/*`, or `<root>/<class>/*` which is then split by a seed,
     becomes a classifier with its report in one command.

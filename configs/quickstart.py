@@ -13,6 +13,7 @@ from medmamba_jax import default_config
 def get_config(size="full"):
     config = default_config()
     config.model.variant = "medmamba_nano"
+    config.model.d_state = 8
     config.data.source = "phantom"
     config.data.image_size = 64
     config.data.phantom_images = 2500

@@ -91,6 +91,7 @@ class CheckpointStore:
         Raises:
             ValueError: if a shape differs from the checkpoint's.
         """
+        self._manager.wait_until_finished()  # the checkpoint may still be on its way to the disk
         restored = self._manager.restore(
             epoch,
             args=ocp.args.Composite(

@@ -16,7 +16,8 @@ _MIN_PHANTOM_IMAGES = 30
 class DataConfig:
     """Where the images come from and how they reach the model.
 
-    All values are scalars or flat tuples, so every field can be set by a command-line flag.
+    All values are scalars or flat tuples that a command-line flag can set, but for an image_size
+    of (height, width), which takes a config file.
 
     Attributes:
         source: "phantom" (synthetic, drawn on the fly), "image_folder" or "tfds".

@@ -34,6 +34,8 @@ def open_image(image: bytes | np.ndarray) -> Image.Image:
         opened.load()
     except UnidentifiedImageError as error:
         raise ValueError(f"not an image file ({len(image)} bytes)") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"the image is too large to be decoded safely: {error}") from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error) as error:
         # Pillow's decoders raise any of these for damaged files.
         raise ValueError(f"not a complete image file ({len(image)} bytes): {error}") from error

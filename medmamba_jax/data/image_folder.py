@@ -116,7 +116,7 @@ def _labelled_files(folder: Path) -> _Labelled:
             else:
                 skipped += 1
     if skipped:
-        logging.info("%s: skipped %d entries that are not PNG or JPEG files", folder, skipped)
+        logging.warning("%s: skipped %d entries that are not PNG or JPEG files", folder, skipped)
     return files
 
 
@@ -195,7 +195,7 @@ def _split_val_off(
     test = _file_split(found["test"], class_names)
     count = round(config.val_fraction * (len(train) + len(test)))
     kept, val = split_off(train.labels, count, seed=config.split_seed, name="val")
-    logging.info(
+    logging.warning(
         "no val folder: split %d of %d train images off, seed %d",
         count,
         len(train),

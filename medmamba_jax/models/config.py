@@ -52,7 +52,8 @@ class MedMambaConfig:
     def __post_init__(self):
         for name in ("depths", "dims"):
             value = getattr(self, name)
-            if isinstance(value, int) or not all(_is_count(x) for x in value) or not value:
+            is_sequence = isinstance(value, (tuple, list)) and len(value) > 0
+            if not is_sequence or not all(_is_count(x) for x in value):
                 raise ValueError(f"{name} must be a sequence of positive integers, got {value!r}")
             object.__setattr__(self, name, tuple(int(x) for x in value))
         if len(self.depths) != len(self.dims):
@@ -187,5 +188,5 @@ def _is_count(value) -> bool:
 
 
 def _check_choice(name, value, choices):
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")

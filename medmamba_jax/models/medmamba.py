@@ -14,7 +14,7 @@ class Stage(nnx.Module):
     """Blocks of one resolution, run by one `lax.scan` over their stacked parameters.
 
     Every tensor of `blocks` has a leading axis `depth`. XLA compiles the block once however deep
-    the stage is, and an optimiser sees a quarter of the leaves.
+    the stage is, and an optimiser sees a third of the leaves.
     """
 
     def __init__(self, config: MedMambaConfig, stage: int, rngs: nnx.Rngs):
@@ -52,7 +52,9 @@ class Stage(nnx.Module):
         rates = jnp.array(self.drop_path_rates, jnp.float32)
         keys = None if key is None else jax.random.split(key, len(self.drop_path_rates))
         x, statistics = jax.lax.scan(run_block, x, (params, statistics, rates, keys))
-        nnx.update(self.blocks, statistics)
+        if not self.blocks.norm1.use_running_average:
+            # Evaluation changes nothing, so that a model in it may be closed over by `jax.jit`.
+            nnx.update(self.blocks, statistics)
         return x
 
 
@@ -108,7 +110,7 @@ class MedMamba(nnx.Module):
           strides 4, 8, 16 and 32, each before merging (official `layers.{i}` is after it).
 
         Raises:
-          ValueError: the images' rank, channels or size do not fit.
+          ValueError: the images' rank, channels, dtype or size do not fit.
         """
         self._check(images)
         features = self._features(images)
@@ -140,6 +142,11 @@ class MedMamba(nnx.Module):
         if images.ndim != 4 or images.shape[-1] != config.in_channels:
             raise ValueError(
                 f"images must be (b, h, w, {config.in_channels}), got shape {images.shape}"
+            )
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(
+                f"images must be floating and normalised, got {images.dtype}; "
+                "see medmamba_jax.data.Preprocessing.normalize"
             )
         if min(images.shape[1:3]) < smallest:
             raise ValueError(

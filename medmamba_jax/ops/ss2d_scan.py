@@ -32,7 +32,7 @@ def ss2d_scan(
 
     Everything comes in on the raster image: a projection of the channels commutes with the
     orders, so the caller projects once. Numerics: as `selective_scan`; the projection to delta
-    and the sum of the four directions are float32.
+    accumulates, and the four directions are added, in float32 (float64 for float64).
 
     Args:
       u: (b, h, w, d).
@@ -51,7 +51,8 @@ def ss2d_scan(
       ValueError, NotImplementedError: as `selective_scan`.
     """
     _, h, w, _ = u.shape
-    delta = jnp.einsum("blkr,krd->blkd", order(dt), dt_weight, preferred_element_type=jnp.float32)
+    wide = jnp.promote_types(u.dtype, jnp.float32)
+    delta = jnp.einsum("blkr,krd->blkd", order(dt), dt_weight, preferred_element_type=wide)
     everywhere = jnp.broadcast_to(u[..., None, :], (*u.shape[:3], NUM_DIRECTIONS, u.shape[3]))
     y = selective_scan(
         order(everywhere),

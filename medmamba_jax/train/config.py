@@ -58,6 +58,8 @@ class TrainConfig:
     patience: int = 0
 
     def __post_init__(self):
+        is_sequence = isinstance(self.step_epochs, (tuple, list))
+        self._require("step_epochs", is_sequence, "a tuple of positive integers")
         object.__setattr__(self, "step_epochs", tuple(self.step_epochs))
         for field in ("epochs", "batch_size"):
             self._require(field, _is_count(getattr(self, field), 1), "a positive integer")

@@ -1,8 +1,9 @@
 """Evaluation: logits of a split, the metrics of them, and `results/<split>.json`."""
 
-import dataclasses
+import copy
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,39 +15,56 @@ from medmamba_jax.train.experiment import Experiment
 from medmamba_jax.train.metrics import classification_metrics
 from medmamba_jax.train.setup import Setup, prepare, restore
 from medmamba_jax.train.step import TrainState
-from medmamba_jax.train.workdir import checkpoint_dir
+from medmamba_jax.train.workdir import checkpoint_dir, differing_images
+
+# Settings that evaluation may be given: where the images lie and how they travel.
+CHANGEABLE = ("data.root", "data.manual_dir", "data.num_workers", "train.batch_size")
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A loss or a model's outputs became NaN or infinite."""
 
 
 def evaluate(
-    workdir: str | pathlib.Path, data: Dataset | None = None, root: str = ""
+    workdir: str | pathlib.Path,
+    data: Dataset | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Evaluates a run's best checkpoint; architecture, preprocessing and data are the run's own.
 
     Args:
         workdir: folder of the run.
         data: images to use in place of those that the run names.
-        root: where the images lie now, if they moved.
+        changes: settings in place of the run's, by names in `CHANGEABLE`.
 
     Returns:
         As `train`.
 
     Raises:
         FileNotFoundError: if the folder holds no run, or no checkpoint yet.
-        ValueError: if the images have other classes than the run's, or do not fit the devices.
+        ValueError: if a change is not allowed, the images are not the run's (in `data`: have
+            other classes), or they do not fit the devices.
         DataUnavailableError: if there are no images.
     """
     workdir = pathlib.Path(workdir).resolve()
     description = RunDescription.read(workdir)
-    experiment = Experiment.from_dict(description.experiment)
-    if root:
-        moved = dataclasses.replace(experiment.data, root=root)
-        experiment = dataclasses.replace(experiment, data=moved)
+    settings = copy.deepcopy(description.experiment)
+    for name, value in (changes or {}).items():
+        if name not in CHANGEABLE:
+            raise ValueError(
+                f"evaluation takes {name} from the run; it can be given {', '.join(CHANGEABLE)}"
+            )
+        section, key = name.split(".")
+        settings[section][key] = value
+    experiment = Experiment.from_dict(settings)
     setup = prepare(experiment, data if data is not None else build_dataset(experiment.data))
-    if setup.dataset.class_names != description.class_names:
-        raise ValueError(
-            f"the run was trained on the classes {description.class_names}, "
-            f"the images have {setup.dataset.class_names}"
-        )
+    problems = differing_images(description, setup.description)
+    if data is not None and setup.dataset.class_names == description.class_names:
+        problems = []  # other images of the same classes are the caller's own choice
+    if setup.description.preprocessing != description.preprocessing:
+        problems.append("this version prepares images otherwise than the run did")
+    if problems:
+        raise ValueError(f"cannot evaluate {workdir}: {'; '.join(problems)}")
     with CheckpointStore(checkpoint_dir(workdir)) as store:
         return evaluate_best(setup, store, workdir)
 
@@ -94,6 +112,11 @@ def evaluate_split(setup: Setup, state: TrainState, split: str) -> dict[str, Any
     mask, labels, logits = (
         np.concatenate([output[name] for output in outputs]) for name in ("mask", "label", "logits")
     )
+    if not np.isfinite(logits[mask]).all():
+        raise NonFiniteLossError(
+            f"the model's outputs on {split!r} are not finite after step {int(state.step)}; lower "
+            "train.lr or set train.clip_norm=1.0 in a new --workdir"
+        )
     return classification_metrics(labels[mask], logits[mask], setup.dataset.class_names)
 
 

@@ -73,9 +73,10 @@ class Experiment:
         built = {}
         for name, section in sections.items():
             known = {field.name for field in dataclasses.fields(section)}
-            unknown = sorted(set(values[name]) - known)
-            if unknown:
-                raise ValueError(f"{name} has no key {unknown[0]!r}; it has {sorted(known)}")
+            wrong = sorted(known ^ set(values[name]))
+            if wrong:
+                problem = "lacks" if wrong[0] in known else "has no"
+                raise ValueError(f"{name} {problem} key {wrong[0]!r}; it has {sorted(known)}")
             built[name] = section(**values[name])
         return cls(model=dict(values["model"]), **built)
 
@@ -101,7 +102,5 @@ def default_config() -> ConfigDict:
             "model": model,
             "data": dataclasses.asdict(DataConfig()),
             "train": dataclasses.asdict(TrainConfig()),
-        },
-        # Lets a flag give (h, w) for image_size and one bool per stage for remat.
-        type_safe=True,
+        }
     )

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from medmamba_jax.checkpoints import CheckpointStore, Progress
 from medmamba_jax.data import Dataset, build_dataset, train_batches
 from medmamba_jax.train.config import BEST_METRICS
-from medmamba_jax.train.evaluation import evaluate_best, evaluate_split
+from medmamba_jax.train.evaluation import NonFiniteLossError, evaluate_best, evaluate_split
 from medmamba_jax.train.experiment import Experiment
 from medmamba_jax.train.metrics import classification_metrics
 from medmamba_jax.train.plan import plan
@@ -22,10 +22,6 @@ from medmamba_jax.train.step import TrainState
 from medmamba_jax.train.workdir import checkpoint_dir, claim
 
 _LOGGED = ("loss", "accuracy", "balanced_accuracy", "auc", "f1")
-
-
-class NonFiniteLossError(ArithmeticError):
-    """The training loss became NaN or infinite."""
 
 
 def train(
@@ -48,12 +44,12 @@ def train(
         ValueError: if the experiment, the images and the devices do not fit together, or the
             workdir holds another experiment.
         DataUnavailableError, FileNotFoundError: if there are no images.
-        NonFiniteLossError: if the loss becomes NaN or infinite; the last checkpoint is intact.
+        NonFiniteLossError: if the loss becomes NaN or infinite; earlier checkpoints are intact.
     """
     workdir = pathlib.Path(workdir).resolve()
     setup = prepare(experiment, data if data is not None else build_dataset(experiment.data))
-    claim(workdir, setup.description)
     with CheckpointStore(checkpoint_dir(workdir)) as store:
+        claim(workdir, setup.description, started=store.latest_epoch() is not None)
         state, progress = start_or_resume(setup, store)
         print(plan(setup, state, progress, workdir), flush=True)
         with (
@@ -131,7 +127,7 @@ def _train_epoch(
             asked = time.perf_counter()
             batch = next(batches)
             # Waiting for data costs nothing while the device is still busy with the last step.
-            if step > 1 and outputs[-1]["loss"].is_ready():
+            if step > 0 and outputs[-1]["loss"].is_ready():
                 waited += time.perf_counter() - asked
             state, output = setup.train_step(state, setup.parallel.put_batch(batch))
             outputs.append(output)
@@ -168,5 +164,5 @@ def _fetch(outputs, index, first_step):
     if not (np.isfinite(loss) and np.isfinite(norm)):
         raise NonFiniteLossError(
             f"step {first_step + index + 1}: loss {loss}, gradient norm {norm}; lower train.lr or "
-            "set train.clip_norm=1.0 in a new --workdir (the last checkpoint is intact)"
+            "set train.clip_norm=1.0 in a new --workdir (earlier checkpoints are intact)"
         )

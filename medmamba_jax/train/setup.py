@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import hashlib
 from typing import Any
 
 import jax
+import numpy as np
 
 from medmamba_jax.checkpoints import CheckpointStore, Progress, RunDescription
 from medmamba_jax.data import Dataset, Preprocessing, steps_per_epoch
@@ -64,8 +66,17 @@ def prepare(experiment: Experiment, dataset: Dataset) -> Setup:
         preprocessing=Preprocessing.from_config(experiment.data, model_config.in_channels),
         class_names=dataset.class_names,
         dataset=dataset.name,
+        labels_sha256={
+            name: hashlib.sha256(np.asarray(split.labels, np.int64).tobytes()).hexdigest()
+            for name, split in dataset.splits.items()
+        },
         synthetic=dataset.synthetic,
     )
+    if min(description.preprocessing.image_size) < model_config.min_image_size:
+        raise ValueError(
+            f"data.image_size = {experiment.data.image_size} must be at least "
+            f"{model_config.min_image_size} with model.patch_size = {model_config.patch_size}"
+        )
     steps = steps_per_epoch(dataset.splits["train"], options.batch_size)
     parallel = DataParallel(options.batch_size)
     loss = functools.partial(cross_entropy, label_smoothing=options.label_smoothing)

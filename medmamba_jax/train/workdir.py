@@ -10,7 +10,7 @@ from medmamba_jax.train.reporting import versions
 # Settings that may change between one start of a run and the next.
 RESUMABLE = {
     "train": ("epochs", "patience"),
-    "data": ("root", "manual_dir", "num_workers", "allow_unreadable"),
+    "data": ("root", "manual_dir", "num_workers"),
 }
 
 
@@ -19,21 +19,23 @@ def checkpoint_dir(workdir: pathlib.Path) -> pathlib.Path:
     return workdir / CHECKPOINTS
 
 
-def claim(workdir: pathlib.Path, description: RunDescription) -> None:
+def claim(workdir: pathlib.Path, description: RunDescription, *, started: bool) -> None:
     """Makes the workdir this run's: writes what describes it, or checks what is there.
 
+    Args:
+        workdir: of the run.
+        description: of the run that is to start or go on.
+        started: whether the workdir has a checkpoint. Without one there is nothing to protect.
+
     Raises:
-        ValueError: if the workdir holds a run that differs in more than `RESUMABLE` settings.
+        ValueError: if the run there differs in more than `RESUMABLE` settings, or in its images.
     """
     config = json.dumps(description.experiment, indent=2)
-    try:
+    if started:
         old = RunDescription.read(workdir)
-    except FileNotFoundError:
-        workdir.mkdir(parents=True, exist_ok=True)
-    else:
-        differences = _differences(old.experiment, json.loads(config))
-        if old.class_names != description.class_names:
-            differences.append(f"classes were {old.class_names}, are {description.class_names}")
+        differences = _differences(old.experiment, json.loads(config)) + differing_images(
+            old, description
+        )
         if differences:
             raise ValueError(
                 f"{workdir} holds another run: {'; '.join(differences)}. Give another --workdir, "
@@ -44,10 +46,28 @@ def claim(workdir: pathlib.Path, description: RunDescription) -> None:
     (workdir / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n")
 
 
-def _differences(old, new):
+def differing_images(old: RunDescription, new: RunDescription) -> list[str]:
+    """Returns how the images of two descriptions differ, one phrase a difference."""
+    if old.class_names != new.class_names:
+        return [f"classes were {old.class_names}, are {new.class_names}"]
     return [
-        f"{section}.{key} was {old[section].get(key)!r}, is {value!r}"
+        f"the images of split {name!r} changed"
+        for name, digest in old.labels_sha256.items()
+        if new.labels_sha256.get(name) != digest
+    ]
+
+
+def _differences(old, new):
+    fixed = [
+        (section, key)
         for section, values in new.items()
-        for key, value in values.items()
-        if key not in RESUMABLE.get(section, ()) and value != old[section].get(key)
+        for key in values
+        if key not in RESUMABLE.get(section, ())
+    ]
+    if new["train"]["schedule"] == "cosine":
+        fixed.append(("train", "epochs"))  # the schedule ends with the last epoch
+    return [
+        f"{section}.{key} was {old[section].get(key)!r}, is {new[section][key]!r}"
+        for section, key in fixed
+        if new[section][key] != old[section].get(key)
     ]

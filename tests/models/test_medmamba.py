@@ -194,3 +194,21 @@ def test_the_program_does_not_grow_with_depth():
         return len(jax.jit(jax.grad(loss)).lower(params, rest, x).as_text())
 
     assert size((2, 2, 12, 2)) < 1.2 * size((2, 2, 2, 2))
+
+
+@pytest.mark.parametrize("block", ["ss_conv_ssm", "conv_ssm"])
+def test_an_evaluating_model_can_be_closed_over(block):
+    config = mm.MedMambaConfig(depths=(1,), dims=(8,), num_classes=2, block=block)
+    model = mm.MedMamba(config, rngs=nnx.Rngs(0))
+    model.eval()
+    images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    expected = model(images)
+    np.testing.assert_allclose(jax.jit(lambda x: model(x))(images), expected, rtol=1e-5, atol=1e-6)
+    gradient = jax.grad(lambda x: model(x).sum())(images)
+    assert gradient.shape == images.shape and float(abs(gradient).max()) > 0
+
+
+def test_integers_are_refused():
+    model = mm.MedMamba(mm.MedMambaConfig(depths=(1,), dims=(8,), num_classes=2), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="floating and normalised"):
+        model(jnp.zeros((1, 8, 8, 3), jnp.uint8))

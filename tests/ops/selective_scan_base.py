@@ -11,7 +11,7 @@ from closeness import assert_close
 from scan_oracle import scan_oracle
 
 import medmamba_jax as mm
-from medmamba_jax.ops.selective_scan.shapes import ScanShape
+from medmamba_jax.ops.selective_scan.shapes import ScanShape, stage_shapes
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias")
 
@@ -83,6 +83,11 @@ class SelectiveScanCases:
     @pytest.mark.parametrize("n", [1, 8, 16])
     def test_widths(self, d, n):
         self.check(make_inputs(ScanShape(b=1, l=37, k=2, d=d, n=n), seed=d + n))
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("stage", stage_shapes(1))
+    def test_stage_shapes(self, stage):
+        self.check(make_inputs(stage_shapes(1)[stage]))
 
     @pytest.mark.parametrize("k", [1, 3])
     def test_directions(self, k):

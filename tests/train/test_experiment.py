@@ -39,7 +39,7 @@ BAD = {
     "decay": "some",
     "schedule": "linear",
     "warmup_epochs": 200.0,
-    "step_epochs": (0,),
+    "step_epochs": 3,
     "step_factor": 0.0,
     "clip_norm": float("nan"),
     "label_smoothing": 1.0,

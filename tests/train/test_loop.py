@@ -116,8 +116,6 @@ def test_non_finite_loss_names_the_step(experiment, images, tmp_path):
     with pytest.raises(NonFiniteLossError, match=r"step [2-4]: loss") as error:
         mm.train(experiment(lr=1e30), tmp_path, images)
     assert "train.lr" in str(error.value)
-    with CheckpointStore(tmp_path / "checkpoints") as store:
-        assert store.latest_epoch() in (None, 1)
 
 
 def test_patience_stops_early(experiment, images, tmp_path, monkeypatch):
@@ -138,6 +136,40 @@ def test_another_experiment_may_not_take_the_workdir(experiment, images, tmp_pat
     mm.train(experiment(epochs=1), tmp_path, images)
     with pytest.raises(ValueError, match=r"train\.lr was 0\.001, is 0\.01"):
         mm.train(experiment(epochs=1, lr=0.01), tmp_path, images)
+
+
+def test_more_epochs_need_a_schedule_that_does_not_know_the_last(experiment, images, tmp_path):
+    mm.train(experiment(epochs=1, schedule="cosine"), tmp_path, images)
+    with pytest.raises(ValueError, match=r"train\.epochs was 1, is 2"):
+        mm.train(experiment(epochs=2, schedule="cosine"), tmp_path, images)
+
+
+def test_other_images_may_not_take_the_workdir(experiment, images, tmp_path):
+    mm.train(experiment(epochs=1), tmp_path, images)
+    fewer = mm.InMemorySplit(np.zeros((8, 32, 32), np.uint8), [0, 1] * 4)
+    changed = dataclasses.replace(images, splits=images.splits | {"test": fewer})
+    with pytest.raises(ValueError, match="images of split 'test' changed"):
+        mm.train(experiment(epochs=2), tmp_path, changed)
+
+
+def test_a_run_without_checkpoint_does_not_keep_its_workdir(experiment, images, tmp_path):
+    with pytest.raises(NonFiniteLossError):
+        mm.train(experiment(lr=1e30), tmp_path, images)
+    with CheckpointStore(tmp_path / "checkpoints") as store:
+        assert store.latest_epoch() is None
+    assert mm.train(experiment(epochs=1), tmp_path, images)["test"]["epoch"] == 1
+
+
+def test_images_too_small_for_the_patches(experiment, images, tmp_path):
+    small = dataclasses.replace(experiment(), model={"variant": "medmamba_nano", "patch_size": 8})
+    with pytest.raises(ValueError, match=r"data\.image_size = 32 must be at least 64"):
+        mm.train(small, tmp_path, images)
+
+
+def test_evaluation_refuses_what_would_change_the_result(experiment, images, tmp_path):
+    mm.train(experiment(epochs=1), tmp_path, images)
+    with pytest.raises(ValueError, match=r"takes data\.mean from the run"):
+        mm.evaluate(tmp_path, images, changes={"data.mean": (0.4,)})
 
 
 def test_lines_of_an_epoch_without_checkpoint_are_written_again(experiment, images, tmp_path):
