@@ -62,7 +62,7 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
     if not 1 <= batch_size <= len(split):
         raise ValueError(
             f"batch size must be between 1 and the {len(split)} images of the split;"
-            f" got {batch_size}"
+            f" got {batch_size}; change train.batch_size"
         )
     return len(split) // batch_size
 
