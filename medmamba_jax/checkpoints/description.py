@@ -60,7 +60,7 @@ class RunDescription:
         path = workdir / FILE
         if not path.is_file():
             raise FileNotFoundError(
-                f"{workdir} holds no run ({FILE} is missing); train first, or give the folder of a run"
+                f"{workdir} holds no run ({FILE} is missing); train first, or give a run's folder"
             )
         values = json.loads(path.read_text())
         return cls(
