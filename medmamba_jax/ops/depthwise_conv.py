@@ -9,7 +9,8 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolves each channel with its own odd-sided kernel, zero-padded to the same size.
 
     On a CPU XLA's grouped convolution is 10 to 60 times slower than a sum of shifted images,
-    which fuses into one pass; on a GPU it is up to twice as fast (docs/performance.md).
+    which fuses into one pass; on a GPU it is up to twice as fast in the
+    backward pass (docs/performance.md).
 
     Args:
       x: (b, h, w, c).
