@@ -1,0 +1,1 @@
+"""Fused selective scans for NVIDIA GPUs from Hopper on, in Pallas (Mosaic GPU)."""

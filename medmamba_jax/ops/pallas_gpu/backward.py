@@ -1,0 +1,251 @@
+"""The backward kernel: gradients of everything, from the boundary states and dy."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from medmamba_jax.ops.pallas_gpu.mosaic import BY_BOTH, TileOps, by_channel, kernel
+from medmamba_jax.ops.pallas_gpu.problem import CHANNELS, IMAGES, STATES, Problem
+from medmamba_jax.ops.pallas_gpu.staging import StepSizes
+from medmamba_jax.ops.pallas_gpu.walk import Walk
+
+LN_2 = 0.6931471805599453  # A comes scaled by log2(e): gradients through the exponent lose it again
+
+
+def make_backward(problem: Problem, *, interpret: bool):
+    """Builds backward(dy, u, packed, step, bias, A, D, states[, arriving]) -> gradients.
+
+    Equivalent, for every image and direction k, walking its order backwards, to::
+
+        for t in reversed(range(l)):
+            a = exp(dt[t] * A)
+            dh += C[t] * dy[t]
+            dC[t] = (dy[t] * h[t]).sum(d)
+            dB[t] = (dh * dt[t] * u[t]).sum(d)
+            d_drive = (dh * B[t]).sum(n)                  # gradient of dt[t] * u[t]
+            d_exponent = dh * h[t-1] * a                  # gradient of dt[t] * A
+            dA += d_exponent * dt[t]
+            d_dt = d_drive * u[t] + (d_exponent * A).sum(n)
+            du[t] = d_drive * dt[t] + D * dy[t]
+            d_step[t] = d_dt * sigmoid(step[t] + bias)    # = d_dt * (1 - exp(-dt)); the softplus
+            dh *= a
+
+    h comes from a chunk's boundary state: pass A walks the chunk forward, writes dC and keeps every
+    second state in shared memory; pass B goes back over pairs of steps, makes the two decays and
+    states of a pair again from the kept one, and writes dB and the sums over states; the epilogue
+    forms du and d_step. h[t-1] is never recovered from h[t], nothing is divided. A warp has one
+    image's tile as 4 x 8 lanes (mosaic.py), which makes the sums over channels cheap. Sums over
+    channels outside the tile and over images happen outside, in a fixed order: no atomics, and
+    two runs give the same bits. The floor is the issue rate: some 250 instructions for each step
+    of a tile (docs/kernels.md counts them).
+
+    Arrays as in `make_forward`; dy like the map, (b, h, w, d) or (b, h, w, k, d); `arriving`, with
+    several segments, is the gradient that reaches each one's last state from the next,
+    (b, k, segments, n, d). Returns du and d_step (b, h, w, k, d); dB and dC side by side
+    (b, h, w, k, tiles * 2n), a part for each tile of channels; dA (b, k, segments, n, d) and
+    dD (b, k, segments, d), a part for each image.
+    """
+    p, cut = problem, problem.config
+    walk = Walk(p, cut.chunk)
+    T, W, segmented, reads_steps = walk.chunk, cut.warpgroups, cut.segments > 1, not p.rank
+    narrow = jnp.dtype(p.dtype).itemsize < 4
+    pairs = T // 2
+    groups = p.tiles * (p.b // IMAGES)  # tiles of channels and images, dealt to warpgroups
+
+    def body(*refs, barrier, step_s=None, du_s=None, dstep_s=None, **scratch):
+        dy_ref, u_ref, packed_ref, step_ref, bias_ref, A_ref, D_ref, states_ref, *refs = refs
+        arriving_ref = refs.pop(0) if segmented else None
+        du_ref, dstep_ref, dBC_ref, dA_ref, dD_ref = refs
+
+        me = lax.axis_index("warpgroup")
+        k, s = lax.axis_index("k"), lax.axis_index("s")
+        group = lax.axis_index("group") * W + me
+        d = lax.rem(group, p.tiles)
+        images = pl.ds(lax.div(group, p.tiles) * IMAGES, IMAGES)
+        channels = pl.ds(d * CHANNELS, CHANNELS)
+        dy_s, u_s, packed_s, dt_s, stash, drive_s, exponent_s, dBC_s = (
+            scratch[name].at[me]
+            for name in "dy_s u_s packed_s dt_s stash drive_s exponent_s dBC_s".split()
+        )
+        step_s = step_s.at[me] if reads_steps else None
+        # What leaves by bulk copy: the float32 sums themselves, or a rounded copy of them.
+        du_s = du_s.at[me] if narrow else drive_s
+        dstep_s = dstep_s.at[me] if narrow and p.step_dtype == p.dtype else exponent_s
+
+        tile = TileOps(interpret, BY_BOTH)
+        lane = TileOps(interpret, by_channel())
+        first, end = walk.segment(k, s)
+        A = tile.spread(tile.load(A_ref.at[k, :, channels], 0), 0)
+
+        def vectors_at(ref, rows, columns):
+            if p.four_orders and (ref is u_ref or ref is dy_ref):
+                return ref.at[images, rows, columns, channels]
+            return ref.at[images, rows, columns, k, channels]
+
+        def fetch(c, slot):
+            def copy(rows, columns):
+                arrived = barrier.at[2 * me + slot]
+                plgpu.copy_gmem_to_smem(vectors_at(u_ref, rows, columns), u_s.at[slot], arrived)
+                plgpu.copy_gmem_to_smem(vectors_at(dy_ref, rows, columns), dy_s.at[slot], arrived)
+                row = packed_ref.at[images, rows, columns, k]
+                plgpu.copy_gmem_to_smem(row, packed_s.at[slot], arrived)
+                if reads_steps:
+                    step = vectors_at(step_ref, rows, columns)
+                    plgpu.copy_gmem_to_smem(step, step_s.at[slot], arrived)
+
+            walk.pixels(k, c, copy)
+
+        def boundary_state(c):
+            return tile.load(states_ref.at[images, k, c, :, channels])
+
+        def walk_chunk(j, carry):
+            dh, dA, dD, h = carry
+            c = end - 1 - j
+            slot = lax.rem(j, 2)
+            plgpu.barrier_wait(barrier.at[2 * me + slot])
+
+            @pl.when(c > first)
+            def _():
+                fetch(c - 1, 1 - slot)
+
+            weight_ref = None if reads_steps else step_ref.at[k, :, channels]
+            steps = StepSizes(p, weight_ref, bias_ref.at[k, channels], interpret)
+            step_slot = step_s.at[slot] if reads_steps else None
+            steps.stage(T, packed_s.at[slot], step_slot, dt_s, walk.real_pixels(k, c))
+            D = lane.vectors(lane.load(D_ref.at[k, channels], 0, 1))
+            plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last chunk's gradients have left
+            tile.base.warp_barrier()
+
+            def vectors(ops, t):
+                dt = ops.load(dt_s.at[:, t], 1)
+                u = ops.load(u_s.at[slot, :, t], 1).astype(jnp.float32)
+                return dt, u, ops.load(dy_s.at[slot, :, t], 1).astype(jnp.float32)
+
+            def B(t):
+                return tile.spread(tile.load(packed_s.at[slot, :, t, pl.ds(0, STATES)], 2), 2)
+
+            def C(t):
+                return tile.spread(tile.load(packed_s.at[slot, :, t, pl.ds(STATES, STATES)], 2), 2)
+
+            def advance(i, h):
+                """Step i's decay a, a * h and the new state."""
+                t = walk.pixel(k, i)
+                dt, u, _ = vectors(tile, t)
+                a = jnp.exp2(tile.spread(dt, 1) * A)
+                decayed = a * h
+                return a, decayed, decayed + tile.spread(dt * u, 1) * B(t)
+
+            def pass_a(i, h):
+                _, _, h = advance(i, h)
+                t = walk.pixel(k, i)
+                _, _, dy = vectors(tile, t)
+                dC = tile.base.sum_over_channels(h * tile.spread(dy, 1))
+                dBC_s[:, t, pl.ds(STATES, STATES)] = dC
+                return h
+
+            def pass_a_pair(i, h):
+                stash[i] = h
+                return pass_a(2 * i + 1, pass_a(2 * i, h))
+
+            def pass_b(i, a, decayed, dh, dA):
+                t = walk.pixel(k, i)
+                dt, u, dy = vectors(tile, t)
+                dh = dh + tile.spread(dy, 1) * C(t)
+                dB = tile.base.sum_over_channels(dh * tile.spread(dt * u, 1))
+                dBC_s[:, t, pl.ds(0, STATES)] = dB
+                drive_s[:, t] = tile.base.sum_over_states(dh * B(t))
+                d_exponent = dh * decayed
+                exponent_s[:, t] = tile.base.sum_over_states(d_exponent * A)
+                return dh * a, dA + d_exponent * tile.spread(dt, 1)
+
+            def pass_b_pair(j, carry):
+                i = pairs - 1 - j
+                a0, decayed0, h = advance(2 * i, tile.load(stash.at[i]))
+                a1, decayed1, _ = advance(2 * i + 1, h)
+                return pass_b(2 * i, a0, decayed0, *pass_b(2 * i + 1, a1, decayed1, *carry))
+
+            h = lax.fori_loop(0, pairs, pass_a_pair, h)
+            if T % 2:
+                stash[pairs] = h
+                pass_a(T - 1, h)
+                a, decayed, _ = advance(T - 1, tile.load(stash.at[pairs]))
+                dh, dA = pass_b(T - 1, a, decayed, dh, dA)
+            dh, dA = lax.fori_loop(0, pairs, pass_b_pair, (dh, dA))
+            h = boundary_state(jnp.maximum(c - 1, 0))  # arrives behind the epilogue
+            tile.base.warp_barrier()
+
+            def epilogue(t, dD):
+                dt, u, dy = vectors(lane, t)
+                d_drive, d_exponent = lane.load(drive_s.at[:, t], 1), lane.load(exponent_s.at[:, t], 1)
+                du_s[:, t] = (d_drive * dt + dy * D).astype(p.dtype)
+                d_dt = d_exponent * LN_2 + d_drive * u
+                d_step = d_dt * (1.0 - jnp.exp(-dt)) if p.softplus else d_dt
+                dstep_s[:, t] = d_step.astype(dstep_s.dtype)
+                return dD + dy * u
+
+            dD = lax.fori_loop(0, T, epilogue, dD, unroll=True)
+            plgpu.commit_smem()
+
+            def send(rows, columns):
+                plgpu.copy_smem_to_gmem(du_s, vectors_at(du_ref, rows, columns))
+                plgpu.copy_smem_to_gmem(dstep_s, vectors_at(dstep_ref, rows, columns))
+                part = pl.ds(d * 2 * STATES, 2 * STATES)
+                plgpu.copy_smem_to_gmem(dBC_s, dBC_ref.at[images, rows, columns, k, part])
+
+            walk.pixels(k, c, send)
+            return dh, dA, dD, h
+
+        @pl.when(group < groups)
+        def _():
+            @pl.when(first < end)
+            def _():
+                fetch(end - 1, 0)
+
+            dh = tile.load(arriving_ref.at[images, k, s, :, channels]) if segmented else tile.zeros()
+            carry = (dh, tile.zeros(), lane.zeros(1), boundary_state(jnp.maximum(end - 1, 0)))
+            _, dA, dD, _ = lax.fori_loop(0, end - first, walk_chunk, carry)
+            dA_ref[images, k, s, :, channels] = dA
+            dD_ref[images, k, s, channels] = dD
+            plgpu.wait_smem_to_gmem(0)
+
+    def shared(*axes, dtype=jnp.float32):
+        return plgpu.SMEM((W, *axes), dtype)
+
+    shape = jax.ShapeDtypeStruct
+    h, w = p.padded
+    vector = (IMAGES, T, CHANNELS)
+    scratch = {
+        "barrier": plgpu.Barrier(num_arrivals=4 if reads_steps else 3, num_barriers=2 * W),
+        "dy_s": shared(2, *vector, dtype=p.dtype),
+        "u_s": shared(2, *vector, dtype=p.dtype),
+        "packed_s": shared(2, IMAGES, T, p.packed),
+        "dt_s": shared(*vector),
+        "stash": shared(pairs + T % 2, IMAGES, STATES, CHANNELS),
+        "drive_s": shared(*vector),
+        "exponent_s": shared(*vector),
+        "dBC_s": shared(IMAGES, T, 2 * STATES),
+    }
+    if reads_steps:
+        scratch["step_s"] = shared(2, *vector, dtype=p.step_dtype)
+    if narrow:
+        scratch["du_s"] = shared(*vector, dtype=p.dtype)
+        if p.step_dtype == p.dtype:
+            scratch["dstep_s"] = shared(*vector, dtype=p.dtype)
+    return kernel(
+        body,
+        out_type=[
+            shape((p.b, h, w, p.k, p.d), p.dtype),
+            shape((p.b, h, w, p.k, p.d), p.step_dtype),
+            shape((p.b, h, w, p.k, p.tiles * 2 * STATES), jnp.float32),
+            shape((p.b, p.k, cut.segments, STATES, p.d), jnp.float32),
+            shape((p.b, p.k, cut.segments, p.d), jnp.float32),
+        ],
+        scratch_types=scratch,
+        interpret=interpret,
+        grid=(-(-groups // W), p.k, cut.segments),
+        grid_names=("group", "k", "s"),
+        num_threads=W,
+        thread_name="warpgroup",
+    )

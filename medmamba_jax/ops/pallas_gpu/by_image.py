@@ -1,0 +1,85 @@
+"""How a function of images and parameters is vmapped and sharded: image by image."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding, PartitionSpec
+
+
+@functools.cache
+def by_image(function: Callable, mode) -> Callable:
+    """Returns `function(mode, *arrays)` as a function of the arrays that XLA may split by image.
+
+    A kernel is opaque to JAX: without this, vmap would add a grid axis to it, and a batch sharded
+    over devices would be gathered on each. The arrays are (u, packed, step, bias, A, D, ...), all
+    of them and all results with the image axis first, except bias, A, D and, where `mode.rank` is
+    not 0, step, which are parameters.
+    """
+    call = functools.partial(function, mode)
+
+    def has_images(position: int) -> bool:
+        return position not in ((2, 3, 4, 5) if mode.rank else (3, 4, 5))
+
+    def sharded(axis, shape, mesh, images: bool):
+        spec = PartitionSpec(axis) if images and shape.ndim else PartitionSpec()
+        return NamedSharding(mesh, spec)
+
+    def image_axis(operands):
+        spec = operands[0].sharding.spec if operands[0].sharding is not None else ()
+        return spec[0] if len(spec) else None
+
+    def infer(mesh, operands, results):
+        axis = image_axis(operands)
+        return jax.tree.map(lambda x: sharded(axis, x, mesh, True), results)
+
+    def partition(mesh, operands, results):
+        axis = image_axis(operands)
+        into = tuple(sharded(axis, x, mesh, has_images(i)) for i, x in enumerate(operands))
+        out = jax.tree.map(lambda x: sharded(axis, x, mesh, True), results)
+        return mesh, call, out, into
+
+    def rule(mesh, operands, results):
+        def axes(side, i, rank, images):
+            names = [f"{side}{i}_{axis}" for axis in range(rank)]
+            return " ".join(["image", *names[1:]] if images else names)
+
+        operands = (axes("i", i, len(x.shape), has_images(i)) for i, x in enumerate(operands))
+        results = (axes("o", i, len(x.shape), True) for i, x in enumerate(results))
+        return f"{', '.join(operands)} -> {', '.join(results)}"
+
+    partitioned = custom_partitioning(lambda *arrays: call(*arrays))
+    partitioned.def_partition(
+        partition=partition, infer_sharding_from_operands=infer, sharding_rule=rule
+    )
+    # The interpreter's ordered callbacks cannot be partitioned.
+    batched = custom_vmap(call if mode.interpret else partitioned)
+
+    @batched.def_vmap
+    def fold(size, is_batched, *arrays):
+        images = [has_images(i) for i in range(len(arrays))]
+        if any(b and not i for b, i in zip(is_batched, images, strict=True)):
+            def one(index):
+                picked = (
+                    x[index] if b else x for x, b in zip(arrays, is_batched, strict=True)
+                )
+                return batched(*picked)
+
+            outputs = jax.lax.map(one, jnp.arange(size))
+        else:
+            def with_batch(x, b):
+                return x if b else jnp.broadcast_to(x, (size, *x.shape))
+
+            folded = [
+                with_batch(x, b).reshape(-1, *x.shape[1 + b :]) if i else x
+                for x, b, i in zip(arrays, is_batched, images, strict=True)
+            ]
+            outputs = jax.tree.map(
+                lambda x: x.reshape(size, -1, *x.shape[1:]), batched(*folded)
+            )
+        return outputs, jax.tree.map(lambda _: True, outputs)
+
+    return batched

@@ -1,0 +1,147 @@
+"""The forward kernel: outputs, and the boundary states that the backward pass starts from."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from medmamba_jax.ops.pallas_gpu.mosaic import TileOps, by_channel, kernel
+from medmamba_jax.ops.pallas_gpu.problem import CHANNELS, IMAGES, STATES, Problem
+from medmamba_jax.ops.pallas_gpu.staging import StepSizes
+from medmamba_jax.ops.pallas_gpu.walk import Walk
+
+
+def make_forward(problem: Problem, *, outputs: bool, states: bool, interpret: bool):
+    """Builds forward(u, packed, step, bias, A, D[, entry]) -> [y][, boundary states].
+
+    Equivalent, for every image and direction k walked in its order, to::
+
+        for t in range(l):
+            dt = softplus(step[t] + bias)          # step[t] = low_rank[t] @ weight with a rank
+            h = exp(dt * A) * h + dt * u[t] * B[t]
+            y[t] = (C[t] * h).sum(n) + D * u[t]    # stored where pixel t stands, not where it came
+
+    One warp walks one image's 32 channels: lane = channel, its 16 states in registers, one ex2 for
+    each state update (A comes scaled by log2(e)). Chunks of a line arrive by bulk copy into two
+    slots, the next while one is walked, and y leaves by bulk copy. Float32 throughout; y is
+    rounded to its dtype once. The floor is ex2: b * l * k * d * n of them, 16 a clock on each
+    multiprocessor.
+
+    Arrays: u (b, h, w, d), or (b, h, w, k, d) for a bare scan; packed (b, h, w, k, p) float32;
+    step (k, rank, d), or (b, h, w, k, d); bias, D (k, d); A (k, n, d); entry, with several
+    segments, their first states (b, k, segments, n, d). y (b, h, w, k, d); boundary states
+    (b, k, boundaries, n, d), each the state before a backward chunk. h and w are the padded ones.
+    """
+    p, cut = problem, problem.config
+    walk = Walk(p, cut.forward_chunk)
+    T, segmented, reads_steps = walk.chunk, cut.segments > 1, not p.rank
+
+    def body(*refs, u_s, packed_s, dt_s, barrier, y_s=None, step_s=None):
+        u_ref, packed_ref, step_ref, bias_ref, A_ref, D_ref, *refs = refs
+        entry_ref = refs.pop(0) if segmented else None
+        y_ref = refs.pop(0) if outputs else None
+        states_ref = refs.pop(0) if states else None
+
+        k, s = lax.axis_index("k"), lax.axis_index("s")
+        images = pl.ds(lax.axis_index("b") * IMAGES, IMAGES)
+        channels = pl.ds(lax.axis_index("d") * CHANNELS, CHANNELS)
+        tile = TileOps(interpret, by_channel())
+        first, end = walk.segment(k, s)
+
+        def vectors_at(ref, rows, columns):
+            if p.four_orders and ref is u_ref:
+                return ref.at[images, rows, columns, channels]
+            return ref.at[images, rows, columns, k, channels]
+
+        def fetch(c, slot):
+            def copy(rows, columns):
+                arrived = barrier.at[slot]
+                plgpu.copy_gmem_to_smem(vectors_at(u_ref, rows, columns), u_s.at[slot], arrived)
+                row = packed_ref.at[images, rows, columns, k]
+                plgpu.copy_gmem_to_smem(row, packed_s.at[slot], arrived)
+                if reads_steps:
+                    step = vectors_at(step_ref, rows, columns)
+                    plgpu.copy_gmem_to_smem(step, step_s.at[slot], arrived)
+
+            walk.pixels(k, c, copy)
+
+        A = tile.spread(tile.load(A_ref.at[k, :, channels], 0), 0)
+
+        def walk_chunk(c, h):
+            slot = lax.rem(c - first, 2)
+            plgpu.barrier_wait(barrier.at[slot])
+
+            @pl.when(c + 1 < end)
+            def _():
+                fetch(c + 1, 1 - slot)
+
+            weight_ref = None if reads_steps else step_ref.at[k, :, channels]
+            steps = StepSizes(p, weight_ref, bias_ref.at[k, channels], interpret)
+            step_slot = step_s.at[slot] if reads_steps else None
+            steps.stage(T, packed_s.at[slot], step_slot, dt_s, walk.real_pixels(k, c))
+            D = tile.vectors(tile.load(D_ref.at[k, channels], 0, 1)) if outputs else None
+            tile.base.warp_barrier()
+
+            def step(i, h):
+                t = walk.pixel(k, i)
+                u = tile.load(u_s.at[slot, :, t], 1).astype(jnp.float32)
+                dt = tile.load(dt_s.at[:, t], 1)
+                B = tile.load(packed_s.at[slot, :, t, pl.ds(0, STATES)], 2)
+                a = jnp.exp2(tile.spread(dt, 1) * A)
+                h = a * h + tile.spread(dt * u, 1) * tile.spread(B, 2)
+                if outputs:
+                    C = tile.load(packed_s.at[slot, :, t, pl.ds(STATES, STATES)], 2)
+                    y = tile.sum_rows(h * tile.spread(C, 2)) + D * u
+                    y_s[slot, :, t] = y.astype(p.dtype)
+                return h
+
+            for part in range(cut.forward_chunks):
+                if states:
+                    states_ref[images, k, c * cut.forward_chunks + part, :, channels] = h
+                h = lax.fori_loop(part * cut.chunk, (part + 1) * cut.chunk, step, h)
+            plgpu.commit_smem()  # all warps are done with this slot, and y is there to be copied
+            if outputs:
+                walk.pixels(
+                    k,
+                    c,
+                    lambda rows, columns: plgpu.copy_smem_to_gmem(
+                        y_s.at[slot], vectors_at(y_ref, rows, columns)
+                    ),
+                )
+                plgpu.wait_smem_to_gmem(1, wait_read_only=True)  # the other slot is free again
+            return h
+
+        @pl.when(first < end)
+        def _():
+            fetch(first, 0)
+
+        h = tile.load(entry_ref.at[images, k, s, :, channels]) if segmented else tile.zeros()
+        lax.fori_loop(first, end, walk_chunk, h)
+        if outputs:
+            plgpu.wait_smem_to_gmem(0)
+
+    shape = jax.ShapeDtypeStruct
+    h, w = p.padded
+    out_type = [shape((p.b, h, w, p.k, p.d), p.dtype)] if outputs else []
+    if states:
+        out_type.append(shape((p.b, p.k, p.boundaries, STATES, p.d), jnp.float32))
+    vector = (IMAGES, T, CHANNELS)
+    scratch = {
+        "u_s": plgpu.SMEM((2, *vector), p.dtype),
+        "packed_s": plgpu.SMEM((2, IMAGES, T, p.packed), jnp.float32),
+        "dt_s": plgpu.SMEM(vector, jnp.float32),
+        "barrier": plgpu.Barrier(num_arrivals=3 if reads_steps else 2, num_barriers=2),
+    }
+    if outputs:
+        scratch["y_s"] = plgpu.SMEM((2, *vector), p.dtype)
+    if reads_steps:
+        scratch["step_s"] = plgpu.SMEM((2, *vector), p.step_dtype)
+    return kernel(
+        body,
+        out_type=out_type,
+        scratch_types=scratch,
+        interpret=interpret,
+        grid=(p.tiles, p.k, p.b // IMAGES, cut.segments),
+        grid_names=("d", "k", "b", "s"),
+    )

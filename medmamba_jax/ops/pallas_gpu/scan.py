@@ -1,0 +1,201 @@
+"""The kernels as one differentiable operation that can be jitted, vmapped and sharded by batch."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medmamba_jax.ops.pallas_gpu.backward import make_backward
+from medmamba_jax.ops.pallas_gpu.by_image import by_image
+from medmamba_jax.ops.pallas_gpu.forward import make_forward
+from medmamba_jax.ops.pallas_gpu.problem import (
+    CHANNELS,
+    IMAGES,
+    LARGEST_PROJECTED_RANK,
+    STATES,
+    KernelConfig,
+    Problem,
+    choose_config,
+)
+from medmamba_jax.ops.pallas_gpu.segments import entering, make_segment_ends
+
+LOG2_E = 1.4426950408889634
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """What is fixed when a scan is traced, besides its shapes.
+
+    Attributes:
+      four_orders, rank, softplus: as in `Problem`.
+      keep_states: whether the forward pass keeps the boundary states for the backward pass, which
+        otherwise writes them again when it begins.
+      config: how to cut the scan up, or None for `choose_config`.
+      interpret: whether the kernels run in the interpreter, on any backend.
+    """
+
+    four_orders: bool
+    rank: int
+    softplus: bool
+    keep_states: bool = True
+    config: KernelConfig | None = None
+    interpret: bool = False
+
+
+def scan_image(u, dt, B, C, *, dt_weight, dt_bias, A, D, **mode) -> jax.Array:
+    """`ss2d_scan` in the kernels: arguments and result as there; `mode` as in `Mode`."""
+    rank = dt.shape[-1]
+    projected = rank <= LARGEST_PROJECTED_RANK
+    width = 4 if rank <= 4 else 8
+    if projected:
+        step = _pad(dt_weight.astype(jnp.float32), 1, width)
+        low_rank = [_pad(dt.astype(jnp.float32), -1, width)]
+    else:
+        # In float32: the size of a step is what the scan is most sensitive to.
+        step = jnp.einsum("bhwkr,krd->bhwkd", dt, dt_weight, preferred_element_type=jnp.float32)
+        low_rank = []
+    packed = jnp.concatenate([B.astype(jnp.float32), C.astype(jnp.float32), *low_rank], -1)
+    mode = Mode(four_orders=True, rank=width if projected else 0, softplus=True, **mode)
+    return _scan(mode, u, packed, step, dt_bias.astype(jnp.float32), _scaled(A), _float32(D))
+
+
+def scan_sequences(u, delta, A, B, C, D, *, delta_bias, delta_softplus, **mode) -> jax.Array:
+    """`selective_scan` in the kernels: arguments and result as there; `mode` as in `Mode`."""
+    bias = jnp.zeros(D.shape) if delta_bias is None else _float32(delta_bias)
+    packed = jnp.concatenate([_float32(B), _float32(C)], -1)
+    mode = Mode(four_orders=False, rank=0, softplus=delta_softplus, **mode)
+    one_row = (u[:, None], packed[:, None], delta[:, None])
+    return _scan(mode, *one_row, bias, _scaled(A), _float32(D))[:, 0]
+
+
+def _float32(x):
+    return x.astype(jnp.float32)
+
+
+def _scaled(A):
+    """(k, d, n) -> (k, n, d), times log2(e): the kernels raise 2 to it."""
+    return _float32(A).swapaxes(-1, -2) * LOG2_E
+
+
+def _pad(x, axis, size):
+    if x.shape[axis] == size:
+        return x
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, size - x.shape[axis])
+    return jnp.pad(x, widths)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scan(mode, u, packed, step, bias, A, D):
+    """u (b, h, w[, k], d), packed (b, h, w, k, 2n + rank), step, bias, A, D as in `make_forward`.
+
+    Returns y like u: with four orders the sum of the directions, otherwise each by itself.
+    """
+    mode = dataclasses.replace(mode, keep_states=False)
+    return by_image(_forward, mode)(u, packed, step, bias, A, D)[0]
+
+
+def _scan_forward(mode, *arrays):
+    y, *kept = by_image(_forward, mode)(*arrays)
+    return y, (arrays, kept)
+
+
+def _scan_backward(mode, residuals, dy):
+    arrays, kept = residuals
+    du, dpacked, *others = by_image(_backward, mode)(*arrays, dy, *kept)
+    if not mode.rank:
+        return du, dpacked, others[0], *(x.sum(0) for x in others[1:])
+    return du, dpacked, *(x.sum(0) for x in others)
+
+
+_scan.defvjp(_scan_forward, _scan_backward)
+
+
+def _problem(mode: Mode, u, packed, step) -> Problem:
+    b, h, w, k, _ = packed.shape
+    d = u.shape[-1]
+    config = mode.config or choose_config(
+        b, h, w, k, d, rank=mode.rank, four_orders=mode.four_orders, dtype=u.dtype
+    )
+    return Problem(
+        b=math.ceil(b / IMAGES) * IMAGES,
+        h=h,
+        w=w,
+        k=k,
+        d=d,
+        four_orders=mode.four_orders,
+        rank=mode.rank,
+        softplus=mode.softplus,
+        dtype=np.dtype(u.dtype),
+        step_dtype=np.dtype(u.dtype if mode.rank else step.dtype),
+        config=config,
+    )
+
+
+def _to_tiles(p: Problem, x):
+    """Pads a (b, h, w, ...) array to whole tiles and chunks."""
+    h, w = p.padded
+    return _pad(_pad(_pad(x, 0, p.b), 1, h), 2, w)
+
+
+def _prepare(p: Problem, u, packed, step):
+    packed = _pad(packed, -1, p.packed)
+    return _to_tiles(p, u), _to_tiles(p, packed), step if p.rank else _to_tiles(p, step)
+
+
+def _forward(mode: Mode, u, packed, step, bias, A, D):
+    """Returns y and what the backward pass needs besides the inputs."""
+    p = _problem(mode, u, packed, step)
+    b = u.shape[0]
+    arrays = (*_prepare(p, u, packed, step), bias, A, D)
+    entry = _entry(p, mode, *arrays)
+    forward = make_forward(p, outputs=True, states=mode.keep_states, interpret=mode.interpret)
+    y, *states = forward(*arrays, *entry)
+    y = y[:b, : p.h, : p.w]
+    if p.four_orders:
+        y = y.astype(jnp.float32)
+        y = y[..., 0, :] + y[..., 2, :] + y[..., 1, :] + y[..., 3, :]  # in official order
+    return y.astype(u.dtype), *(x[:b] for x in states)
+
+
+def _entry(p: Problem, mode: Mode, u, packed, step, bias, A, D):
+    """The states that segments start from, as an argument list: empty for one segment."""
+    if p.config.segments == 1:
+        return []
+    ends = make_segment_ends(p, adjoint=False, interpret=mode.interpret)
+    return [entering(*ends(u, packed, step, bias, A), A, adjoint=False)]
+
+
+def _backward(mode: Mode, u, packed, step, bias, A, D, dy, *states):
+    """Returns the gradients of u, packed, step, bias, A and D; of parameters one for each image."""
+    p = _problem(mode, u, packed, step)
+    b, h, w, k, width = packed.shape
+    arrays = (*_prepare(p, u, packed, step), bias, A, D)
+    if states:
+        states = [_pad(states[0], 0, p.b)]
+    else:
+        rewrite = make_forward(p, outputs=False, states=True, interpret=mode.interpret)
+        states = rewrite(*arrays, *_entry(p, mode, *arrays))
+    dy = _to_tiles(p, dy)
+    arriving = []
+    if p.config.segments > 1:
+        ends = make_segment_ends(p, adjoint=True, interpret=mode.interpret)
+        arriving = [entering(*ends(dy, *arrays[1:5]), A, adjoint=True)]
+    backward = make_backward(p, interpret=mode.interpret)
+    du, dstep, dBC, dA, dD = backward(dy, *arrays, *states, *arriving)
+
+    du, dstep, dBC = (x[:b, :h, :w] for x in (du, dstep, dBC))
+    dA, dD = dA[:b].sum(2) / LOG2_E, dD[:b].sum(2)  # A came scaled
+    if p.four_orders:
+        du = du.astype(jnp.float32).sum(3).astype(u.dtype)
+    dpacked = dBC.reshape(b, h, w, k, p.tiles, 2 * STATES).sum(4)
+    dbias = dstep.astype(jnp.float32).sum((1, 2))
+    if p.rank:
+        low_rank = packed[..., 2 * STATES :]
+        dlow = jnp.einsum("bhwkd,krd->bhwkr", dstep, step, preferred_element_type=jnp.float32)
+        dpacked = jnp.concatenate([dpacked, dlow], -1)
+        dstep = jnp.einsum("bhwkr,bhwkd->bkrd", low_rank, dstep, preferred_element_type=jnp.float32)
+    return du, dpacked, dstep, dbias, dA, dD

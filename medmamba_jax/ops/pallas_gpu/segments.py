@@ -1,0 +1,132 @@
+"""Running a sequence's segments at the same time: what each hands to the next."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from medmamba_jax.ops.pallas_gpu.mosaic import TileOps, by_channel, kernel
+from medmamba_jax.ops.pallas_gpu.problem import CHANNELS, IMAGES, STATES, Problem
+from medmamba_jax.ops.pallas_gpu.staging import StepSizes
+from medmamba_jax.ops.pallas_gpu.walk import Walk
+
+
+def make_segment_ends(problem: Problem, *, adjoint: bool, interpret: bool):
+    """Builds segment_ends(x, packed, step, bias, A) -> (ends, total step size) of each segment.
+
+    Equivalent, for every image, direction and segment, to the recurrence from a state of 0::
+
+        for t in segment:            h = exp(dt[t] * A) * h + dt[t] * u[t] * B[t]     # x is u
+        for t in reversed(segment):  dh = exp(dt[t] * A) * (dh + dy[t] * C[t])        # adjoint: x is dy
+
+    and the sum of dt, since the segment multiplies what enters it by exp(sum(dt) * A). Arrays as in
+    `make_forward`; ends (b, k, segments, n, d), total (b, k, segments, d), float32.
+    """
+    p = problem
+    walk = Walk(p, p.config.forward_chunk)
+    T, reads_steps = walk.chunk, not p.rank
+
+    def body(x_ref, packed_ref, step_ref, bias_ref, A_ref, ends_ref, total_ref, *, x_s, packed_s,
+             dt_s, barrier, step_s=None):
+        k, s = lax.axis_index("k"), lax.axis_index("s")
+        images = pl.ds(lax.axis_index("b") * IMAGES, IMAGES)
+        channels = pl.ds(lax.axis_index("d") * CHANNELS, CHANNELS)
+        tile = TileOps(interpret, by_channel())
+        first, end = walk.segment(k, s)
+
+        def fetch(c, slot):
+            def copy(rows, columns):
+                at = (images, rows, columns)
+                x = x_ref.at[(*at, channels) if p.four_orders else (*at, k, channels)]
+                plgpu.copy_gmem_to_smem(x, x_s.at[slot], barrier.at[slot])
+                plgpu.copy_gmem_to_smem(packed_ref.at[(*at, k)], packed_s.at[slot], barrier.at[slot])
+                if reads_steps:
+                    step = step_ref.at[(*at, k, channels)]
+                    plgpu.copy_gmem_to_smem(step, step_s.at[slot], barrier.at[slot])
+
+            walk.pixels(k, c, copy)
+
+        def chunk_at(j):
+            return end - 1 - j if adjoint else first + j
+
+        def walk_chunk(j, carry):
+            h, total = carry
+            c, slot = chunk_at(j), lax.rem(j, 2)
+            plgpu.barrier_wait(barrier.at[slot])
+
+            @pl.when(j + 1 < end - first)
+            def _():
+                fetch(chunk_at(j + 1), 1 - slot)
+
+            weight_ref = None if reads_steps else step_ref.at[k, :, channels]
+            steps = StepSizes(p, weight_ref, bias_ref.at[k, channels], interpret)
+            step_slot = step_s.at[slot] if reads_steps else None
+            sum_of_dt = steps.stage(T, packed_s.at[slot], step_slot, dt_s, walk.real_pixels(k, c))
+            tile.base.warp_barrier()
+
+            def step(i, h):
+                t = walk.pixel(k, T - 1 - i if adjoint else i)
+                x = tile.load(x_s.at[slot, :, t], 1).astype(jnp.float32)
+                dt = tile.load(dt_s.at[:, t], 1)
+                a = jnp.exp2(tile.spread(dt, 1) * A)
+                row = pl.ds(STATES if adjoint else 0, STATES)
+                row = tile.spread(tile.load(packed_s.at[slot, :, t, row], 2), 2)
+                if adjoint:
+                    return a * (h + tile.spread(x, 1) * row)
+                return a * h + tile.spread(dt * x, 1) * row
+
+            h = lax.fori_loop(0, T, step, h)
+            plgpu.commit_smem()  # all warps are done with this slot
+            return h, total + sum_of_dt
+
+        @pl.when(first < end)
+        def _():
+            fetch(chunk_at(0), 0)
+
+        A = tile.spread(tile.load(A_ref.at[k, :, channels], 0), 0)
+        carry = (tile.zeros(), tile.zeros(1))
+        h, total = lax.fori_loop(0, end - first, walk_chunk, carry)
+        ends_ref[images, k, s, :, channels] = h
+        total_ref[images, k, s, channels] = total
+
+    shape = jax.ShapeDtypeStruct
+    vector = (IMAGES, T, CHANNELS)
+    scratch = {
+        "x_s": plgpu.SMEM((2, *vector), p.dtype),
+        "packed_s": plgpu.SMEM((2, IMAGES, T, p.packed), jnp.float32),
+        "dt_s": plgpu.SMEM(vector, jnp.float32),
+        "barrier": plgpu.Barrier(num_arrivals=3 if reads_steps else 2, num_barriers=2),
+    }
+    if reads_steps:
+        scratch["step_s"] = plgpu.SMEM((2, *vector), p.step_dtype)
+    return kernel(
+        body,
+        out_type=[
+            shape((p.b, p.k, p.config.segments, STATES, p.d), jnp.float32),
+            shape((p.b, p.k, p.config.segments, p.d), jnp.float32),
+        ],
+        scratch_types=scratch,
+        interpret=interpret,
+        grid=(p.tiles, p.k, p.b // IMAGES, p.config.segments),
+        grid_names=("d", "k", "b", "s"),
+    )
+
+
+def entering(ends: jax.Array, total: jax.Array, A: jax.Array, *, adjoint: bool) -> jax.Array:
+    """What each segment starts from, given what each makes of a start from 0.
+
+    Args:
+      ends, total: of `make_segment_ends`.
+      A: (k, n, d), scaled by log2(e).
+      adjoint: whether segments follow each other backwards.
+    """
+    decay = jnp.exp2(total[:, :, :, None] * A[:, None])
+
+    def step(state, segment):
+        decay, end = segment
+        return decay * state + end, state
+
+    by_segment = tuple(jnp.moveaxis(x, 2, 0) for x in (decay, ends))
+    _, entries = lax.scan(step, jnp.zeros_like(ends[:, :, 0]), by_segment, reverse=adjoint)
+    return jnp.moveaxis(entries, 0, 2)

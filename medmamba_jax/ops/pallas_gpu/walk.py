@@ -1,0 +1,79 @@
+"""The order in which a kernel walks a map: chunks of a line, in scan order, of each direction."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from medmamba_jax.ops.pallas_gpu.problem import Problem
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk:
+    """Chunks of `chunk` pixels along the rows (k even) or columns (k odd) of a map.
+
+    k >= 2 runs the same chunks, and the pixels of each, from the last to the first. A bare scan is
+    a map of one row that every direction walks forward. `k` may be traced, and so then are the
+    results.
+    """
+
+    problem: Problem
+    chunk: int
+
+    def _per_line(self):
+        """Chunks of a row and of a column."""
+        h, w = self.problem.padded
+        return w // self.chunk, h // self.chunk
+
+    def chunks(self, k):
+        """How many chunks direction k has: a number where all have as many, else traced."""
+        per_row, per_column = self._per_line()
+        by_rows = self.problem.h * per_row
+        if not self.problem.four_orders:
+            return by_rows
+        by_columns = self.problem.w * per_column
+        return by_rows if by_rows == by_columns else jnp.where(k & 1, by_columns, by_rows)
+
+    def segment(self, k, s):
+        """First and last-plus-one chunk of segment s, in scan order."""
+        segments = self.problem.config.segments
+        if segments == 1:
+            return 0, self.chunks(k)
+        # Whole forward chunks, so that forward and backward kernels cut at the same pixels.
+        whole = self.problem.config.forward_chunk // self.chunk
+        each = lax.div(self.chunks(k) // whole + segments - 1, segments) * whole
+        return jnp.minimum(s * each, self.chunks(k)), jnp.minimum((s + 1) * each, self.chunks(k))
+
+    def pixels(self, k, c, use) -> None:
+        """Calls use(rows, columns) with the indices of scan chunk c: one is a slice, one a number."""
+        per_row, per_column = self._per_line()
+        if not self.problem.four_orders:
+            use(0, pl.ds(c * self.chunk, self.chunk))
+            return
+        c = jnp.where(k >= 2, self.chunks(k) - 1 - c, c)
+
+        @pl.when((k & 1) == 0)
+        def _():
+            use(lax.div(c, per_row), pl.ds(lax.rem(c, per_row) * self.chunk, self.chunk))
+
+        @pl.when((k & 1) == 1)
+        def _():
+            use(pl.ds(lax.rem(c, per_column) * self.chunk, self.chunk), lax.div(c, per_column))
+
+    def pixel(self, k, i):
+        """The place within its chunk, in memory order, of the chunk's i-th step."""
+        return jnp.where(k >= 2, self.chunk - 1 - i, i) if self.problem.four_orders else i
+
+    def real_pixels(self, k, c):
+        """How many pixels of scan chunk c lie on the map, or None where all chunks are full."""
+        p = self.problem
+        per_row, per_column = self._per_line()
+        if p.padded == (p.h, p.w):
+            return None
+        if not p.four_orders:
+            return p.w - c * self.chunk
+        c = jnp.where(k >= 2, self.chunks(k) - 1 - c, c)
+        in_row = p.w - lax.rem(c, per_row) * self.chunk
+        in_column = p.h - lax.rem(c, per_column) * self.chunk
+        return jnp.where(k & 1, in_column, in_row)

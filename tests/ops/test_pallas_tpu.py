@@ -1,0 +1,151 @@
+"""The TPU kernel in interpret mode on a CPU, and its lowering to Mosaic."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from closeness import assert_close
+from selective_scan_base import SelectiveScanCases, make_inputs
+
+from medmamba_jax.ops.selective_scan import api
+from medmamba_jax.ops.selective_scan.pallas_tpu import Blocks, refusal, scan_pallas_tpu
+from medmamba_jax.ops.selective_scan.shapes import ScanShape, stage_shapes
+
+slow = pytest.mark.slow
+ARGUMENTS = ("u", "delta", "A", "B", "C", "D")
+
+
+class TestPallasTpu(SelectiveScanCases):
+    implementation = "pallas_tpu"
+
+    @pytest.fixture(autouse=True)
+    def interpreted(self, monkeypatch):
+        run = functools.partial(scan_pallas_tpu, interpret=True)
+        monkeypatch.setitem(api.IMPLEMENTATIONS, "pallas_tpu", api.Implementation(run))
+
+    # The base's nine pairs; every d is padded to 128 lanes, so most differ little here.
+    @pytest.mark.parametrize(
+        ("d", "n"),
+        [
+            (1, 1),
+            (32, 8),
+            (96, 16),
+            *(pytest.param(1, n, marks=slow) for n in (8, 16)),
+            *(pytest.param(32, n, marks=slow) for n in (1, 16)),
+            *(pytest.param(96, n, marks=slow) for n in (1, 8)),
+        ],
+    )
+    def test_widths(self, d, n):
+        super().test_widths(d, n)
+
+    def test_float64_is_computed_in_float64(self):
+        """A TPU has no float64: the kernel says so rather than rounding in silence."""
+        before = jax.config.jax_enable_x64
+        jax.config.update("jax_enable_x64", True)
+        try:
+            inputs = make_inputs(ScanShape(b=1, l=20, k=2, d=4, n=3), dtype=np.float64)
+            with pytest.raises(NotImplementedError, match="u is float64"):
+                self.run(inputs)
+        finally:
+            jax.config.update("jax_enable_x64", before)
+
+    def test_batch_sharding(self):
+        """Through `shard_map`: JAX cannot partition a Mosaic kernel by itself."""
+        devices = jax.devices()
+        if len(devices) < 2:
+            pytest.skip(f"needs 2 devices, has {len(devices)}")
+        mesh = jax.sharding.Mesh(np.array(devices[:2]), ("data",))
+        P = jax.sharding.PartitionSpec
+        inputs = make_inputs(ScanShape(b=4, l=50, k=2, d=8, n=4))
+        specs = {name: P("data") if x.ndim == 4 else P() for name, x in inputs.items()}
+        sharded = jax.shard_map(
+            self.run, mesh=mesh, in_specs=(specs,), out_specs=P("data"), check_vma=False
+        )
+
+        @functools.partial(jax.jit, static_argnums=0)
+        def both(run, inputs):
+            y, pull = jax.vjp(run, inputs)
+            return y, pull(jnp.ones_like(y))[0]
+
+        y, gradients = both(self.run, inputs)
+        y_sharded, gradients_sharded = both(sharded, inputs)
+        assert y_sharded.sharding.spec[0] == "data"
+        np.testing.assert_allclose(y, y_sharded, rtol=1e-5, atol=1e-6)
+        for name, gradient in gradients.items():
+            assert_close(gradients_sharded[name], gradient, 1e-5, name)
+
+    @pytest.mark.parametrize("batched", [False, True])
+    @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+    @pytest.mark.parametrize("stage", stage_shapes(1))
+    def test_lowers_for_other_platforms(self, stage, dtype, batched):
+        """To Mosaic, for a TPU alone; whether libtpu compiles the result is not tested here."""
+        assert_lowers_to_mosaic(stage_shapes(2)[stage], dtype, batched)
+
+    @pytest.mark.parametrize("d, n", [(1, 1), (300, 3), (512, 256)])
+    def test_lowers_at_odd_widths(self, d, n):
+        assert_lowers_to_mosaic(ScanShape(b=1, l=130, k=1, d=d, n=n), jnp.float32)
+
+    @pytest.mark.parametrize(
+        ("l", "d"), [pytest.param(150, 500, id="padded"), pytest.param(256, 512, id="whole")]
+    )
+    def test_several_blocks_of_both_l_and_d(self, l, d):
+        shape = ScanShape(b=1, l=l, k=2, d=d, n=4)
+        blocks = Blocks.of(l, d, shape.n)
+        assert blocks.along_l == 2 and blocks.along_d == 2
+        covered = blocks.along_l * blocks.steps, blocks.along_d * blocks.lanes
+        assert covered == ((160, 512) if (l, d) == (150, 500) else (l, d))
+        self.check(make_inputs(shape))
+
+    def test_two_runs_are_bit_equal(self):
+        inputs = make_inputs(ScanShape(b=2, l=150, k=2, d=130, n=4))
+        dy = jnp.ones_like(inputs["u"])
+        first, again = (self.value_and_gradients(inputs, dy) for _ in range(2))
+        jax.tree.map(np.testing.assert_array_equal, first, again)
+
+    def test_gradients_keep_each_input_s_dtype(self):
+        inputs = make_inputs(ScanShape(b=2, l=50, k=2, d=8, n=4))
+        for name in ("u", "B", "C"):
+            inputs[name] = inputs[name].astype(jnp.bfloat16)
+        self.check(inputs, dtype=jnp.bfloat16)
+
+
+def assert_lowers_to_mosaic(shape: ScanShape, dtype, batched=False):
+    inputs = make_inputs(shape, dtype=dtype)
+    inputs["delta"] = inputs["delta"].astype(jnp.float32)
+    arguments = [inputs[name] for name in ARGUMENTS]
+    run = scan_pallas_tpu
+    if batched:
+        arguments = [x[None] for x in arguments]
+        run = jax.vmap(run)
+
+    def both(dy, *arguments):
+        y, pull = jax.vjp(run, *arguments)
+        return y, pull(dy)
+
+    lowered = jax.jit(both).trace(arguments[0], *arguments).lower(lowering_platforms=("tpu",))
+    text = lowered.as_text()
+    assert text.count("stablehlo.custom_call @tpu_custom_call") == 3
+    for sweep in ("forward", "borders", "backward"):
+        assert f"selective_scan_{sweep}" in text
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 49, 127, 128, 129, 196, 784, 3136])
+@pytest.mark.parametrize("d", [1, 96, 128, 300, 512, 640, 768])
+@pytest.mark.parametrize("n", [1, 16, 256])
+def test_blocks_cover_l_and_d_and_fit_in_vmem(length, d, n):
+    blocks = Blocks.of(length, d, n)
+    assert blocks.steps % 8 == 0 and blocks.steps <= 128
+    assert blocks.lanes % 128 == 0 and blocks.lanes <= 384
+    assert 4 * blocks.steps * n * blocks.lanes <= 2**22
+    assert 0 <= blocks.along_d * blocks.lanes - d < 128
+    # Padding: less than a register's steps, and less than one step more, for each block.
+    assert 0 <= blocks.along_l * blocks.steps - length < 9 * blocks.along_l
+
+
+def test_refusal_names_what_it_cannot_take():
+    assert refusal(dtype=jnp.float32, d=1, n=1) is None
+    assert refusal(dtype=jnp.bfloat16, d=1000, n=256) is None
+    assert "float64" in refusal(dtype=np.float64, d=96, n=16)
+    assert "n=257" in refusal(dtype=jnp.float32, d=96, n=257)
