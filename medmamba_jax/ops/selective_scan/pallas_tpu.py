@@ -1,7 +1,7 @@
 """The selective scan as Pallas TPU kernels, forward and backward.
 
 Never run on a TPU: tested in interpret mode on a CPU and lowered to Mosaic there. Ahead-of-time
-compilation passed once, for v4, v5e, v5p and v6e (jax 0.10.2, libtpu 0.0.42.1).
+compilation passed once, for v4, v5e, v5p and v6e (libtpu 0.0.42.1 and 0.0.50.1).
 
 The state (n, d) lives in vector registers, d in the 128 lanes, and is walked one step at a time;
 only the arguments and results of b, l, k and d touch memory. The grid is (b, k, blocks of d, blocks
@@ -213,7 +213,7 @@ class _Call:
             return along_l - 1 - t if reverse else t
 
         one = None  # an axis that the kernel does not see
-        specs = {
+        layouts = {
             "row": (
                 (b, length, k * d),
                 (one, steps, lanes),
@@ -239,10 +239,7 @@ class _Call:
             "dA": ((b, k, n, d), (one, one, n, lanes), lambda b, k, d, t: (b, k, 0, d)),
             "dD": ((b, k, 1, d), (one, one, 1, lanes), lambda b, k, d, t: (b, k, 0, d)),
         }
-        return {
-            name: (shape, pl.BlockSpec(block, index))
-            for name, (shape, block, index) in specs.items()
-        }
+        return {name: (x[0], pl.BlockSpec(*x[1:])) for name, x in layouts.items()}
 
     def to_rows(self, *arrays):
         """(b, l, k, d) -> (b, l, k * d), padded: dt = 0 is the identity step."""
