@@ -36,10 +36,12 @@ def golden(name):
     return Golden(name)
 
 
-@functools.cache
-def training_pass(name):
-    case = golden(name)
-    return TrainingPass(case.model, case.images, case.values["labels"])
+def training_pass(case):
+    """Checks the loss and the logits of the pass, and returns it."""
+    result = TrainingPass(case.model, case.images, case.values["labels"])
+    assert_close(result.logits, case.values["train/logits"], 2e-5, "logits")
+    assert_close(result.loss, case.values["train/loss"], 1e-5, "loss")
+    return result
 
 
 @pytest.mark.parametrize("name", [*WITH_ADAM, *OTHER_SMALL, T, *FULL_SIZE])
@@ -75,25 +77,16 @@ def test_maps_on_the_way(name):
             assert_close(array, expected[key], 2e-5, key)
 
 
-@pytest.mark.parametrize("name", [*TRAINED, *slow(T)])
-def test_training_loss_and_logits(name):
-    case, result = golden(name), training_pass(name)
-    assert_close(result.logits, case.values["train/logits"], 2e-5, "logits")
-    assert_close(result.loss, case.values["train/loss"], 1e-5, "loss")
-
-
+# One test a case: workers would each compile and run the pass for tests of their own.
 @pytest.mark.parametrize("name", TRAINED)
-def test_batch_norm_statistics(name):
-    case, result = golden(name), training_pass(name)
-    expected = case.under("bn")
-    assert expected
-    for key, buffer in expected.items():
+def test_training_pass(name):
+    case = golden(name)
+    result = training_pass(case)
+    statistics = case.under("bn")
+    assert statistics
+    for key, buffer in statistics.items():
         assert_close(result.tensors[key], buffer, 1e-5, key)
 
-
-@pytest.mark.parametrize("name", TRAINED)
-def test_gradients(name):
-    case, result = golden(name), training_pass(name)
     whole, samples = case.under("grad"), case.under("grad_sample")
     norms = case.under("grad_norm")
     gradients = result.gradients()
@@ -112,8 +105,9 @@ def test_gradients(name):
 
 
 @pytest.mark.slow
-def test_gradient_norms_of_t():
-    case, result = golden(T), training_pass(T)
+def test_training_pass_of_t():
+    case = golden(T)
+    result = training_pass(case)
     norms, gradients = case.under("grad_norm"), result.gradients()
     assert set(norms) == set(gradients)
     largest = max(np.abs(x).max() for x in gradients.values())

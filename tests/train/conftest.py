@@ -1,6 +1,7 @@
 """A tiny experiment on tiny images, and one device unless a test wants more."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
@@ -9,23 +10,18 @@ import pytest
 import medmamba_jax as mm
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory):
-    """Compiles each step once for all tests, as a user's second run of an experiment would."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-
-
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
     """Runs on the first device; `monkeypatch.undo()` gives the others back."""
+    use_one_device(monkeypatch)
+
+
+def use_one_device(monkeypatch):
     first = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda *_: first)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def images():
     """Two classes that differ in brightness; 20 train, 10 val and 9 test images of 32 px."""
     rng = np.random.default_rng(0)
@@ -40,7 +36,7 @@ def images():
     return mm.Dataset("blobs", "random blobs", ("dark", "bright"), splits, synthetic=True)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def experiment():
     """Returns a function (**train settings) -> a small experiment."""
 
@@ -53,3 +49,19 @@ def experiment():
         return dataclasses.replace(built, train=dataclasses.replace(built.train, **changes))
 
     return experiment
+
+
+@pytest.fixture(scope="session")
+def trained(experiment, images, tmp_path_factory):
+    """Workdir and results of `experiment(epochs=2)` on `images`; to be read only."""
+    workdir = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        use_one_device(monkeypatch)
+        results = mm.train(experiment(epochs=2), workdir, images)
+    return workdir, results
+
+
+@pytest.fixture
+def run_of_two_epochs(trained, tmp_path):
+    """A workdir of one's own that holds the trained run."""
+    return shutil.copytree(trained[0], tmp_path / "run")

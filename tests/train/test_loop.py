@@ -38,10 +38,9 @@ def losses(workdir):
 
 
 @pytest.mark.filterwarnings("ignore:.*[Ss]harding.*")
-def test_continuing_equals_never_stopping(experiment, images, tmp_path):
-    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+def test_continuing_equals_never_stopping(experiment, images, run_of_two_epochs, tmp_path):
+    straight, stopped = tmp_path / "straight", run_of_two_epochs
     mm.train(experiment(epochs=4), straight, images)
-    mm.train(experiment(epochs=2), stopped, images)
     mm.train(experiment(epochs=4), stopped, images)
     assert losses(straight) == losses(stopped) and len(losses(straight)) == 4
     expected, actual = leaves(straight, 4), leaves(stopped, 4)
@@ -78,10 +77,10 @@ def test_what_a_run_leaves_behind(experiment, images, tmp_path, capsys, monkeypa
     assert mm.evaluate(tmp_path, images) == results
 
 
-def test_load_best_predicts_what_was_reported(experiment, images, tmp_path):
-    results = mm.train(experiment(epochs=1), tmp_path, images)
-    _, model = mm.load_best(tmp_path)
-    description = RunDescription.read(tmp_path)
+def test_load_best_predicts_what_was_reported(images, trained):
+    workdir, results = trained
+    _, model = mm.load_best(workdir)
+    description = RunDescription.read(workdir)
     preprocessing = description.preprocessing
     assert isinstance(preprocessing, Preprocessing)
     graphdef, state = nnx.split(model)
@@ -92,17 +91,18 @@ def test_load_best_predicts_what_was_reported(experiment, images, tmp_path):
     assert float(accuracy) == pytest.approx(results["test"]["accuracy"], abs=1e-6)
 
 
-def test_one_and_eight_devices_give_the_same_losses(experiment, images, tmp_path, monkeypatch):
-    mm.train(experiment(epochs=1), tmp_path / "one", images)
+def test_one_and_eight_devices_give_the_same_losses(
+    experiment, images, trained, tmp_path, monkeypatch
+):
     monkeypatch.undo()
     assert len(jax.devices()) == 8
-    mm.train(experiment(epochs=1), tmp_path / "eight", images)
-    one, eight = (np.array(losses(tmp_path / name)) for name in ("one", "eight"))
+    mm.train(experiment(epochs=1), tmp_path, images)
+    one, eight = np.array(losses(trained[0])[:1]), np.array(losses(tmp_path))
     np.testing.assert_allclose(eight[:, 0], one[:, 0], rtol=2e-5)
     # Biases before a BatchNorm have a gradient of round-off, whose sign Adam turns into a whole
     # step; training does not see them, evaluation with running statistics does.
     np.testing.assert_allclose(eight[:, 1], one[:, 1], rtol=1e-3)
-    versions = json.loads((tmp_path / "eight" / "versions.json").read_text())
+    versions = json.loads((tmp_path / "versions.json").read_text())
     assert versions["device"].startswith("8 x")
 
 
@@ -112,10 +112,13 @@ def test_a_batch_that_devices_cannot_share(experiment, images, tmp_path, monkeyp
         mm.train(experiment(batch_size=12), tmp_path, images)
 
 
-def test_non_finite_loss_names_the_step(experiment, images, tmp_path):
+def test_non_finite_loss_names_the_step_and_frees_the_workdir(experiment, images, tmp_path):
     with pytest.raises(NonFiniteLossError, match=r"step [2-4]: loss") as error:
         mm.train(experiment(lr=1e30), tmp_path, images)
     assert "train.lr" in str(error.value)
+    with CheckpointStore(tmp_path / "checkpoints") as store:
+        assert store.latest_epoch() is None
+    assert mm.train(experiment(epochs=1), tmp_path, images)["test"]["epoch"] == 1
 
 
 def test_patience_stops_early(experiment, images, tmp_path, monkeypatch):
@@ -132,32 +135,16 @@ def test_patience_stops_early(experiment, images, tmp_path, monkeypatch):
     assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"1", "3"}
 
 
-def test_another_experiment_may_not_take_the_workdir(experiment, images, tmp_path):
-    mm.train(experiment(epochs=1), tmp_path, images)
+def test_another_experiment_may_not_take_the_workdir(experiment, images, run_of_two_epochs):
     with pytest.raises(ValueError, match=r"train\.lr was 0\.001, is 0\.01"):
-        mm.train(experiment(epochs=1, lr=0.01), tmp_path, images)
+        mm.train(experiment(lr=0.01), run_of_two_epochs, images)
 
 
-def test_more_epochs_need_a_schedule_that_does_not_know_the_last(experiment, images, tmp_path):
-    mm.train(experiment(epochs=1, schedule="cosine"), tmp_path, images)
-    with pytest.raises(ValueError, match=r"train\.epochs was 1, is 2"):
-        mm.train(experiment(epochs=2, schedule="cosine"), tmp_path, images)
-
-
-def test_other_images_may_not_take_the_workdir(experiment, images, tmp_path):
-    mm.train(experiment(epochs=1), tmp_path, images)
+def test_other_images_may_not_take_the_workdir(experiment, images, run_of_two_epochs):
     fewer = mm.InMemorySplit(np.zeros((8, 32, 32), np.uint8), [0, 1] * 4)
     changed = dataclasses.replace(images, splits=images.splits | {"test": fewer})
     with pytest.raises(ValueError, match="images of split 'test' changed"):
-        mm.train(experiment(epochs=2), tmp_path, changed)
-
-
-def test_a_run_without_checkpoint_does_not_keep_its_workdir(experiment, images, tmp_path):
-    with pytest.raises(NonFiniteLossError):
-        mm.train(experiment(lr=1e30), tmp_path, images)
-    with CheckpointStore(tmp_path / "checkpoints") as store:
-        assert store.latest_epoch() is None
-    assert mm.train(experiment(epochs=1), tmp_path, images)["test"]["epoch"] == 1
+        mm.train(experiment(epochs=3), run_of_two_epochs, changed)
 
 
 def test_images_too_small_for_the_patches(experiment, images, tmp_path):
@@ -166,21 +153,22 @@ def test_images_too_small_for_the_patches(experiment, images, tmp_path):
         mm.train(small, tmp_path, images)
 
 
-def test_evaluation_refuses_what_would_change_the_result(experiment, images, tmp_path):
-    mm.train(experiment(epochs=1), tmp_path, images)
+def test_evaluation_refuses_what_would_change_the_result(images, trained):
     with pytest.raises(ValueError, match=r"takes data\.mean from the run"):
-        mm.evaluate(tmp_path, images, changes={"data.mean": (0.4,)})
+        mm.evaluate(trained[0], images, changes={"data.mean": (0.4,)})
 
 
-def test_lines_of_an_epoch_without_checkpoint_are_written_again(experiment, images, tmp_path):
-    mm.train(experiment(epochs=1), tmp_path, images)
-    first = (tmp_path / "metrics.jsonl").read_text()
-    stale = first.replace('"epoch": 1,', '"epoch": 2,')
-    (tmp_path / "metrics.jsonl").write_text(first + stale + '{"epoch": 3, "tra')
-    mm.train(experiment(epochs=2), tmp_path, images)
-    rows = read_metrics(tmp_path)
-    assert [row["epoch"] for row in rows] == [1, 2]
-    assert rows[0]["train/loss"] != rows[1]["train/loss"]
+def test_lines_of_an_epoch_without_checkpoint_are_written_again(
+    experiment, images, run_of_two_epochs
+):
+    path = run_of_two_epochs / "metrics.jsonl"
+    first, second = path.read_text().splitlines(keepends=True)
+    stale = second.replace('"epoch": 2,', '"epoch": 3,')
+    path.write_text(first + second + stale + '{"epoch": 4, "tra')
+    mm.train(experiment(epochs=3), run_of_two_epochs, images)
+    rows = read_metrics(run_of_two_epochs)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert rows[1]["train/loss"] != rows[2]["train/loss"]
 
 
 def test_missing_split_and_single_class_validation(experiment, images, tmp_path):
