@@ -8,6 +8,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from medmamba_jax.ops.pallas_gpu.mosaic import BY_BOTH, TileOps, by_channel, kernel
 from medmamba_jax.ops.pallas_gpu.problem import CHANNELS, IMAGES, STATES, Problem
+from medmamba_jax.ops.pallas_gpu.segments import chain_ends
 from medmamba_jax.ops.pallas_gpu.staging import StepSizes
 from medmamba_jax.ops.pallas_gpu.walk import Walk
 
@@ -15,7 +16,7 @@ LN_2 = 0.6931471805599453  # A comes scaled by log2(e): gradients through the ex
 
 
 def make_backward(problem: Problem, *, interpret: bool):
-    """Builds backward(dy, u, packed, step, bias, A, D, states[, arriving]) -> gradients.
+    """Builds backward(dy, u, packed, step, bias, A, D, states[, ends, totals]) -> gradients.
 
     Equivalent, for every image and direction k, walking its order backwards, to::
 
@@ -41,22 +42,21 @@ def make_backward(problem: Problem, *, interpret: bool):
     two runs give the same bits. The floor is the issue rate: some 250 instructions for each step
     of a tile (docs/kernels.md counts them).
 
-    Arrays as in `make_forward`; dy like the map, (b, h, w, d) or (b, h, w, k, d); `arriving`, with
-    several segments, is the gradient that reaches each one's last state from the next,
-    (b, k, segments, n, d). Returns du and d_step (b, h, w, k, d); dB and dC side by side
+    Arrays as in `make_forward`; dy like the map, (b, h, w, d) or (b, h, w, k, d); ends and totals,
+    with several segments, of the adjoint `make_segment_ends`. Returns du and d_step (b, h, w, k, d); dB and dC side by side
     (b, h, w, k, tiles * 2n), a part for each tile of channels; dA (b, k, segments, n, d) and
     dD (b, k, segments, d), a part for each image.
     """
     p, cut = problem, problem.config
     walk = Walk(p, cut.chunk)
-    T, W, segmented, reads_steps = walk.chunk, cut.warpgroups, cut.segments > 1, not p.rank
+    T, W, segmented, reads_steps = walk.chunk, cut.warpgroups, cut.backward_segments > 1, not p.rank
     narrow = jnp.dtype(p.dtype).itemsize < 4
     pairs = T // 2
     groups = p.tiles * (p.b // IMAGES)  # tiles of channels and images, dealt to warpgroups
 
     def body(*refs, barrier, step_s=None, du_s=None, dstep_s=None, **scratch):
         dy_ref, u_ref, packed_ref, step_ref, bias_ref, A_ref, D_ref, states_ref, *refs = refs
-        arriving_ref = refs.pop(0) if segmented else None
+        ends_refs = (refs.pop(0), refs.pop(0)) if segmented else None
         du_ref, dstep_ref, dBC_ref, dA_ref, dD_ref = refs
 
         me = lax.axis_index("warpgroup")
@@ -76,7 +76,7 @@ def make_backward(problem: Problem, *, interpret: bool):
 
         tile = TileOps(interpret, BY_BOTH)
         lane = TileOps(interpret, by_channel())
-        first, end = walk.segment(k, s)
+        first, end = walk.segment(k, s, cut.backward_segments)
         A = tile.spread(tile.load(A_ref.at[k, :, channels], 0), 0)
 
         def vectors_at(ref, rows, columns):
@@ -98,7 +98,7 @@ def make_backward(problem: Problem, *, interpret: bool):
             walk.pixels(k, c, copy)
 
         def boundary_state(c):
-            return tile.load(states_ref.at[images, k, c, :, channels])
+            return tile.load(states_ref.at[images, k, c, d])
 
         def walk_chunk(j, carry):
             dh, dA, dD, h = carry
@@ -203,7 +203,11 @@ def make_backward(problem: Problem, *, interpret: bool):
             def _():
                 fetch(end - 1, 0)
 
-            dh = tile.load(arriving_ref.at[images, k, s, :, channels]) if segmented else tile.zeros()
+            dh = tile.zeros()
+            if segmented:
+                ends = (ref.at[images, k] for ref in ends_refs)
+                last = cut.backward_segments - 1
+                dh = chain_ends(tile, A, *ends, channels, last, last - s)
             carry = (dh, tile.zeros(), lane.zeros(1), boundary_state(jnp.maximum(end - 1, 0)))
             _, dA, dD, _ = lax.fori_loop(0, end - first, walk_chunk, carry)
             dA_ref[images, k, s, :, channels] = dA
@@ -239,12 +243,12 @@ def make_backward(problem: Problem, *, interpret: bool):
             shape((p.b, h, w, p.k, p.d), p.dtype),
             shape((p.b, h, w, p.k, p.d), p.step_dtype),
             shape((p.b, h, w, p.k, p.tiles * 2 * STATES), jnp.float32),
-            shape((p.b, p.k, cut.segments, STATES, p.d), jnp.float32),
-            shape((p.b, p.k, cut.segments, p.d), jnp.float32),
+            shape((p.b, p.k, cut.backward_segments, STATES, p.d), jnp.float32),
+            shape((p.b, p.k, cut.backward_segments, p.d), jnp.float32),
         ],
         scratch_types=scratch,
         interpret=interpret,
-        grid=(-(-groups // W), p.k, cut.segments),
+        grid=(-(-groups // W), p.k, cut.backward_segments),
         grid_names=("group", "k", "s"),
         num_threads=W,
         thread_name="warpgroup",

@@ -8,12 +8,13 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from medmamba_jax.ops.pallas_gpu.mosaic import TileOps, by_channel, kernel
 from medmamba_jax.ops.pallas_gpu.problem import CHANNELS, IMAGES, STATES, Problem
+from medmamba_jax.ops.pallas_gpu.segments import chain_ends
 from medmamba_jax.ops.pallas_gpu.staging import StepSizes
 from medmamba_jax.ops.pallas_gpu.walk import Walk
 
 
 def make_forward(problem: Problem, *, outputs: bool, states: bool, interpret: bool):
-    """Builds forward(u, packed, step, bias, A, D[, entry]) -> [y][, boundary states].
+    """Builds forward(u, packed, step, bias, A, D[, ends, totals]) -> [y][, boundary states].
 
     Equivalent, for every image and direction k walked in its order, to::
 
@@ -29,25 +30,26 @@ def make_forward(problem: Problem, *, outputs: bool, states: bool, interpret: bo
     multiprocessor.
 
     Arrays: u (b, h, w, d), or (b, h, w, k, d) for a bare scan; packed (b, h, w, k, p) float32;
-    step (k, rank, d), or (b, h, w, k, d); bias, D (k, d); A (k, n, d); entry, with several
-    segments, their first states (b, k, segments, n, d). y (b, h, w, k, d); boundary states
-    (b, k, boundaries, n, d), each the state before a backward chunk. h and w are the padded ones.
+    step (k, rank, d), or (b, h, w, k, d); bias, D (k, d); A (k, n, d); ends and totals, with
+    several segments, of `make_segment_ends`. y (b, h, w, k, d); boundary states
+    (b, k, boundaries, tiles, n, 32), each the state before a backward chunk, 2 KiB in one piece
+    for a tile. h and w are the padded ones.
     """
     p, cut = problem, problem.config
     walk = Walk(p, cut.forward_chunk)
-    T, segmented, reads_steps = walk.chunk, cut.segments > 1, not p.rank
+    T, segmented, reads_steps = walk.chunk, cut.forward_segments > 1, not p.rank
 
     def body(*refs, u_s, packed_s, dt_s, barrier, y_s=None, step_s=None):
         u_ref, packed_ref, step_ref, bias_ref, A_ref, D_ref, *refs = refs
-        entry_ref = refs.pop(0) if segmented else None
+        ends_refs = (refs.pop(0), refs.pop(0)) if segmented else None
         y_ref = refs.pop(0) if outputs else None
         states_ref = refs.pop(0) if states else None
 
-        k, s = lax.axis_index("k"), lax.axis_index("s")
+        k, s, d = lax.axis_index("k"), lax.axis_index("s"), lax.axis_index("d")
         images = pl.ds(lax.axis_index("b") * IMAGES, IMAGES)
-        channels = pl.ds(lax.axis_index("d") * CHANNELS, CHANNELS)
+        channels = pl.ds(d * CHANNELS, CHANNELS)
         tile = TileOps(interpret, by_channel())
-        first, end = walk.segment(k, s)
+        first, end = walk.segment(k, s, cut.forward_segments)
 
         def vectors_at(ref, rows, columns):
             if p.four_orders and ref is u_ref:
@@ -98,7 +100,7 @@ def make_forward(problem: Problem, *, outputs: bool, states: bool, interpret: bo
 
             for part in range(cut.forward_chunks):
                 if states:
-                    states_ref[images, k, c * cut.forward_chunks + part, :, channels] = h
+                    states_ref[images, k, c * cut.forward_chunks + part, d] = h
                 h = lax.fori_loop(part * cut.chunk, (part + 1) * cut.chunk, step, h)
             plgpu.commit_smem()  # all warps are done with this slot, and y is there to be copied
             if outputs:
@@ -116,7 +118,9 @@ def make_forward(problem: Problem, *, outputs: bool, states: bool, interpret: bo
         def _():
             fetch(first, 0)
 
-        h = tile.load(entry_ref.at[images, k, s, :, channels]) if segmented else tile.zeros()
+        h = tile.zeros()
+        if segmented:
+            h = chain_ends(tile, A, *(ref.at[images, k] for ref in ends_refs), channels, 0, s)
         lax.fori_loop(first, end, walk_chunk, h)
         if outputs:
             plgpu.wait_smem_to_gmem(0)
@@ -125,7 +129,7 @@ def make_forward(problem: Problem, *, outputs: bool, states: bool, interpret: bo
     h, w = p.padded
     out_type = [shape((p.b, h, w, p.k, p.d), p.dtype)] if outputs else []
     if states:
-        out_type.append(shape((p.b, p.k, p.boundaries, STATES, p.d), jnp.float32))
+        out_type.append(shape((p.b, p.k, p.boundaries, p.tiles, STATES, CHANNELS), jnp.float32))
     vector = (IMAGES, T, CHANNELS)
     scratch = {
         "u_s": plgpu.SMEM((2, *vector), p.dtype),
@@ -142,6 +146,6 @@ def make_forward(problem: Problem, *, outputs: bool, states: bool, interpret: bo
         out_type=out_type,
         scratch_types=scratch,
         interpret=interpret,
-        grid=(p.tiles, p.k, p.b // IMAGES, cut.segments),
+        grid=(p.tiles, p.k, p.b // IMAGES, cut.forward_segments),
         grid_names=("d", "k", "b", "s"),
     )

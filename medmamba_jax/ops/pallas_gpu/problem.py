@@ -9,6 +9,7 @@ IMAGES, STATES, CHANNELS = 4, 16, 32  # a tile; images are a warpgroup's warps, 
 
 SHARED_MEMORY = 232_448  # bytes a CTA may have on Hopper
 MULTIPROCESSORS = 132  # of an H100 SXM and an H200
+SEGMENTS = (1, 2, 3, 4, 6, 8, 12, 16, 22, 32)
 # The low-rank step size is projected in the kernel up to this rank; above it the product is cheaper
 # on the tensor cores, as one XLA matrix product whose result the kernel reads (docs/kernels.md).
 LARGEST_PROJECTED_RANK = 8
@@ -24,14 +25,16 @@ class KernelConfig:
       forward_chunks: how many of them make a chunk of the forward kernel.
       warpgroups: of the backward kernel's CTA, each with a tile of its own. Three of them also
         keep the register allocator at 168 registers, which nothing else does.
-      segments: parts of every sequence that run at the same time. More than one costs a pass
-        that finds each part's last state first, and fills a GPU that few sequences leave empty.
+      forward_segments, backward_segments: parts of every sequence that run at the same time. More
+        than one costs a pass that finds first what each part hands to the next, and fills a GPU
+        that few sequences leave empty.
     """
 
     chunk: int
     forward_chunks: int
     warpgroups: int
-    segments: int
+    forward_segments: int
+    backward_segments: int
 
     @property
     def forward_chunk(self) -> int:
@@ -104,13 +107,19 @@ def choose_config(b: int, h: int, w: int, k: int, d: int, *, rank: int, four_ord
     warpgroups = 3
     while backward_bytes(chunk, rank, np.dtype(dtype)) * warpgroups + 1024 > SHARED_MEMORY:
         warpgroups -= 1
-    # A forward CTA is one warpgroup; 3 of them on a multiprocessor keep it busy.
-    ctas = math.ceil(b / IMAGES) * k * (d // CHANNELS)
-    length = h * w
-    segments = 1
-    while ctas * segments < 1.5 * MULTIPROCESSORS and length // (2 * segments) >= 256:
-        segments *= 2
-    return KernelConfig(chunk, forward_chunks, warpgroups, segments)
+    tiles = math.ceil(b / IMAGES) * (d // CHANNELS)
+    chunks = h * w // (chunk * forward_chunks)
+    return KernelConfig(
+        chunk,
+        forward_chunks,
+        warpgroups,
+        forward_segments=_fewest(
+            chunks, lambda s: _forward_cost(tiles * k * s / MULTIPROCESSORS, s)
+        ),
+        backward_segments=_fewest(
+            chunks, lambda s: _backward_cost(math.ceil(tiles / warpgroups) * k, s)
+        ),
+    )
 
 
 def _choose_chunks(h: int, w: int, four_orders: bool) -> tuple[int, int]:
@@ -120,9 +129,26 @@ def _choose_chunks(h: int, w: int, four_orders: bool) -> tuple[int, int]:
         steps = math.ceil(w / chunk) * chunk * h
         return steps + math.ceil(h / chunk) * chunk * w if four_orders else steps
 
-    # Weights: what a step costs relative to the best, mostly a chunk's fixed costs.
-    candidates = {(7, 2): 1.0, (8, 2): 1.0, (7, 1): 1.08, (8, 1): 1.08, (6, 1): 1.2, (4, 1): 1.4}
-    return min(candidates, key=lambda c: padded_steps(c[0] * c[1]) * candidates[c])
+    # What a step costs relative to the best; a short chunk has its fixed costs more often.
+    weights = {(8, 1): 1.0, (7, 2): 1.02, (7, 1): 1.04, (6, 1): 1.2, (4, 1): 1.4}
+    return min(weights, key=lambda c: padded_steps(c[0] * c[1]) * weights[c])
+
+
+def _fewest(chunks: int, cost) -> int:
+    """The cheapest number of segments of at least 8 chunks, the smallest of equals."""
+    return min((s for s in SEGMENTS if s == 1 or chunks >= 8 * s), key=cost)
+
+
+def _forward_cost(ctas_per_multiprocessor: float, segments: int) -> float:
+    """Relative time of a forward pass; the curve is a fit to times measured at 0.7 to 4 CTAs."""
+    passes = 1.0 if segments == 1 else 1.85
+    return passes / (1.0 - math.exp(-min(ctas_per_multiprocessor, 4.0) / 1.6))
+
+
+def _backward_cost(ctas: int, segments: int) -> float:
+    """Relative time of a backward pass: waves of one CTA a multiprocessor, and the first pass."""
+    waves = math.ceil(ctas * segments / MULTIPROCESSORS) / segments
+    return waves if segments == 1 else waves + 0.33 * ctas / MULTIPROCESSORS
 
 
 def backward_bytes(chunk: int, rank: int, dtype: np.dtype) -> int:

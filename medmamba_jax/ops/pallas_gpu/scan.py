@@ -20,7 +20,7 @@ from medmamba_jax.ops.pallas_gpu.problem import (
     Problem,
     choose_config,
 )
-from medmamba_jax.ops.pallas_gpu.segments import entering, make_segment_ends
+from medmamba_jax.ops.pallas_gpu.segments import make_segment_ends
 
 LOG2_E = 1.4426950408889634
 
@@ -151,9 +151,8 @@ def _forward(mode: Mode, u, packed, step, bias, A, D):
     p = _problem(mode, u, packed, step)
     b = u.shape[0]
     arrays = (*_prepare(p, u, packed, step), bias, A, D)
-    entry = _entry(p, mode, *arrays)
     forward = make_forward(p, outputs=True, states=mode.keep_states, interpret=mode.interpret)
-    y, *states = forward(*arrays, *entry)
+    y, *states = forward(*arrays, *_forward_ends(p, mode, *arrays))
     y = y[:b, : p.h, : p.w]
     if p.four_orders:
         y = y.astype(jnp.float32)
@@ -161,12 +160,12 @@ def _forward(mode: Mode, u, packed, step, bias, A, D):
     return y.astype(u.dtype), *(x[:b] for x in states)
 
 
-def _entry(p: Problem, mode: Mode, u, packed, step, bias, A, D):
-    """The states that segments start from, as an argument list: empty for one segment."""
-    if p.config.segments == 1:
-        return []
+def _forward_ends(p: Problem, mode: Mode, u, packed, step, bias, A, D):
+    """The forward kernel's last arguments: none for a single segment."""
+    if p.config.forward_segments == 1:
+        return ()
     ends = make_segment_ends(p, adjoint=False, interpret=mode.interpret)
-    return [entering(*ends(u, packed, step, bias, A), A, adjoint=False)]
+    return ends(u, packed, step, bias, A)
 
 
 def _backward(mode: Mode, u, packed, step, bias, A, D, dy, *states):
@@ -178,14 +177,13 @@ def _backward(mode: Mode, u, packed, step, bias, A, D, dy, *states):
         states = [_pad(states[0], 0, p.b)]
     else:
         rewrite = make_forward(p, outputs=False, states=True, interpret=mode.interpret)
-        states = rewrite(*arrays, *_entry(p, mode, *arrays))
+        states = rewrite(*arrays, *_forward_ends(p, mode, *arrays))
     dy = _to_tiles(p, dy)
-    arriving = []
-    if p.config.segments > 1:
-        ends = make_segment_ends(p, adjoint=True, interpret=mode.interpret)
-        arriving = [entering(*ends(dy, *arrays[1:5]), A, adjoint=True)]
+    ends = ()
+    if p.config.backward_segments > 1:
+        ends = make_segment_ends(p, adjoint=True, interpret=mode.interpret)(dy, *arrays[1:5])
     backward = make_backward(p, interpret=mode.interpret)
-    du, dstep, dBC, dA, dD = backward(dy, *arrays, *states, *arriving)
+    du, dstep, dBC, dA, dD = backward(dy, *arrays, *states, *ends)
 
     du, dstep, dBC = (x[:b, :h, :w] for x in (du, dstep, dBC))
     dA, dD = dA[:b].sum(2) / LOG2_E, dD[:b].sum(2)  # A came scaled

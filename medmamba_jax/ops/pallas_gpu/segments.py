@@ -13,7 +13,7 @@ from medmamba_jax.ops.pallas_gpu.walk import Walk
 
 
 def make_segment_ends(problem: Problem, *, adjoint: bool, interpret: bool):
-    """Builds segment_ends(x, packed, step, bias, A) -> (ends, total step size) of each segment.
+    """Builds segment_ends(x, packed, step, bias, A) -> (ends, totals of dt).
 
     Equivalent, for every image, direction and segment, to the recurrence from a state of 0::
 
@@ -26,6 +26,7 @@ def make_segment_ends(problem: Problem, *, adjoint: bool, interpret: bool):
     p = problem
     walk = Walk(p, p.config.forward_chunk)
     T, reads_steps = walk.chunk, not p.rank
+    segments = p.config.backward_segments if adjoint else p.config.forward_segments
 
     def body(x_ref, packed_ref, step_ref, bias_ref, A_ref, ends_ref, total_ref, *, x_s, packed_s,
              dt_s, barrier, step_s=None):
@@ -33,7 +34,7 @@ def make_segment_ends(problem: Problem, *, adjoint: bool, interpret: bool):
         images = pl.ds(lax.axis_index("b") * IMAGES, IMAGES)
         channels = pl.ds(lax.axis_index("d") * CHANNELS, CHANNELS)
         tile = TileOps(interpret, by_channel())
-        first, end = walk.segment(k, s)
+        first, end = walk.segment(k, s, segments)
 
         def fetch(c, slot):
             def copy(rows, columns):
@@ -103,30 +104,31 @@ def make_segment_ends(problem: Problem, *, adjoint: bool, interpret: bool):
     return kernel(
         body,
         out_type=[
-            shape((p.b, p.k, p.config.segments, STATES, p.d), jnp.float32),
-            shape((p.b, p.k, p.config.segments, p.d), jnp.float32),
+            shape((p.b, p.k, segments, STATES, p.d), jnp.float32),
+            shape((p.b, p.k, segments, p.d), jnp.float32),
         ],
         scratch_types=scratch,
         interpret=interpret,
-        grid=(p.tiles, p.k, p.b // IMAGES, p.config.segments),
+        grid=(p.tiles, p.k, p.b // IMAGES, segments),
         grid_names=("d", "k", "b", "s"),
     )
 
 
-def entering(ends: jax.Array, total: jax.Array, A: jax.Array, *, adjoint: bool) -> jax.Array:
-    """What each segment starts from, given what each makes of a start from 0.
+def chain_ends(tile: TileOps, A, ends_ref, totals_ref, channels, begin, count):
+    """In a kernel: what enters a segment, given what each segment makes of a start from 0.
 
     Args:
-      ends, total: of `make_segment_ends`.
-      A: (k, n, d), scaled by log2(e).
-      adjoint: whether segments follow each other backwards.
+      tile, A: the kernel's tile and its decays, scaled by log2(e).
+      ends_ref, totals_ref: of `make_segment_ends`, at this kernel's images and direction.
+      channels: the tile's channels.
+      begin, count: the first segment that the kernel's depends on, and how many do; they follow
+        each other upwards from 0, or downwards from the last in the adjoint.
     """
-    decay = jnp.exp2(total[:, :, :, None] * A[:, None])
 
-    def step(state, segment):
-        decay, end = segment
-        return decay * state + end, state
+    def enter(i, h):
+        segment = begin - i if begin else i
+        total = tile.load(totals_ref.at[:, segment, channels], 1)
+        end = tile.load(ends_ref.at[:, segment, :, channels])
+        return jnp.exp2(tile.spread(total, 1) * A) * h + end
 
-    by_segment = tuple(jnp.moveaxis(x, 2, 0) for x in (decay, ends))
-    _, entries = lax.scan(step, jnp.zeros_like(ends[:, :, 0]), by_segment, reverse=adjoint)
-    return jnp.moveaxis(entries, 0, 2)
+    return lax.fori_loop(0, count, enter, tile.zeros())

@@ -35,9 +35,8 @@ class Walk:
         by_columns = self.problem.w * per_column
         return by_rows if by_rows == by_columns else jnp.where(k & 1, by_columns, by_rows)
 
-    def segment(self, k, s):
-        """First and last-plus-one chunk of segment s, in scan order."""
-        segments = self.problem.config.segments
+    def segment(self, k, s, segments: int):
+        """First and last-plus-one chunk, in scan order, of segment s of `segments`."""
         if segments == 1:
             return 0, self.chunks(k)
         # Whole forward chunks, so that forward and backward kernels cut at the same pixels.
