@@ -35,20 +35,28 @@ _MODE = flags.DEFINE_enum(
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         fail(f"unexpected argument {argv[1]!r}; flags start with --")
-    import medmamba_jax as mm
+    from medmamba_jax import Experiment
     from medmamba_jax.data import DataUnavailableError
-    from medmamba_jax.train import NonFiniteLossError
+    from medmamba_jax.train import (
+        NonFiniteLossError,
+        evaluate_best,
+        fit,
+        prepare_evaluation,
+        prepare_training,
+    )
 
     workdir = pathlib.Path(_WORKDIR.value or default_workdir())
     try:
-        experiment = mm.Experiment.from_config_dict(_CONFIG.value)
+        experiment = Experiment.from_config_dict(_CONFIG.value)
         if _MODE.value == "train":
-            mm.train(experiment, workdir)
+            run, setup = fit, prepare_training(experiment, workdir)
         else:
             typed = config_flags.get_override_values(flags.FLAGS["config"])
-            mm.evaluate(workdir, changes=typed)
+            run, setup = evaluate_best, prepare_evaluation(workdir, changes=typed)
     except (ValueError, FileNotFoundError, NotImplementedError, DataUnavailableError) as error:
         fail(error)
+    try:
+        run(setup, workdir)  # outside of the above: such an error in here is not the user's
     except NonFiniteLossError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

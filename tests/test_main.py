@@ -55,6 +55,30 @@ def test_a_mistake_is_one_line_and_exit_code_2(argument, tmp_path):
     assert "Traceback" not in result.stdout and not list(tmp_path.rglob("run.json"))
 
 
+def test_an_error_inside_the_step_keeps_its_traceback(tmp_path):
+    program = f"""if True:
+        import runpy, sys
+        from medmamba_jax.train import setup
+
+        def broken_step(state, batch, *, spec):
+            raise ValueError("not the user's mistake")
+
+        setup.train_step = broken_step
+        sys.argv = ["main.py", "--config={ROOT}/configs/quickstart.py:testing"]
+        runpy.run_path({str(ROOT / "main.py")!r}, run_name="__main__")
+    """
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1, result.stderr
+    assert "Traceback" in result.stderr and "in broken_step" in result.stderr
+    assert "error: not the user's mistake" not in result.stderr.splitlines()
+
+
 def test_help_is_about_this_program(tmp_path):
     result = run("--help", cwd=tmp_path)
     assert "python main.py --config=configs/image_folder.py" in result.stdout

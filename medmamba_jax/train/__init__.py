@@ -1,7 +1,22 @@
 """Training: the experiment, the step, the loop, evaluation."""
 
-from medmamba_jax.train.evaluation import NonFiniteLossError, evaluate
+from medmamba_jax.train.evaluation import (
+    NonFiniteLossError,
+    evaluate,
+    evaluate_best,
+    prepare_evaluation,
+)
 from medmamba_jax.train.experiment import Experiment, default_config
-from medmamba_jax.train.loop import train
+from medmamba_jax.train.loop import fit, prepare_training, train
 
-__all__ = ["Experiment", "NonFiniteLossError", "default_config", "evaluate", "train"]
+__all__ = [
+    "Experiment",
+    "NonFiniteLossError",
+    "default_config",
+    "evaluate",
+    "evaluate_best",
+    "fit",
+    "prepare_evaluation",
+    "prepare_training",
+    "train",
+]

@@ -37,14 +37,25 @@ def evaluate(
         data: images to use in place of those that the run names.
         changes: settings in place of the run's, by names in `CHANGEABLE`.
 
-    Returns:
-        As `train`.
+    Returns, raises:
+        As `prepare_evaluation` and `evaluate_best`, one after the other.
+    """
+    return evaluate_best(prepare_evaluation(workdir, data, changes), workdir)
+
+
+def prepare_evaluation(
+    workdir: str | pathlib.Path,
+    data: Dataset | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> Setup:
+    """Does what a caller's mistake can stop; see `evaluate`.
 
     Raises:
         FileNotFoundError: if the folder holds no run, or no checkpoint yet.
         ValueError: if a change is not allowed, the images are not the run's (in `data`: have
             other classes), or they do not fit the devices.
         DataUnavailableError: if there are no images.
+        NotImplementedError: if the run's scan does not run on these devices.
     """
     workdir = pathlib.Path(workdir).resolve()
     description = RunDescription.read(workdir)
@@ -66,17 +77,24 @@ def evaluate(
     if problems:
         raise ValueError(f"cannot evaluate {workdir}: {'; '.join(problems)}")
     with CheckpointStore(checkpoint_dir(workdir)) as store:
-        return evaluate_best(setup, store, workdir)
+        if store.best_epoch() is None:
+            raise FileNotFoundError(f"{workdir} has no checkpoint yet; train for one epoch first")
+    return setup
 
 
-def evaluate_best(
-    setup: Setup, store: CheckpointStore, workdir: pathlib.Path
-) -> dict[str, dict[str, Any]]:
-    """Evaluates the best checkpoint on "val" and "test", prints and writes the results."""
-    epoch = store.best_epoch()
-    if epoch is None:
-        raise FileNotFoundError(f"{workdir} has no checkpoint yet; train for one epoch first")
-    state, _ = restore(setup, store, epoch)
+def evaluate_best(setup: Setup, workdir: str | pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Evaluates the best checkpoint on "val" and "test", prints and writes the results.
+
+    Returns:
+        As `fit`.
+
+    Raises:
+        NonFiniteLossError: if the model's outputs are NaN or infinite.
+    """
+    workdir = pathlib.Path(workdir).resolve()
+    with CheckpointStore(checkpoint_dir(workdir)) as store:
+        epoch = store.best_epoch()
+        state, _ = restore(setup, store, epoch)
     results = {}
     for split in ("val", "test"):
         results[split] = {

@@ -36,20 +36,42 @@ def train(
         workdir: folder of the run, created if it does not exist.
         data: images to use in place of those that `experiment.data` names.
 
-    Returns:
-        split ("val", "test") -> `classification_metrics` of the best checkpoint, which are also
-        in `results/<split>.json`.
+    Returns, raises:
+        As `prepare_training` and `fit`, one after the other.
+    """
+    return fit(prepare_training(experiment, workdir, data), workdir)
+
+
+def prepare_training(
+    experiment: Experiment, workdir: str | pathlib.Path, data: Dataset | None = None
+) -> Setup:
+    """Does what a caller's mistake can stop, and makes the workdir this run's; see `train`.
 
     Raises:
         ValueError: if the experiment, the images and the devices do not fit together, or the
             workdir holds another experiment.
         DataUnavailableError, FileNotFoundError: if there are no images.
-        NonFiniteLossError: if the loss becomes NaN or infinite; earlier checkpoints are intact.
+        NotImplementedError: if the scan asked for does not run on these devices.
     """
     workdir = pathlib.Path(workdir).resolve()
     setup = prepare(experiment, data if data is not None else build_dataset(experiment.data))
     with CheckpointStore(checkpoint_dir(workdir)) as store:
         claim(workdir, setup.description, started=store.latest_epoch() is not None)
+    return setup
+
+
+def fit(setup: Setup, workdir: str | pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Trains what `prepare_training` returned for this workdir; see `train`.
+
+    Returns:
+        split ("val", "test") -> `classification_metrics` of the best checkpoint, which are also
+        in `results/<split>.json`.
+
+    Raises:
+        NonFiniteLossError: if the loss becomes NaN or infinite; earlier checkpoints are intact.
+    """
+    workdir = pathlib.Path(workdir).resolve()
+    with CheckpointStore(checkpoint_dir(workdir)) as store:
         state, progress = start_or_resume(setup, store)
         print(plan(setup, state, progress, workdir), flush=True)
         with (
@@ -57,12 +79,12 @@ def train(
             _training_batches(setup, progress) as batches,
             jax.transfer_guard("disallow"),
         ):
-            while not _finished(experiment, progress):
+            while not _finished(setup.experiment, progress):
                 state, progress, row = _run_epoch(setup, state, progress, batches)
                 writer.write(row)
                 store.save(progress, state.to_parts())
-                print(epoch_line(row, experiment.train, progress), flush=True)
-        return evaluate_best(setup, store, workdir)
+                print(epoch_line(row, setup.experiment.train, progress), flush=True)
+    return evaluate_best(setup, workdir)
 
 
 def _training_batches(setup, progress):

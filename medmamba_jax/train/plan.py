@@ -6,7 +6,6 @@ from typing import Any
 import jax
 
 from medmamba_jax.checkpoints import Progress
-from medmamba_jax.ops.selective_scan import choose
 from medmamba_jax.train.reporting import versions
 from medmamba_jax.train.setup import Setup
 from medmamba_jax.train.step import TrainState
@@ -22,7 +21,7 @@ def plan(setup: Setup, state: TrainState, progress: Progress, workdir: pathlib.P
     lines = [
         ("parameters", _parameters(state.params)),
         ("model", f"{experiment.model['variant']}, {model.block}, {model.compute_dtype}"),
-        ("device", f"{versions()['device']}, scan {choose(model.scan_implementation)!r}"),
+        ("device", f"{versions()['device']}, scan {setup.scan!r}"),
         ("data", f"{dataset.name}: {dataset.description}"),
         ("images", f"{'SYNTHETIC, ' if dataset.synthetic else ''}{sizes}, {height}x{width} px"),
         *(

@@ -10,6 +10,7 @@ import numpy as np
 
 from medmamba_jax.checkpoints import CheckpointStore, Progress, RunDescription
 from medmamba_jax.data import Dataset, Preprocessing, steps_per_epoch
+from medmamba_jax.ops.selective_scan import choose
 from medmamba_jax.train.experiment import Experiment
 from medmamba_jax.train.losses import balanced_class_weights, cross_entropy
 from medmamba_jax.train.optimizer import make_optimizer
@@ -35,6 +36,7 @@ class Setup:
         parallel: how a batch is spread over devices.
         spec: what the steps need besides arrays.
         steps: training steps in an epoch.
+        scan: name of the scan's implementation.
         train_step, eval_step: the jitted steps.
     """
 
@@ -44,12 +46,18 @@ class Setup:
     parallel: DataParallel
     spec: StepSpec
     steps: int
+    scan: str
     train_step: Any
     eval_step: Any
 
 
 def prepare(experiment: Experiment, dataset: Dataset) -> Setup:
-    """Checks that everything fits together and builds what the steps need."""
+    """Checks that everything fits together and builds what the steps need.
+
+    Raises:
+        ValueError: if the experiment, the images and the devices do not fit together.
+        NotImplementedError: if the scan asked for does not run on these devices.
+    """
     options = experiment.train
     missing = [name for name in ("train", "val", "test") if name not in dataset.splits]
     if missing:
@@ -99,6 +107,7 @@ def prepare(experiment: Experiment, dataset: Dataset) -> Setup:
         parallel=parallel,
         spec=spec,
         steps=steps,
+        scan=choose(model_config.scan_implementation),
         train_step=jax.jit(
             functools.partial(train_step, spec=spec),
             donate_argnums=0,
