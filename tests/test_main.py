@@ -109,6 +109,11 @@ def test_folder_of_images_from_training_to_evaluation(tmp_path):
         values[0][name].pop("dataset"), values[1][name].pop("dataset")  # named after the folder
     assert values[0] == values[1]
 
+    image = tmp_path / "moved" / "a" / "0.png"
+    image.rename(image.with_name("renamed.png"))
+    refused = run(config, "--config.data.root=moved", "--config.train.epochs=3", cwd=tmp_path)
+    assert refused.returncode == 2 and "images of split" in refused.stderr
+
 
 @pytest.mark.slow
 def test_killed_and_started_again_ends_as_if_never_killed(tmp_path):

@@ -22,8 +22,8 @@ class RunDescription:
         preprocessing: how images were prepared.
         class_names: what each logit stands for.
         dataset: name of the images.
-        labels_sha256: split -> digest of its labels in order, which tells whether images were
-            added, taken away or split otherwise.
+        images_sha256: split -> its `digest()`, which tells whether images were added, taken away,
+            renamed, exchanged or split otherwise.
         synthetic: whether a program drew them.
     """
 
@@ -32,7 +32,7 @@ class RunDescription:
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
     dataset: str
-    labels_sha256: dict[str, str]
+    images_sha256: dict[str, str]
     synthetic: bool
 
     def write(self, workdir: pathlib.Path) -> None:
@@ -43,7 +43,7 @@ class RunDescription:
             "preprocessing": self.preprocessing.to_dict(),
             "class_names": list(self.class_names),
             "dataset": self.dataset,
-            "labels_sha256": self.labels_sha256,
+            "images_sha256": self.images_sha256,
             "synthetic": self.synthetic,
         }
         partial = workdir / (FILE + ".partial")
@@ -69,6 +69,6 @@ class RunDescription:
             preprocessing=Preprocessing.from_dict(values["preprocessing"]),
             class_names=tuple(values["class_names"]),
             dataset=values["dataset"],
-            labels_sha256=values["labels_sha256"],
+            images_sha256=values["images_sha256"],
             synthetic=values["synthetic"],
         )

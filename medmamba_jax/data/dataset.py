@@ -1,7 +1,8 @@
 """What a data set is: named classes and splits of labelled images."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, TypedDict
 
 import numpy as np
@@ -37,6 +38,19 @@ class Split(Protocol):
 
     def __getitem__(self, index: int) -> Example: ...
 
+    def digest(self) -> str:
+        """Tells this split from one with other images, labels or order; see `digest`."""
+        ...
+
+
+def digest(labels: np.ndarray, identities: Iterable[bytes]) -> str:
+    """Returns the SHA-256 of labels (n,) and what identifies their images, in order."""
+    total = hashlib.sha256()
+    for label, identity in zip(np.asarray(labels).tolist(), identities, strict=True):
+        # A digest each, so that no two lists of images run together to the same bytes.
+        total.update(label.to_bytes(8, "little") + hashlib.sha256(identity).digest())
+    return total.hexdigest()
+
 
 class InMemorySplit:
     """A split whose images are already in memory.
@@ -65,6 +79,16 @@ class InMemorySplit:
 
     def __getitem__(self, index: int) -> Example:
         return {"image": self._images[index], "label": int(self.labels[index])}
+
+    def digest(self) -> str:
+        """Identifies images by their bytes or pixels."""
+        return digest(self.labels, map(_content, self._images))
+
+
+def _content(image: bytes | np.ndarray) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    return f"{image.dtype} {image.shape} ".encode() + image.tobytes()
 
 
 @dataclasses.dataclass(frozen=True)

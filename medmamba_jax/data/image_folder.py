@@ -8,7 +8,7 @@ import numpy as np
 from absl import logging
 
 from medmamba_jax.data.config import DataConfig
-from medmamba_jax.data.dataset import Dataset, Example
+from medmamba_jax.data.dataset import Dataset, Example, digest
 from medmamba_jax.data.decoding import IMAGE_SUFFIXES, open_image
 from medmamba_jax.data.splitting import split_off, stratified_split
 
@@ -20,9 +20,10 @@ _Labelled = list[tuple[Path, str]]  # image file, class name
 
 
 class FileSplit:
-    """Image files and their labels; a file is read when its index is asked for."""
+    """Image files below a root and their labels; a file is read when its index is asked for."""
 
-    def __init__(self, files: Sequence[Path], labels: Sequence[int]):
+    def __init__(self, root: Path, files: Sequence[Path], labels: Sequence[int]):
+        self.root = root
         self.files = tuple(files)
         self.labels = np.asarray(labels, np.int32)
 
@@ -31,6 +32,16 @@ class FileSplit:
 
     def __getitem__(self, index: int) -> Example:
         return {"image": self.files[index].read_bytes(), "label": int(self.labels[index])}
+
+    def digest(self) -> str:
+        """Identifies images by their path below the root, which may move, and their size."""
+        return digest(
+            self.labels,
+            (
+                f"{file.stat().st_size} {file.relative_to(self.root).as_posix()}".encode()
+                for file in self.files
+            ),
+        )
 
 
 def build_image_folder(config: DataConfig) -> Dataset:
@@ -63,12 +74,13 @@ def build_image_folder(config: DataConfig) -> Dataset:
             raise ValueError(f"no PNG or JPEG files in the class folders of {folders[name]}")
     found = _without_unreadable(found, allowed=config.allow_unreadable)
     class_names = _class_names(found, root)
+    labelled = {name: _file_split(root, files, class_names) for name, files in found.items()}
     if "train" not in found:
-        splits = _split_all(found["all"], class_names, config)
+        splits = _split_all(labelled["all"], config)
     elif "val" not in found:
-        splits = _split_val_off(found, class_names, config)
+        splits = _split_val_off(labelled, config)
     else:
-        splits = {name: _file_split(found[name], class_names) for name in _SPLITS}
+        splits = {name: labelled[name] for name in _SPLITS}
     return Dataset(
         name=root.resolve().name,
         description=f"images of the folder {root}",
@@ -166,19 +178,16 @@ def _class_names(found: Mapping[str, _Labelled], root: Path) -> tuple[str, ...]:
     return tuple(sorted(known))
 
 
-def _file_split(files: _Labelled, class_names: tuple[str, ...]) -> FileSplit:
+def _file_split(root: Path, files: _Labelled, class_names: tuple[str, ...]) -> FileSplit:
     index = {name: i for i, name in enumerate(class_names)}
-    return FileSplit([path for path, _ in files], [index[label] for _, label in files])
+    return FileSplit(root, [path for path, _ in files], [index[label] for _, label in files])
 
 
 def _subset(split: FileSplit, rows: np.ndarray) -> FileSplit:
-    return FileSplit([split.files[row] for row in rows], split.labels[rows])
+    return FileSplit(split.root, [split.files[row] for row in rows], split.labels[rows])
 
 
-def _split_all(
-    files: _Labelled, class_names: tuple[str, ...], config: DataConfig
-) -> dict[str, FileSplit]:
-    everything = _file_split(files, class_names)
+def _split_all(everything: FileSplit, config: DataConfig) -> dict[str, FileSplit]:
     rows = stratified_split(
         everything.labels,
         val_fraction=config.val_fraction,
@@ -188,11 +197,8 @@ def _split_all(
     return {name: _subset(everything, rows[name]) for name in _SPLITS}
 
 
-def _split_val_off(
-    found: Mapping[str, _Labelled], class_names: tuple[str, ...], config: DataConfig
-) -> dict[str, FileSplit]:
-    train = _file_split(found["train"], class_names)
-    test = _file_split(found["test"], class_names)
+def _split_val_off(labelled: Mapping[str, FileSplit], config: DataConfig) -> dict[str, FileSplit]:
+    train, test = labelled["train"], labelled["test"]
     count = round(config.val_fraction * (len(train) + len(test)))
     kept, val = split_off(train.labels, count, seed=config.split_seed, name="val")
     logging.warning(

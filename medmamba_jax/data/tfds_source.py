@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from medmamba_jax.data.config import DataConfig
-from medmamba_jax.data.dataset import Dataset, Example
+from medmamba_jax.data.dataset import Dataset, Example, digest
 
 _DEFAULT_DATA_DIR = "~/tensorflow_datasets"
 
@@ -33,6 +33,10 @@ class TfdsSplit:
     def __getitem__(self, index: int) -> Example:
         record = self._records[index]
         return {"image": record["image"], "label": int(record["label"])}
+
+    def digest(self) -> str:
+        """Identifies images by their encoded bytes."""
+        return digest(self.labels, (record["image"] for record in self._records))
 
 
 def build_tfds(config: DataConfig) -> Dataset:

@@ -2,11 +2,9 @@
 
 import dataclasses
 import functools
-import hashlib
 from typing import Any
 
 import jax
-import numpy as np
 
 from medmamba_jax.checkpoints import CheckpointStore, Progress, RunDescription
 from medmamba_jax.data import Dataset, Preprocessing, steps_per_epoch
@@ -74,10 +72,7 @@ def prepare(experiment: Experiment, dataset: Dataset) -> Setup:
         preprocessing=Preprocessing.from_config(experiment.data, model_config.in_channels),
         class_names=dataset.class_names,
         dataset=dataset.name,
-        labels_sha256={
-            name: hashlib.sha256(np.asarray(split.labels, np.int64).tobytes()).hexdigest()
-            for name, split in dataset.splits.items()
-        },
+        images_sha256={name: split.digest() for name, split in dataset.splits.items()},
         synthetic=dataset.synthetic,
     )
     if min(description.preprocessing.image_size) < model_config.min_image_size:

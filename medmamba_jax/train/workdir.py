@@ -52,8 +52,8 @@ def differing_images(old: RunDescription, new: RunDescription) -> list[str]:
         return [f"classes were {old.class_names}, are {new.class_names}"]
     return [
         f"the images of split {name!r} changed"
-        for name, digest in old.labels_sha256.items()
-        if new.labels_sha256.get(name) != digest
+        for name, digest in old.images_sha256.items()
+        if new.images_sha256.get(name) != digest
     ]
 
 

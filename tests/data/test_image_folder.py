@@ -156,3 +156,34 @@ def test_the_root_must_be_set_and_exist(tmp_path):
         build("")
     with pytest.raises(FileNotFoundError, match=r"nowhere: set data\.root"):
         build(tmp_path / "nowhere")
+
+
+def rename(root):
+    (root / "a" / "00.png").rename(root / "a" / "000.png")
+
+
+def add(root):
+    (root / "a" / "new.png").write_bytes((root / "a" / "00.png").read_bytes())
+
+
+def exchange(root):
+    """Two files of one class trade names: the names and the labels stay."""
+    first, second = root / "a" / "00.png", root / "a" / "01.png"
+    one, two = first.read_bytes(), second.read_bytes()
+    first.write_bytes(two), second.write_bytes(one)
+
+
+def digests(root):
+    return {name: split.digest() for name, split in build(root).splits.items()}
+
+
+@pytest.mark.parametrize("change", [rename, add, exchange])
+def test_digests_follow_the_files_wherever_the_root_is(make_folder, change):
+    root = make_folder({"a": 20, "b": 20})
+    with (root / "a" / "01.png").open("ab") as file:
+        file.write(b"trailing")  # noise compresses to equal sizes, photographs do not
+    before = digests(root)
+    root = root.rename(root.with_name(f"{root.name}_moved"))
+    assert digests(root) == before and len(set(before.values())) == 3
+    change(root)
+    assert digests(root) != before

@@ -279,6 +279,21 @@ def test_splits_are_read_by_workers(tmp_path, build, images):
     np.testing.assert_array_equal(batch["image"][0, ..., 0], np.asarray(opened))
 
 
+def test_digests_identify_the_images(tmp_path, images):
+    def digests(name, images):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        (folder / "inner.zip").write_bytes(inner_zip(images))
+        config = DataConfig(source="tfds", root=str(folder / "tfds"), manual_dir=str(folder))
+        return [split.digest() for split in build_dataset(config).splits.values()]
+
+    first = digests("first", images)
+    assert len(set(first)) == 3 and digests("first", images) == first
+    assert digests("second", images) == first
+    exchanged = {"NORMAL/3.png": images["NORMAL/4.png"], "NORMAL/4.png": images["NORMAL/3.png"]}
+    assert digests("third", images | exchanged) != first
+
+
 def test_unknown_names_are_refused(build):
     with pytest.raises(ValueError, match=r"data\.name must be one of \('cpn_xray',\).*'mnist'"):
         build(name="mnist")

@@ -23,7 +23,7 @@ def test_workdir_to_official_names(tmp_path):
         preprocessing=Preprocessing((32, 32), 1, "bilinear", (0.5,), (0.5,)),
         class_names=("a", "b", "c"),
         dataset="none",
-        labels_sha256={},
+        images_sha256={},
         synthetic=True,
     ).write(run)
     with CheckpointStore(run / "checkpoints") as store:

@@ -140,9 +140,10 @@ def test_another_experiment_may_not_take_the_workdir(experiment, images, run_of_
         mm.train(experiment(lr=0.01), run_of_two_epochs, images)
 
 
-def test_other_images_may_not_take_the_workdir(experiment, images, run_of_two_epochs):
-    fewer = mm.InMemorySplit(np.zeros((8, 32, 32), np.uint8), [0, 1] * 4)
-    changed = dataclasses.replace(images, splits=images.splits | {"test": fewer})
+@pytest.mark.parametrize("count", [8, 9])  # fewer, and other pixels with the same labels
+def test_other_images_may_not_take_the_workdir(experiment, images, run_of_two_epochs, count):
+    other = mm.InMemorySplit(np.zeros((count, 32, 32), np.uint8), np.arange(count) % 2)
+    changed = dataclasses.replace(images, splits=images.splits | {"test": other})
     with pytest.raises(ValueError, match="images of split 'test' changed"):
         mm.train(experiment(epochs=3), run_of_two_epochs, changed)
 
