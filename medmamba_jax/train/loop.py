@@ -79,6 +79,8 @@ def fit(setup: Setup, workdir: str | pathlib.Path) -> dict[str, dict[str, Any]]:
             _training_batches(setup, progress) as batches,
             jax.transfer_guard("disallow"),
         ):
+            if not _finished(setup.experiment, progress):
+                print("compiling the training step, up to a minute on a CPU ...", flush=True)
             while not _finished(setup.experiment, progress):
                 state, progress, row = _run_epoch(setup, state, progress, batches)
                 writer.write(row)

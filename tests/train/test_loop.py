@@ -71,6 +71,7 @@ def test_what_a_run_leaves_behind(experiment, images, tmp_path, capsys, monkeypa
     assert {p.name for p in (tmp_path / "checkpoints").iterdir()} >= {"2", str(best["epoch"])}
     printed = capsys.readouterr().out
     assert "SYNTHETIC" in printed and "279,226" in printed and "'chunked'" in printed
+    assert printed.index("compiling") < printed.index("epoch 1/2")
 
     monkeypatch.undo()  # evaluation on all eight devices reads what one device wrote
     monkeypatch.setattr(jax, "devices", lambda *_: jax.local_devices()[:1])
