@@ -94,6 +94,11 @@ class MedMambaConfig:
         """The smallest height and width, in pixels, that leaves a pixel to the last stage."""
         return self.patch_size * 2 ** (len(self.depths) - 1)
 
+    def map_sizes(self, height: int, width: int) -> tuple[tuple[int, int], ...]:
+        """Height and width of each stage's map, for an image of that size in pixels."""
+        strides = (self.patch_size << stage for stage in range(len(self.depths)))
+        return tuple((height // stride, width // stride) for stride in strides)
+
     @property
     def num_features(self) -> int:
         """Channels of the last stage, which the head reads."""

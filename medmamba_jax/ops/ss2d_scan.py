@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from medmamba_jax.ops.selective_scan import selective_scan
+from medmamba_jax.ops.selective_scan import IMPLEMENTATIONS, Case, choose, selective_scan
+from medmamba_jax.ops.selective_scan.api import check_arrays, log_choice
 
 # Row by row, column by column, and both backwards (MedMamba, section 3.2; VMamba's cross-scan).
 NUM_DIRECTIONS = 4
@@ -50,7 +51,14 @@ def ss2d_scan(
     Raises:
       ValueError, NotImplementedError: as `selective_scan`.
     """
-    _, h, w, _ = u.shape
+    _check(u, dt, B, C, dt_weight, dt_bias, A, D)
+    _, h, w, d = u.shape
+    case = Case(jax.default_backend(), u.dtype, h, w, d, A.shape[-1])
+    name = choose(implementation, case)
+    log_choice("ss2d_scan", name, case)
+    scan_image = IMPLEMENTATIONS[name].image
+    if scan_image is not None:
+        return scan_image(u, dt, B, C, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D)
     wide = jnp.promote_types(u.dtype, jnp.float32)
     delta = jnp.einsum("blkr,krd->blkd", order(dt), dt_weight, preferred_element_type=wide)
     everywhere = jnp.broadcast_to(u[..., None, :], (*u.shape[:3], NUM_DIRECTIONS, u.shape[3]))
@@ -63,9 +71,33 @@ def ss2d_scan(
         D,
         delta_bias=dt_bias,
         delta_softplus=True,
-        implementation=implementation,
+        implementation=name,
     )
     return merge(y, h, w).astype(u.dtype)
+
+
+def _check(u, dt, B, C, dt_weight, dt_bias, A, D):
+    if u.ndim != 4 or 0 in u.shape:
+        raise ValueError(f"u must be a non-empty (b, h, w, d) array, got shape {u.shape}")
+    b, h, w, d = u.shape
+    k = NUM_DIRECTIONS
+    n = A.shape[-1] if A.ndim == 3 else 0
+    if n < 1:
+        raise ValueError(f"A must be (k, d, n) = ({k}, {d}, n >= 1), got shape {A.shape}")
+    r = dt.shape[-1] if dt.ndim == 5 else 0
+    if r < 1:
+        wanted = f"({b}, {h}, {w}, {k}, r >= 1)"
+        raise ValueError(f"dt must be (b, h, w, k, r) = {wanted}, got shape {dt.shape}")
+    expected = {
+        "dt": (dt, (b, h, w, k, r)),
+        "B": (B, (b, h, w, k, n)),
+        "C": (C, (b, h, w, k, n)),
+        "dt_weight": (dt_weight, (k, r, d)),
+        "dt_bias": (dt_bias, (k, d)),
+        "A": (A, (k, d, n)),
+        "D": (D, (k, d)),
+    }
+    check_arrays({"u": (u, u.shape), **expected}, f"u {u.shape}, r={r} and n={n}")
 
 
 def order(x: jax.Array) -> jax.Array:

@@ -21,7 +21,7 @@ def plan(setup: Setup, state: TrainState, progress: Progress, workdir: pathlib.P
     lines = [
         ("parameters", _parameters(state.params)),
         ("model", f"{experiment.model['variant']}, {model.block}, {model.compute_dtype}"),
-        ("device", f"{versions()['device']}, scan {setup.scan!r}"),
+        ("device", f"{versions()['device']}, scan {_scans(setup.scans)}"),
         ("data", f"{dataset.name}: {dataset.description}"),
         ("images", f"{'SYNTHETIC, ' if dataset.synthetic else ''}{sizes}, {height}x{width} px"),
         *(
@@ -39,6 +39,10 @@ def plan(setup: Setup, state: TrainState, progress: Progress, workdir: pathlib.P
         best = f"{train.best_metric} {progress.best_value:.4f} in epoch {progress.best_epoch}"
         lines.append(("resuming", f"after epoch {progress.epoch}, best so far {best}"))
     return "\n".join(f"{title:<12}{text}" for title, text in lines)
+
+
+def _scans(names: tuple[str, ...]) -> str:
+    return repr(names[0]) if len(set(names)) == 1 else f"{', '.join(names)} (by stage)"
 
 
 def _parameters(params: dict[str, Any]) -> str:

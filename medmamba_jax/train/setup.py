@@ -8,7 +8,7 @@ import jax
 
 from medmamba_jax.checkpoints import CheckpointStore, Progress, RunDescription
 from medmamba_jax.data import Dataset, Preprocessing, steps_per_epoch
-from medmamba_jax.ops.selective_scan import choose
+from medmamba_jax.models.scans import scans
 from medmamba_jax.train.experiment import Experiment
 from medmamba_jax.train.losses import balanced_class_weights, cross_entropy
 from medmamba_jax.train.optimizer import make_optimizer
@@ -34,7 +34,7 @@ class Setup:
         parallel: how a batch is spread over devices.
         spec: what the steps need besides arrays.
         steps: training steps in an epoch.
-        scan: name of the scan's implementation.
+        scans: names of the scan's implementations, one for each stage.
         train_step, eval_step: the jitted steps.
     """
 
@@ -44,7 +44,7 @@ class Setup:
     parallel: DataParallel
     spec: StepSpec
     steps: int
-    scan: str
+    scans: tuple[str, ...]
     train_step: Any
     eval_step: Any
 
@@ -102,7 +102,7 @@ def prepare(experiment: Experiment, dataset: Dataset) -> Setup:
         parallel=parallel,
         spec=spec,
         steps=steps,
-        scan=choose(model_config.scan_implementation),
+        scans=scans(model_config, *description.preprocessing.image_size),
         train_step=jax.jit(
             functools.partial(train_step, spec=spec),
             donate_argnums=0,

@@ -1,12 +1,16 @@
 """Arguments, the choice of an implementation, and what the log says of it."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import pytest
 from selective_scan_base import make_inputs
 
 import medmamba_jax as mm
-from medmamba_jax.ops.selective_scan import IMPLEMENTATIONS, api, choose
+from medmamba_jax.ops import pallas_gpu
+from medmamba_jax.ops.selective_scan import IMPLEMENTATIONS, Case, api, choose
+from medmamba_jax.ops.selective_scan.implementations import TPU_SWITCH, Implementation
 from medmamba_jax.ops.selective_scan.shapes import ScanShape
 
 SHAPE = ScanShape(b=2, l=6, k=3, d=5, n=4)
@@ -63,31 +67,109 @@ def test_unknown_implementations_are_refused(inputs):
         mm.selective_scan(**inputs, implementation="cuda")
 
 
-def test_implementations_of_other_backends_are_refused(inputs, monkeypatch):
-    elsewhere = api.Implementation(IMPLEMENTATIONS["chunked"].run, backends=("abacus",))
-    monkeypatch.setitem(IMPLEMENTATIONS, "chunked", elsewhere)
-    with pytest.raises(NotImplementedError, match=r"'chunked' does not run on .*'associative'"):
+def case(**changes):
+    common = {"backend": "cpu", "dtype": jnp.dtype("float32"), "h": 1, "w": 49, "d": 96, "n": 16}
+    return Case(**{**common, **changes})
+
+
+def refuse(reason):
+    return Implementation(IMPLEMENTATIONS["chunked"].scan, refusal=lambda case: reason)
+
+
+def test_an_implementation_that_cannot_is_refused_by_name_and_passed_over(inputs, monkeypatch):
+    monkeypatch.setitem(IMPLEMENTATIONS, "chunked", refuse("it wants an abacus"))
+    with pytest.raises(NotImplementedError, match=r"'chunked'.* an abacus; .*'associative'.* can"):
         mm.selective_scan(**inputs, implementation="chunked")
-    assert choose() == "associative"  # the next row
+    assert choose(None, case()) == "associative"  # the next row
 
     for name in list(IMPLEMENTATIONS):
-        monkeypatch.setitem(IMPLEMENTATIONS, name, elsewhere)
-    with pytest.raises(NotImplementedError, match="no selective_scan implementation runs on"):
+        monkeypatch.setitem(IMPLEMENTATIONS, name, refuse("none here"))
+    with pytest.raises(NotImplementedError, match="no implementation of the selective scan takes"):
         mm.selective_scan(**inputs)
 
 
-def test_the_first_row_is_the_default():
-    assert choose() == "chunked"
+def test_the_default_on_a_cpu():
+    assert choose(None, case()) == "chunked"
 
 
-def test_the_log_names_implementation_and_backend_once(inputs, monkeypatch):
+@pytest.fixture
+def hopper(monkeypatch):
+    """A GPU that could run the kernels, as far as choosing goes."""
+    monkeypatch.setattr(pallas_gpu, "_refusal_of_gpu", lambda: None)
+    monkeypatch.setattr(pallas_gpu, "_missing", lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "pallas_gpu"),
+        ({"dtype": jnp.dtype("bfloat16"), "h": 7, "w": 7, "d": 768}, "pallas_gpu"),
+        ({"d": 1024, "h": 5, "w": 9}, "pallas_gpu"),
+        ({"d": 80}, "chunked"),
+        ({"n": 8}, "chunked"),
+        ({"dtype": jnp.dtype("float16")}, "chunked"),
+        ({"dtype": jnp.dtype("float64")}, "chunked"),
+        ({"h": 2, "w": 2}, "chunked"),
+        ({"h": 7, "w": 3}, "chunked"),
+        ({"w": 1}, "chunked"),
+    ],
+)
+def test_the_table_on_a_gpu(hopper, changes, name):
+    asked = case(backend="gpu", **changes)
+    assert choose(None, asked) == name
+    for kernel in ("pallas_gpu", "pallas_gpu_recompute"):
+        if name == "pallas_gpu":
+            assert choose(kernel, asked) == kernel
+        else:
+            with pytest.raises(NotImplementedError, match=f"{kernel!r} cannot run here: it"):
+                choose(kernel, asked)
+
+
+def test_gpus_before_hopper_take_the_next_row(monkeypatch):
+    class Ampere:
+        compute_capability = "8.0"
+
+    monkeypatch.setattr(pallas_gpu.jax, "devices", lambda: [Ampere()])
+    assert choose(None, case(backend="gpu")) == "chunked"
+    with pytest.raises(NotImplementedError, match=r"from Hopper on .*'8.0'"):
+        choose("pallas_gpu", case(backend="gpu"))
+
+
+def test_a_jax_without_what_the_kernels_need_is_warned_about(monkeypatch):
+    monkeypatch.setattr(pallas_gpu, "_refusal_of_gpu", lambda: None)
+    monkeypatch.setitem(sys.modules, "jax.experimental.mosaic.gpu", None)
+    monkeypatch.delitem(sys.modules, "medmamba_jax.ops.pallas_gpu.mosaic", raising=False)
+    for name in ("scan", "forward", "backward", "segments", "staging", "mosaic"):
+        monkeypatch.delitem(sys.modules, f"medmamba_jax.ops.pallas_gpu.{name}", raising=False)
+        monkeypatch.delattr(pallas_gpu, name, raising=False)
+    pallas_gpu._missing.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match=r"pallas_gpu is left out: .*jax.experimental.mosaic"):
+            assert choose(None, case(backend="gpu")) == "chunked"
+    finally:
+        pallas_gpu._missing.cache_clear()
+
+
+def test_the_kernels_can_be_traced_with_this_jax():
+    assert pallas_gpu._missing() is None
+
+
+def test_the_tpu_kernel_waits_for_its_switch(monkeypatch):
+    assert choose(None, case(backend="tpu")) == "chunked"
+    assert choose("pallas_tpu", case(backend="tpu")) == "pallas_tpu"
+    monkeypatch.setenv(TPU_SWITCH, "1")
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert choose(None, case(backend="tpu")) == "pallas_tpu"
+    monkeypatch.setattr(jax, "device_count", lambda: 8)  # cannot be partitioned
+    assert choose(None, case(backend="tpu")) == "chunked"
+
+
+def test_the_log_names_operation_implementation_and_case_once(inputs, monkeypatch):
     lines = []
     monkeypatch.setattr(api.logging, "info", lambda text, *args: lines.append(text % args))
-    api._log_once.cache_clear()
-    for implementation in ("sequential", "sequential", None, None):
+    api.log_choice.cache_clear()
+    for implementation in ("sequential", "sequential", "chunked", "chunked"):
         mm.selective_scan(**inputs, implementation=implementation)
-    backend = jax.default_backend()
-    assert lines == [
-        f"selective_scan runs 'sequential' on {backend}",
-        f"selective_scan runs 'chunked' on {backend}",
-    ]
+    starts = [line.partition(" for Case(backend=")[0] for line in lines]
+    assert starts == ["selective_scan runs 'sequential'", "selective_scan runs 'chunked'"]
+    assert jax.default_backend() in lines[0]

@@ -10,6 +10,7 @@ from medmamba_jax.ops.pallas_gpu.mosaic import BY_BOTH, TileOps, by_channel, ker
 from medmamba_jax.ops.pallas_gpu.problem import CHANNELS, IMAGES, STATES, Problem
 from medmamba_jax.ops.pallas_gpu.segments import chain_ends
 from medmamba_jax.ops.pallas_gpu.staging import StepSizes
+from medmamba_jax.ops.pallas_gpu.streams import Streams, at_pixels, send
 from medmamba_jax.ops.pallas_gpu.walk import Walk
 
 LN_2 = 0.6931471805599453  # A comes scaled by log2(e): gradients through the exponent lose it again
@@ -43,9 +44,9 @@ def make_backward(problem: Problem, *, interpret: bool):
     of a tile (docs/kernels.md counts them).
 
     Arrays as in `make_forward`; dy like the map, (b, h, w, d) or (b, h, w, k, d); ends and totals,
-    with several segments, of the adjoint `make_segment_ends`. Returns du and d_step (b, h, w, k, d); dB and dC side by side
-    (b, h, w, k, tiles * 2n), a part for each tile of channels; dA (b, k, segments, n, d) and
-    dD (b, k, segments, d), a part for each image.
+    with several segments, of the adjoint `make_segment_ends`. Returns du and d_step
+    (b, h, w, k, d); dB and dC side by side (b, h, w, k, tiles * 2n), a part for each tile of
+    channels; dA (b, k, segments, n, d) and dD (b, k, segments, d), a part for each image.
     """
     p, cut = problem, problem.config
     walk = Walk(p, cut.chunk)
@@ -65,9 +66,9 @@ def make_backward(problem: Problem, *, interpret: bool):
         d = lax.rem(group, p.tiles)
         images = pl.ds(lax.div(group, p.tiles) * IMAGES, IMAGES)
         channels = pl.ds(d * CHANNELS, CHANNELS)
-        dy_s, u_s, packed_s, dt_s, stash, drive_s, exponent_s, dBC_s = (
+        dy_s, u_s, packed_s, dt_s, stash, drive_s, exponent_s, dBC_s, dD_s = (
             scratch[name].at[me]
-            for name in "dy_s u_s packed_s dt_s stash drive_s exponent_s dBC_s".split()
+            for name in "dy_s u_s packed_s dt_s stash drive_s exponent_s dBC_s dD_s".split()
         )
         step_s = step_s.at[me] if reads_steps else None
         # What leaves by bulk copy: the float32 sums themselves, or a rounded copy of them.
@@ -79,37 +80,28 @@ def make_backward(problem: Problem, *, interpret: bool):
         first, end = walk.segment(k, s, cut.backward_segments)
         A = tile.spread(tile.load(A_ref.at[k, :, channels], 0), 0)
 
-        def vectors_at(ref, rows, columns):
-            if p.four_orders and (ref is u_ref or ref is dy_ref):
-                return ref.at[images, rows, columns, channels]
-            return ref.at[images, rows, columns, k, channels]
-
-        def fetch(c, slot):
-            def copy(rows, columns):
-                arrived = barrier.at[2 * me + slot]
-                plgpu.copy_gmem_to_smem(vectors_at(u_ref, rows, columns), u_s.at[slot], arrived)
-                plgpu.copy_gmem_to_smem(vectors_at(dy_ref, rows, columns), dy_s.at[slot], arrived)
-                row = packed_ref.at[images, rows, columns, k]
-                plgpu.copy_gmem_to_smem(row, packed_s.at[slot], arrived)
-                if reads_steps:
-                    step = vectors_at(step_ref, rows, columns)
-                    plgpu.copy_gmem_to_smem(step, step_s.at[slot], arrived)
-
-            walk.pixels(k, c, copy)
+        own = (channels,) if p.four_orders else (k, channels)
+        arrays = [(at_pixels(u_ref, images, *own), u_s), (at_pixels(dy_ref, images, *own), dy_s)]
+        arrays.append((at_pixels(packed_ref, images, k), packed_s))
+        if reads_steps:
+            arrays.append((at_pixels(step_ref, images, k, channels), step_s))
+        streams = Streams(
+            walk,
+            k,
+            barrier,
+            arrays,
+            slots=2,
+            chunk_at=lambda j: end - 1 - j,
+            count=end - first,
+            mine=2 * me,
+        )
 
         def boundary_state(c):
             return tile.load(states_ref.at[images, k, c, d])
 
         def walk_chunk(j, carry):
-            dh, dA, dD, h = carry
-            c = end - 1 - j
-            slot = lax.rem(j, 2)
-            plgpu.barrier_wait(barrier.at[2 * me + slot])
-
-            @pl.when(c > first)
-            def _():
-                fetch(c - 1, 1 - slot)
-
+            dh, dA, h = carry
+            c, slot = end - 1 - j, streams.wait(j)
             weight_ref = None if reads_steps else step_ref.at[k, :, channels]
             steps = StepSizes(p, weight_ref, bias_ref.at[k, channels], interpret)
             step_slot = step_s.at[slot] if reads_steps else None
@@ -178,40 +170,46 @@ def make_backward(problem: Problem, *, interpret: bool):
 
             def epilogue(t, dD):
                 dt, u, dy = vectors(lane, t)
-                d_drive, d_exponent = lane.load(drive_s.at[:, t], 1), lane.load(exponent_s.at[:, t], 1)
+                d_drive, d_exponent = (
+                    lane.load(drive_s.at[:, t], 1),
+                    lane.load(exponent_s.at[:, t], 1),
+                )
                 du_s[:, t] = (d_drive * dt + dy * D).astype(p.dtype)
                 d_dt = d_exponent * LN_2 + d_drive * u
                 d_step = d_dt * (1.0 - jnp.exp(-dt)) if p.softplus else d_dt
                 dstep_s[:, t] = d_step.astype(dstep_s.dtype)
                 return dD + dy * u
 
-            dD = lax.fori_loop(0, T, epilogue, dD, unroll=True)
+            # In shared memory between chunks: a register more would spill.
+            dD_s[...] = lax.fori_loop(0, T, epilogue, lane.load(dD_s, 1), unroll=True)
             plgpu.commit_smem()
 
-            def send(rows, columns):
-                plgpu.copy_smem_to_gmem(du_s, vectors_at(du_ref, rows, columns))
-                plgpu.copy_smem_to_gmem(dstep_s, vectors_at(dstep_ref, rows, columns))
-                part = pl.ds(d * 2 * STATES, 2 * STATES)
-                plgpu.copy_smem_to_gmem(dBC_s, dBC_ref.at[images, rows, columns, k, part])
-
-            walk.pixels(k, c, send)
-            return dh, dA, dD, h
+            part = pl.ds(d * 2 * STATES, 2 * STATES)
+            send(
+                walk,
+                k,
+                c,
+                [
+                    (du_s, at_pixels(du_ref, images, k, channels)),
+                    (dstep_s, at_pixels(dstep_ref, images, k, channels)),
+                    (dBC_s, at_pixels(dBC_ref, images, k, part)),
+                ],
+            )
+            return dh, dA, h
 
         @pl.when(group < groups)
         def _():
-            @pl.when(first < end)
-            def _():
-                fetch(end - 1, 0)
-
+            streams.start()
             dh = tile.zeros()
             if segmented:
                 ends = (ref.at[images, k] for ref in ends_refs)
                 last = cut.backward_segments - 1
                 dh = chain_ends(tile, A, *ends, channels, last, last - s)
-            carry = (dh, tile.zeros(), lane.zeros(1), boundary_state(jnp.maximum(end - 1, 0)))
-            _, dA, dD, _ = lax.fori_loop(0, end - first, walk_chunk, carry)
+            dD_s[...] = lane.zeros(1)
+            carry = (dh, tile.zeros(), boundary_state(jnp.maximum(end - 1, 0)))
+            _, dA, _ = lax.fori_loop(0, end - first, walk_chunk, carry)
             dA_ref[images, k, s, :, channels] = dA
-            dD_ref[images, k, s, channels] = dD
+            dD_ref[images, k, s, channels] = lane.load(dD_s, 1)
             plgpu.wait_smem_to_gmem(0)
 
     def shared(*axes, dtype=jnp.float32):
@@ -230,6 +228,7 @@ def make_backward(problem: Problem, *, interpret: bool):
         "drive_s": shared(*vector),
         "exponent_s": shared(*vector),
         "dBC_s": shared(IMAGES, T, 2 * STATES),
+        "dD_s": shared(IMAGES, CHANNELS),
     }
     if reads_steps:
         scratch["step_s"] = shared(2, *vector, dtype=p.step_dtype)

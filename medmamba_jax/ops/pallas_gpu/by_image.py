@@ -62,14 +62,14 @@ def by_image(function: Callable, mode) -> Callable:
     def fold(size, is_batched, *arrays):
         images = [has_images(i) for i in range(len(arrays))]
         if any(b and not i for b, i in zip(is_batched, images, strict=True)):
+
             def one(index):
-                picked = (
-                    x[index] if b else x for x, b in zip(arrays, is_batched, strict=True)
-                )
+                picked = (x[index] if b else x for x, b in zip(arrays, is_batched, strict=True))
                 return batched(*picked)
 
             outputs = jax.lax.map(one, jnp.arange(size))
         else:
+
             def with_batch(x, b):
                 return x if b else jnp.broadcast_to(x, (size, *x.shape))
 
@@ -77,9 +77,7 @@ def by_image(function: Callable, mode) -> Callable:
                 with_batch(x, b).reshape(-1, *x.shape[1 + b :]) if i else x
                 for x, b, i in zip(arrays, is_batched, images, strict=True)
             ]
-            outputs = jax.tree.map(
-                lambda x: x.reshape(size, -1, *x.shape[1:]), batched(*folded)
-            )
+            outputs = jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), batched(*folded))
         return outputs, jax.tree.map(lambda _: True, outputs)
 
     return batched

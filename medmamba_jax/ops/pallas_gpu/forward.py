@@ -10,7 +10,10 @@ from medmamba_jax.ops.pallas_gpu.mosaic import TileOps, by_channel, kernel
 from medmamba_jax.ops.pallas_gpu.problem import CHANNELS, IMAGES, STATES, Problem
 from medmamba_jax.ops.pallas_gpu.segments import chain_ends
 from medmamba_jax.ops.pallas_gpu.staging import StepSizes
+from medmamba_jax.ops.pallas_gpu.streams import Streams, at_pixels, send
 from medmamba_jax.ops.pallas_gpu.walk import Walk
+
+SLOTS = 2
 
 
 def make_forward(problem: Problem, *, outputs: bool, states: bool, interpret: bool):
@@ -51,33 +54,19 @@ def make_forward(problem: Problem, *, outputs: bool, states: bool, interpret: bo
         tile = TileOps(interpret, by_channel())
         first, end = walk.segment(k, s, cut.forward_segments)
 
-        def vectors_at(ref, rows, columns):
-            if p.four_orders and ref is u_ref:
-                return ref.at[images, rows, columns, channels]
-            return ref.at[images, rows, columns, k, channels]
-
-        def fetch(c, slot):
-            def copy(rows, columns):
-                arrived = barrier.at[slot]
-                plgpu.copy_gmem_to_smem(vectors_at(u_ref, rows, columns), u_s.at[slot], arrived)
-                row = packed_ref.at[images, rows, columns, k]
-                plgpu.copy_gmem_to_smem(row, packed_s.at[slot], arrived)
-                if reads_steps:
-                    step = vectors_at(step_ref, rows, columns)
-                    plgpu.copy_gmem_to_smem(step, step_s.at[slot], arrived)
-
-            walk.pixels(k, c, copy)
-
         A = tile.spread(tile.load(A_ref.at[k, :, channels], 0), 0)
 
-        def walk_chunk(c, h):
-            slot = lax.rem(c - first, 2)
-            plgpu.barrier_wait(barrier.at[slot])
+        own = (channels,) if p.four_orders else (k, channels)
+        arrays = [(at_pixels(u_ref, images, *own), u_s)]
+        arrays.append((at_pixels(packed_ref, images, k), packed_s))
+        if reads_steps:
+            arrays.append((at_pixels(step_ref, images, k, channels), step_s))
+        streams = Streams(
+            walk, k, barrier, arrays, slots=SLOTS, chunk_at=lambda j: first + j, count=end - first
+        )
 
-            @pl.when(c + 1 < end)
-            def _():
-                fetch(c + 1, 1 - slot)
-
+        def walk_chunk(j, h):
+            c, slot = first + j, streams.wait(j)
             weight_ref = None if reads_steps else step_ref.at[k, :, channels]
             steps = StepSizes(p, weight_ref, bias_ref.at[k, channels], interpret)
             step_slot = step_s.at[slot] if reads_steps else None
@@ -94,7 +83,7 @@ def make_forward(problem: Problem, *, outputs: bool, states: bool, interpret: bo
                 h = a * h + tile.spread(dt * u, 1) * tile.spread(B, 2)
                 if outputs:
                     C = tile.load(packed_s.at[slot, :, t, pl.ds(STATES, STATES)], 2)
-                    y = tile.sum_rows(h * tile.spread(C, 2)) + D * u
+                    y = tile.dot_rows(h, tile.spread(C, 2)) + D * u
                     y_s[slot, :, t] = y.astype(p.dtype)
                 return h
 
@@ -104,24 +93,15 @@ def make_forward(problem: Problem, *, outputs: bool, states: bool, interpret: bo
                 h = lax.fori_loop(part * cut.chunk, (part + 1) * cut.chunk, step, h)
             plgpu.commit_smem()  # all warps are done with this slot, and y is there to be copied
             if outputs:
-                walk.pixels(
-                    k,
-                    c,
-                    lambda rows, columns: plgpu.copy_smem_to_gmem(
-                        y_s.at[slot], vectors_at(y_ref, rows, columns)
-                    ),
-                )
-                plgpu.wait_smem_to_gmem(1, wait_read_only=True)  # the other slot is free again
+                send(walk, k, c, [(y_s.at[slot], at_pixels(y_ref, images, k, channels))])
+                plgpu.wait_smem_to_gmem(SLOTS - 1, wait_read_only=True)  # the next slot is free
             return h
 
-        @pl.when(first < end)
-        def _():
-            fetch(first, 0)
-
+        streams.start()
         h = tile.zeros()
         if segmented:
             h = chain_ends(tile, A, *(ref.at[images, k] for ref in ends_refs), channels, 0, s)
-        lax.fori_loop(first, end, walk_chunk, h)
+        lax.fori_loop(0, end - first, walk_chunk, h)
         if outputs:
             plgpu.wait_smem_to_gmem(0)
 
@@ -132,15 +112,15 @@ def make_forward(problem: Problem, *, outputs: bool, states: bool, interpret: bo
         out_type.append(shape((p.b, p.k, p.boundaries, p.tiles, STATES, CHANNELS), jnp.float32))
     vector = (IMAGES, T, CHANNELS)
     scratch = {
-        "u_s": plgpu.SMEM((2, *vector), p.dtype),
-        "packed_s": plgpu.SMEM((2, IMAGES, T, p.packed), jnp.float32),
+        "u_s": plgpu.SMEM((SLOTS, *vector), p.dtype),
+        "packed_s": plgpu.SMEM((SLOTS, IMAGES, T, p.packed), jnp.float32),
         "dt_s": plgpu.SMEM(vector, jnp.float32),
-        "barrier": plgpu.Barrier(num_arrivals=3 if reads_steps else 2, num_barriers=2),
+        "barrier": plgpu.Barrier(num_arrivals=3 if reads_steps else 2, num_barriers=SLOTS),
     }
     if outputs:
-        scratch["y_s"] = plgpu.SMEM((2, *vector), p.dtype)
+        scratch["y_s"] = plgpu.SMEM((SLOTS, *vector), p.dtype)
     if reads_steps:
-        scratch["step_s"] = plgpu.SMEM((2, *vector), p.step_dtype)
+        scratch["step_s"] = plgpu.SMEM((SLOTS, *vector), p.step_dtype)
     return kernel(
         body,
         out_type=out_type,

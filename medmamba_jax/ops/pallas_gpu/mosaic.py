@@ -1,10 +1,9 @@
 """The parts of Mosaic GPU that the kernels need and that are private, or move between releases.
 
-Seen working with jax 0.10.2, 0.11.2 and 0.12.0 (0.11.2 on a GPU, the others in interpret mode and by
-cross-lowering). Private to jax here: `fragmented_array` (register layouts), `utils` (shuffles) and
-the interpreter's parameters. Anything missing raises ImportError, AttributeError or TypeError when
-this file is imported or `kernel` is called; `medmamba_jax.ops.pallas_gpu` turns an import that fails
-into a refusal that names it.
+Seen working with jax 0.10.2, 0.11.2 and 0.12.0: 0.11.2 on a GPU, the others in the interpreter and
+by lowering for CUDA without a device. Private to jax here: `fragmented_array` (register layouts),
+`utils` (shuffles) and the interpreter's parameters. What is missing raises when this file is
+imported or a kernel traced, and `medmamba_jax.ops.pallas_gpu` turns that into a refusal.
 
 A tile is (4 images, 16 states, 32 channels); a warpgroup holds it in registers, one warp an image.
 `Device` lays a tile out over a warp's 32 lanes and sums across them; `Interpreter` is the same in
@@ -13,7 +12,6 @@ plain JAX, for the interpreter, which knows no layouts.
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -64,7 +62,8 @@ def by_channel(rows: int = STATES):
 
 # 4 x 8 lanes, each with 4 states x 4 channels: sums over channels cross 8 lanes, over states 4.
 BY_BOTH = _layout((TILE, (1, 4, 4)), (-6,), (-5, -4))
-# Where those sums land: state 4 * (lane // 8) + (lane % 8) // 2; channel 4 * (lane % 8) + lane // 8.
+# Where those sums land: in the lane of state 4 * (lane // 8) + (lane % 8) // 2, and in that of
+# channel 4 * (lane % 8) + lane // 8.
 _STATE_SUMS = _layout(((IMAGES, STATES), (1, 4), (1, 1)), (-6,), (-5, -3, fa.Replicated(2)))
 _CHANNEL_SUMS = _layout(((IMAGES, CHANNELS), (1, 4), (1, 1)), (-6,), (-3, -5))
 
@@ -75,12 +74,26 @@ class Device:
     @staticmethod
     def load(ref, layout):
         """Reads a whole reference, in shared or device memory, into registers laid out so."""
-        return _load(ref, layout=layout, optimized=False)
+        return _load(ref.shape, jnp.dtype(ref.dtype), layout)(ref)
 
     @staticmethod
-    def cast(x, layout):
-        """States the layout of x. Without it after every broadcast and sum, inference searches."""
-        return plgpu.layout_cast(x, layout)
+    def zeros(shape, layout):
+        return plgpu.layout_cast(jnp.zeros(shape, jnp.float32), layout)
+
+    @staticmethod
+    def spread(x, shape, axes, layout):
+        """Broadcasts x, whose axes are those of the tile's, to a tile."""
+        return _spread(shape, axes, layout)(x)
+
+    @staticmethod
+    def vectors(x, shape, layout):
+        """Broadcasts (32,) to (4, 32)."""
+        return plgpu.layout_cast(lax.broadcast_in_dim(x, shape, (1,)), layout.reduce(1))
+
+    @staticmethod
+    def dot_rows(x, y, layout):
+        """Sums x * y over axis 1, which each lane has whole: (4, rows, 32) -> (4, 32)."""
+        return _dot_rows(x.shape, layout)(x, y)
 
     @staticmethod
     def warp_barrier():
@@ -106,8 +119,20 @@ class Interpreter:
         return ref[...]
 
     @staticmethod
-    def cast(x, layout):
-        return x
+    def zeros(shape, layout):
+        return jnp.zeros(shape, jnp.float32)
+
+    @staticmethod
+    def spread(x, shape, axes, layout):
+        return lax.broadcast_in_dim(x, shape, axes)
+
+    @staticmethod
+    def vectors(x, shape, layout):
+        return lax.broadcast_in_dim(x, shape, (1,))
+
+    @staticmethod
+    def dot_rows(x, y, layout):
+        return jnp.sum(x * y, axis=1)
 
     @staticmethod
     def warp_barrier():
@@ -138,27 +163,80 @@ class TileOps:
     def spread(self, x, missing: int):
         """Broadcasts x, a tile without one axis, to the tile."""
         kept = tuple(axis for axis in range(3) if axis != missing)
-        return self.base.cast(lax.broadcast_in_dim(x, self.shape, kept), self.layout)
+        return self.base.spread(x, self.shape, kept, self.layout)
 
     def vectors(self, x):
         """Broadcasts one channel vector (32,) to all images: (4, 32)."""
-        x = lax.broadcast_in_dim(x, (IMAGES, CHANNELS), (1,))
-        return self.base.cast(x, self.layout.reduce(1))
+        return self.base.vectors(x, (IMAGES, CHANNELS), self.layout)
 
-    def sum_rows(self, x):
-        """Sums a tile that has all rows in each lane over them: (4, 32)."""
-        return self.base.cast(jnp.sum(x, axis=1), self.layout.reduce(1))
+    def dot_rows(self, x, y):
+        """Sums the product of two tiles that have all rows in each lane over them: (4, 32)."""
+        return self.base.dot_rows(x, y, self.layout)
 
     def zeros(self, *missing):
         shape = tuple(size for axis, size in enumerate(self.shape) if axis not in missing)
         layout = self.layout.reduce(missing) if missing else self.layout
-        return self.base.cast(jnp.zeros(shape, jnp.float32), layout)
+        return self.base.zeros(shape, layout)
 
 
-def _load(ref, *, layout, optimized):
-    if jax.__version_info__ < (0, 11):  # an index is positional and required there
-        return plgpu.load(ref, (), layout=layout, optimized=optimized)
-    return plgpu.load(ref, layout=layout, optimized=optimized)
+@functools.cache
+def _load(shape, dtype, layout):
+    """As `_spread`, inlined to be spared the inference of layouts."""
+
+    @plgpu.inline_mgpu(
+        arg_types=(plgpu.RefType(),),
+        return_type=plgpu.ShapeDtypeStruct(shape, dtype, layout=layout),
+    )
+    def load(ctx, ref):
+        return fa.FragmentedArray.load_untiled(ref, layout=layout.to_mgpu(), optimized=False)
+
+    return load
+
+
+@functools.cache
+def _spread(shape, axes, layout):
+    """Inlined since its layouts are then given: inferring those of a broadcast takes seconds."""
+    (missing,) = set(range(len(shape))) - set(axes)
+
+    @plgpu.inline_mgpu(
+        arg_types=(layout.reduce(missing),),
+        return_type=plgpu.ShapeDtypeStruct(shape, jnp.float32, layout=layout),
+    )
+    def spread(ctx, x):
+        return x.broadcast_in_dim(shape, axes, layout.to_mgpu())
+
+    return spread
+
+
+@functools.cache
+def _dot_rows(shape, layout):
+    narrow = layout.reduce(1)
+
+    @plgpu.inline_mgpu(
+        arg_types=(layout, layout),
+        return_type=plgpu.ShapeDtypeStruct((IMAGES, CHANNELS), jnp.float32, layout=narrow),
+    )
+    def dot_rows(ctx, x, y):
+        products = [
+            arith.mulf(_element(p, i), _element(q, i), fastmath=arith.FastMathFlags.contract)
+            for p, q in zip(x.registers.flat, y.registers.flat, strict=True)
+            for i in range(_width(p))
+        ]
+        # Two chains: one would make each step wait for the last.
+        half = (len(products) + 1) // 2
+        total = arith.addf(_chain(products[:half]), _chain(products[half:]))
+        return _as_array(total, (IMAGES, CHANNELS), narrow)
+
+    return dot_rows
+
+
+def _width(register):
+    return utils.ir.VectorType(register.type).shape[0]
+
+
+def _element(register, i):
+    at = utils.ir.DenseI64ArrayAttr.get([i])
+    return vector.extract(register, dynamic_position=[], static_position=at)
 
 
 @plgpu.inline_mgpu()
@@ -170,12 +248,7 @@ def _registers(x):
     """A lane's 4 x 4 values, [state][channel]."""
     if x.registers.size != 4:
         raise ValueError(f"expected 4 registers of 4 values, got {x.registers.shape}")
-
-    def element(register, j):
-        at = utils.ir.DenseI64ArrayAttr.get([j])
-        return vector.extract(register, dynamic_position=[], static_position=at)
-
-    return [[element(register, j) for j in range(4)] for register in x.registers.flat]
+    return [[_element(register, j) for j in range(4)] for register in x.registers.flat]
 
 
 def _chain(values):

@@ -7,6 +7,7 @@ import numpy as np
 
 IMAGES, STATES, CHANNELS = 4, 16, 32  # a tile; images are a warpgroup's warps, channels its lanes
 
+SHORTEST_LINE = 4  # steps; a chunk of fewer would be mostly fixed costs
 SHARED_MEMORY = 232_448  # bytes a CTA may have on Hopper
 MULTIPROCESSORS = 132  # of an H100 SXM and an H200
 SEGMENTS = (1, 2, 3, 4, 6, 8, 12, 16, 22, 32)
@@ -160,4 +161,5 @@ def backward_bytes(chunk: int, rank: int, dtype: np.dtype) -> int:
         streams += 2 * 4 * vector
     stash = 4 * math.ceil(chunk / 2) * IMAGES * STATES * CHANNELS
     narrow = 2 * vector * dtype.itemsize if dtype.itemsize < 4 else 0
-    return streams + stash + narrow + 4 * (3 * vector + IMAGES * chunk * 2 * STATES)
+    own = 3 * vector + IMAGES * chunk * 2 * STATES + IMAGES * CHANNELS
+    return streams + stash + narrow + 4 * own

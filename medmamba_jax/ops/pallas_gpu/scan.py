@@ -12,7 +12,6 @@ from medmamba_jax.ops.pallas_gpu.backward import make_backward
 from medmamba_jax.ops.pallas_gpu.by_image import by_image
 from medmamba_jax.ops.pallas_gpu.forward import make_forward
 from medmamba_jax.ops.pallas_gpu.problem import (
-    CHANNELS,
     IMAGES,
     LARGEST_PROJECTED_RANK,
     STATES,
@@ -64,11 +63,24 @@ def scan_image(u, dt, B, C, *, dt_weight, dt_bias, A, D, **mode) -> jax.Array:
 
 def scan_sequences(u, delta, A, B, C, D, *, delta_bias, delta_softplus, **mode) -> jax.Array:
     """`selective_scan` in the kernels: arguments and result as there; `mode` as in `Mode`."""
+    delta = delta if delta.dtype in (jnp.float32, jnp.bfloat16) else _float32(delta)
     bias = jnp.zeros(D.shape) if delta_bias is None else _float32(delta_bias)
     packed = jnp.concatenate([_float32(B), _float32(C)], -1)
     mode = Mode(four_orders=False, rank=0, softplus=delta_softplus, **mode)
     one_row = (u[:, None], packed[:, None], delta[:, None])
     return _scan(mode, *one_row, bias, _scaled(A), _float32(D))[:, 0]
+
+
+def trace() -> None:
+    """Traces forward and backward kernels; raises whatever this jax cannot do."""
+    f32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    arrays = (f32((4, 8, 8, 32)), f32((4, 8, 8, 4, 3)), *2 * [f32((4, 8, 8, 4, STATES))])
+    parameters = {"dt_weight": (4, 3, 32), "dt_bias": (4, 32), "A": (4, 32, STATES), "D": (4, 32)}
+
+    def loss(arrays, parameters):
+        return scan_image(*arrays, **parameters).sum()
+
+    jax.eval_shape(jax.grad(loss), arrays, {name: f32(x) for name, x in parameters.items()})
 
 
 def _float32(x):
@@ -171,7 +183,7 @@ def _forward_ends(p: Problem, mode: Mode, u, packed, step, bias, A, D):
 def _backward(mode: Mode, u, packed, step, bias, A, D, dy, *states):
     """Returns the gradients of u, packed, step, bias, A and D; of parameters one for each image."""
     p = _problem(mode, u, packed, step)
-    b, h, w, k, width = packed.shape
+    b, h, w, k = packed.shape[:4]
     arrays = (*_prepare(p, u, packed, step), bias, A, D)
     if states:
         states = [_pad(states[0], 0, p.b)]

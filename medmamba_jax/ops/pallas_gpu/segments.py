@@ -9,7 +9,10 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from medmamba_jax.ops.pallas_gpu.mosaic import TileOps, by_channel, kernel
 from medmamba_jax.ops.pallas_gpu.problem import CHANNELS, IMAGES, STATES, Problem
 from medmamba_jax.ops.pallas_gpu.staging import StepSizes
+from medmamba_jax.ops.pallas_gpu.streams import Streams, at_pixels
 from medmamba_jax.ops.pallas_gpu.walk import Walk
+
+SLOTS = 2
 
 
 def make_segment_ends(problem: Problem, *, adjoint: bool, interpret: bool):
@@ -17,8 +20,10 @@ def make_segment_ends(problem: Problem, *, adjoint: bool, interpret: bool):
 
     Equivalent, for every image, direction and segment, to the recurrence from a state of 0::
 
-        for t in segment:            h = exp(dt[t] * A) * h + dt[t] * u[t] * B[t]     # x is u
-        for t in reversed(segment):  dh = exp(dt[t] * A) * (dh + dy[t] * C[t])        # adjoint: x is dy
+        for t in segment:                      # x is u
+            h = exp(dt[t] * A) * h + dt[t] * u[t] * B[t]
+        for t in reversed(segment):            # adjoint: x is dy
+            h = exp(dt[t] * A) * (h + dy[t] * C[t])
 
     and the sum of dt, since the segment multiplies what enters it by exp(sum(dt) * A). Arrays as in
     `make_forward`; ends (b, k, segments, n, d), total (b, k, segments, d), float32.
@@ -28,37 +33,42 @@ def make_segment_ends(problem: Problem, *, adjoint: bool, interpret: bool):
     T, reads_steps = walk.chunk, not p.rank
     segments = p.config.backward_segments if adjoint else p.config.forward_segments
 
-    def body(x_ref, packed_ref, step_ref, bias_ref, A_ref, ends_ref, total_ref, *, x_s, packed_s,
-             dt_s, barrier, step_s=None):
+    def body(
+        x_ref,
+        packed_ref,
+        step_ref,
+        bias_ref,
+        A_ref,
+        ends_ref,
+        total_ref,
+        *,
+        x_s,
+        packed_s,
+        dt_s,
+        barrier,
+        step_s=None,
+    ):
         k, s = lax.axis_index("k"), lax.axis_index("s")
         images = pl.ds(lax.axis_index("b") * IMAGES, IMAGES)
         channels = pl.ds(lax.axis_index("d") * CHANNELS, CHANNELS)
         tile = TileOps(interpret, by_channel())
         first, end = walk.segment(k, s, segments)
 
-        def fetch(c, slot):
-            def copy(rows, columns):
-                at = (images, rows, columns)
-                x = x_ref.at[(*at, channels) if p.four_orders else (*at, k, channels)]
-                plgpu.copy_gmem_to_smem(x, x_s.at[slot], barrier.at[slot])
-                plgpu.copy_gmem_to_smem(packed_ref.at[(*at, k)], packed_s.at[slot], barrier.at[slot])
-                if reads_steps:
-                    step = step_ref.at[(*at, k, channels)]
-                    plgpu.copy_gmem_to_smem(step, step_s.at[slot], barrier.at[slot])
-
-            walk.pixels(k, c, copy)
-
         def chunk_at(j):
             return end - 1 - j if adjoint else first + j
 
+        own = (channels,) if p.four_orders else (k, channels)
+        arrays = [(at_pixels(x_ref, images, *own), x_s)]
+        arrays.append((at_pixels(packed_ref, images, k), packed_s))
+        if reads_steps:
+            arrays.append((at_pixels(step_ref, images, k, channels), step_s))
+        streams = Streams(
+            walk, k, barrier, arrays, slots=SLOTS, chunk_at=chunk_at, count=end - first
+        )
+
         def walk_chunk(j, carry):
             h, total = carry
-            c, slot = chunk_at(j), lax.rem(j, 2)
-            plgpu.barrier_wait(barrier.at[slot])
-
-            @pl.when(j + 1 < end - first)
-            def _():
-                fetch(chunk_at(j + 1), 1 - slot)
+            c, slot = chunk_at(j), streams.wait(j)
 
             weight_ref = None if reads_steps else step_ref.at[k, :, channels]
             steps = StepSizes(p, weight_ref, bias_ref.at[k, channels], interpret)
@@ -81,10 +91,7 @@ def make_segment_ends(problem: Problem, *, adjoint: bool, interpret: bool):
             plgpu.commit_smem()  # all warps are done with this slot
             return h, total + sum_of_dt
 
-        @pl.when(first < end)
-        def _():
-            fetch(chunk_at(0), 0)
-
+        streams.start()
         A = tile.spread(tile.load(A_ref.at[k, :, channels], 0), 0)
         carry = (tile.zeros(), tile.zeros(1))
         h, total = lax.fori_loop(0, end - first, walk_chunk, carry)
@@ -94,13 +101,13 @@ def make_segment_ends(problem: Problem, *, adjoint: bool, interpret: bool):
     shape = jax.ShapeDtypeStruct
     vector = (IMAGES, T, CHANNELS)
     scratch = {
-        "x_s": plgpu.SMEM((2, *vector), p.dtype),
-        "packed_s": plgpu.SMEM((2, IMAGES, T, p.packed), jnp.float32),
+        "x_s": plgpu.SMEM((SLOTS, *vector), p.dtype),
+        "packed_s": plgpu.SMEM((SLOTS, IMAGES, T, p.packed), jnp.float32),
         "dt_s": plgpu.SMEM(vector, jnp.float32),
-        "barrier": plgpu.Barrier(num_arrivals=3 if reads_steps else 2, num_barriers=2),
+        "barrier": plgpu.Barrier(num_arrivals=3 if reads_steps else 2, num_barriers=SLOTS),
     }
     if reads_steps:
-        scratch["step_s"] = plgpu.SMEM((2, *vector), p.step_dtype)
+        scratch["step_s"] = plgpu.SMEM((SLOTS, *vector), p.step_dtype)
     return kernel(
         body,
         out_type=[

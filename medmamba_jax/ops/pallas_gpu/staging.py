@@ -36,7 +36,7 @@ class StepSizes:
         def stage_pixel(t, total):
             if p.rank:
                 row = self.low.load(packed_ref.at[:, t, pl.ds(2 * STATES, p.rank)], 2)
-                x = self.low.sum_rows(self.low.spread(row, 2) * self.weight)
+                x = self.low.dot_rows(self.low.spread(row, 2), self.weight)
             else:
                 x = ops.load(step_ref.at[:, t], 1).astype(jnp.float32)
             x = x + self.bias

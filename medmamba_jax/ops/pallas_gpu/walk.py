@@ -45,7 +45,7 @@ class Walk:
         return jnp.minimum(s * each, self.chunks(k)), jnp.minimum((s + 1) * each, self.chunks(k))
 
     def pixels(self, k, c, use) -> None:
-        """Calls use(rows, columns) with the indices of scan chunk c: one is a slice, one a number."""
+        """Calls use(rows, columns) with the places of scan chunk c: a slice and a number."""
         per_row, per_column = self._per_line()
         if not self.problem.four_orders:
             use(0, pl.ds(c * self.chunk, self.chunk))

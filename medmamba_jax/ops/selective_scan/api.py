@@ -1,66 +1,12 @@
-"""The public selective scan: argument checks, the step size, and the choice of implementation."""
+"""The public selective scan: argument checks, and the call of the implementation chosen."""
 
-import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from absl import logging
 
-from medmamba_jax.ops.selective_scan.associative import scan_associative
-from medmamba_jax.ops.selective_scan.chunked import scan_chunked
-from medmamba_jax.ops.selective_scan.sequential import scan_sequential
-
-
-@dataclasses.dataclass(frozen=True)
-class Implementation:
-    """One way to run the recurrence.
-
-    Attributes:
-      run: `(u, dt, A, B, C, D) -> y`, with dt already biased and positive, in the arithmetic's
-        dtype (float32, or float64 where u is float64); y comes back in u's dtype.
-      backends: the JAX backends that can run it.
-    """
-
-    run: Callable[..., jax.Array]
-    backends: tuple[str, ...] = ("cpu", "gpu", "tpu")
-
-
-# A new implementation is one file beside this one and one row here. The first row that the
-# backend can run is what `implementation=None` means.
-IMPLEMENTATIONS = {
-    "chunked": Implementation(scan_chunked),
-    "associative": Implementation(scan_associative),
-    "sequential": Implementation(scan_sequential),
-}
-
-
-def choose(implementation: str | None = None) -> str:
-    """Returns the name of the implementation that runs on the default backend.
-
-    Args:
-      implementation: a name in `IMPLEMENTATIONS`, or None for the backend's default.
-
-    Raises:
-      ValueError: the name is unknown.
-      NotImplementedError: the default backend cannot run the implementation asked for.
-    """
-    backend = jax.default_backend()
-    able = [name for name, row in IMPLEMENTATIONS.items() if backend in row.backends]
-    if implementation is None:
-        if not able:
-            raise NotImplementedError(f"no selective_scan implementation runs on {backend!r}")
-        return able[0]
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"implementation={implementation!r} is unknown; choose one of {sorted(IMPLEMENTATIONS)}"
-        )
-    if implementation not in able:
-        raise NotImplementedError(
-            f"implementation={implementation!r} does not run on {backend!r}; {able} do"
-        )
-    return implementation
+from medmamba_jax.ops.selective_scan.implementations import IMPLEMENTATIONS, Case, choose
 
 
 def selective_scan(
@@ -95,25 +41,25 @@ def selective_scan(
       D: skip, (k, d).
       delta_bias: added to delta, (k, d).
       delta_softplus: whether dt = softplus(delta + delta_bias).
-      implementation: `"chunked"` (default), `"associative"` or `"sequential"`; see docs/scan.md.
+      implementation: a name in `IMPLEMENTATIONS`, or None for the best that takes the backend,
+        the dtype and the shape; see docs/scan.md.
 
     Returns:
       y, (b, l, k, d), in u's dtype.
 
     Raises:
       ValueError: a shape or a dtype does not fit, or the implementation's name is unknown.
-      NotImplementedError: the backend cannot run the implementation asked for.
+      NotImplementedError: the implementation asked for cannot take the backend, the dtype or
+        the shape.
     """
     _check(u, delta, A, B, C, D, delta_bias)
-    name = choose(implementation)
-    _log_once(name, jax.default_backend())
-    dtype = jnp.promote_types(u.dtype, jnp.float32)
-    dt = delta.astype(dtype)
-    if delta_bias is not None:
-        dt = dt + delta_bias.astype(dtype)
-    if delta_softplus:
-        dt = jax.nn.softplus(dt)
-    return IMPLEMENTATIONS[name].run(u, dt, A, B, C, D)
+    _, l, _, d = u.shape
+    case = Case(jax.default_backend(), u.dtype, 1, l, d, A.shape[-1])
+    name = choose(implementation, case)
+    log_choice("selective_scan", name, case)
+    return IMPLEMENTATIONS[name].scan(
+        u, delta, A, B, C, D, delta_bias=delta_bias, delta_softplus=delta_softplus
+    )
 
 
 def _check(u, delta, A, B, C, D, delta_bias):
@@ -124,6 +70,7 @@ def _check(u, delta, A, B, C, D, delta_bias):
     if n < 1:
         raise ValueError(f"A must be (k, d, n) = ({k}, {d}, n >= 1), got shape {A.shape}")
     expected = {
+        "u": (u, u.shape),
         "delta": (delta, (b, l, k, d)),
         "A": (A, (k, d, n)),
         "B": (B, (b, l, k, n)),
@@ -132,16 +79,20 @@ def _check(u, delta, A, B, C, D, delta_bias):
     }
     if delta_bias is not None:
         expected["delta_bias"] = (delta_bias, (k, d))
+    check_arrays(expected, f"u {u.shape} and n={n}")
+
+
+def check_arrays(expected: dict[str, tuple[jax.Array, tuple[int, ...]]], beside: str) -> None:
+    """Raises a ValueError that names the first array of another shape than expected, or integer."""
     for name, (array, shape) in expected.items():
         if array.shape != shape:
-            raise ValueError(
-                f"{name} must have shape {shape} beside u {u.shape} and n={n}, got {array.shape}"
-            )
-    for name, array in {"u": u, **{name: array for name, (array, _) in expected.items()}}.items():
+            raise ValueError(f"{name} must have shape {shape} beside {beside}, got {array.shape}")
+    for name, (array, _) in expected.items():
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(f"{name} must be floating, got {array.dtype}")
 
 
 @functools.cache
-def _log_once(name: str, backend: str) -> None:
-    logging.info("selective_scan runs %r on %s", name, backend)
+def log_choice(operation: str, name: str, case: Case) -> None:
+    """Says once for each case which implementation runs."""
+    logging.info("%s runs %r for %s", operation, name, case)

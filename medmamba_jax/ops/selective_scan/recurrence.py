@@ -15,6 +15,14 @@ def combine(left, right):
     return a_right * a_left, a_right * b_left + b_right
 
 
+def step_sizes(u, delta, delta_bias, delta_softplus: bool) -> jax.Array:
+    """Returns dt, like delta, in the scan's arithmetic dtype; `delta_bias` may be None."""
+    dt = delta.astype(jnp.promote_types(u.dtype, jnp.float32))
+    if delta_bias is not None:
+        dt = dt + delta_bias.astype(dt.dtype)
+    return jax.nn.softplus(dt) if delta_softplus else dt
+
+
 def discretise(u, dt, A, B) -> tuple[jax.Array, jax.Array]:
     """Returns (a, b) of h[t] = a[t] h[t-1] + b[t].
 

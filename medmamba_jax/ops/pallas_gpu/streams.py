@@ -1,0 +1,66 @@
+"""Chunks of a map on their way between device memory and shared memory, by bulk copies."""
+
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from medmamba_jax.ops.pallas_gpu.walk import Walk
+
+
+def at_pixels(ref, images, *rest):
+    """A function of a chunk's (rows, columns) that points at them in ref (b, h, w, *rest)."""
+    return lambda rows, columns: ref.at[(images, rows, columns, *rest)]
+
+
+class Streams:
+    """Arrays that arrive together, chunk by chunk, a few chunks ahead of where they are used.
+
+    Args:
+      walk, k: the walk and its direction.
+      barriers, mine: references to barriers, and the first of the slots' own among them.
+      arrays: pairs of a place in device memory (`at_pixels`) and a buffer (slots, ...).
+      slots: how many chunks a buffer holds.
+      chunk_at: the chunk that is used j-th; `count` of them are.
+    """
+
+    def __init__(self, walk: Walk, k, barriers, arrays, *, slots: int, chunk_at, count, mine=0):
+        self.walk, self.k, self.arrays = walk, k, arrays
+        self.barrier_of = lambda slot: barriers.at[mine + slot]
+        self.slots, self.chunk_at, self.count = slots, chunk_at, count
+
+    def start(self) -> None:
+        """Asks for the first chunks; one slot stays free for `wait` to fill."""
+        for j in range(self.slots - 1):
+            self._fetch(j)
+
+    def wait(self, j):
+        """Waits for the j-th chunk, asks for the one that fills the last slot left, returns j's.
+
+        All warps must be done with chunk j - 1: its slot is the one that is filled.
+        """
+        slot = lax.rem(j, self.slots)
+        plgpu.barrier_wait(self.barrier_of(slot))
+        self._fetch(j + self.slots - 1)
+        return slot
+
+    def _fetch(self, j):
+        @pl.when(j < self.count)
+        def _():
+            slot = lax.rem(j, self.slots)
+
+            def copy(rows, columns):
+                for place, buffer in self.arrays:
+                    target = buffer.at[slot]
+                    plgpu.copy_gmem_to_smem(place(rows, columns), target, self.barrier_of(slot))
+
+            self.walk.pixels(self.k, self.chunk_at(j), copy)
+
+
+def send(walk: Walk, k, c, arrays) -> None:
+    """Starts writing chunk c; `arrays` are pairs of a buffer and a place in device memory."""
+
+    def copy(rows, columns):
+        for buffer, place in arrays:
+            plgpu.copy_smem_to_gmem(buffer, place(rows, columns))
+
+    walk.pixels(k, c, copy)

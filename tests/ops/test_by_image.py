@@ -1,0 +1,72 @@
+"""Splitting an opaque function by image, with a stand-in for the kernels."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from medmamba_jax.ops.pallas_gpu.by_image import by_image
+
+IMAGES, PARAMETERS = 3, 3  # u, packed, step; bias, A, D
+
+
+def stand_in(mode, u, packed, step, bias, A, D):
+    """Mixes all arguments of an image, and of no other image, in a way that shows each."""
+    mixed = u * A + packed.sum(-1, keepdims=True) * bias + D
+    return mixed + step.sum(tuple(range(1, step.ndim)), keepdims=True), (packed * 2).sum(1)
+
+
+@pytest.fixture
+def arrays():
+    rng = np.random.default_rng(0)
+    images = [(8, 5, 6), (8, 5, 3), (8, 5, 6)]
+    shapes = images + [(6,)] * PARAMETERS
+    return [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
+
+
+class Mode(types.SimpleNamespace):
+    __hash__ = object.__hash__
+
+
+MODE = Mode(rank=0, interpret=False)
+
+
+def test_a_batch_on_several_devices_stays_there(arrays):
+    devices = jax.devices()
+    if len(devices) < 2:
+        pytest.skip(f"needs 2 devices, has {len(devices)}")
+    mesh = Mesh(np.array(devices[:2]), ("data",))
+    placed = [
+        jax.device_put(
+            x, NamedSharding(mesh, PartitionSpec("data") if i < IMAGES else PartitionSpec())
+        )
+        for i, x in enumerate(arrays)
+    ]
+    compiled = jax.jit(by_image(stand_in, MODE)).lower(*placed).compile()
+    text = compiled.as_text()
+    assert "all-gather" not in text and "all-reduce" not in text
+    outputs = compiled(*placed)
+    for output, expected in zip(outputs, stand_in(MODE, *arrays), strict=True):
+        assert output.sharding.spec[0] == "data"
+        np.testing.assert_allclose(output, expected, rtol=1e-6)
+
+
+def test_vmap_folds_images_together(arrays):
+    split = [x.reshape(2, 4, *x.shape[1:]) if i < IMAGES else x for i, x in enumerate(arrays)]
+    axes = (0,) * IMAGES + (None,) * PARAMETERS
+    outputs = jax.jit(jax.vmap(by_image(stand_in, MODE), in_axes=axes))(*split)
+    for output, expected in zip(outputs, stand_in(MODE, *arrays), strict=True):
+        np.testing.assert_allclose(output.reshape(expected.shape), expected, rtol=1e-6)
+
+
+def test_vmap_over_parameters_takes_them_one_by_one(arrays):
+    several = [*arrays[:4], jnp.stack([arrays[4], 2 * arrays[4]]), arrays[5]]
+    axes = (None,) * 4 + (0, None)
+    outputs = jax.vmap(by_image(stand_in, MODE), in_axes=axes)(*several)
+    for i in range(2):
+        expected = stand_in(MODE, *several[:4], several[4][i], several[5])
+        for output, wanted in zip(outputs, expected, strict=True):
+            np.testing.assert_allclose(output[i], wanted, rtol=1e-6)

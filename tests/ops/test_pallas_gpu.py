@@ -1,0 +1,212 @@
+"""The GPU kernels: compiled where a GPU that can run them is, in Pallas's interpreter elsewhere.
+
+The interpreter takes some 50 ms for a step of a tile, so what is long runs on a GPU only.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from closeness import assert_close
+from image_scan_oracle import image_scan_oracle, make_image_inputs
+from selective_scan_base import SelectiveScanCases, make_inputs, tolerance
+
+from medmamba_jax.ops import pallas_gpu
+from medmamba_jax.ops.pallas_gpu.problem import (
+    SHARED_MEMORY,
+    KernelConfig,
+    backward_bytes,
+    choose_config,
+)
+from medmamba_jax.ops.selective_scan import IMPLEMENTATIONS
+from medmamba_jax.ops.selective_scan.implementations import Implementation
+from medmamba_jax.ops.selective_scan.shapes import ScanShape, stage_shapes
+
+ON_GPU = jax.default_backend() == "gpu"
+INTERPRET = {} if ON_GPU else {"interpret": True}
+PATIENCE = 80  # steps of tiles that the interpreter may take in one test
+
+
+def skip_if_long(steps, d):
+    if not ON_GPU and steps * (d // 32) > PATIENCE:
+        pytest.skip("takes long in the interpreter; runs on a GPU")
+
+
+class KernelCases(SelectiveScanCases):
+    d, n = 32, 16
+
+    @pytest.fixture(autouse=True)
+    def kernels(self, monkeypatch):
+        if not ON_GPU:
+            row = IMPLEMENTATIONS[self.implementation]
+            row = Implementation(
+                functools.partial(row.scan, **INTERPRET),
+                functools.partial(row.image, **INTERPRET),
+                refusal=pallas_gpu.refusal_of_shape,
+            )
+            monkeypatch.setitem(IMPLEMENTATIONS, self.implementation, row)
+
+    def value_and_gradients(self, inputs, dy, delta_softplus=True):
+        _, l, k, d = inputs["u"].shape
+        skip_if_long(l * k, d)
+        return super().value_and_gradients(inputs, dy, delta_softplus)
+
+    def test_batch_sharding(self):
+        if not ON_GPU:
+            pytest.skip("the interpreter's callbacks cannot be split; test_by_image has the rule")
+        super().test_batch_sharding()
+
+    @pytest.mark.parametrize("batch", [4, 5])
+    def test_batches_that_fill_and_do_not_fill_tiles(self, batch):
+        self.check(make_inputs(ScanShape(b=batch, l=9, k=2, d=32, n=16), seed=batch))
+
+    def test_several_chunks(self):
+        self.check(make_inputs(ScanShape(b=1, l=37, k=1, d=32, n=16)))
+
+    def test_mixed_dtypes(self):
+        inputs = make_inputs(ScanShape(b=2, l=14, k=2, d=32, n=16))
+        for name in ("u", "B", "C"):
+            inputs[name] = inputs[name].astype(jnp.bfloat16)
+        self.check(inputs, dtype=jnp.bfloat16)
+
+
+class TestPallasGpu(KernelCases):
+    implementation = "pallas_gpu"
+
+    def test_lowers_for_other_platforms(self):
+        """To Mosaic, for CUDA alone, and without a device; ptxas is not part of that."""
+        inputs = make_inputs(ScanShape(b=2, l=50, k=3, d=32, n=16))
+
+        def loss(inputs):
+            return pallas_gpu.scan_sequences(**inputs, delta_softplus=True).sum()
+
+        lowered = jax.jit(jax.grad(loss)).trace(inputs).lower(lowering_platforms=("cuda",))
+        assert lowered.as_text().count("stablehlo.custom_call @mosaic_gpu") == 2
+
+
+@pytest.mark.skipif(not ON_GPU, reason="as pallas_gpu but for the states; test_images has one")
+class TestPallasGpuRecompute(KernelCases):
+    implementation = "pallas_gpu_recompute"
+
+    def test_lowers_for_other_platforms(self):
+        pytest.skip("as pallas_gpu")
+
+
+def run_image(inputs, **mode):
+    x = dict(inputs)
+    return pallas_gpu.scan_image(*[x.pop(name) for name in ("u", "dt", "B", "C")], **x, **mode)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageCase:
+    b: int
+    h: int
+    w: int
+    d: int
+    r: int
+    dtype: str = "float32"
+    keep_states: bool = True
+    config: KernelConfig | None = None
+
+
+def check_image(case: ImageCase):
+    skip_if_long(4 * case.h * case.w, case.d)
+    inputs = make_image_inputs(case.b, case.h, case.w, case.d, case.r, 16, dtype=case.dtype)
+    dy = np.random.default_rng(1).standard_normal(inputs["u"].shape)
+    dy = jnp.asarray(dy, case.dtype)
+
+    @jax.jit
+    def both(inputs, dy):
+        run = functools.partial(
+            run_image, keep_states=case.keep_states, config=case.config, **INTERPRET
+        )
+        y, pull = jax.vjp(run, inputs)
+        return y, pull(dy)[0]
+
+    with jax.default_matmul_precision("highest"):
+        y, gradients = both(inputs, dy)
+    expected, gradients_expected = image_scan_oracle(inputs, np.asarray(dy, np.float64))
+    limit = tolerance(jnp.dtype(case.dtype), case.h * case.w)
+    assert y.dtype == inputs["u"].dtype
+    assert_close(y, expected, limit, "y")
+    for name, gradient in gradients_expected.items():
+        assert gradients[name].dtype == inputs[name].dtype
+        assert_close(gradients[name], gradient, limit, name)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(ImageCase(2, 4, 5, 32, 3), id="narrow"),
+        pytest.param(ImageCase(1, 5, 4, 32, 12, keep_states=False), id="steps read, recompute"),
+        pytest.param(ImageCase(2, 4, 4, 32, 8, "bfloat16"), id="bfloat16"),
+        pytest.param(ImageCase(1, 4, 5, 32, 4, config=KernelConfig(4, 1, 2, 3, 2)), id="segments"),
+        pytest.param(ImageCase(2, 5, 9, 64, 20, "bfloat16"), id="bfloat16, steps read"),
+        pytest.param(ImageCase(3, 9, 5, 96, 6), id="odd sides"),
+        pytest.param(ImageCase(128, 14, 14, 96, 3), id="whole tiles"),
+        pytest.param(ImageCase(2, 33, 47, 64, 20), id="large and odd"),
+        pytest.param(ImageCase(3, 40, 24, 128, 4), id="four tiles"),
+        pytest.param(
+            ImageCase(2, 64, 64, 96, 3, config=KernelConfig(8, 2, 3, 5, 4)), id="many segments"
+        ),
+        *(
+            pytest.param(ImageCase(2, side, side, d, r, dtype), id=f"{stage}, {dtype}")
+            for stage, (side, d, r) in {
+                "S1": (56, 96, 3),
+                "S2": (28, 192, 6),
+                "S3": (14, 384, 12),
+                "S4": (7, 768, 24),
+                "B1": (56, 128, 4),
+                "B4": (7, 1024, 32),
+            }.items()
+            for dtype in ("float32", "bfloat16")
+        ),
+    ],
+)
+def test_images(case):
+    check_image(case)
+
+
+def test_two_runs_give_the_same_bits():
+    inputs = make_image_inputs(2, 4, 4, 32, 3, 16)
+    gradient = jax.jit(jax.grad(lambda x: run_image(x, **INTERPRET).sum()))
+    jax.tree.map(np.testing.assert_array_equal, gradient(inputs), gradient(inputs))
+
+
+@pytest.mark.parametrize("stage, dtype", [("S1", "float32"), ("S4", "bfloat16")])
+def test_the_model_s_stages_lower_without_a_gpu(stage, dtype):
+    shape = stage_shapes(64)[stage]
+    side, r = round(shape.l**0.5), shape.d // 32
+    inputs = jax.eval_shape(
+        lambda: make_image_inputs(shape.b, side, side, shape.d, r, 16, dtype=dtype)
+    )
+    loss = jax.jit(jax.grad(lambda x: run_image(x).astype(jnp.float32).sum()))
+    text = loss.trace(inputs).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("stablehlo.custom_call @mosaic_gpu") >= 2
+    # Nothing is as large as all states of all steps, (b, l, k, n, d).
+    shapes = re.findall(r"tensor<((?:[0-9]+x)+)(?:f32|bf16)>", text)
+    largest = max(math.prod(int(size) for size in x[:-1].split("x")) for x in shapes)
+    assert largest < shape.b * shape.l * shape.k * shape.d * shape.n / 4
+
+
+SHAPES = [
+    (b, h, w, d)
+    for b in (1, 8, 64, 128)
+    for h, w in ((56, 56), (28, 28), (14, 14), (7, 7), (128, 128), (33, 47), (4, 5), (1, 1568))
+    for d in (32, 96, 128, 768, 1024)
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("rank", [0, 4, 8])
+def test_every_default_fits_the_hardware(rank, dtype):
+    for b, h, w, d in SHAPES:
+        config = choose_config(b, h, w, 4, d, rank=rank, four_orders=h > 1, dtype=jnp.dtype(dtype))
+        needed = config.warpgroups * backward_bytes(config.chunk, rank, jnp.dtype(dtype))
+        assert config.warpgroups >= 2 and needed + 1024 <= SHARED_MEMORY
+        assert 1 <= config.forward_segments <= 32 and 1 <= config.backward_segments <= 32
