@@ -10,7 +10,7 @@ from medmamba_jax.ops.pallas_gpu.mosaic import BY_BOTH, TileOps, by_channel, ker
 from medmamba_jax.ops.pallas_gpu.problem import CHANNELS, IMAGES, STATES, Problem
 from medmamba_jax.ops.pallas_gpu.segments import chain_ends
 from medmamba_jax.ops.pallas_gpu.staging import StepSizes
-from medmamba_jax.ops.pallas_gpu.streams import Streams, at_pixels, send
+from medmamba_jax.ops.pallas_gpu.streams import SLOTS, Streams, at_pixels, send
 from medmamba_jax.ops.pallas_gpu.walk import Walk
 
 LN_2 = 0.6931471805599453  # A comes scaled by log2(e): gradients through the exponent lose it again
@@ -90,10 +90,9 @@ def make_backward(problem: Problem, *, interpret: bool):
             k,
             barrier,
             arrays,
-            slots=2,
             chunk_at=lambda j: end - 1 - j,
             count=end - first,
-            mine=2 * me,
+            mine=SLOTS * me,
         )
 
         def boundary_state(c):
@@ -219,10 +218,10 @@ def make_backward(problem: Problem, *, interpret: bool):
     h, w = p.padded
     vector = (IMAGES, T, CHANNELS)
     scratch = {
-        "barrier": plgpu.Barrier(num_arrivals=4 if reads_steps else 3, num_barriers=2 * W),
-        "dy_s": shared(2, *vector, dtype=p.dtype),
-        "u_s": shared(2, *vector, dtype=p.dtype),
-        "packed_s": shared(2, IMAGES, T, p.packed),
+        "barrier": plgpu.Barrier(num_arrivals=4 if reads_steps else 3, num_barriers=SLOTS * W),
+        "dy_s": shared(SLOTS, *vector, dtype=p.dtype),
+        "u_s": shared(SLOTS, *vector, dtype=p.dtype),
+        "packed_s": shared(SLOTS, IMAGES, T, p.packed),
         "dt_s": shared(*vector),
         "stash": shared(pairs + T % 2, IMAGES, STATES, CHANNELS),
         "drive_s": shared(*vector),
@@ -231,7 +230,7 @@ def make_backward(problem: Problem, *, interpret: bool):
         "dD_s": shared(IMAGES, CHANNELS),
     }
     if reads_steps:
-        scratch["step_s"] = shared(2, *vector, dtype=p.step_dtype)
+        scratch["step_s"] = shared(SLOTS, *vector, dtype=p.step_dtype)
     if narrow:
         scratch["du_s"] = shared(*vector, dtype=p.dtype)
         if p.step_dtype == p.dtype:

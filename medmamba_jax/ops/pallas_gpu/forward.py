@@ -10,10 +10,8 @@ from medmamba_jax.ops.pallas_gpu.mosaic import TileOps, by_channel, kernel
 from medmamba_jax.ops.pallas_gpu.problem import CHANNELS, IMAGES, STATES, Problem
 from medmamba_jax.ops.pallas_gpu.segments import chain_ends
 from medmamba_jax.ops.pallas_gpu.staging import StepSizes
-from medmamba_jax.ops.pallas_gpu.streams import Streams, at_pixels, send
+from medmamba_jax.ops.pallas_gpu.streams import SLOTS, Streams, at_pixels, send
 from medmamba_jax.ops.pallas_gpu.walk import Walk
-
-SLOTS = 2
 
 
 def make_forward(problem: Problem, *, outputs: bool, states: bool, interpret: bool):
@@ -61,9 +59,7 @@ def make_forward(problem: Problem, *, outputs: bool, states: bool, interpret: bo
         arrays.append((at_pixels(packed_ref, images, k), packed_s))
         if reads_steps:
             arrays.append((at_pixels(step_ref, images, k, channels), step_s))
-        streams = Streams(
-            walk, k, barrier, arrays, slots=SLOTS, chunk_at=lambda j: first + j, count=end - first
-        )
+        streams = Streams(walk, k, barrier, arrays, chunk_at=lambda j: first + j, count=end - first)
 
         def walk_chunk(j, h):
             c, slot = first + j, streams.wait(j)

@@ -93,7 +93,9 @@ class Device:
     @staticmethod
     def dot_rows(x, y, layout):
         """Sums x * y over axis 1, which each lane has whole: (4, rows, 32) -> (4, 32)."""
-        return _dot_rows(x.shape, layout)(x, y)
+        # Not as two chains of multiply-adds, which are 7 instructions fewer of 113 but wait for
+        # each other and take registers: 5 to 17 % slower on an H100.
+        return plgpu.layout_cast(jnp.sum(x * y, axis=1), layout.reduce(1))
 
     @staticmethod
     def warp_barrier():
@@ -206,32 +208,6 @@ def _spread(shape, axes, layout):
         return x.broadcast_in_dim(shape, axes, layout.to_mgpu())
 
     return spread
-
-
-@functools.cache
-def _dot_rows(shape, layout):
-    narrow = layout.reduce(1)
-
-    @plgpu.inline_mgpu(
-        arg_types=(layout, layout),
-        return_type=plgpu.ShapeDtypeStruct((IMAGES, CHANNELS), jnp.float32, layout=narrow),
-    )
-    def dot_rows(ctx, x, y):
-        products = [
-            arith.mulf(_element(p, i), _element(q, i), fastmath=arith.FastMathFlags.contract)
-            for p, q in zip(x.registers.flat, y.registers.flat, strict=True)
-            for i in range(_width(p))
-        ]
-        # Two chains: one would make each step wait for the last.
-        half = (len(products) + 1) // 2
-        total = arith.addf(_chain(products[:half]), _chain(products[half:]))
-        return _as_array(total, (IMAGES, CHANNELS), narrow)
-
-    return dot_rows
-
-
-def _width(register):
-    return utils.ir.VectorType(register.type).shape[0]
 
 
 def _element(register, i):

@@ -9,10 +9,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from medmamba_jax.ops.pallas_gpu.mosaic import TileOps, by_channel, kernel
 from medmamba_jax.ops.pallas_gpu.problem import CHANNELS, IMAGES, STATES, Problem
 from medmamba_jax.ops.pallas_gpu.staging import StepSizes
-from medmamba_jax.ops.pallas_gpu.streams import Streams, at_pixels
+from medmamba_jax.ops.pallas_gpu.streams import SLOTS, Streams, at_pixels
 from medmamba_jax.ops.pallas_gpu.walk import Walk
-
-SLOTS = 2
 
 
 def make_segment_ends(problem: Problem, *, adjoint: bool, interpret: bool):
@@ -62,9 +60,7 @@ def make_segment_ends(problem: Problem, *, adjoint: bool, interpret: bool):
         arrays.append((at_pixels(packed_ref, images, k), packed_s))
         if reads_steps:
             arrays.append((at_pixels(step_ref, images, k, channels), step_s))
-        streams = Streams(
-            walk, k, barrier, arrays, slots=SLOTS, chunk_at=chunk_at, count=end - first
-        )
+        streams = Streams(walk, k, barrier, arrays, chunk_at=chunk_at, count=end - first)
 
         def walk_chunk(j, carry):
             h, total = carry

@@ -6,6 +6,9 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from medmamba_jax.ops.pallas_gpu.walk import Walk
 
+# Of a buffer. Three, four and six were slower or no faster on an H100: they cost residency.
+SLOTS = 2
+
 
 def at_pixels(ref, images, *rest):
     """A function of a chunk's (rows, columns) that points at them in ref (b, h, w, *rest)."""
@@ -13,40 +16,38 @@ def at_pixels(ref, images, *rest):
 
 
 class Streams:
-    """Arrays that arrive together, chunk by chunk, a few chunks ahead of where they are used.
+    """Arrays that arrive together, chunk by chunk, one chunk ahead of where they are used.
 
     Args:
       walk, k: the walk and its direction.
       barriers, mine: references to barriers, and the first of the slots' own among them.
-      arrays: pairs of a place in device memory (`at_pixels`) and a buffer (slots, ...).
-      slots: how many chunks a buffer holds.
+      arrays: pairs of a place in device memory (`at_pixels`) and a buffer (SLOTS, ...).
       chunk_at: the chunk that is used j-th; `count` of them are.
     """
 
-    def __init__(self, walk: Walk, k, barriers, arrays, *, slots: int, chunk_at, count, mine=0):
+    def __init__(self, walk: Walk, k, barriers, arrays, *, chunk_at, count, mine=0):
         self.walk, self.k, self.arrays = walk, k, arrays
         self.barrier_of = lambda slot: barriers.at[mine + slot]
-        self.slots, self.chunk_at, self.count = slots, chunk_at, count
+        self.chunk_at, self.count = chunk_at, count
 
     def start(self) -> None:
-        """Asks for the first chunks; one slot stays free for `wait` to fill."""
-        for j in range(self.slots - 1):
-            self._fetch(j)
+        """Asks for the first chunk."""
+        self._fetch(0)
 
     def wait(self, j):
-        """Waits for the j-th chunk, asks for the one that fills the last slot left, returns j's.
+        """Waits for the j-th chunk, asks for the next, and returns the slot of the j-th.
 
         All warps must be done with chunk j - 1: its slot is the one that is filled.
         """
-        slot = lax.rem(j, self.slots)
+        slot = lax.rem(j, SLOTS)
         plgpu.barrier_wait(self.barrier_of(slot))
-        self._fetch(j + self.slots - 1)
+        self._fetch(j + 1)
         return slot
 
     def _fetch(self, j):
         @pl.when(j < self.count)
         def _():
-            slot = lax.rem(j, self.slots)
+            slot = lax.rem(j, SLOTS)
 
             def copy(rows, columns):
                 for place, buffer in self.arrays:

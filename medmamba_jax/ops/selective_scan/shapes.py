@@ -14,9 +14,18 @@ class ScanShape:
     n: int
 
 
-def stage_shapes(batch: int) -> dict[str, ScanShape]:
-    """The four stages of MedMamba-T (dims 96..768) at 224 px."""
+def stage_shapes(batch: int, *, name: str = "S", d: int = 96) -> dict[str, ScanShape]:
+    """The four stages of MedMamba-T at 224 px; d = 128 gives those of MedMamba-B."""
     return {
-        f"S{stage + 1}": ScanShape(b=batch, l=(56 >> stage) ** 2, k=4, d=96 << stage, n=16)
+        f"{name}{stage + 1}": ScanShape(b=batch, l=(56 >> stage) ** 2, k=4, d=d << stage, n=16)
         for stage in range(4)
+    }
+
+
+def all_shapes(batch: int) -> dict[str, ScanShape]:
+    """S1 to S4 of MedMamba-T, B1 to B4 of MedMamba-B, and L, the first map of a 512 px image."""
+    return {
+        **stage_shapes(batch),
+        **stage_shapes(batch, name="B", d=128),
+        "L": ScanShape(b=batch, l=128 * 128, k=4, d=96, n=16),
     }
