@@ -32,6 +32,9 @@ INTERPRET = {} if ON_GPU else {"interpret": True}
 PATIENCE = 80  # steps of tiles that the interpreter may take in one test
 
 
+slow = pytest.mark.slow
+
+
 def skip_if_long(steps, d):
     if not ON_GPU and steps * (d // 32) > PATIENCE:
         pytest.skip("takes long in the interpreter; runs on a GPU")
@@ -143,8 +146,10 @@ def check_image(case: ImageCase):
     "case",
     [
         pytest.param(ImageCase(2, 4, 5, 32, 3), id="narrow"),
-        pytest.param(ImageCase(1, 5, 4, 32, 12, keep_states=False), id="steps read, recompute"),
-        pytest.param(ImageCase(2, 4, 4, 32, 8, "bfloat16"), id="bfloat16"),
+        pytest.param(
+            ImageCase(1, 5, 4, 32, 12, keep_states=False), id="steps read, recompute", marks=slow
+        ),
+        pytest.param(ImageCase(2, 4, 4, 32, 8, "bfloat16"), id="bfloat16", marks=slow),
         pytest.param(ImageCase(1, 4, 5, 32, 4, config=KernelConfig(4, 1, 2, 3, 2)), id="segments"),
         pytest.param(ImageCase(2, 5, 9, 64, 20, "bfloat16"), id="bfloat16, steps read"),
         pytest.param(ImageCase(3, 9, 5, 96, 6), id="odd sides"),
@@ -172,6 +177,7 @@ def test_images(case):
     check_image(case)
 
 
+@slow
 def test_two_runs_give_the_same_bits():
     inputs = make_image_inputs(2, 4, 4, 32, 3, 16)
     gradient = jax.jit(jax.grad(lambda x: run_image(x, **INTERPRET).sum()))
