@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
     except (ValueError, FileNotFoundError, NotImplementedError, DataUnavailableError) as error:
         fail(error)
     try:
-        run(setup, workdir)  # outside of the above: such an error in here is not the user's
+        run(setup)  # outside of the above: such an error in here is not the user's
     except NonFiniteLossError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

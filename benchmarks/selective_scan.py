@@ -232,6 +232,8 @@ def main():
     parser.add_argument("--plot", help="PNG for forward and backward (needs the plots extra)")
     args = parser.parse_args()
 
+    if args.length and args.operation != "scan":
+        parser.error("--length is for the bare scan: an image's length is its sides'")
     names = list(args.implementations)
     for longest in args.chunks:
         name = f"chunked, {longest}"
@@ -240,7 +242,7 @@ def main():
         names.append(name)
 
     device = jax.devices()[0].device_kind
-    is_hopper = "H100" in device or "H200" in device
+    is_hopper = "H100 80GB HBM3" in device or "H200" in device  # the SXM ones
     title = f"{args.operation}, batch {args.batch}, {device}, jax {jax.__version__}"
     print(title)
     headings = "".join(f"{heading:>10}" for heading, _ in COLUMNS.values())

@@ -23,7 +23,7 @@ class RunDescription:
         class_names: what each logit stands for.
         dataset: name of the images.
         images_sha256: split -> its `digest()`, which tells whether images were added, taken away,
-            renamed, exchanged or split otherwise.
+            renamed or split otherwise; of files it sees path and size.
         synthetic: whether a program drew them.
     """
 
@@ -56,6 +56,7 @@ class RunDescription:
 
         Raises:
             FileNotFoundError: if the folder holds no run.
+            ValueError: if another version of this package wrote it.
         """
         path = workdir / FILE
         if not path.is_file():
@@ -63,6 +64,12 @@ class RunDescription:
                 f"{workdir} holds no run ({FILE} is missing); train first, or give a run's folder"
             )
         values = json.loads(path.read_text())
+        missing = {field.name for field in dataclasses.fields(cls)} - values.keys()
+        if missing:
+            raise ValueError(
+                f"{path} lacks {sorted(missing)}: another version of medmamba_jax wrote it; "
+                "continue the run with that version, or give a new workdir"
+            )
         return cls(
             experiment=values["experiment"],
             model=MedMambaConfig(**values["model"]),

@@ -1,10 +1,10 @@
 """Which implementation of the scan a model will run."""
 
-import jax
 import jax.numpy as jnp
 
 from medmamba_jax.models.config import MedMambaConfig
 from medmamba_jax.ops.selective_scan import Case, choose
+from medmamba_jax.ops.selective_scan.implementations import default_backend
 
 
 def scans(config: MedMambaConfig, height: int, width: int) -> tuple[str, ...]:
@@ -17,7 +17,7 @@ def scans(config: MedMambaConfig, height: int, width: int) -> tuple[str, ...]:
         choose(
             config.scan_implementation,
             Case(
-                backend=jax.default_backend(),
+                backend=default_backend(),
                 dtype=jnp.dtype(config.compute_dtype),
                 h=h,
                 w=w,

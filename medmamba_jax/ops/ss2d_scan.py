@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from medmamba_jax.ops.selective_scan import IMPLEMENTATIONS, Case, choose, selective_scan
 from medmamba_jax.ops.selective_scan.api import check_arrays, log_choice
+from medmamba_jax.ops.selective_scan.implementations import default_backend
 
 # Row by row, column by column, and both backwards (MedMamba, section 3.2; VMamba's cross-scan).
 NUM_DIRECTIONS = 4
@@ -53,7 +54,7 @@ def ss2d_scan(
     """
     _check(u, dt, B, C, dt_weight, dt_bias, A, D)
     _, h, w, d = u.shape
-    case = Case(jax.default_backend(), u.dtype, h, w, d, A.shape[-1])
+    case = Case(default_backend(), u.dtype, h, w, d, A.shape[-1])
     name = choose(implementation, case)
     log_choice("ss2d_scan", name, case)
     scan_image = IMPLEMENTATIONS[name].image

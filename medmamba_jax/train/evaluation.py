@@ -40,7 +40,7 @@ def evaluate(
     Returns, raises:
         As `prepare_evaluation` and `evaluate_best`, one after the other.
     """
-    return evaluate_best(prepare_evaluation(workdir, data, changes), workdir)
+    return evaluate_best(prepare_evaluation(workdir, data, changes))
 
 
 def prepare_evaluation(
@@ -68,7 +68,8 @@ def prepare_evaluation(
         section, key = name.split(".")
         settings[section][key] = value
     experiment = Experiment.from_dict(settings)
-    setup = prepare(experiment, data if data is not None else build_dataset(experiment.data))
+    dataset = data if data is not None else build_dataset(experiment.data)
+    setup = prepare(experiment, workdir, dataset)
     problems = differing_images(description, setup.description)
     if data is not None and setup.dataset.class_names == description.class_names:
         problems = []  # other images of the same classes are the caller's own choice
@@ -82,7 +83,7 @@ def prepare_evaluation(
     return setup
 
 
-def evaluate_best(setup: Setup, workdir: str | pathlib.Path) -> dict[str, dict[str, Any]]:
+def evaluate_best(setup: Setup) -> dict[str, dict[str, Any]]:
     """Evaluates the best checkpoint on "val" and "test", prints and writes the results.
 
     Returns:
@@ -91,8 +92,7 @@ def evaluate_best(setup: Setup, workdir: str | pathlib.Path) -> dict[str, dict[s
     Raises:
         NonFiniteLossError: if the model's outputs are NaN or infinite.
     """
-    workdir = pathlib.Path(workdir).resolve()
-    with CheckpointStore(checkpoint_dir(workdir)) as store:
+    with CheckpointStore(checkpoint_dir(setup.workdir)) as store:
         epoch = store.best_epoch()
         state, _ = restore(setup, store, epoch)
     results = {}
@@ -104,7 +104,7 @@ def evaluate_best(setup: Setup, workdir: str | pathlib.Path) -> dict[str, dict[s
             "synthetic": setup.dataset.synthetic,
             **evaluate_split(setup, state, split),
         }
-        path = workdir / "results" / f"{split}.json"
+        path = setup.workdir / "results" / f"{split}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(results[split], indent=2) + "\n")
         print(f"\n{_table(results[split])}\n{path}", flush=True)

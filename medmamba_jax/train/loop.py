@@ -39,7 +39,7 @@ def train(
     Returns, raises:
         As `prepare_training` and `fit`, one after the other.
     """
-    return fit(prepare_training(experiment, workdir, data), workdir)
+    return fit(prepare_training(experiment, workdir, data))
 
 
 def prepare_training(
@@ -54,14 +54,15 @@ def prepare_training(
         NotImplementedError: if the scan asked for does not run on these devices.
     """
     workdir = pathlib.Path(workdir).resolve()
-    setup = prepare(experiment, data if data is not None else build_dataset(experiment.data))
+    dataset = data if data is not None else build_dataset(experiment.data)
+    setup = prepare(experiment, workdir, dataset)
     with CheckpointStore(checkpoint_dir(workdir)) as store:
         claim(workdir, setup.description, started=store.latest_epoch() is not None)
     return setup
 
 
-def fit(setup: Setup, workdir: str | pathlib.Path) -> dict[str, dict[str, Any]]:
-    """Trains what `prepare_training` returned for this workdir; see `train`.
+def fit(setup: Setup) -> dict[str, dict[str, Any]]:
+    """Trains what `prepare_training` returned; see `train`.
 
     Returns:
         split ("val", "test") -> `classification_metrics` of the best checkpoint, which are also
@@ -70,12 +71,11 @@ def fit(setup: Setup, workdir: str | pathlib.Path) -> dict[str, dict[str, Any]]:
     Raises:
         NonFiniteLossError: if the loss becomes NaN or infinite; earlier checkpoints are intact.
     """
-    workdir = pathlib.Path(workdir).resolve()
-    with CheckpointStore(checkpoint_dir(workdir)) as store:
+    with CheckpointStore(checkpoint_dir(setup.workdir)) as store:
         state, progress = start_or_resume(setup, store)
-        print(plan(setup, state, progress, workdir), flush=True)
+        print(plan(setup, state, progress), flush=True)
         with (
-            MetricWriter(workdir, progress.epoch) as writer,
+            MetricWriter(setup.workdir, progress.epoch) as writer,
             _training_batches(setup, progress) as batches,
             jax.transfer_guard("disallow"),
         ):
@@ -86,7 +86,7 @@ def fit(setup: Setup, workdir: str | pathlib.Path) -> dict[str, dict[str, Any]]:
                 writer.write(row)
                 store.save(progress, state.to_parts())
                 print(epoch_line(row, setup.experiment.train, progress), flush=True)
-    return evaluate_best(setup, workdir)
+    return evaluate_best(setup)
 
 
 def _training_batches(setup, progress):

@@ -1,6 +1,5 @@
 """What is printed before the first step: parameters, device, images, steps."""
 
-import pathlib
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ from medmamba_jax.train.setup import Setup
 from medmamba_jax.train.step import TrainState
 
 
-def plan(setup: Setup, state: TrainState, progress: Progress, workdir: pathlib.Path) -> str:
+def plan(setup: Setup, state: TrainState, progress: Progress) -> str:
     """Returns what is about to happen, as text."""
     experiment, dataset, model = setup.experiment, setup.dataset, setup.description.model
     train, splits = experiment.train, ("train", "val", "test")
@@ -33,7 +32,7 @@ def plan(setup: Setup, state: TrainState, progress: Progress, workdir: pathlib.P
             f"{train.epochs} epochs of {setup.steps} steps, batch {train.batch_size}, "
             f"best by val {train.best_metric}",
         ),
-        ("workdir", str(workdir)),
+        ("workdir", str(setup.workdir)),
     ]
     if progress.epoch:
         best = f"{train.best_metric} {progress.best_value:.4f} in epoch {progress.best_epoch}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 from typing import Any
 
 import jax
@@ -29,6 +30,7 @@ class Setup:
 
     Attributes:
         experiment: the configuration.
+        workdir: folder of the run.
         dataset: the images.
         description: what is saved beside the weights.
         parallel: how a batch is spread over devices.
@@ -39,6 +41,7 @@ class Setup:
     """
 
     experiment: Experiment
+    workdir: pathlib.Path
     dataset: Dataset
     description: RunDescription
     parallel: DataParallel
@@ -49,7 +52,7 @@ class Setup:
     eval_step: Any
 
 
-def prepare(experiment: Experiment, dataset: Dataset) -> Setup:
+def prepare(experiment: Experiment, workdir: pathlib.Path, dataset: Dataset) -> Setup:
     """Checks that everything fits together and builds what the steps need.
 
     Raises:
@@ -66,20 +69,13 @@ def prepare(experiment: Experiment, dataset: Dataset) -> Setup:
             "choose 'accuracy' or 'loss', or split the images otherwise"
         )
     model_config = experiment.model_config(len(dataset.class_names))
-    description = RunDescription(
-        experiment=experiment.to_dict(),
-        model=model_config,
-        preprocessing=Preprocessing.from_config(experiment.data, model_config.in_channels),
-        class_names=dataset.class_names,
-        dataset=dataset.name,
-        images_sha256={name: split.digest() for name, split in dataset.splits.items()},
-        synthetic=dataset.synthetic,
-    )
-    if min(description.preprocessing.image_size) < model_config.min_image_size:
+    preprocessing = Preprocessing.from_config(experiment.data, model_config.in_channels)
+    if min(preprocessing.image_size) < model_config.min_image_size:
         raise ValueError(
             f"data.image_size = {experiment.data.image_size} must be at least "
             f"{model_config.min_image_size} with model.patch_size = {model_config.patch_size}"
         )
+    stage_scans = scans(model_config, *preprocessing.image_size)
     steps = steps_per_epoch(dataset.splits["train"], options.batch_size)
     parallel = DataParallel(options.batch_size)
     loss = functools.partial(cross_entropy, label_smoothing=options.label_smoothing)
@@ -87,22 +83,33 @@ def prepare(experiment: Experiment, dataset: Dataset) -> Setup:
         labels = dataset.splits["train"].labels
         weights = balanced_class_weights(labels, len(dataset.class_names))
         loss = functools.partial(loss, class_weights=weights)
+    description = RunDescription(
+        experiment=experiment.to_dict(),
+        model=model_config,
+        preprocessing=preprocessing,
+        class_names=dataset.class_names,
+        dataset=dataset.name,
+        # After everything that is quick to check: of a TFDS set this reads every image.
+        images_sha256={name: split.digest() for name, split in dataset.splits.items()},
+        synthetic=dataset.synthetic,
+    )
     training, evaluation = graphdefs(model_config)
     spec = StepSpec(
         graphdef=training,
         eval_graphdef=evaluation,
         optimizer=make_optimizer(options, steps),
-        normalize=description.preprocessing.normalize,
+        normalize=preprocessing.normalize,
         loss=loss,
     )
     return Setup(
         experiment=experiment,
+        workdir=workdir,
         dataset=dataset,
         description=description,
         parallel=parallel,
         spec=spec,
         steps=steps,
-        scans=scans(model_config, *description.preprocessing.image_size),
+        scans=stage_scans,
         train_step=jax.jit(
             functools.partial(train_step, spec=spec),
             donate_argnums=0,

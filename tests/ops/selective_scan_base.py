@@ -63,7 +63,7 @@ class SelectiveScanCases:
 
     def refusal(self, inputs):
         _, l, _, d = inputs["u"].shape
-        case = Case(jax.default_backend(), inputs["u"].dtype, 1, l, d, inputs["A"].shape[-1])
+        case = Case(jax.default_backend(), inputs["u"].dtype, None, l, d, inputs["A"].shape[-1])
         return IMPLEMENTATIONS[self.implementation].refusal(case)
 
     def run(self, inputs, delta_softplus=True):
@@ -87,7 +87,8 @@ class SelectiveScanCases:
                 jax.eval_shape(self.run, inputs)
             return
         length = inputs["u"].shape[1]
-        dy = jnp.asarray(np.random.default_rng(1).standard_normal(inputs["u"].shape), dtype)
+        u = inputs["u"]
+        dy = jnp.asarray(np.random.default_rng(1).standard_normal(u.shape), u.dtype)
         y, gradients = self.value_and_gradients(inputs, dy, delta_softplus)
         assert y.dtype == inputs["u"].dtype
         arrays = [np.asarray(inputs[name], np.float64) for name in NAMES]

@@ -32,6 +32,7 @@ class Mode(types.SimpleNamespace):
 
 
 MODE = Mode(rank=0, interpret=False)
+PROJECTED = Mode(rank=4, interpret=False)  # step is a parameter then
 
 
 def test_a_batch_on_several_devices_stays_there(arrays):
@@ -70,3 +71,24 @@ def test_vmap_over_parameters_takes_them_one_by_one(arrays):
         expected = stand_in(MODE, *several[:4], several[4][i], several[5])
         for output, wanted in zip(outputs, expected, strict=True):
             np.testing.assert_allclose(output[i], wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("images", [8, 6])
+def test_steps_that_are_parameters_and_uneven_batches(arrays, images):
+    devices = jax.devices()
+    if len(devices) < 4:
+        pytest.skip(f"needs 4 devices, has {len(devices)}")
+    mesh = Mesh(np.array(devices[:4]), ("data",))
+    u, packed, _, *parameters = arrays
+    cut = [u[:images], packed[:images], jnp.ones((3, 6)), *parameters]
+    spec = PartitionSpec("data") if images % 4 == 0 else PartitionSpec()
+    placed = [
+        jax.device_put(x, NamedSharding(mesh, spec if i < 2 else PartitionSpec()))
+        for i, x in enumerate(cut)
+    ]
+    run = jax.jit(by_image(mixes_a_parameter, PROJECTED))
+    np.testing.assert_allclose(run(*placed), mixes_a_parameter(PROJECTED, *cut), rtol=1e-6)
+
+
+def mixes_a_parameter(mode, u, packed, step, bias, A, D):
+    return u * A * step.sum() + packed.sum(-1, keepdims=True) * bias + D

@@ -23,7 +23,7 @@ from medmamba_jax.ops.pallas_gpu.problem import (
     backward_bytes,
     choose_config,
 )
-from medmamba_jax.ops.selective_scan import IMPLEMENTATIONS
+from medmamba_jax.ops.selective_scan import IMPLEMENTATIONS, Case
 from medmamba_jax.ops.selective_scan.implementations import Implementation
 from medmamba_jax.ops.selective_scan.shapes import ScanShape, stage_shapes
 
@@ -71,11 +71,35 @@ class KernelCases(SelectiveScanCases):
     def test_several_chunks(self):
         self.check(make_inputs(ScanShape(b=1, l=37, k=1, d=32, n=16)))
 
-    def test_mixed_dtypes(self):
-        inputs = make_inputs(ScanShape(b=2, l=14, k=2, d=32, n=16))
-        for name in ("u", "B", "C"):
+    def test_its_own_widths_are_not_refused(self):
+        for length in (4, 7, 784):
+            assert self.refusal(make_inputs(self.shape(b=1, l=length, k=1))) is None
+
+    @pytest.mark.parametrize("narrow", [("u", "B", "C"), ("delta",)])
+    def test_mixed_dtypes(self, narrow):
+        inputs = make_inputs(ScanShape(b=2, l=8, k=1, d=32, n=16))
+        for name in narrow:
             inputs[name] = inputs[name].astype(jnp.bfloat16)
         self.check(inputs, dtype=jnp.bfloat16)
+
+    @pytest.mark.parametrize("bias", [-3.0, -7.0, -12.0])
+    def test_small_steps_are_as_exact_as_large_ones(self, bias):
+        """Without u's own part, y and the gradient of delta are as small as the steps."""
+        inputs = make_inputs(ScanShape(b=1, l=4, k=1, d=32, n=16))
+        inputs["D"] = jnp.zeros_like(inputs["D"])
+        inputs["delta"] = 0.1 * inputs["delta"]
+        inputs["delta_bias"] = jnp.full_like(inputs["delta_bias"], bias)
+        self.check(inputs)
+
+    def test_64_bit_indices_are_refused(self):
+        """`refusal_of_shape` stands in for `refusal` here, so the latter is asked."""
+        case = Case("gpu", jnp.dtype("float32"), None, 49, 32, 16)
+        before = jax.config.jax_enable_x64
+        jax.config.update("jax_enable_x64", True)
+        try:
+            assert "jax_enable_x64 is on" in pallas_gpu.refusal(case)
+        finally:
+            jax.config.update("jax_enable_x64", before)
 
 
 class TestPallasGpu(KernelCases):

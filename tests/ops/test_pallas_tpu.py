@@ -28,7 +28,7 @@ class TestPallasTpu(SelectiveScanCases):
     def interpreted(self, monkeypatch):
         row = Implementation(
             on_step_sizes(functools.partial(scan_pallas_tpu, interpret=True)),
-            refusal=lambda case: refusal(dtype=case.dtype, d=case.d, n=case.n),
+            refusal=lambda case: refusal(dtype=case.dtype, n=case.n),
         )
         monkeypatch.setitem(IMPLEMENTATIONS, "pallas_tpu", row)
 
@@ -142,7 +142,7 @@ def test_blocks_cover_l_and_d_and_fit_in_vmem(n):
 
 
 def test_refusal_names_what_it_cannot_take():
-    assert refusal(dtype=jnp.float32, d=1, n=1) is None
-    assert refusal(dtype=jnp.bfloat16, d=1000, n=256) is None
-    assert "float64" in refusal(dtype=np.float64, d=96, n=16)
-    assert "n=257" in refusal(dtype=jnp.float32, d=96, n=257)
+    assert refusal(dtype=jnp.float32, n=1) is None
+    assert refusal(dtype=jnp.bfloat16, n=256) is None
+    assert "float64" in refusal(dtype=np.float64, n=16)
+    assert "n=257" in refusal(dtype=jnp.float32, n=257)

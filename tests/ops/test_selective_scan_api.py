@@ -1,6 +1,7 @@
 """Arguments, the choice of an implementation, and what the log says of it."""
 
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,11 @@ from selective_scan_base import make_inputs
 import medmamba_jax as mm
 from medmamba_jax.ops import pallas_gpu
 from medmamba_jax.ops.selective_scan import IMPLEMENTATIONS, Case, api, choose
-from medmamba_jax.ops.selective_scan.implementations import TPU_SWITCH, Implementation
+from medmamba_jax.ops.selective_scan.implementations import (
+    TPU_SWITCH,
+    Implementation,
+    default_backend,
+)
 from medmamba_jax.ops.selective_scan.shapes import ScanShape
 
 SHAPE = ScanShape(b=2, l=6, k=3, d=5, n=4)
@@ -68,7 +73,7 @@ def test_unknown_implementations_are_refused(inputs):
 
 
 def case(**changes):
-    common = {"backend": "cpu", "dtype": jnp.dtype("float32"), "h": 1, "w": 49, "d": 96, "n": 16}
+    common = {"backend": "cpu", "dtype": jnp.dtype("float32"), "h": None, "w": 49, "d": 96, "n": 16}
     return Case(**{**common, **changes})
 
 
@@ -112,6 +117,7 @@ def hopper(monkeypatch):
         ({"h": 2, "w": 2}, "chunked"),
         ({"h": 7, "w": 3}, "chunked"),
         ({"w": 1}, "chunked"),
+        ({"h": 1}, "chunked"),  # an image of one row, whose columns have one step
     ],
 )
 def test_the_table_on_a_gpu(hopper, changes, name):
@@ -125,14 +131,19 @@ def test_the_table_on_a_gpu(hopper, changes, name):
                 choose(kernel, asked)
 
 
-def test_gpus_before_hopper_take_the_next_row(monkeypatch):
-    class Ampere:
-        compute_capability = "8.0"
-
-    monkeypatch.setattr(pallas_gpu.jax, "devices", lambda: [Ampere()])
+@pytest.mark.parametrize("capability", ["8.0", "12.0", "gfx942"])
+def test_other_gpus_than_hopper_take_the_next_row(monkeypatch, capability):
+    device = types.SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(pallas_gpu.jax, "devices", lambda: [device])
     assert choose(None, case(backend="gpu")) == "chunked"
-    with pytest.raises(NotImplementedError, match=r"from Hopper on .*'8.0'"):
+    with pytest.raises(NotImplementedError, match=rf"a Hopper GPU .*'{capability}'"):
         choose("pallas_gpu", case(backend="gpu"))
+
+
+def test_a_default_device_decides_the_backend():
+    assert default_backend() == jax.default_backend()
+    with jax.default_device(jax.devices("cpu")[0]):
+        assert default_backend() == "cpu"
 
 
 def test_a_jax_without_what_the_kernels_need_is_warned_about(monkeypatch):
@@ -150,7 +161,21 @@ def test_a_jax_without_what_the_kernels_need_is_warned_about(monkeypatch):
         pallas_gpu._missing.cache_clear()
 
 
-def test_the_kernels_can_be_traced_with_this_jax():
+def test_a_private_part_that_changed_is_found_before_it_is_needed(monkeypatch):
+    """Shuffles are emitted when a kernel is lowered, long after it was traced."""
+    from medmamba_jax.ops.pallas_gpu import mosaic
+
+    monkeypatch.setattr(pallas_gpu, "_refusal_of_gpu", lambda: None)
+    monkeypatch.setattr(mosaic, "utils", types.SimpleNamespace(ir=mosaic.utils.ir))
+    pallas_gpu._missing.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match=r"pallas_gpu is left out: jax .* cannot build it"):
+            assert choose(None, case(backend="gpu")) == "chunked"
+    finally:
+        pallas_gpu._missing.cache_clear()
+
+
+def test_the_kernels_can_be_built_with_this_jax():
     assert pallas_gpu._missing() is None
 
 

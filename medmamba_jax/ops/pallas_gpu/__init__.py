@@ -1,4 +1,4 @@
-"""Fused selective scans for NVIDIA GPUs from Hopper on: Pallas kernels on Mosaic GPU.
+"""Fused selective scans for NVIDIA's Hopper GPUs: Pallas kernels on Mosaic GPU.
 
 `mosaic.py` has what is private to jax or moves between its releases, `problem.py` a call's static
 shape and how it is cut, `walk.py` the four orders, `staging.py` the step sizes; `forward.py`,
@@ -37,6 +37,8 @@ def refusal(case) -> str | None:
     """
     if case.backend != "gpu":
         return f"it is a kernel for NVIDIA GPUs and the backend is {case.backend!r}"
+    if jax.config.jax_enable_x64:
+        return "its indices have 32 bits and jax_enable_x64 is on"
     return refusal_of_shape(case) or _refusal_of_gpu() or _missing()
 
 
@@ -46,31 +48,33 @@ def refusal_of_shape(case) -> str | None:
         return f"its inputs are float32 or bfloat16 and u is {case.dtype}"
     if case.d % CHANNELS or case.n != STATES:
         return f"it needs d to be a multiple of {CHANNELS} and n = {STATES}, got {case.d}, {case.n}"
-    if case.w < SHORTEST_LINE or 1 < case.h < SHORTEST_LINE:
-        return f"it needs lines of at least {SHORTEST_LINE} steps, got a map of {case.h}x{case.w}"
+    lines = (case.w,) if case.h is None else (case.h, case.w)
+    if min(lines) < SHORTEST_LINE:
+        return f"it needs lines of at least {SHORTEST_LINE} steps, got {lines}"
     return None
 
 
 def _refusal_of_gpu() -> str | None:
     capability = getattr(jax.devices()[0], "compute_capability", "none")
     try:
-        able = float(capability) >= 9
+        # Later ones have not been seen, and some have less shared memory than is planned with.
+        able = int(float(capability)) == 9
     except ValueError:  # not NVIDIA's
         able = False
     if able:
         return None
-    return f"it needs an NVIDIA GPU from Hopper on (compute capability 9.0), got {capability!r}"
+    return f"it needs a Hopper GPU (NVIDIA H100, H200; capability 9.0), got {capability!r}"
 
 
 @functools.cache
 def _missing() -> str | None:
-    """Traces both passes of a small scan, in a tenth of a second, and says what is missing."""
+    """Lowers both passes of a small scan, in a few seconds, and says what stands in the way."""
     try:
         from medmamba_jax.ops.pallas_gpu import scan
 
-        scan.trace()
+        scan.lower()
     except Exception as error:  # whatever a private part that changed raises
-        reason = f"jax {jax.__version__} lacks what it needs ({type(error).__name__}: {error})"
+        reason = f"jax {jax.__version__} cannot build it ({type(error).__name__}: {error})"
         warnings.warn(f"pallas_gpu is left out: {reason}", stacklevel=2)
         return reason
     return None

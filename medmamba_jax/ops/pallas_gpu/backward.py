@@ -9,7 +9,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from medmamba_jax.ops.pallas_gpu.mosaic import BY_BOTH, TileOps, by_channel, kernel
 from medmamba_jax.ops.pallas_gpu.problem import CHANNELS, IMAGES, STATES, Problem
 from medmamba_jax.ops.pallas_gpu.segments import chain_ends
-from medmamba_jax.ops.pallas_gpu.staging import StepSizes
+from medmamba_jax.ops.pallas_gpu.staging import StepSizes, sigmoid_of_softplus
 from medmamba_jax.ops.pallas_gpu.streams import SLOTS, Streams, at_pixels, send
 from medmamba_jax.ops.pallas_gpu.walk import Walk
 
@@ -44,9 +44,10 @@ def make_backward(problem: Problem, *, interpret: bool):
     of a tile (docs/kernels.md counts them).
 
     Arrays as in `make_forward`; dy like the map, (b, h, w, d) or (b, h, w, k, d); ends and totals,
-    with several segments, of the adjoint `make_segment_ends`. Returns du and d_step
-    (b, h, w, k, d); dB and dC side by side (b, h, w, k, tiles * 2n), a part for each tile of
-    channels; dA (b, k, segments, n, d) and dD (b, k, segments, d), a part for each image.
+    with several segments, of the adjoint `make_segment_ends`. Returns du (b, h, w, k, d) in u's
+    dtype, and in float32 d_step (b, h, w, k, d); dB and dC side by side
+    (b, h, w, k, tiles * 2n), a part for each tile of channels; dA (b, k, segments, n, d) and
+    dD (b, k, segments, d), a part for each image.
     """
     p, cut = problem, problem.config
     walk = Walk(p, cut.chunk)
@@ -55,7 +56,7 @@ def make_backward(problem: Problem, *, interpret: bool):
     pairs = T // 2
     groups = p.tiles * (p.b // IMAGES)  # tiles of channels and images, dealt to warpgroups
 
-    def body(*refs, barrier, step_s=None, du_s=None, dstep_s=None, **scratch):
+    def body(*refs, barrier, step_s=None, du_s=None, **scratch):
         dy_ref, u_ref, packed_ref, step_ref, bias_ref, A_ref, D_ref, states_ref, *refs = refs
         ends_refs = (refs.pop(0), refs.pop(0)) if segmented else None
         du_ref, dstep_ref, dBC_ref, dA_ref, dD_ref = refs
@@ -71,9 +72,7 @@ def make_backward(problem: Problem, *, interpret: bool):
             for name in "dy_s u_s packed_s dt_s stash drive_s exponent_s dBC_s dD_s".split()
         )
         step_s = step_s.at[me] if reads_steps else None
-        # What leaves by bulk copy: the float32 sums themselves, or a rounded copy of them.
-        du_s = du_s.at[me] if narrow else drive_s
-        dstep_s = dstep_s.at[me] if narrow and p.step_dtype == p.dtype else exponent_s
+        du_s = du_s.at[me] if narrow else drive_s  # what leaves by bulk copy
 
         tile = TileOps(interpret, BY_BOTH)
         lane = TileOps(interpret, by_channel())
@@ -175,8 +174,7 @@ def make_backward(problem: Problem, *, interpret: bool):
                 )
                 du_s[:, t] = (d_drive * dt + dy * D).astype(p.dtype)
                 d_dt = d_exponent * LN_2 + d_drive * u
-                d_step = d_dt * (1.0 - jnp.exp(-dt)) if p.softplus else d_dt
-                dstep_s[:, t] = d_step.astype(dstep_s.dtype)
+                exponent_s[:, t] = d_dt * sigmoid_of_softplus(dt) if p.softplus else d_dt
                 return dD + dy * u
 
             # In shared memory between chunks: a register more would spill.
@@ -190,7 +188,7 @@ def make_backward(problem: Problem, *, interpret: bool):
                 c,
                 [
                     (du_s, at_pixels(du_ref, images, k, channels)),
-                    (dstep_s, at_pixels(dstep_ref, images, k, channels)),
+                    (exponent_s, at_pixels(dstep_ref, images, k, channels)),
                     (dBC_s, at_pixels(dBC_ref, images, k, part)),
                 ],
             )
@@ -233,13 +231,11 @@ def make_backward(problem: Problem, *, interpret: bool):
         scratch["step_s"] = shared(SLOTS, *vector, dtype=p.step_dtype)
     if narrow:
         scratch["du_s"] = shared(*vector, dtype=p.dtype)
-        if p.step_dtype == p.dtype:
-            scratch["dstep_s"] = shared(*vector, dtype=p.dtype)
     return kernel(
         body,
         out_type=[
             shape((p.b, h, w, p.k, p.d), p.dtype),
-            shape((p.b, h, w, p.k, p.d), p.step_dtype),
+            shape((p.b, h, w, p.k, p.d), jnp.float32),
             shape((p.b, h, w, p.k, p.tiles * 2 * STATES), jnp.float32),
             shape((p.b, p.k, cut.backward_segments, STATES, p.d), jnp.float32),
             shape((p.b, p.k, cut.backward_segments, p.d), jnp.float32),

@@ -3,7 +3,7 @@
 Seen working with jax 0.10.2, 0.11.2 and 0.12.0: 0.11.2 on a GPU, the others in the interpreter and
 by lowering for CUDA without a device. Private to jax here: `fragmented_array` (register layouts),
 `utils` (shuffles) and the interpreter's parameters. What is missing raises when this file is
-imported or a kernel traced, and `medmamba_jax.ops.pallas_gpu` turns that into a refusal.
+imported or a kernel lowered, and `medmamba_jax.ops.pallas_gpu` turns that into a refusal.
 
 A tile is (4 images, 16 states, 32 channels); a warpgroup holds it in registers, one warp an image.
 `Device` lays a tile out over a warp's 32 lanes and sums across them; `Interpreter` is the same in
@@ -15,7 +15,6 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 from jax.experimental.mosaic.gpu import fragmented_array as fa
 from jax.experimental.mosaic.gpu import utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -30,14 +29,19 @@ def kernel(body, *, out_type, scratch_types, interpret: bool, **mesh):
     """`plgpu.kernel` under Warpgroup semantics, with the settings that all kernels here share.
 
     Automatic barriers are off: a warp reads only what it or a copy wrote, and says so by
-    `warp_barrier`, `barrier_wait` or `commit_smem`. approx_math turns exp2, exp and log into the
-    hardware's instructions (ex2 and lg2, 2 units in the last place); subnormal decays become 0.
+    `warp_barrier`, `barrier_wait` or `commit_smem`. approx_math turns exp2 and exp into the
+    hardware's ex2, 2 units in the last place; subnormal decays become 0.
     """
+    params = None
+    if interpret:  # imported here: should it move, only tests are without it
+        from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
+
+        params = InterpretGPUParams()
     return plgpu.kernel(
         body,
         out_type=out_type,
         scratch_types=scratch_types,
-        interpret=InterpretGPUParams() if interpret else None,
+        interpret=params,
         compiler_params=plgpu.CompilerParams(
             lowering_semantics=plgpu.LoweringSemantics.Warpgroup,
             approx_math=True,

@@ -56,7 +56,7 @@ class Problem:
       rank: padded rank of the step size's projection done in the kernel; 0 if step sizes are read.
       softplus: whether the step size goes through softplus (its bias is added in any case).
       dtype: of u, y, dy and du.
-      step_dtype: of the step sizes read, and of the gradient written for them.
+      step_dtype: of the step sizes read.
       config: how it is cut up.
     """
 
@@ -78,9 +78,7 @@ class Problem:
 
         Mosaic wants chunk * width to be a multiple of 16.
         """
-        if not self.rank:
-            return 2 * STATES
-        return 2 * STATES + max(self.rank, 8 if self.config.chunk % 2 == 0 else 16)
+        return packed_width(self.rank, self.config.chunk)
 
     @property
     def padded(self) -> tuple[int, int]:
@@ -102,8 +100,17 @@ class Problem:
         return steps // self.config.chunk
 
 
+def packed_width(rank: int, chunk: int) -> int:
+    """`Problem.packed`."""
+    return 2 * STATES + (max(rank, 8 if chunk % 2 == 0 else 16) if rank else 0)
+
+
 def choose_config(b: int, h: int, w: int, k: int, d: int, *, rank: int, four_orders: bool, dtype):
-    """Returns the measured default for a shape (docs/kernels.md has the measurements)."""
+    """Returns the measured default for a shape (docs/kernels.md has the measurements).
+
+    The chunks depend on the map alone, never on b: boundary states that a sharded or vmapped
+    forward pass has kept fit any backward pass.
+    """
     chunk, forward_chunks = _choose_chunks(h, w, four_orders)
     warpgroups = 3
     while backward_bytes(chunk, rank, np.dtype(dtype)) * warpgroups + 1024 > SHARED_MEMORY:
@@ -155,11 +162,10 @@ def _backward_cost(ctas: int, segments: int) -> float:
 def backward_bytes(chunk: int, rank: int, dtype: np.dtype) -> int:
     """Shared memory of one warpgroup of the backward kernel."""
     vector = IMAGES * chunk * CHANNELS
-    packed = 2 * STATES + (max(rank, 8 if chunk % 2 == 0 else 16) if rank else 0)
-    streams = 2 * (2 * vector * dtype.itemsize + 4 * IMAGES * chunk * packed)
+    streams = 2 * (2 * vector * dtype.itemsize + 4 * IMAGES * chunk * packed_width(rank, chunk))
     if not rank:
         streams += 2 * 4 * vector
     stash = 4 * math.ceil(chunk / 2) * IMAGES * STATES * CHANNELS
-    narrow = 2 * vector * dtype.itemsize if dtype.itemsize < 4 else 0
+    narrow = vector * dtype.itemsize if dtype.itemsize < 4 else 0
     own = 3 * vector + IMAGES * chunk * 2 * STATES + IMAGES * CHANNELS
     return streams + stash + narrow + 4 * own

@@ -53,7 +53,8 @@ def scan_image(u, dt, B, C, *, dt_weight, dt_bias, A, D, **mode) -> jax.Array:
         step = _pad(dt_weight.astype(jnp.float32), 1, width)
         low_rank = [_pad(dt.astype(jnp.float32), -1, width)]
     else:
-        # In float32: the size of a step is what the scan is most sensitive to.
+        # Accumulated and kept in float32; the product itself has JAX's default precision, as all
+        # projections have.
         step = jnp.einsum("bhwkr,krd->bhwkd", dt, dt_weight, preferred_element_type=jnp.float32)
         low_rank = []
     packed = jnp.concatenate([B.astype(jnp.float32), C.astype(jnp.float32), *low_rank], -1)
@@ -64,15 +65,15 @@ def scan_image(u, dt, B, C, *, dt_weight, dt_bias, A, D, **mode) -> jax.Array:
 def scan_sequences(u, delta, A, B, C, D, *, delta_bias, delta_softplus, **mode) -> jax.Array:
     """`selective_scan` in the kernels: arguments and result as there; `mode` as in `Mode`."""
     delta = delta if delta.dtype in (jnp.float32, jnp.bfloat16) else _float32(delta)
-    bias = jnp.zeros(D.shape) if delta_bias is None else _float32(delta_bias)
+    bias = jnp.zeros(D.shape, jnp.float32) if delta_bias is None else _float32(delta_bias)
     packed = jnp.concatenate([_float32(B), _float32(C)], -1)
     mode = Mode(four_orders=False, rank=0, softplus=delta_softplus, **mode)
     one_row = (u[:, None], packed[:, None], delta[:, None])
     return _scan(mode, *one_row, bias, _scaled(A), _float32(D))[:, 0]
 
 
-def trace() -> None:
-    """Traces forward and backward kernels; raises whatever this jax cannot do."""
+def lower() -> None:
+    """Lowers forward and backward kernels of a small scan; raises whatever this jax cannot do."""
     f32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     arrays = (f32((4, 8, 8, 32)), f32((4, 8, 8, 4, 3)), *2 * [f32((4, 8, 8, 4, STATES))])
     parameters = {"dt_weight": (4, 3, 32), "dt_bias": (4, 32), "A": (4, 32, STATES), "D": (4, 32)}
@@ -80,7 +81,8 @@ def trace() -> None:
     def loss(arrays, parameters):
         return scan_image(*arrays, **parameters).sum()
 
-    jax.eval_shape(jax.grad(loss), arrays, {name: f32(x) for name, x in parameters.items()})
+    parameters = {name: f32(shape) for name, shape in parameters.items()}
+    jax.jit(jax.grad(loss)).trace(arrays, parameters).lower(lowering_platforms=("cuda",))
 
 
 def _float32(x):
@@ -119,7 +121,8 @@ def _scan_backward(mode, residuals, dy):
     arrays, kept = residuals
     du, dpacked, *others = by_image(_backward, mode)(*arrays, dy, *kept)
     if not mode.rank:
-        return du, dpacked, others[0], *(x.sum(0) for x in others[1:])
+        step = arrays[2]
+        return du, dpacked, others[0].astype(step.dtype), *(x.sum(0) for x in others[1:])
     return du, dpacked, *(x.sum(0) for x in others)
 
 
@@ -142,7 +145,7 @@ def _problem(mode: Mode, u, packed, step) -> Problem:
         rank=mode.rank,
         softplus=mode.softplus,
         dtype=np.dtype(u.dtype),
-        step_dtype=np.dtype(u.dtype if mode.rank else step.dtype),
+        step_dtype=np.dtype(step.dtype),
         config=config,
     )
 
@@ -202,7 +205,7 @@ def _backward(mode: Mode, u, packed, step, bias, A, D, dy, *states):
     if p.four_orders:
         du = du.astype(jnp.float32).sum(3).astype(u.dtype)
     dpacked = dBC.reshape(b, h, w, k, p.tiles, 2 * STATES).sum(4)
-    dbias = dstep.astype(jnp.float32).sum((1, 2))
+    dbias = dstep.sum((1, 2))
     if p.rank:
         low_rank = packed[..., 2 * STATES :]
         dlow = jnp.einsum("bhwkd,krd->bhwkr", dstep, step, preferred_element_type=jnp.float32)

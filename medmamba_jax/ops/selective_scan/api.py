@@ -6,7 +6,12 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from medmamba_jax.ops.selective_scan.implementations import IMPLEMENTATIONS, Case, choose
+from medmamba_jax.ops.selective_scan.implementations import (
+    IMPLEMENTATIONS,
+    Case,
+    choose,
+    default_backend,
+)
 
 
 def selective_scan(
@@ -42,7 +47,8 @@ def selective_scan(
       delta_bias: added to delta, (k, d).
       delta_softplus: whether dt = softplus(delta + delta_bias).
       implementation: a name in `IMPLEMENTATIONS`, or None for the best that takes the backend,
-        the dtype and the shape; see docs/scan.md.
+        the dtype and the shape; see docs/scan.md. The backend is JAX's default: name one for
+        arrays that are elsewhere. Second derivatives need "associative" or "sequential".
 
     Returns:
       y, (b, l, k, d), in u's dtype.
@@ -54,7 +60,7 @@ def selective_scan(
     """
     _check(u, delta, A, B, C, D, delta_bias)
     _, l, _, d = u.shape
-    case = Case(jax.default_backend(), u.dtype, 1, l, d, A.shape[-1])
+    case = Case(default_backend(), u.dtype, None, l, d, A.shape[-1])
     name = choose(implementation, case)
     log_choice("selective_scan", name, case)
     return IMPLEMENTATIONS[name].scan(

@@ -9,7 +9,7 @@ def scan_associative(u, dt, A, B, C, D) -> jax.Array:
     """The readable reference: O(log l) depth, but every state of every step is in memory.
 
     A (b, l, k, n, d) array in float32 is n times the input, and several of them are alive at
-    once. Arguments and result as for `Implementation.run`.
+    once. Arguments and result as for `scan_chunked`.
     """
     out_dtype = u.dtype
     u, A, B, C, D = in_scan_dtype(u, A, B, C, D)

@@ -40,7 +40,8 @@ def scan_chunked(u, dt, A, B, C, D, *, longest: int | None = None) -> jax.Array:
     underflow to 0 stay exact.
 
     Args:
-      u, dt, A, B, C, D: as for `Implementation.run`.
+      u, A, B, C, D: as for `selective_scan`.
+      dt: the step size, ready: biased and positive, in the arithmetic's dtype, (b, l, k, d).
       longest: the most steps in a chunk; None for the backend's `MAX_CHUNK`.
     """
     if longest is None:

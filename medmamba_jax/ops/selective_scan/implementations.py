@@ -24,18 +24,29 @@ class Case:
     """What the choice of an implementation depends on.
 
     Attributes:
-      backend: JAX's default backend.
+      backend: where the scan will run, see `default_backend`.
       dtype: of u.
-      h, w: sides of the map; a sequence has h = 1 and w = l.
+      h, w: sides of the map; a sequence has no h, and w = l.
       d, n: channels and states.
     """
 
     backend: str
     dtype: jnp.dtype
-    h: int
+    h: int | None
     w: int
     d: int
     n: int
+
+
+def default_backend() -> str:
+    """The platform of `jax.default_device`, if one is set, or JAX's default backend.
+
+    Arrays that were put elsewhere are not seen while tracing: name an implementation for those.
+    """
+    device = jax.config.jax_default_device
+    if device is None:
+        return jax.default_backend()
+    return device if isinstance(device, str) else device.platform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +78,7 @@ def on_step_sizes(run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 def _refuse_on_tpu(case: Case) -> str | None:
     if case.backend != "tpu":
         return f"it is a TPU kernel and the backend is {case.backend!r}"
-    return pallas_tpu.refusal(dtype=case.dtype, d=case.d, n=case.n)
+    return pallas_tpu.refusal(dtype=case.dtype, n=case.n)
 
 
 # A new implementation is one file beside this one and one row here. `None` means the first row that

@@ -92,9 +92,8 @@ class Blocks:
         return cls(steps, lanes, math.ceil(length / steps), along_d)
 
 
-def refusal(*, dtype, d: int, n: int) -> str | None:
-    """Returns why the kernels cannot take u's dtype, d channels and n states, or None."""
-    del d  # padded to whole lanes, so any will do
+def refusal(*, dtype, n: int) -> str | None:
+    """Returns why the kernels cannot take u's dtype and n states, or None; any d is taken."""
     if jnp.dtype(dtype).itemsize > 4:
         return f"the TPU kernel computes in float32, and u is {jnp.dtype(dtype).name}"
     if n > _MAX_STATES:
@@ -106,13 +105,13 @@ def scan_pallas_tpu(u, dt, A, B, C, D, *, interpret: bool = False) -> jax.Array:
     """Runs the scan as a TPU kernel; see the module's docstring.
 
     Args:
-      u, dt, A, B, C, D: as for `Implementation.run`.
+      u, dt, A, B, C, D: as for `scan_chunked`.
       interpret: run the kernels as ordinary JAX, on any backend: slow, for tests.
 
     Raises:
       NotImplementedError: `refusal` has a reason.
     """
-    if reason := refusal(dtype=u.dtype, d=u.shape[-1], n=A.shape[-1]):
+    if reason := refusal(dtype=u.dtype, n=A.shape[-1]):
         raise NotImplementedError(reason)
     return _scan(interpret, u, dt, A, B, C, D)
 

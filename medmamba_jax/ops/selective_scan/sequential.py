@@ -10,7 +10,7 @@ def scan_sequential(u, dt, A, B, C, D) -> jax.Array:
     """Walks the recurrence with `lax.scan` over l; autodiff gives the backward pass.
 
     Memory of the backward pass grows with l times the whole state. Arguments and result as for
-    `Implementation.run`.
+    `scan_chunked`.
     """
     out_dtype = u.dtype
     u, A, B, C, D = in_scan_dtype(u, A, B, C, D)
