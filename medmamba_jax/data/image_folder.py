@@ -71,7 +71,10 @@ def build_image_folder(config: DataConfig) -> Dataset:
     found = {name: _labelled_files(folder) for name, folder in folders.items()}
     for name, files in found.items():
         if not files:
-            raise ValueError(f"no PNG or JPEG files in the class folders of {folders[name]}")
+            raise ValueError(
+                f"no PNG or JPEG files in the class folders of {folders[name]}"
+                f"{_where_images_are(folders[name])}"
+            )
     found = _without_unreadable(found, allowed=config.allow_unreadable)
     class_names = _class_names(found, root)
     labelled = {name: _file_split(root, files, class_names) for name, files in found.items()}
@@ -114,6 +117,17 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return folders
 
 
+def _where_images_are(folder: Path) -> str:
+    """A hint for a root that is a level too deep, or too high."""
+    here = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES]
+    if here:
+        return f", but {len(here)} directly in it: is data.root = {folder.parent} meant?"
+    for path in sorted(folder.glob("*/*/*")):
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            return f", but in those of {path.parent.parent}: is that what data.root should be?"
+    return ""
+
+
 def _labelled_files(folder: Path) -> _Labelled:
     files = []
     skipped = 0
@@ -127,7 +141,7 @@ def _labelled_files(folder: Path) -> _Labelled:
                 files.append((path, class_folder.name))
             else:
                 skipped += 1
-    if skipped:
+    if skipped and files:
         logging.warning("%s: skipped %d entries that are not PNG or JPEG files", folder, skipped)
     return files
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from medmamba_jax.ops.selective_scan import IMPLEMENTATIONS, Case, choose, selective_scan
-from medmamba_jax.ops.selective_scan.api import check_arrays, log_choice
+from medmamba_jax.ops.selective_scan.api import check_are_arrays, check_arrays, log_choice
 from medmamba_jax.ops.selective_scan.implementations import default_backend
 
 # Row by row, column by column, and both backwards (MedMamba, section 3.2; VMamba's cross-scan).
@@ -38,7 +38,7 @@ def ss2d_scan(
 
     Args:
       u: (b, h, w, d).
-      dt: the step size's low-rank part, (b, h, w, k, r).
+      dt: the step size's low-rank part, (b, h, w, k, r), k = 4.
       B, C: (b, h, w, k, n).
       dt_weight: (k, r, d).
       dt_bias: (k, d).
@@ -78,6 +78,7 @@ def ss2d_scan(
 
 
 def _check(u, dt, B, C, dt_weight, dt_bias, A, D):
+    check_are_arrays(u=u, dt=dt, B=B, C=C, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D)
     if u.ndim != 4 or 0 in u.shape:
         raise ValueError(f"u must be a non-empty (b, h, w, d) array, got shape {u.shape}")
     b, h, w, d = u.shape

@@ -79,7 +79,9 @@ def fit(setup: Setup) -> dict[str, dict[str, Any]]:
             _training_batches(setup, progress) as batches,
             jax.transfer_guard("disallow"),
         ):
-            if not _finished(setup.experiment, progress):
+            if _finished(setup.experiment, progress):
+                print(f"nothing left to train after epoch {progress.epoch}", flush=True)
+            else:
                 print("compiling the training step, up to a minute on a CPU ...", flush=True)
             while not _finished(setup.experiment, progress):
                 state, progress, row = _run_epoch(setup, state, progress, batches)

@@ -143,12 +143,19 @@ def test_damaged_files_are_dropped_on_request(make_folder, noise_png, caplog):
         ({"train/a": 2, "train/b": 2, "val/a": 1, "test/c": 1}, r"test folder .* classes \['c'\]"),
         ({"train/a": 2, "train/b": 2, "val/a": 0, "test/a": 1}, "no PNG or JPEG files .*val"),
         ({}, "no PNG or JPEG files"),
+        ({"deeper/a": 1, "deeper/b": 2}, "in those of .*deeper: is that what data.root"),
         ({"a": 30, "b": 1}, r"cannot split 9 images off 31 for test.*\[30, 1\]"),
     ],
 )
 def test_folders_that_are_no_data_set(make_folder, folders, problem):
     with pytest.raises(ValueError, match=problem):
         build(make_folder(folders))
+
+
+def test_a_root_that_is_one_class_is_told_of_its_parent(make_folder):
+    root = make_folder({"a": 3, "b": 3})
+    with pytest.raises(ValueError, match=rf"3 directly in it: is data.root = {root} meant"):
+        build(root / "a")
 
 
 def test_the_root_must_be_set_and_exist(tmp_path):

@@ -58,6 +58,12 @@ def test_integers_are_refused_by_name(inputs, name):
         mm.selective_scan(**inputs)
 
 
+@pytest.mark.parametrize(("name", "value"), [("D", None), ("u", [[1.0]])])
+def test_what_is_no_array_is_refused_by_name(inputs, name, value):
+    with pytest.raises(ValueError, match=rf"^{name} must be an array, got {type(value).__name__}"):
+        mm.selective_scan(**{**inputs, name: value})
+
+
 def test_the_bias_is_optional(inputs):
     zero = {**inputs, "delta_bias": jnp.zeros_like(inputs["delta_bias"])}
     del inputs["delta_bias"]

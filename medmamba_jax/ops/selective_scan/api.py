@@ -48,7 +48,8 @@ def selective_scan(
       delta_softplus: whether dt = softplus(delta + delta_bias).
       implementation: a name in `IMPLEMENTATIONS`, or None for the best that takes the backend,
         the dtype and the shape; see docs/scan.md. The backend is JAX's default: name one for
-        arrays that are elsewhere. Second derivatives need "associative" or "sequential".
+        arrays that are elsewhere. Forward mode needs "associative" or "sequential", and so do
+        second derivatives where the choice would be a kernel.
 
     Returns:
       y, (b, l, k, d), in u's dtype.
@@ -69,6 +70,7 @@ def selective_scan(
 
 
 def _check(u, delta, A, B, C, D, delta_bias):
+    check_are_arrays(u=u, delta=delta, A=A, B=B, C=C, D=D)
     if u.ndim != 4 or 0 in u.shape:
         raise ValueError(f"u must be a non-empty (b, l, k, d) array, got shape {u.shape}")
     b, l, k, d = u.shape
@@ -86,6 +88,13 @@ def _check(u, delta, A, B, C, D, delta_bias):
     if delta_bias is not None:
         expected["delta_bias"] = (delta_bias, (k, d))
     check_arrays(expected, f"u {u.shape} and n={n}")
+
+
+def check_are_arrays(**arguments) -> None:
+    """Raises a ValueError that names the first argument that is no array."""
+    for name, argument in arguments.items():
+        if not hasattr(argument, "dtype"):
+            raise ValueError(f"{name} must be an array, got {type(argument).__name__}")
 
 
 def check_arrays(expected: dict[str, tuple[jax.Array, tuple[int, ...]]], beside: str) -> None:
