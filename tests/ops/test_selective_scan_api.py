@@ -152,33 +152,32 @@ def test_a_default_device_decides_the_backend():
         assert default_backend() == "cpu"
 
 
-def test_a_jax_without_what_the_kernels_need_is_warned_about(monkeypatch):
+@pytest.fixture
+def probe(monkeypatch):
+    """A Hopper GPU on which nothing is known yet of what this jax can build."""
     monkeypatch.setattr(pallas_gpu, "_refusal_of_gpu", lambda: None)
+    pallas_gpu._missing.cache_clear()
+    yield
+    pallas_gpu._missing.cache_clear()
+
+
+def test_a_jax_without_what_the_kernels_need_is_warned_about(probe, monkeypatch):
     monkeypatch.setitem(sys.modules, "jax.experimental.mosaic.gpu", None)
     monkeypatch.delitem(sys.modules, "medmamba_jax.ops.pallas_gpu.mosaic", raising=False)
     for name in ("scan", "forward", "backward", "segments", "staging", "mosaic"):
         monkeypatch.delitem(sys.modules, f"medmamba_jax.ops.pallas_gpu.{name}", raising=False)
         monkeypatch.delattr(pallas_gpu, name, raising=False)
-    pallas_gpu._missing.cache_clear()
-    try:
-        with pytest.warns(UserWarning, match=r"pallas_gpu is left out: .*jax.experimental.mosaic"):
-            assert choose(None, case(backend="gpu")) == "chunked"
-    finally:
-        pallas_gpu._missing.cache_clear()
+    with pytest.warns(UserWarning, match=r"pallas_gpu is left out: .*jax.experimental.mosaic"):
+        assert choose(None, case(backend="gpu")) == "chunked"
 
 
-def test_a_private_part_that_changed_is_found_before_it_is_needed(monkeypatch):
+def test_a_private_part_that_changed_is_found_before_it_is_needed(probe, monkeypatch):
     """Shuffles are emitted when a kernel is lowered, long after it was traced."""
     from medmamba_jax.ops.pallas_gpu import mosaic
 
-    monkeypatch.setattr(pallas_gpu, "_refusal_of_gpu", lambda: None)
     monkeypatch.setattr(mosaic, "utils", types.SimpleNamespace(ir=mosaic.utils.ir))
-    pallas_gpu._missing.cache_clear()
-    try:
-        with pytest.warns(UserWarning, match=r"pallas_gpu is left out: jax .* cannot build it"):
-            assert choose(None, case(backend="gpu")) == "chunked"
-    finally:
-        pallas_gpu._missing.cache_clear()
+    with pytest.warns(UserWarning, match=r"pallas_gpu is left out: jax .* cannot build it"):
+        assert choose(None, case(backend="gpu")) == "chunked"
 
 
 def test_the_kernels_can_be_built_with_this_jax():

@@ -106,10 +106,11 @@ def packed_width(rank: int, chunk: int) -> int:
 
 
 def choose_config(b: int, h: int, w: int, k: int, d: int, *, rank: int, four_orders: bool, dtype):
-    """Returns the measured default for a shape (docs/kernels.md has the measurements).
+    """Returns the default for a shape: chunks as measured, segments by a cost fitted to times.
 
-    The chunks depend on the map alone, never on b: boundary states that a sharded or vmapped
-    forward pass has kept fit any backward pass.
+    docs/kernels.md has the measurements, which do not cover every shape. The chunks depend on the
+    map alone, never on b: boundary states that a sharded or vmapped forward pass has kept fit any
+    backward pass.
     """
     chunk, forward_chunks = _choose_chunks(h, w, four_orders)
     warpgroups = 3
