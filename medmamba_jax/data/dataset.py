@@ -12,31 +12,44 @@ class DataUnavailableError(RuntimeError):
     """The images cannot be had from here; the message says how to get them."""
 
 
+TASKS = ("multiclass", "multilabel")
+
+
 class Example(TypedDict):
     """One labelled image.
 
-    image: the bytes of a PNG or JPEG file, or a uint8 array (h, w) or (h, w, c).
-    label: index into `Dataset.class_names`.
+    image: the bytes of an image file, or an array (h, w) or (h, w, c).
+    label: index into `Dataset.class_names`; of a multi-label set float32 (K,), see `Split`.
     """
 
     image: bytes | np.ndarray
-    label: int
+    label: int | np.ndarray
 
 
 class Split(Protocol):
     """Random access to labelled images.
 
-    `labels` is an integer array (n,) that is known without decoding any image, and
-    `split[i]["label"] == split.labels[i]`. With `num_workers > 0` the split travels to worker
-    processes, so it has to be picklable. Reading threads call `split[i]` concurrently.
+    `labels` is known without decoding any image, and `split[i]["label"] == split.labels[i]`:
+    integers (n,); of a multi-label set float32 (n, K), 1 where image i shows class k, 0 where it
+    does not, NaN where that is not known. `groups` names what image i belongs to, most often its
+    patient, as strings (n,), or is None: images of one group belong into one split. With
+    `num_workers > 0` the split travels to worker processes, so it has to be picklable. Reading
+    threads call `split[i]` concurrently.
     """
 
     @property
     def labels(self) -> np.ndarray: ...
 
+    @property
+    def groups(self) -> np.ndarray | None: ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
+
+    def describe(self, index: int) -> str:
+        """Names image `index` for a message: its file, or where else the user finds it."""
+        ...
 
     def digest(self) -> str:
         """Tells this split from one with other images, labels or order; see `digest`."""
@@ -58,13 +71,20 @@ class InMemorySplit:
     Args:
         images: n images, each as in `Example`; an array (n, h, w[, c]) will do.
         labels: integers (n,).
+        groups: what each image belongs to, (n,); see `Split`.
 
     Raises:
-        ValueError: if the two lengths differ, or the labels are not a vector of integers.
+        ValueError: if the lengths differ, or the labels are not a vector of integers.
     """
 
-    def __init__(self, images: Sequence[bytes | np.ndarray] | np.ndarray, labels: Sequence[int]):
+    def __init__(
+        self,
+        images: Sequence[bytes | np.ndarray] | np.ndarray,
+        labels: Sequence[int],
+        groups: Sequence[str] | None = None,
+    ):
         self.labels = np.asarray(labels)
+        self.groups = None if groups is None else np.asarray(groups).astype(str)
         if self.labels.ndim != 1 or not np.issubdtype(self.labels.dtype, np.integer):
             raise ValueError(
                 "labels must be a vector of integers;"
@@ -72,6 +92,8 @@ class InMemorySplit:
             )
         if len(images) != len(self.labels):
             raise ValueError(f"got {len(images)} images but {len(self.labels)} labels")
+        if self.groups is not None and self.groups.shape != self.labels.shape:
+            raise ValueError(f"got {len(images)} images but groups of shape {self.groups.shape}")
         self._images = images
 
     def __len__(self) -> int:
@@ -79,6 +101,9 @@ class InMemorySplit:
 
     def __getitem__(self, index: int) -> Example:
         return {"image": self._images[index], "label": int(self.labels[index])}
+
+    def describe(self, index: int) -> str:
+        return f"image {index}"
 
     def digest(self) -> str:
         """Identifies images by their bytes or pixels."""

@@ -22,6 +22,8 @@ _Labelled = list[tuple[Path, str]]  # image file, class name
 class FileSplit:
     """Image files below a root and their labels; a file is read when its index is asked for."""
 
+    groups = None  # folders name no patients
+
     def __init__(self, root: Path, files: Sequence[Path], labels: Sequence[int]):
         self.root = root
         self.files = tuple(files)
@@ -32,6 +34,9 @@ class FileSplit:
 
     def __getitem__(self, index: int) -> Example:
         return {"image": self.files[index].read_bytes(), "label": int(self.labels[index])}
+
+    def describe(self, index: int) -> str:
+        return str(self.files[index])
 
     def digest(self) -> str:
         """Identifies images by their path below the root, which may move, and their size."""

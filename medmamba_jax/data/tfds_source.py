@@ -23,6 +23,8 @@ class TfdsSplit:
         labels: integers (n,).
     """
 
+    groups = None
+
     def __init__(self, records: Any, labels: np.ndarray):
         self._records = records
         self.labels = labels
@@ -33,6 +35,9 @@ class TfdsSplit:
     def __getitem__(self, index: int) -> Example:
         record = self._records[index]
         return {"image": record["image"], "label": int(record["label"])}
+
+    def describe(self, index: int) -> str:
+        return f"record {index}"
 
     def digest(self) -> str:
         """Identifies images by their encoded bytes."""
