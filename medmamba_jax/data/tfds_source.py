@@ -74,7 +74,7 @@ def build_tfds(config: DataConfig) -> Dataset:
 
 
 def _builder_class(name: str) -> type:
-    from medmamba_jax.data.tfds_cpn_xray import CpnXray
+    from medmamba_jax.data.public.cpn_xray import CpnXray
 
     builders = {CpnXray.name: CpnXray}
     if name not in builders:

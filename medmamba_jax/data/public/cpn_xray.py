@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from medmamba_jax.data.cpn_xray_files import (
+from medmamba_jax.data.public.archives import (
     CLASS_NAMES,
     find_manual_files,
     labelled_images,
