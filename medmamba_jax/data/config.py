@@ -7,6 +7,7 @@ from typing import Any
 SOURCES = ("phantom", "image_folder", "tfds")
 RESIZE_FILTERS = ("bilinear", "bicubic", "lanczos", "nearest")
 AUGMENTATIONS = ("none", "official", "light")
+PUBLIC_SPLITS = ("paper", "official", "patient")
 
 _MIN_IMAGE_SIZE = 32  # the model halves the image five times
 _MIN_PHANTOM_IMAGES = 30
@@ -21,11 +22,17 @@ class DataConfig:
 
     Attributes:
         source: "phantom" (synthetic, drawn on the fly), "image_folder" or "tfds".
-        name: TFDS builder; read by source "tfds" only.
+        name: a public set (`python -m medmamba_jax.data list`), or any set that you prepared with
+            TFDS in `root`. Read by source "tfds" only.
         root: the image folder, or the TFDS data directory. "" means unset: an error for
             "image_folder", `~/tensorflow_datasets` for "tfds".
         manual_dir: where an archive or folder fetched by hand lies; "" means unset. Read by
             source "tfds" only.
+        splits: how a public set is split: "paper" (the sizes reported for MedMamba, by
+            `split_seed`), "official" (the publisher's own) or "patient" (no patient in two
+            splits, by `split_seed`). Not every set has each. Read by source "tfds" only.
+        accept_changed_files: prepare a public set from a file that is not, byte for byte, the
+            published one; its structure is still checked. Read by source "tfds" only.
         image_size: pixels, one side of a square or (height, width); 32 or more.
         resize: resampling filter; every filter but "nearest" is antialiased.
         mean: subtracted after scaling to 0..1; one value, or one per channel.
@@ -48,6 +55,8 @@ class DataConfig:
     name: str = "cpn_xray"
     root: str = ""
     manual_dir: str = ""
+    splits: str = "paper"
+    accept_changed_files: bool = False
     image_size: int | tuple[int, int] = 224
     resize: str = "bilinear"
     mean: tuple[float, ...] = (0.5,)
@@ -68,6 +77,10 @@ class DataConfig:
         self._require("source", self.source in SOURCES, f"one of {SOURCES}")
         for field in ("name", "root", "manual_dir"):
             self._require(field, isinstance(getattr(self, field), str), "a string")
+        self._require("splits", self.splits in PUBLIC_SPLITS, f"one of {PUBLIC_SPLITS}")
+        self._require(
+            "accept_changed_files", isinstance(self.accept_changed_files, bool), "True or False"
+        )
         sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,) * 2
         self._require(
             "image_size",

@@ -18,6 +18,8 @@ def test_names_in_the_configuration_are_those_of_the_tables():
     [
         ("source", "imagenet"),
         ("root", None),
+        ("splits", "by hand"),
+        ("accept_changed_files", 1),
         ("image_size", 31),
         ("image_size", 64.0),
         ("image_size", (64, 64, 3)),
