@@ -3,11 +3,12 @@
 import dataclasses
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import grain
 import numpy as np
 from absl import flags
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from medmamba_jax.data.augmentation import POLICIES
@@ -67,6 +68,33 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
     return len(split) // batch_size
 
 
+def _shuffled(split: Split, seed: int, epoch_length: int) -> grain.MapDataset:
+    examples = grain.MapDataset.source(split).seed(seed).shuffle()
+    return examples.slice(slice(epoch_length)).repeat()  # a new permutation for each epoch
+
+
+def _balanced(split: Split, seed: int, epoch_length: int) -> grain.MapDataset:
+    if split.labels.ndim > 1:
+        raise ValueError(
+            "the balanced order draws class by class, but an image of a multi-label set shows any"
+            " number of them; use the sampler 'shuffle', and weights in the loss"
+        )
+    classes = []
+    for label in np.unique(split.labels).tolist():
+        rows = np.flatnonzero(split.labels == label).tolist()
+        # A seed each: with one for all, the same images of classes of one size would always meet.
+        class_seed = int(np.random.SeedSequence((seed, label)).generate_state(1)[0])
+        classes.append(grain.MapDataset.source(rows).seed(class_seed).shuffle().repeat())
+    return grain.MapDataset.mix(classes).map(split.__getitem__)
+
+
+# Sampler -> function (split, seed, images in an epoch) -> examples without end.
+SAMPLERS: Mapping[str, Callable[[Split, int, int], grain.MapDataset]] = {
+    "shuffle": _shuffled,
+    "balanced": _balanced,
+}
+
+
 def train_batches(
     split: Split,
     preprocessing: Preprocessing,
@@ -74,6 +102,7 @@ def train_batches(
     *,
     batch_size: int,
     seed: int,
+    sampler: str = "shuffle",
     start_step: int = 0,
     num_workers: int = 0,
     process_index: int = 0,
@@ -81,10 +110,15 @@ def train_batches(
 ) -> BatchIterator:
     """Iterates over shuffled, augmented batches without end.
 
-    Every epoch is `steps_per_epoch` global batches of a new permutation of the split; the images
-    left over differ from epoch to epoch. Order and augmentation are a function of `seed` and the
-    global step alone: the number of workers and the step at which a run was resumed change no
-    pixel. Of each global batch, host p of P reads rows p, p + P, p + 2P and so on.
+    With the sampler "shuffle", every epoch is `steps_per_epoch` global batches of a new
+    permutation of the split; the images left over differ from epoch to epoch. With "balanced", an
+    epoch is as long, but classes take turns: the counts of any two differ by one at most. The
+    images of a class come in one permutation after another, those of a small class several times
+    in an epoch.
+
+    Order and augmentation are a function of `seed` and the global step alone: the number of
+    workers and the step at which a run was resumed change no pixel. Of each global batch, host p
+    of P reads rows p, p + P, p + 2P and so on.
 
     Args:
         split: the training images.
@@ -92,6 +126,7 @@ def train_batches(
         augmentation: name of a policy in `augmentation.POLICIES`.
         batch_size: images in a global batch, over all hosts.
         seed: of order and augmentation; in [0, 2**32).
+        sampler: name of an order in `SAMPLERS`.
         start_step: the first batch is that of this global step, counted from 0.
         num_workers: worker processes; 0 decodes in threads of this process. Workers import the
             main module, which must therefore be guarded by `if __name__ == "__main__"`.
@@ -99,12 +134,13 @@ def train_batches(
         process_count: number of hosts.
 
     Returns:
-        An iterator over {"image": uint8 (b, h, w, c), "label": int32 (b,)} with
-        b = batch_size / process_count.
+        An iterator over {"image": uint8 (b, h, w, c), "label": int32 (b,), of a multi-label split
+        float32 (b, K)} with b = batch_size / process_count.
 
     Raises:
-        ValueError: if the split does not fill a batch, the hosts cannot share a batch evenly, or
-            `augmentation`, `seed` or `start_step` is not allowed.
+        ValueError: if the split does not fill a batch, the hosts cannot share a batch evenly,
+            `augmentation`, `sampler`, `seed` or `start_step` is not allowed, or a balanced order
+            is asked of a multi-label split.
     """
     local_batch_size = _local_batch_size(batch_size, process_index, process_count)
     if augmentation not in POLICIES:
@@ -113,14 +149,10 @@ def train_batches(
         raise ValueError(f"the data seed must be in [0, 2**32); got {seed}")
     if start_step < 0:
         raise ValueError(f"start_step must be 0 or more; got {start_step}")
-    rows = (
-        grain.MapDataset.source(split)
-        .seed(seed)
-        .shuffle()
-        .slice(slice(steps_per_epoch(split, batch_size) * batch_size))
-        .repeat()  # a new permutation for each epoch
-        .random_map(_TrainExample(preprocessing, augmentation))  # seeded by the global row
-    )
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler must be one of {tuple(SAMPLERS)}; got {sampler!r}")
+    rows = SAMPLERS[sampler](split, seed, steps_per_epoch(split, batch_size) * batch_size)
+    rows = rows.random_map(_TrainExample(preprocessing, augmentation))  # seeded by the global row
     rows = rows.slice(slice(start_step * batch_size + process_index, None, process_count))
     return _batches(rows, local_batch_size, num_workers)
 
@@ -141,8 +173,8 @@ def eval_batches(
     `train_batches`; the arguments are the same, too.
 
     Returns:
-        An iterator over {"image": uint8 (b, h, w, c), "label": int32 (b,), "mask": bool (b,)} with
-        b = batch_size / process_count. The label of a masked image is 0.
+        An iterator over {"image": uint8 (b, h, w, c), "label": as of `train_batches`, "mask": bool
+        (b,)} with b = batch_size / process_count. The label of a masked image is 0.
 
     Raises:
         ValueError: if the split is empty or the hosts cannot share a batch evenly.
@@ -176,7 +208,7 @@ class _EvalExample(grain.transforms.Map):
             shape = (*self.preprocessing.image_size, self.preprocessing.channels)
             return {
                 "image": np.zeros(shape, np.uint8),
-                "label": np.int32(0),
+                "label": _label(np.zeros_like(self.split.labels[0])),
                 "mask": np.bool_(False),
             }
         example = self.split[row]
@@ -185,8 +217,12 @@ class _EvalExample(grain.transforms.Map):
         return {**arrays, "mask": np.bool_(True)}
 
 
-def _to_arrays(preprocessing: Preprocessing, image: Image.Image, label: int) -> Batch:
-    return {"image": preprocessing.resize(image), "label": np.int32(label)}
+def _to_arrays(preprocessing: Preprocessing, image: Image.Image, label: ArrayLike) -> Batch:
+    return {"image": preprocessing.resize(image), "label": _label(label)}
+
+
+def _label(label: ArrayLike) -> np.ndarray:
+    return np.asarray(label, np.float32 if np.ndim(label) else np.int32)
 
 
 def _local_batch_size(batch_size: int, process_index: int, process_count: int) -> int:
