@@ -3,22 +3,23 @@
 import dataclasses
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import grain
 import numpy as np
 from absl import flags
 from numpy.typing import ArrayLike
-from PIL import Image
 
 from medmamba_jax.data.augmentation import POLICIES
-from medmamba_jax.data.dataset import Example, Split
-from medmamba_jax.data.preprocessing import Preprocessing
+from medmamba_jax.data.dataset import Split
+from medmamba_jax.data.preprocessing import Preprocessing, decoded
 
 Batch = dict[str, np.ndarray]
 
 _MAX_READING_THREADS = 16
-_PREFETCHED_IMAGES_PER_THREAD = 8
+_PREFETCHED_PARTS_PER_THREAD = 2
+_PREFETCHED_BATCHES = 2
+_PART = 16  # images
 
 
 class BatchIterator(Iterator[Batch]):
@@ -69,8 +70,8 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
 
 
 def _shuffled(split: Split, seed: int, epoch_length: int) -> grain.MapDataset:
-    examples = grain.MapDataset.source(split).seed(seed).shuffle()
-    return examples.slice(slice(epoch_length)).repeat()  # a new permutation for each epoch
+    indices = grain.MapDataset.range(len(split)).seed(seed).shuffle()
+    return indices.slice(slice(epoch_length)).repeat()  # a new permutation for each epoch
 
 
 def _balanced(split: Split, seed: int, epoch_length: int) -> grain.MapDataset:
@@ -85,10 +86,10 @@ def _balanced(split: Split, seed: int, epoch_length: int) -> grain.MapDataset:
         # A seed each: with one for all, the same images of classes of one size would always meet.
         class_seed = int(np.random.SeedSequence((seed, label)).generate_state(1)[0])
         classes.append(grain.MapDataset.source(rows).seed(class_seed).shuffle().repeat())
-    return grain.MapDataset.mix(classes).map(split.__getitem__)
+    return grain.MapDataset.mix(classes)
 
 
-# Sampler -> function (split, seed, images in an epoch) -> examples without end.
+# Sampler -> function (split, seed, images in an epoch) -> indices into the split without end.
 SAMPLERS: Mapping[str, Callable[[Split, int, int], grain.MapDataset]] = {
     "shuffle": _shuffled,
     "balanced": _balanced,
@@ -152,7 +153,8 @@ def train_batches(
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {tuple(SAMPLERS)}; got {sampler!r}")
     rows = SAMPLERS[sampler](split, seed, steps_per_epoch(split, batch_size) * batch_size)
-    rows = rows.random_map(_TrainExample(preprocessing, augmentation))  # seeded by the global row
+    # Seeded by the global row.
+    rows = rows.random_map(_TrainExample(split, preprocessing, augmentation))
     rows = rows.slice(slice(start_step * batch_size + process_index, None, process_count))
     return _batches(rows, local_batch_size, num_workers)
 
@@ -189,13 +191,15 @@ def eval_batches(
 
 @dataclasses.dataclass(frozen=True)
 class _TrainExample(grain.transforms.RandomMap):
+    split: Split
     preprocessing: Preprocessing
     augmentation: str
 
-    def random_map(self, example: Example, rng: np.random.Generator) -> Batch:
-        image = self.preprocessing.decode(example["image"])
-        image = POLICIES[self.augmentation](image, rng)
-        return _to_arrays(self.preprocessing, image, example["label"])
+    def random_map(self, index: int, rng: np.random.Generator) -> Batch:
+        pixels, label = decoded(self.split, index, self.preprocessing)
+        height, width, _ = pixels.shape
+        transform = POLICIES[self.augmentation](width, height, rng)
+        return {"image": self.preprocessing.resize(pixels, transform), "label": _label(label)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,14 +215,12 @@ class _EvalExample(grain.transforms.Map):
                 "label": _label(np.zeros_like(self.split.labels[0])),
                 "mask": np.bool_(False),
             }
-        example = self.split[row]
-        image = self.preprocessing.decode(example["image"])
-        arrays = _to_arrays(self.preprocessing, image, example["label"])
-        return {**arrays, "mask": np.bool_(True)}
-
-
-def _to_arrays(preprocessing: Preprocessing, image: Image.Image, label: ArrayLike) -> Batch:
-    return {"image": preprocessing.resize(image), "label": _label(label)}
+        pixels, label = decoded(self.split, row, self.preprocessing)
+        return {
+            "image": self.preprocessing.resize(pixels),
+            "label": _label(label),
+            "mask": np.bool_(True),
+        }
 
 
 def _label(label: ArrayLike) -> np.ndarray:
@@ -238,20 +240,57 @@ def _local_batch_size(batch_size: int, process_index: int, process_count: int) -
     return batch_size // process_count
 
 
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """Whole batches of rows in parts of at most `_PART` images, stacked.
+
+    Threads and workers hand over parts, not images: the thread that asks for batches takes turns
+    with all others at the interpreter's lock, and waits for its turn as often as it is handed
+    something.
+    """
+
+    rows: grain.MapDataset
+    batch_size: int
+
+    @property
+    def per_batch(self) -> int:
+        return -(-self.batch_size // _PART)
+
+    def __len__(self) -> int:
+        return len(self.rows) // self.batch_size * self.per_batch
+
+    def __getitem__(self, index: int) -> Batch:
+        batch, part = divmod(index, self.per_batch)
+        first, end = (self.batch_size * p // self.per_batch for p in (part, part + 1))
+        start = batch * self.batch_size
+        examples = [self.rows[row] for row in range(start + first, start + end)]
+        return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+
+
+def _concatenated(parts: Sequence[Batch]) -> Batch:
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
 def _batches(rows: grain.MapDataset, local_batch_size: int, num_workers: int) -> BatchIterator:
     if num_workers < 0:
         raise ValueError(f"num_workers must be 0 or more; got {num_workers}")
+    source = _Parts(rows, local_batch_size)
     threads = min(_MAX_READING_THREADS, os.cpu_count() or 1)
-    examples = rows.to_iter_dataset(
+    parts = grain.MapDataset.source(source).to_iter_dataset(
         grain.ReadOptions(
-            num_threads=threads, prefetch_buffer_size=threads * _PREFETCHED_IMAGES_PER_THREAD
+            num_threads=threads, prefetch_buffer_size=threads * _PREFETCHED_PARTS_PER_THREAD
         )
     )
     if num_workers:
         # Grain reads absl flags when it starts workers, which fails outside `absl.app.run`.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-        # Batching comes after the workers: before them, each would batch its own share of the
-        # rows, and the batches would depend on the number of workers.
-        examples = examples.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
-    return BatchIterator(iter(examples.batch(local_batch_size, drop_remainder=True)))
+        # Batches are put together after the workers: before them, each would batch its own share
+        # of the parts, and the batches would depend on the number of workers.
+        parts = parts.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+    batches = parts.batch(source.per_batch, drop_remainder=True, batch_fn=_concatenated)
+    # In the background, so that the training loop does not wait for the copying.
+    batches = grain.experimental.ThreadPrefetchIterDataset(
+        batches, prefetch_buffer_size=_PREFETCHED_BATCHES
+    )
+    return BatchIterator(iter(batches))
