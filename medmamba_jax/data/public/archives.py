@@ -1,117 +1,115 @@
-"""Finding the images of the CPN chest X-ray set in the forms in which it reaches a user.
+"""Reading the files of a folder or of a zip, zips in it included, without extracting anything.
 
-The published archive is a zip in a zip. It is read in place, or from the inner zip, or from the
-extracted folder; nothing is written.
+A zip counts as a folder by its name: a published archive, the zip inside it and what a user
+extracted by hand all look alike.
 """
 
 import contextlib
+import functools
 import zipfile
-from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from medmamba_jax.data.decoding import IMAGE_SUFFIXES
-
-CLASS_NAMES = ("COVID", "NORMAL", "PNEUMONIA")
+_ZIP_DEPTH = 2  # a zip in a zip; whatever lies deeper is a file like any other
+_ENCRYPTED = 0x1
 
 
-class FileReader(Protocol):
-    """Files by name; a subset of the interface of `zipfile.ZipFile`."""
+class Files:
+    """Files by name.
 
-    def namelist(self) -> list[str]: ...
+    Args:
+        members: name, with "/" between folders -> a function that reads the file.
+    """
 
-    def read(self, name: str) -> bytes: ...
+    def __init__(self, members: Mapping[str, Callable[[], bytes]]):
+        self._members = members
 
+    @property
+    def names(self) -> list[str]:
+        """In the order in which the files lie in their archives.
 
-class _Folder:
-    def __init__(self, root: Path):
-        self._root = root
-
-    def namelist(self) -> list[str]:
-        return [path.relative_to(self._root).as_posix() for path in self._root.rglob("*")]
+        Reading backwards from a compressed zip inside another starts it all over again.
+        """
+        return list(self._members)
 
     def read(self, name: str) -> bytes:
-        return (self._root / name).read_bytes()
+        return self._members[name]()
+
+    def only(self, name: str) -> str:
+        """Returns where the one file of this name lies, in whatever folder.
+
+        Raises:
+            ValueError: if there is none, or more than one.
+        """
+        found = [file for file in self._members if PurePosixPath(file).name == name]
+        if len(found) != 1:
+            problem = f"in several places {found}: keep one of them" if found else "not there"
+            raise ValueError(f"the file {name} is {problem}")
+        return found[0]
 
 
 @contextlib.contextmanager
-def open_files(location: Path) -> Iterator[FileReader]:
-    """Opens a folder, a zip of class folders, or a zip that holds such a zip.
+def open_files(location: Path) -> Iterator[Files]:
+    """Opens a folder or a zip. Hidden files and those that macOS adds to zips are left out.
 
     Raises:
         zipfile.BadZipFile: if an archive is damaged.
-        ValueError: if a zip without class folders does not hold exactly one other zip.
+        ValueError: if a zip holds a path outside of its folder, a name twice, or encrypted files.
     """
+    members: dict[str, Callable[[], bytes]] = {}
     with contextlib.ExitStack() as stack:
         if location.is_dir():
-            yield _Folder(location)
-            return
-        archive = stack.enter_context(zipfile.ZipFile(location))
-        if not _class_folders(archive.namelist()):
-            inner = [name for name in archive.namelist() if name.lower().endswith(".zip")]
-            if len(inner) != 1:
-                raise ValueError(
-                    f"{location} holds neither {_alternatives()} folders nor exactly one inner zip"
-                    f" (found {inner}): get the archive again"
-                )
-            archive = stack.enter_context(
-                zipfile.ZipFile(stack.enter_context(archive.open(inner[0])))
-            )
-        yield archive
+            _add_folder(members, location, stack)
+        else:
+            _add_zip(members, _open_zip(location, location.name, stack), "", 1, stack)
+        yield Files(members)
 
 
-def find_manual_files(manual_dir: Path) -> Path | None:
-    """Returns the directory itself if it holds class folders, else the one zip in it, if any.
-
-    Raises:
-        ValueError: if there are several zips to choose from.
-    """
-    if _class_folders(_Folder(manual_dir).namelist()):
-        return manual_dir
-    archives = sorted(path for path in manual_dir.rglob("*") if path.suffix.lower() == ".zip")
-    if len(archives) > 1:
-        raise ValueError(
-            f"{manual_dir} holds several zips {[path.name for path in archives]}: leave one there"
-        )
-    return archives[0] if archives else None
-
-
-def labelled_images(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Returns (file name, class name) of every image, sorted.
-
-    The class folders may lie at any depth, side by side in one folder. Hidden files and files
-    that are not PNG or JPEG are left out.
-
-    Raises:
-        ValueError: if a class has no images, or the class folders occur in more than one place.
-    """
-    found = _class_folders(names)
-    if len(found) > 1:
-        raise ValueError(
-            f"{_alternatives()} folders lie in several places {sorted(found)}: keep one of them"
-        )
-    images = next(iter(found.values()), [])
-    for class_name in CLASS_NAMES:
-        if not any(label == class_name for _, label in images):
-            raise ValueError(
-                f"no PNG or JPEG images in a folder {class_name}: the folder is missing or empty;"
-                f" {', '.join(CLASS_NAMES)} must lie side by side"
-            )
-    return sorted(images)
-
-
-def _class_folders(names: Iterable[str]) -> dict[str, list[tuple[str, str]]]:
-    """Returns folder -> the (file name, class name) of the images in its class folders."""
-    found: dict[str, list[tuple[str, str]]] = {}
-    for name in names:
-        path = PurePosixPath(name)
-        hidden = path.name.startswith(".") or "__MACOSX" in path.parts  # copies that macOS adds
-        if hidden or path.suffix.lower() not in IMAGE_SUFFIXES:
+def _add_folder(members, root, stack):
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        if _is_hidden(name) or not path.is_file():
             continue
-        if path.parent.name in CLASS_NAMES:
-            found.setdefault(str(path.parent.parent), []).append((name, path.parent.name))
-    return found
+        if _is_zip(name):
+            _add_zip(members, _open_zip(path, name, stack), f"{name}/", 1, stack)
+        else:
+            members[name] = path.read_bytes
 
 
-def _alternatives() -> str:
-    return "/".join(CLASS_NAMES)
+def _add_zip(members, archive, prefix, depth, stack):
+    for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
+        name = prefix + info.filename
+        if _leads_outside(info.filename):
+            raise ValueError(f"it holds a path outside of its folder, {name!r}: get it elsewhere")
+        if info.is_dir() or _is_hidden(name):
+            continue
+        if info.flag_bits & _ENCRYPTED:
+            raise ValueError(f"{name} is encrypted: extract it by hand")
+        if name in members:
+            raise ValueError(f"{name} is in it twice: keep one of them")
+        if _is_zip(name) and depth < _ZIP_DEPTH:
+            inner = _open_zip(stack.enter_context(archive.open(info)), name, stack)
+            _add_zip(members, inner, f"{name}/", depth + 1, stack)
+        else:
+            members[name] = functools.partial(archive.read, info)
+
+
+def _open_zip(file, name, stack):
+    try:
+        return stack.enter_context(zipfile.ZipFile(file))
+    except zipfile.BadZipFile as error:
+        raise zipfile.BadZipFile(f"{name}: {error}") from error
+
+
+def _is_zip(name: str) -> bool:
+    return name.lower().endswith(".zip")
+
+
+def _is_hidden(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return "__MACOSX" in parts or any(part.startswith(".") for part in parts)
+
+
+def _leads_outside(name: str) -> bool:
+    path = PureWindowsPath(name)  # understands both kinds of slash, and drives
+    return bool(path.anchor) or ".." in path.parts
