@@ -8,7 +8,7 @@ Cost: MedMamba-T at 224 px and batch 64 wants a GPU. On a CPU start with
     --config.model.variant=medmamba_nano --config.data.image_size=64
 """
 
-from medmamba_jax import default_config
+from medmamba_jax import at_size, default_config
 
 
 def get_config(size="full"):
@@ -16,11 +16,4 @@ def get_config(size="full"):
     config.data.source = "image_folder"
     config.train.epochs = 100
     config.train.patience = 20
-    if size == "testing":
-        config.model.variant = "medmamba_nano"
-        config.data.image_size = 32
-        config.train.epochs = 2
-        config.train.batch_size = 8
-    elif size != "full":
-        raise ValueError(f"sizes are full and testing; got {size!r}")
-    return config
+    return at_size(config, size)

@@ -7,7 +7,7 @@ Expected: test accuracy 0.896 (docs/results.md).
 Cost: about 3 minutes on two CPU cores.
 """
 
-from medmamba_jax import default_config
+from medmamba_jax import at_size, default_config
 
 
 def get_config(size="full"):
@@ -24,9 +24,4 @@ def get_config(size="full"):
     config.train.warmup_epochs = 1.0
     if size == "testing":
         config.data.phantom_images = 60
-        config.data.image_size = 32
-        config.train.epochs = 2
-        config.train.batch_size = 8
-    elif size != "full":
-        raise ValueError(f"sizes are full and testing; got {size!r}")
-    return config
+    return at_size(config, size)

@@ -10,7 +10,7 @@ Cost: 150 epochs of 49 steps at 224 px and batch 64; wants a GPU. Early stopping
     without a better validation AUC (the paper stops early, too, but does not say when).
 """
 
-from medmamba_jax import default_config
+from medmamba_jax import at_size, default_config
 
 
 def get_config(size="full"):
@@ -18,11 +18,4 @@ def get_config(size="full"):
     config.data.source = "tfds"
     config.data.name = "cpn_xray"
     config.train.patience = 20
-    if size == "testing":
-        config.model.variant = "medmamba_nano"
-        config.data.image_size = 32
-        config.train.epochs = 2
-        config.train.batch_size = 8
-    elif size != "full":
-        raise ValueError(f"sizes are full and testing; got {size!r}")
-    return config
+    return at_size(config, size)

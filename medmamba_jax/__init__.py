@@ -6,7 +6,7 @@ from medmamba_jax.interop import load_torch, load_torch_state_dict, to_torch_sta
 from medmamba_jax.models import VARIANTS, MedMamba, MedMambaConfig
 from medmamba_jax.ops.selective_scan import selective_scan
 from medmamba_jax.ops.ss2d_scan import ss2d_scan
-from medmamba_jax.train import Experiment, default_config, evaluate, train
+from medmamba_jax.train import Experiment, at_size, default_config, evaluate, train
 from medmamba_jax.version import __version__
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "MedMamba",
     "MedMambaConfig",
     "__version__",
+    "at_size",
     "default_config",
     "evaluate",
     "load_best",

@@ -21,6 +21,9 @@ class RunDescription:
         model: the architecture.
         preprocessing: how images were prepared.
         class_names: what each logit stands for.
+        task: "multiclass", where the softmax of the logits are probabilities, or "multilabel",
+            where the sigmoid of each is.
+        best_metric: the validation metric that chooses the best checkpoint.
         dataset: name of the images.
         images_sha256: split -> its `digest()`, which tells whether images were added, taken away,
             renamed or split otherwise; of files it sees path and size.
@@ -31,6 +34,8 @@ class RunDescription:
     model: MedMambaConfig
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
+    task: str
+    best_metric: str
     dataset: str
     images_sha256: dict[str, str]
     synthetic: bool
@@ -42,6 +47,8 @@ class RunDescription:
             "model": dataclasses.asdict(self.model),
             "preprocessing": self.preprocessing.to_dict(),
             "class_names": list(self.class_names),
+            "task": self.task,
+            "best_metric": self.best_metric,
             "dataset": self.dataset,
             "images_sha256": self.images_sha256,
             "synthetic": self.synthetic,
@@ -75,6 +82,8 @@ class RunDescription:
             model=MedMambaConfig(**values["model"]),
             preprocessing=Preprocessing.from_dict(values["preprocessing"]),
             class_names=tuple(values["class_names"]),
+            task=values["task"],
+            best_metric=values["best_metric"],
             dataset=values["dataset"],
             images_sha256=values["images_sha256"],
             synthetic=values["synthetic"],

@@ -1,7 +1,8 @@
 """Random changes to training images: one function per policy, all at the image's own size.
 
-A policy takes a decoded image (mode L or RGB) and a seeded generator, and returns an image of the
-same mode. Resizing to the model's input follows, so a crop is cut from full resolution.
+A policy draws, for an image of some width and height and from a seeded generator, a transform,
+which does the same to each of the image's planes (mode L or RGB). Resizing to the model's input
+follows, so a crop is cut from full resolution.
 """
 
 import math
@@ -10,7 +11,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from PIL import Image, ImageEnhance
 
-Policy = Callable[[Image.Image, np.random.Generator], Image.Image]
+Transform = Callable[[Image.Image], Image.Image]
+Policy = Callable[[int, int, np.random.Generator], Transform]
 
 _CROP_AREA = (0.08, 1.0)
 _CROP_ASPECT = (3 / 4, 4 / 3)
@@ -19,28 +21,37 @@ _CROP_TRIES = 10
 _ROTATION_DEGREES = 7.0
 _ZOOM = (0.9, 1.1)
 _BRIGHTNESS = (0.9, 1.1)
+_RAMP = Image.frombytes("L", (256, 1), bytes(range(256)))
 
 
-def none(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Leaves the image as it is."""
-    del rng
+def unchanged(image: Image.Image) -> Image.Image:
+    """The transform that leaves an image as it is."""
     return image
 
 
-def official(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+def none(width: int, height: int, rng: np.random.Generator) -> Transform:
+    """Leaves the image as it is."""
+    del width, height, rng
+    return unchanged
+
+
+def official(width: int, height: int, rng: np.random.Generator) -> Transform:
     """Random crop to between 8 % and 100 % of the area, then a mirror image half of the time.
 
     What the authors' public `train.py` does (RandomResizedCrop and RandomHorizontalFlip). A
     mirrored chest has its heart on the wrong side: the policy is for comparison with that code.
     """
-    left, top, width, height = random_crop_box(image.width, image.height, rng)
-    image = image.crop((left, top, left + width, top + height))
-    if rng.random() < 0.5:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return image
+    left, top, crop_width, crop_height = random_crop_box(width, height, rng)
+    mirrored = rng.random() < 0.5
+
+    def transform(image: Image.Image) -> Image.Image:
+        image = image.crop((left, top, left + crop_width, top + crop_height))
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
+
+    return transform
 
 
-def light(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+def light(width: int, height: int, rng: np.random.Generator) -> Transform:
     """Rotation within 7 degrees, zoom by 0.9 to 1.1, brightness by 0.9 to 1.1; never mirrored.
 
     What comes into view from outside the image is black.
@@ -50,10 +61,19 @@ def light(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     brightness = rng.uniform(*_BRIGHTNESS)
     # Pillow maps output to input pixels, so the inverse of the rotation and of the zoom.
     cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
-    x, y = image.width / 2, image.height / 2
+    x, y = width / 2, height / 2
     inverse = (cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y)
-    image = image.transform(image.size, Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR)
-    return ImageEnhance.Brightness(image).enhance(brightness)
+    # As a table of the 256 values: `enhance` on the image itself would keep all other threads
+    # waiting for the interpreter's lock.
+    table = list(ImageEnhance.Brightness(_RAMP).enhance(brightness).tobytes())
+
+    def transform(image: Image.Image) -> Image.Image:
+        image = image.transform(
+            image.size, Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR
+        )
+        return image.point(table * len(image.getbands()))
+
+    return transform
 
 
 POLICIES: Mapping[str, Policy] = {"none": none, "official": official, "light": light}

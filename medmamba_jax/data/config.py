@@ -4,9 +4,15 @@ import dataclasses
 from numbers import Integral, Real
 from typing import Any
 
+from medmamba_jax.data.windowing import ALLOWED as WINDOWS
+from medmamba_jax.data.windowing import Window, parse_window
+
 SOURCES = ("phantom", "image_folder", "tfds")
 RESIZE_FILTERS = ("bilinear", "bicubic", "lanczos", "nearest")
 AUGMENTATIONS = ("none", "official", "light")
+CACHES = ("auto", "none", "memory", "disk")
+ALL_FRAMES = -1
+PUBLIC_SPLITS = ("paper", "official", "patient")
 
 _MIN_IMAGE_SIZE = 32  # the model halves the image five times
 _MIN_PHANTOM_IMAGES = 30
@@ -21,15 +27,28 @@ class DataConfig:
 
     Attributes:
         source: "phantom" (synthetic, drawn on the fly), "image_folder" or "tfds".
-        name: TFDS builder; read by source "tfds" only.
+        name: a public set (`python -m medmamba_jax.data list`), or any set that you prepared with
+            TFDS in `root`. Read by source "tfds" only.
         root: the image folder, or the TFDS data directory. "" means unset: an error for
             "image_folder", `~/tensorflow_datasets` for "tfds".
         manual_dir: where an archive or folder fetched by hand lies; "" means unset. Read by
             source "tfds" only.
+        splits: how a public set is split: "paper" (the sizes reported for MedMamba, by
+            `split_seed`), "official" (the publisher's own) or "patient" (no patient in two
+            splits, by `split_seed`). Not every set has each. Read by source "tfds" only.
+        accept_changed_files: prepare a public set from a file that is not, byte for byte, the
+            published one; its structure is still checked. Read by source "tfds" only.
         image_size: pixels, one side of a square or (height, width); 32 or more.
         resize: resampling filter; every filter but "nearest" is antialiased.
         mean: subtracted after scaling to 0..1; one value, or one per channel.
         std: divisor after subtracting the mean; one value, or one per channel.
+        window: which intensities of images with more than 8 bits (16-bit files, DICOM, arrays of
+            other types) become 0..255: "auto", what a DICOM file says, else from the smallest to
+            the largest value of each image; "full", all that the file's type can hold; or
+            "LOW,HIGH", the same for all images (of DICOM in its own units, such as Hounsfield).
+            Values below LOW become 0 and above HIGH 255. 8-bit images are not touched.
+        frame: of files with several (DICOM, TIFF, GIF, WebP), counted from 0; -1 makes an image of
+            each, with the file's label.
         augmentation: training policy, see `medmamba_jax.data.augmentation`.
         val_fraction: part of all images split off for validation where the data bring no split
             of their own.
@@ -38,6 +57,11 @@ class DataConfig:
         allow_unreadable: drop image files that cannot be decoded instead of stopping. Read by
             source "image_folder" only.
         num_workers: Grain worker processes; 0 decodes in threads of this process.
+        cache: whether decoded images are kept: "none"; "memory", from when each is first read;
+            "disk", written before the first is read and found again by later runs; or "auto", one
+            of these by size, see `medmamba_jax.data.caching`. No pixel depends on it.
+        cache_dir: folder of the disk cache, which may be deleted at any time; "" means
+            `~/.cache/medmamba-jax`.
         phantom_images: synthetic images in all, before the split.
 
     Raises:
@@ -48,16 +72,22 @@ class DataConfig:
     name: str = "cpn_xray"
     root: str = ""
     manual_dir: str = ""
+    splits: str = "paper"
+    accept_changed_files: bool = False
     image_size: int | tuple[int, int] = 224
     resize: str = "bilinear"
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
+    window: Window = "auto"
+    frame: int = 0
     augmentation: str = "none"
     val_fraction: float = 0.1
     test_fraction: float = 0.3
     split_seed: int = 0
     allow_unreadable: bool = False
     num_workers: int = 0
+    cache: str = "auto"
+    cache_dir: str = ""
     phantom_images: int = 900
 
     def __post_init__(self):
@@ -66,8 +96,12 @@ class DataConfig:
             if isinstance(value, list):  # how JSON returns a tuple
                 object.__setattr__(self, field, tuple(value))
         self._require("source", self.source in SOURCES, f"one of {SOURCES}")
-        for field in ("name", "root", "manual_dir"):
+        for field in ("name", "root", "manual_dir", "cache_dir"):
             self._require(field, isinstance(getattr(self, field), str), "a string")
+        self._require("splits", self.splits in PUBLIC_SPLITS, f"one of {PUBLIC_SPLITS}")
+        self._require(
+            "accept_changed_files", isinstance(self.accept_changed_files, bool), "True or False"
+        )
         sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,) * 2
         self._require(
             "image_size",
@@ -81,6 +115,16 @@ class DataConfig:
             _are_numbers(self.std) and all(s > 0 for s in self.std),
             "a tuple of positive numbers on the 0..1 scale",
         )
+        try:
+            object.__setattr__(self, "window", parse_window(self.window))
+        except ValueError:
+            self._require("window", False, WINDOWS)
+        self._require(
+            "frame",
+            _is_integer(self.frame) and self.frame >= ALL_FRAMES,
+            f"an integer, 0 or more, or {ALL_FRAMES} for all frames",
+        )
+        self._require("cache", self.cache in CACHES, f"one of {CACHES}")
         self._require("augmentation", self.augmentation in AUGMENTATIONS, f"one of {AUGMENTATIONS}")
         for field in ("val_fraction", "test_fraction"):
             value = getattr(self, field)

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, TypedDict
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+from medmamba_jax.data.labels import as_labels, check_multiclass, check_multilabel, class_counts
 
 
 class DataUnavailableError(RuntimeError):
@@ -57,11 +60,17 @@ class Split(Protocol):
 
 
 def digest(labels: np.ndarray, identities: Iterable[bytes]) -> str:
-    """Returns the SHA-256 of labels (n,) and what identifies their images, in order."""
-    total = hashlib.sha256()
-    for label, identity in zip(np.asarray(labels).tolist(), identities, strict=True):
+    """Returns the SHA-256 of labels, (n,) or (n, K), and what identifies their images, in order."""
+    labels = np.asarray(labels)
+    if labels.ndim == 2:  # bytes that no other NaN, zero or dtype changes
+        total = hashlib.sha256(f"{labels.shape} ".encode())
+        rows = map(bytes, np.where(np.isnan(labels), 2, labels).astype(np.uint8))
+    else:
+        total = hashlib.sha256()
+        rows = (label.to_bytes(8, "little") for label in labels.tolist())
+    for label, identity in zip(rows, identities, strict=True):
         # A digest each, so that no two lists of images run together to the same bytes.
-        total.update(label.to_bytes(8, "little") + hashlib.sha256(identity).digest())
+        total.update(label + hashlib.sha256(identity).digest())
     return total.hexdigest()
 
 
@@ -70,29 +79,25 @@ class InMemorySplit:
 
     Args:
         images: n images, each as in `Example`; an array (n, h, w[, c]) will do.
-        labels: integers (n,).
+        labels: integers (n,); of a multi-label set numbers (n, K): 1, 0, and NaN or -1 for what
+            is not known.
         groups: what each image belongs to, (n,); see `Split`.
 
     Raises:
-        ValueError: if the lengths differ, or the labels are not a vector of integers.
+        ValueError: if the lengths differ, or the labels are of neither kind.
     """
 
     def __init__(
         self,
         images: Sequence[bytes | np.ndarray] | np.ndarray,
-        labels: Sequence[int],
+        labels: ArrayLike,
         groups: Sequence[str] | None = None,
     ):
-        self.labels = np.asarray(labels)
+        self.labels = as_labels(labels)
         self.groups = None if groups is None else np.asarray(groups).astype(str)
-        if self.labels.ndim != 1 or not np.issubdtype(self.labels.dtype, np.integer):
-            raise ValueError(
-                "labels must be a vector of integers;"
-                f" got shape {self.labels.shape}, dtype {self.labels.dtype}"
-            )
         if len(images) != len(self.labels):
             raise ValueError(f"got {len(images)} images but {len(self.labels)} labels")
-        if self.groups is not None and self.groups.shape != self.labels.shape:
+        if self.groups is not None and self.groups.shape != (len(images),):
             raise ValueError(f"got {len(images)} images but groups of shape {self.groups.shape}")
         self._images = images
 
@@ -100,7 +105,8 @@ class InMemorySplit:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Example:
-        return {"image": self._images[index], "label": int(self.labels[index])}
+        label = self.labels[index]
+        return {"image": self._images[index], "label": label if label.ndim else int(label)}
 
     def describe(self, index: int) -> str:
         return f"image {index}"
@@ -126,10 +132,13 @@ class Dataset:
         class_names: label -> name.
         splits: split name -> images; the training program reads "train", "val" and "test".
         synthetic: whether the images are drawn by a program; reports must say so.
+        task: "multiclass", every image shows one class; or "multilabel", an image shows any of
+            the classes, or none. A single class makes it a binary classification.
 
     Raises:
-        ValueError: if there are fewer than two classes, two share a name, or a split holds a
-            label that no class has.
+        ValueError: if the task is another, there are fewer than two classes (fewer than one of
+            a multi-label set), two share a name, or a split's labels are not the task's or name
+            a class that does not exist.
     """
 
     name: str
@@ -137,27 +146,32 @@ class Dataset:
     class_names: tuple[str, ...]
     splits: Mapping[str, Split]
     synthetic: bool
+    task: str = "multiclass"
 
     def __post_init__(self):
-        if len(self.class_names) < 2 or len(set(self.class_names)) < len(self.class_names):
+        if self.task not in TASKS:
+            raise ValueError(f"a data set's task must be one of {TASKS}; got {self.task!r}")
+        multilabel, num_classes = self.task == "multilabel", len(self.class_names)
+        if num_classes < (1 if multilabel else 2) or len(set(self.class_names)) < num_classes:
+            least = "one" if multilabel else "two"
             raise ValueError(
-                f"a data set needs two or more distinct classes; got {self.class_names}"
+                f"a {self.task} data set needs {least} or more distinct classes; got"
+                f" {self.class_names}"
             )
         for name, split in self.splits.items():
-            labels = np.asarray(split.labels)
-            if labels.size and not (0 <= labels.min() and labels.max() < len(self.class_names)):
-                raise ValueError(
-                    f"labels of split {name!r} run from {labels.min()} to {labels.max()}, but"
-                    f" there are {len(self.class_names)} classes (0..{len(self.class_names) - 1})"
-                )
+            labels, what = np.asarray(split.labels), f"labels of split {name!r}"
+            if multilabel:
+                check_multilabel(labels, num_classes, what, split.describe)
+            else:
+                check_multiclass(labels, num_classes, what)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Returns split -> class name -> number of images, without decoding any."""
+        """Returns split -> class name -> number of images that show it, without decoding any."""
         return {
             split_name: dict(
                 zip(
                     self.class_names,
-                    np.bincount(split.labels, minlength=len(self.class_names)).tolist(),
+                    class_counts(split.labels, len(self.class_names)).tolist(),
                     strict=True,
                 )
             )

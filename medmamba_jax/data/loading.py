@@ -3,21 +3,23 @@
 import dataclasses
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import grain
 import numpy as np
 from absl import flags
-from PIL import Image
+from numpy.typing import ArrayLike
 
 from medmamba_jax.data.augmentation import POLICIES
-from medmamba_jax.data.dataset import Example, Split
-from medmamba_jax.data.preprocessing import Preprocessing
+from medmamba_jax.data.dataset import Split
+from medmamba_jax.data.preprocessing import Preprocessing, decoded
 
 Batch = dict[str, np.ndarray]
 
 _MAX_READING_THREADS = 16
-_PREFETCHED_IMAGES_PER_THREAD = 8
+_PREFETCHED_PARTS_PER_THREAD = 2
+_PREFETCHED_BATCHES = 2
+_PART = 16  # images
 
 
 class BatchIterator(Iterator[Batch]):
@@ -67,6 +69,33 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
     return len(split) // batch_size
 
 
+def _shuffled(split: Split, seed: int, epoch_length: int) -> grain.MapDataset:
+    indices = grain.MapDataset.range(len(split)).seed(seed).shuffle()
+    return indices.slice(slice(epoch_length)).repeat()  # a new permutation for each epoch
+
+
+def _balanced(split: Split, seed: int, epoch_length: int) -> grain.MapDataset:
+    if split.labels.ndim > 1:
+        raise ValueError(
+            "the balanced order draws class by class, but an image of a multi-label set shows any"
+            " number of them; use the sampler 'shuffle', and weights in the loss"
+        )
+    classes = []
+    for label in np.unique(split.labels).tolist():
+        rows = np.flatnonzero(split.labels == label).tolist()
+        # A seed each: with one for all, the same images of classes of one size would always meet.
+        class_seed = int(np.random.SeedSequence((seed, label)).generate_state(1)[0])
+        classes.append(grain.MapDataset.source(rows).seed(class_seed).shuffle().repeat())
+    return grain.MapDataset.mix(classes)
+
+
+# Sampler -> function (split, seed, images in an epoch) -> indices into the split without end.
+SAMPLERS: Mapping[str, Callable[[Split, int, int], grain.MapDataset]] = {
+    "shuffle": _shuffled,
+    "balanced": _balanced,
+}
+
+
 def train_batches(
     split: Split,
     preprocessing: Preprocessing,
@@ -74,6 +103,7 @@ def train_batches(
     *,
     batch_size: int,
     seed: int,
+    sampler: str = "shuffle",
     start_step: int = 0,
     num_workers: int = 0,
     process_index: int = 0,
@@ -81,10 +111,15 @@ def train_batches(
 ) -> BatchIterator:
     """Iterates over shuffled, augmented batches without end.
 
-    Every epoch is `steps_per_epoch` global batches of a new permutation of the split; the images
-    left over differ from epoch to epoch. Order and augmentation are a function of `seed` and the
-    global step alone: the number of workers and the step at which a run was resumed change no
-    pixel. Of each global batch, host p of P reads rows p, p + P, p + 2P and so on.
+    With the sampler "shuffle", every epoch is `steps_per_epoch` global batches of a new
+    permutation of the split; the images left over differ from epoch to epoch. With "balanced", an
+    epoch is as long, but classes take turns: the counts of any two differ by one at most. The
+    images of a class come in one permutation after another, those of a small class several times
+    in an epoch.
+
+    Order and augmentation are a function of `seed` and the global step alone: the number of
+    workers and the step at which a run was resumed change no pixel. Of each global batch, host p
+    of P reads rows p, p + P, p + 2P and so on.
 
     Args:
         split: the training images.
@@ -92,6 +127,7 @@ def train_batches(
         augmentation: name of a policy in `augmentation.POLICIES`.
         batch_size: images in a global batch, over all hosts.
         seed: of order and augmentation; in [0, 2**32).
+        sampler: name of an order in `SAMPLERS`.
         start_step: the first batch is that of this global step, counted from 0.
         num_workers: worker processes; 0 decodes in threads of this process. Workers import the
             main module, which must therefore be guarded by `if __name__ == "__main__"`.
@@ -99,12 +135,13 @@ def train_batches(
         process_count: number of hosts.
 
     Returns:
-        An iterator over {"image": uint8 (b, h, w, c), "label": int32 (b,)} with
-        b = batch_size / process_count.
+        An iterator over {"image": uint8 (b, h, w, c), "label": int32 (b,), of a multi-label split
+        float32 (b, K)} with b = batch_size / process_count.
 
     Raises:
-        ValueError: if the split does not fill a batch, the hosts cannot share a batch evenly, or
-            `augmentation`, `seed` or `start_step` is not allowed.
+        ValueError: if the split does not fill a batch, the hosts cannot share a batch evenly,
+            `augmentation`, `sampler`, `seed` or `start_step` is not allowed, or a balanced order
+            is asked of a multi-label split.
     """
     local_batch_size = _local_batch_size(batch_size, process_index, process_count)
     if augmentation not in POLICIES:
@@ -113,14 +150,11 @@ def train_batches(
         raise ValueError(f"the data seed must be in [0, 2**32); got {seed}")
     if start_step < 0:
         raise ValueError(f"start_step must be 0 or more; got {start_step}")
-    rows = (
-        grain.MapDataset.source(split)
-        .seed(seed)
-        .shuffle()
-        .slice(slice(steps_per_epoch(split, batch_size) * batch_size))
-        .repeat()  # a new permutation for each epoch
-        .random_map(_TrainExample(preprocessing, augmentation))  # seeded by the global row
-    )
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler must be one of {tuple(SAMPLERS)}; got {sampler!r}")
+    rows = SAMPLERS[sampler](split, seed, steps_per_epoch(split, batch_size) * batch_size)
+    # Seeded by the global row.
+    rows = rows.random_map(_TrainExample(split, preprocessing, augmentation))
     rows = rows.slice(slice(start_step * batch_size + process_index, None, process_count))
     return _batches(rows, local_batch_size, num_workers)
 
@@ -141,8 +175,8 @@ def eval_batches(
     `train_batches`; the arguments are the same, too.
 
     Returns:
-        An iterator over {"image": uint8 (b, h, w, c), "label": int32 (b,), "mask": bool (b,)} with
-        b = batch_size / process_count. The label of a masked image is 0.
+        An iterator over {"image": uint8 (b, h, w, c), "label": as of `train_batches`, "mask": bool
+        (b,)} with b = batch_size / process_count. The label of a masked image is 0.
 
     Raises:
         ValueError: if the split is empty or the hosts cannot share a batch evenly.
@@ -157,13 +191,15 @@ def eval_batches(
 
 @dataclasses.dataclass(frozen=True)
 class _TrainExample(grain.transforms.RandomMap):
+    split: Split
     preprocessing: Preprocessing
     augmentation: str
 
-    def random_map(self, example: Example, rng: np.random.Generator) -> Batch:
-        image = self.preprocessing.decode(example["image"])
-        image = POLICIES[self.augmentation](image, rng)
-        return _to_arrays(self.preprocessing, image, example["label"])
+    def random_map(self, index: int, rng: np.random.Generator) -> Batch:
+        pixels, label = decoded(self.split, index, self.preprocessing)
+        height, width, _ = pixels.shape
+        transform = POLICIES[self.augmentation](width, height, rng)
+        return {"image": self.preprocessing.resize(pixels, transform), "label": _label(label)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,17 +212,19 @@ class _EvalExample(grain.transforms.Map):
             shape = (*self.preprocessing.image_size, self.preprocessing.channels)
             return {
                 "image": np.zeros(shape, np.uint8),
-                "label": np.int32(0),
+                "label": _label(np.zeros_like(self.split.labels[0])),
                 "mask": np.bool_(False),
             }
-        example = self.split[row]
-        image = self.preprocessing.decode(example["image"])
-        arrays = _to_arrays(self.preprocessing, image, example["label"])
-        return {**arrays, "mask": np.bool_(True)}
+        pixels, label = decoded(self.split, row, self.preprocessing)
+        return {
+            "image": self.preprocessing.resize(pixels),
+            "label": _label(label),
+            "mask": np.bool_(True),
+        }
 
 
-def _to_arrays(preprocessing: Preprocessing, image: Image.Image, label: int) -> Batch:
-    return {"image": preprocessing.resize(image), "label": np.int32(label)}
+def _label(label: ArrayLike) -> np.ndarray:
+    return np.asarray(label, np.float32 if np.ndim(label) else np.int32)
 
 
 def _local_batch_size(batch_size: int, process_index: int, process_count: int) -> int:
@@ -202,20 +240,57 @@ def _local_batch_size(batch_size: int, process_index: int, process_count: int) -
     return batch_size // process_count
 
 
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """Whole batches of rows in parts of at most `_PART` images, stacked.
+
+    Threads and workers hand over parts, not images: the thread that asks for batches takes turns
+    with all others at the interpreter's lock, and waits for its turn as often as it is handed
+    something.
+    """
+
+    rows: grain.MapDataset
+    batch_size: int
+
+    @property
+    def per_batch(self) -> int:
+        return -(-self.batch_size // _PART)
+
+    def __len__(self) -> int:
+        return len(self.rows) // self.batch_size * self.per_batch
+
+    def __getitem__(self, index: int) -> Batch:
+        batch, part = divmod(index, self.per_batch)
+        first, end = (self.batch_size * p // self.per_batch for p in (part, part + 1))
+        start = batch * self.batch_size
+        examples = [self.rows[row] for row in range(start + first, start + end)]
+        return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+
+
+def _concatenated(parts: Sequence[Batch]) -> Batch:
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
 def _batches(rows: grain.MapDataset, local_batch_size: int, num_workers: int) -> BatchIterator:
     if num_workers < 0:
         raise ValueError(f"num_workers must be 0 or more; got {num_workers}")
+    source = _Parts(rows, local_batch_size)
     threads = min(_MAX_READING_THREADS, os.cpu_count() or 1)
-    examples = rows.to_iter_dataset(
+    parts = grain.MapDataset.source(source).to_iter_dataset(
         grain.ReadOptions(
-            num_threads=threads, prefetch_buffer_size=threads * _PREFETCHED_IMAGES_PER_THREAD
+            num_threads=threads, prefetch_buffer_size=threads * _PREFETCHED_PARTS_PER_THREAD
         )
     )
     if num_workers:
         # Grain reads absl flags when it starts workers, which fails outside `absl.app.run`.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
-        # Batching comes after the workers: before them, each would batch its own share of the
-        # rows, and the batches would depend on the number of workers.
-        examples = examples.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
-    return BatchIterator(iter(examples.batch(local_batch_size, drop_remainder=True)))
+        # Batches are put together after the workers: before them, each would batch its own share
+        # of the parts, and the batches would depend on the number of workers.
+        parts = parts.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+    batches = parts.batch(source.per_batch, drop_remainder=True, batch_fn=_concatenated)
+    # In the background, so that the training loop does not wait for the copying.
+    batches = grain.experimental.ThreadPrefetchIterDataset(
+        batches, prefetch_buffer_size=_PREFETCHED_BATCHES
+    )
+    return BatchIterator(iter(batches))

@@ -6,12 +6,13 @@ from medmamba_jax.train.evaluation import (
     evaluate_best,
     prepare_evaluation,
 )
-from medmamba_jax.train.experiment import Experiment, default_config
+from medmamba_jax.train.experiment import Experiment, at_size, default_config
 from medmamba_jax.train.loop import fit, prepare_training, train
 
 __all__ = [
     "Experiment",
     "NonFiniteLossError",
+    "at_size",
     "default_config",
     "evaluate",
     "evaluate_best",

@@ -7,9 +7,20 @@ from typing import Any
 OPTIMIZERS = ("adamw", "adam")
 SCHEDULES = ("constant", "cosine", "step")
 DECAYED = ("all", "weights")
-CLASS_WEIGHTS = ("none", "balanced")
-# Name of a validation metric -> whether more is better.
-BEST_METRICS = {"auc": True, "accuracy": True, "balanced_accuracy": True, "loss": False}
+LOSSES = ("auto", "cross_entropy", "binary_cross_entropy", "focal", "ordinal")
+WEIGHTS = ("none", "balanced")
+SAMPLERS = ("shuffle", "balanced")
+# Name of a validation metric -> whether more is better. `metrics.LOGGED` has those of each task.
+BEST_METRICS = {
+    "auc": True,
+    "average_precision": True,
+    "accuracy": True,
+    "label_accuracy": True,
+    "subset_accuracy": True,
+    "balanced_accuracy": True,
+    "f1": True,
+    "loss": False,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +41,21 @@ class TrainConfig:
         step_epochs: epochs after which the "step" schedule multiplies by `step_factor`.
         step_factor: see `step_epochs`.
         clip_norm: largest global norm of the gradients; 0 means no clipping.
-        label_smoothing: in [0, 1).
-        class_weights: "none", or "balanced": weights inverse to the classes' training counts.
-        best_metric: validation metric that chooses the best checkpoint: "auc" (macro),
-            "accuracy", "balanced_accuracy" or "loss".
+        loss: of one class an image "cross_entropy", "focal" or "ordinal" (the classes' order
+            counts); of multi-label sets "binary_cross_entropy" or "focal"; see
+            `medmamba_jax.train.losses`. "auto" is the cross-entropy that fits the data set.
+        focal_gamma: exponent of the "focal" loss.
+        label_smoothing: in [0, 1); of the cross-entropies only.
+        class_weights: of one class an image: "none", or "balanced": weights inverse to the
+            classes' training counts.
+        pos_weights: of multi-label sets: "none", or "balanced": in training, the images that show
+            a class weigh as much as those that do not.
+        sampler: order of the training images: "shuffle", or "balanced": classes come equally
+            often, so that images of small ones come several times an epoch.
+        best_metric: validation metric that chooses the best checkpoint, a name in `BEST_METRICS`;
+            over classes it is the plain mean. "auto" is "auc", or "balanced_accuracy" where the
+            largest class has more than 3 times the training images of the smallest (of
+            multi-label sets always "auc").
         patience: epochs without a better `best_metric` after which training stops; 0 means never.
 
     Raises:
@@ -52,9 +74,13 @@ class TrainConfig:
     step_epochs: tuple[int, ...] = (50, 75)
     step_factor: float = 0.1
     clip_norm: float = 0.0
+    loss: str = "auto"
+    focal_gamma: float = 2.0
     label_smoothing: float = 0.0
     class_weights: str = "none"
-    best_metric: str = "auc"
+    pos_weights: str = "none"
+    sampler: str = "shuffle"
+    best_metric: str = "auto"
     patience: int = 0
 
     def __post_init__(self):
@@ -68,7 +94,7 @@ class TrainConfig:
             "seed", _is_count(self.seed, 0) and self.seed < 2**32, "an integer in [0, 2**32)"
         )
         self._require("lr", _is_number(self.lr) and self.lr > 0, "a positive number")
-        for field in ("weight_decay", "warmup_epochs", "clip_norm"):
+        for field in ("weight_decay", "warmup_epochs", "clip_norm", "focal_gamma"):
             value = getattr(self, field)
             self._require(field, _is_number(value) and value >= 0, "a number, 0 or more")
         self._require(
@@ -89,11 +115,24 @@ class TrainConfig:
             "optimizer": OPTIMIZERS,
             "schedule": SCHEDULES,
             "decay": DECAYED,
-            "class_weights": CLASS_WEIGHTS,
-            "best_metric": tuple(BEST_METRICS),
+            "loss": LOSSES,
+            "class_weights": WEIGHTS,
+            "pos_weights": WEIGHTS,
+            "sampler": SAMPLERS,
+            "best_metric": ("auto", *BEST_METRICS),
         }
         for field, allowed in choices.items():
             self._require(field, getattr(self, field) in allowed, f"one of {allowed}")
+        self._require(
+            "label_smoothing",
+            not self.label_smoothing or self.loss not in ("focal", "ordinal"),
+            f"0 with train.loss = {self.loss!r}, which has none",
+        )
+        self._require(
+            "class_weights",
+            self.class_weights == "none" or self.sampler == "shuffle",
+            "'none' with train.sampler = 'balanced', which evens the classes out already",
+        )
 
     def _require(self, field: str, valid: bool, allowed: str) -> None:
         if not valid:

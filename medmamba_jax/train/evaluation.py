@@ -1,6 +1,7 @@
 """Evaluation: logits of a split, the metrics of them, and `results/<split>.json`."""
 
 import copy
+import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ import numpy as np
 from medmamba_jax.checkpoints import CheckpointStore, RunDescription
 from medmamba_jax.data import Dataset, build_dataset, eval_batches
 from medmamba_jax.train.experiment import Experiment
-from medmamba_jax.train.metrics import classification_metrics
+from medmamba_jax.train.metrics import METRICS
 from medmamba_jax.train.setup import Setup, prepare, restore
 from medmamba_jax.train.step import TrainState
 from medmamba_jax.train.workdir import checkpoint_dir, differing_images
@@ -69,6 +70,11 @@ def prepare_evaluation(
         settings[section][key] = value
     experiment = Experiment.from_dict(settings)
     dataset = data if data is not None else build_dataset(experiment.data)
+    if dataset.task != description.task:  # the run's loss would be blamed otherwise
+        raise ValueError(
+            f"cannot evaluate {workdir}: its labels were {description.task}, those of "
+            f"{dataset.name!r} are {dataset.task}"
+        )
     setup = prepare(experiment, workdir, dataset)
     problems = differing_images(description, setup.description)
     if data is not None and setup.dataset.class_names == description.class_names:
@@ -80,7 +86,7 @@ def prepare_evaluation(
     with CheckpointStore(checkpoint_dir(workdir)) as store:
         if store.best_epoch() is None:
             raise FileNotFoundError(f"{workdir} has no checkpoint yet; train for one epoch first")
-    return setup
+    return dataclasses.replace(setup, description=description)
 
 
 def evaluate_best(setup: Setup) -> dict[str, dict[str, Any]]:
@@ -99,7 +105,9 @@ def evaluate_best(setup: Setup) -> dict[str, dict[str, Any]]:
     for split in ("val", "test"):
         results[split] = {
             "split": split,
+            "task": setup.dataset.task,
             "epoch": epoch,
+            "best_metric": setup.description.best_metric,
             "dataset": setup.dataset.name,
             "synthetic": setup.dataset.synthetic,
             **evaluate_split(setup, state, split),
@@ -112,7 +120,7 @@ def evaluate_best(setup: Setup) -> dict[str, dict[str, Any]]:
 
 
 def evaluate_split(setup: Setup, state: TrainState, split: str) -> dict[str, Any]:
-    """Runs a split once, every image exactly once, and returns `classification_metrics`."""
+    """Runs a split once, every image exactly once, and returns what `METRICS` report."""
     batches = eval_batches(
         setup.dataset.splits[split],
         setup.description.preprocessing,
@@ -135,26 +143,42 @@ def evaluate_split(setup: Setup, state: TrainState, split: str) -> dict[str, Any
             f"the model's outputs on {split!r} are not finite after step {int(state.step)}; lower "
             "train.lr or set train.clip_norm=1.0 in a new --workdir"
         )
-    return classification_metrics(labels[mask], logits[mask], setup.dataset.class_names)
+    return METRICS[setup.dataset.task](labels[mask], logits[mask], setup.dataset.class_names)
+
+
+# Of the metrics that a task has, what stands above the table and its columns of numbers.
+_HEADLINE = {
+    "accuracy": "accuracy",
+    "label_accuracy": "label accuracy",
+    "subset_accuracy": "subset accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "auc": "macro AUC",
+}
+_COUNTS = {"num_examples": "images", "num_known": "of known"}
 
 
 def _table(results):
     """Accuracy, AUC and a line a class, as text."""
 
-    def cell(value):
-        return f"{'undefined' if value is None else f'{value:.3f}':>13}"
+    def text(value, digits):
+        return "undefined" if value is None else f"{value:.{digits}f}"
 
     width = max(5, *(len(name) for name in results["class_names"]))
     columns = ("sensitivity", "specificity", "f1", "auc")
-    auc = "undefined" if results["auc"] is None else f"{results['auc']:.4f}"
+    counts = [key for key in _COUNTS if all(key in row for row in results["per_class"].values())]
+    headline = [
+        f"{name} {text(results[key], 4)}" for key, name in _HEADLINE.items() if key in results
+    ]
     synthetic = "SYNTHETIC " if results["synthetic"] else ""
     lines = [
-        f"{results['split']} ({results['num_examples']} {synthetic}images, best checkpoint: epoch "
-        f"{results['epoch']}): accuracy {results['accuracy']:.4f}, balanced accuracy "
-        f"{results['balanced_accuracy']:.4f}, macro AUC {auc}",
-        f"  {'class':<{width}}{'images':>8}" + "".join(f"{name:>13}" for name in columns),
+        f"{results['split']} ({results['num_examples']} {synthetic}images, best checkpoint by val "
+        f"{results['best_metric']}: epoch {results['epoch']}): {', '.join(headline)}",
+        f"  {'class':<{width}}"
+        + "".join(f"{_COUNTS[key]:>10}" for key in counts)
+        + "".join(f"{name:>13}" for name in columns),
     ]
     for name, row in results["per_class"].items():
-        cells = "".join(cell(row[column]) for column in columns)
-        lines.append(f"  {name:<{width}}{row['num_examples']:>8}{cells}")
+        cells = "".join(f"{row[key]:>10}" for key in counts)
+        cells += "".join(f"{text(row[column], 3):>13}" for column in columns)
+        lines.append(f"  {name:<{width}}{cells}")
     return "\n".join(lines)

@@ -104,3 +104,19 @@ def default_config() -> ConfigDict:
             "train": dataclasses.asdict(TrainConfig()),
         }
     )
+
+
+def at_size(config: ConfigDict, size: str) -> ConfigDict:
+    """Returns the configuration as it is for "full", and shrunk to try it out for "testing".
+
+    Raises:
+        ValueError: if the size is another.
+    """
+    if size == "testing":
+        config.model.variant = "medmamba_nano"
+        config.data.image_size = 32
+        config.train.epochs = 2
+        config.train.batch_size = 8
+    elif size != "full":
+        raise ValueError(f"sizes are full and testing; got {size!r}")
+    return config

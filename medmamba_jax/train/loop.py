@@ -14,14 +14,13 @@ from medmamba_jax.data import Dataset, build_dataset, train_batches
 from medmamba_jax.train.config import BEST_METRICS
 from medmamba_jax.train.evaluation import NonFiniteLossError, evaluate_best, evaluate_split
 from medmamba_jax.train.experiment import Experiment
-from medmamba_jax.train.metrics import classification_metrics
+from medmamba_jax.train.metrics import LOGGED, METRICS
 from medmamba_jax.train.plan import plan
 from medmamba_jax.train.reporting import MetricWriter, epoch_line
 from medmamba_jax.train.setup import Setup, prepare, start_or_resume
 from medmamba_jax.train.step import TrainState
+from medmamba_jax.train.unpredicted import UnpredictedClasses
 from medmamba_jax.train.workdir import checkpoint_dir, claim
-
-_LOGGED = ("loss", "accuracy", "balanced_accuracy", "auc", "f1")
 
 
 def train(
@@ -65,8 +64,8 @@ def fit(setup: Setup) -> dict[str, dict[str, Any]]:
     """Trains what `prepare_training` returned; see `train`.
 
     Returns:
-        split ("val", "test") -> `classification_metrics` of the best checkpoint, which are also
-        in `results/<split>.json`.
+        split ("val", "test") -> what `METRICS` report of the best checkpoint, which is also in
+        `results/<split>.json`.
 
     Raises:
         NonFiniteLossError: if the loss becomes NaN or infinite; earlier checkpoints are intact.
@@ -74,6 +73,7 @@ def fit(setup: Setup) -> dict[str, dict[str, Any]]:
     with CheckpointStore(checkpoint_dir(setup.workdir)) as store:
         state, progress = start_or_resume(setup, store)
         print(plan(setup, state, progress), flush=True)
+        unpredicted = UnpredictedClasses(setup.experiment.train, setup.dataset.task)
         with (
             MetricWriter(setup.workdir, progress.epoch) as writer,
             _training_batches(setup, progress) as batches,
@@ -84,10 +84,12 @@ def fit(setup: Setup) -> dict[str, dict[str, Any]]:
             else:
                 print("compiling the training step, up to a minute on a CPU ...", flush=True)
             while not _finished(setup.experiment, progress):
-                state, progress, row = _run_epoch(setup, state, progress, batches)
+                state, progress, row, validated = _run_epoch(setup, state, progress, batches)
                 writer.write(row)
                 store.save(progress, state.to_parts())
                 print(epoch_line(row, setup.experiment.train, progress), flush=True)
+                if warning := unpredicted.warning(validated["per_class"]):
+                    print(warning, flush=True)
     return evaluate_best(setup)
 
 
@@ -100,6 +102,7 @@ def _training_batches(setup, progress):
         config.data.augmentation,
         batch_size=config.train.batch_size,
         seed=config.train.seed,
+        sampler=config.train.sampler,
         start_step=progress.epoch * setup.steps,
         num_workers=config.data.num_workers,
         process_index=jax.process_index(),
@@ -116,21 +119,21 @@ def _finished(experiment, progress):
 
 def _run_epoch(
     setup: Setup, state: TrainState, progress: Progress, batches
-) -> tuple[TrainState, Progress, dict[str, Any]]:
-    """Trains for an epoch and validates; the last of what it returns is to be logged."""
+) -> tuple[TrainState, Progress, dict[str, Any], dict[str, Any]]:
+    """Trains for an epoch and validates; returns a row for the log and the validation, too."""
     epoch = progress.epoch + 1
     state, trained, timing = _train_epoch(setup, state, epoch, batches)
     validated = evaluate_split(setup, state, "val")
     row = {"epoch": epoch, "step": epoch * setup.steps}
     for split, values in (("train", trained), ("val", validated)):
-        row |= {f"{split}/{key}": values[key] for key in _LOGGED}
+        row |= {f"{split}/{key}": values[key] for key in LOGGED[setup.dataset.task]}
     row |= timing
 
-    metric = setup.experiment.train.best_metric
+    metric = setup.description.best_metric
     value, best = validated[metric], progress.best_value
     if progress.best_epoch == 0 or (value > best if BEST_METRICS[metric] else value < best):
-        return state, Progress(epoch, best_epoch=epoch, best_value=value), row
-    return state, dataclasses.replace(progress, epoch=epoch), row
+        return state, Progress(epoch, best_epoch=epoch, best_value=value), row, validated
+    return state, dataclasses.replace(progress, epoch=epoch), row, validated
 
 
 def _train_epoch(
@@ -139,7 +142,7 @@ def _train_epoch(
     """Takes every step of an epoch.
 
     Returns:
-        The state; `classification_metrics` of the training logits as they came, with the training
+        The state; what `METRICS` report of the training logits as they came, with the training
         loss in place of the plain cross-entropy; and timings, of which `images_per_second` and
         `data_wait_share` leave out the epoch's first step, because it may compile.
     """
@@ -169,7 +172,7 @@ def _train_epoch(
     logits, labels = (
         np.concatenate([output[name] for output in outputs]) for name in ("logits", "label")
     )
-    metrics = classification_metrics(labels, logits, setup.dataset.class_names)
+    metrics = METRICS[setup.dataset.task](labels, logits, setup.dataset.class_names)
     metrics["loss"] = float(np.mean([output["loss"] for output in outputs]))
     images = (setup.steps - 1) * setup.experiment.train.batch_size
     memory = jax.local_devices()[0].memory_stats() or {}  # a CPU tells nothing

@@ -9,6 +9,8 @@ from medmamba_jax.train.reporting import versions
 from medmamba_jax.train.setup import Setup
 from medmamba_jax.train.step import TrainState
 
+_SAMPLERS = {"shuffle": "shuffled", "balanced": "classes equally often"}
+
 
 def plan(setup: Setup, state: TrainState, progress: Progress) -> str:
     """Returns what is about to happen, as text."""
@@ -30,12 +32,15 @@ def plan(setup: Setup, state: TrainState, progress: Progress) -> str:
         (
             "training",
             f"{train.epochs} epochs of {setup.steps} steps, batch {train.batch_size}, "
-            f"best by val {train.best_metric}",
+            f"{_SAMPLERS[train.sampler]}",
         ),
+        ("loss", setup.objective.loss_text),
+        ("best by", f"val {setup.objective.best_text}"),
         ("workdir", str(setup.workdir)),
     ]
     if progress.epoch:
-        best = f"{train.best_metric} {progress.best_value:.4f} in epoch {progress.best_epoch}"
+        metric = setup.description.best_metric
+        best = f"{metric} {progress.best_value:.4f} in epoch {progress.best_epoch}"
         lines.append(("resuming", f"after epoch {progress.epoch}, best so far {best}"))
     return "\n".join(f"{title:<12}{text}" for title, text in lines)
 

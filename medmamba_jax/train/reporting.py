@@ -72,11 +72,13 @@ def versions() -> dict[str, str]:
 def epoch_line(row: dict[str, Any], config: TrainConfig, progress: Progress) -> str:
     """Returns the line printed after an epoch."""
     parts = [f"epoch {row['epoch']:>{len(str(config.epochs))}}/{config.epochs}"]
+    accuracy, name = "accuracy", "acc"
+    if "val/label_accuracy" in row:
+        accuracy, name = "label_accuracy", "label acc"
     for split in ("train", "val"):
-        auc = row[f"{split}/auc"]
         parts.append(
-            f"{split} loss {row[f'{split}/loss']:.4f} acc {row[f'{split}/accuracy']:6.1%} "
-            f"AUC {'undefined' if auc is None else f'{auc:.3f}'}"
+            f"{split} loss {row[f'{split}/loss']:.4f} {name} "
+            f"{_text(row[f'{split}/{accuracy}'], '6.1%')} AUC {_text(row[f'{split}/auc'], '.3f')}"
         )
     if row["images_per_second"] is not None:
         parts.append(f"{row['images_per_second']:.0f} img/s")
@@ -84,3 +86,7 @@ def epoch_line(row: dict[str, Any], config: TrainConfig, progress: Progress) -> 
     if progress.best_epoch == row["epoch"]:
         parts.append("best")
     return " | ".join(parts)
+
+
+def _text(value: float | None, form: str) -> str:
+    return "undefined" if value is None else format(value, form)

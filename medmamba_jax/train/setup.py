@@ -11,7 +11,7 @@ from medmamba_jax.checkpoints import CheckpointStore, Progress, RunDescription
 from medmamba_jax.data import Dataset, Preprocessing, steps_per_epoch
 from medmamba_jax.models.scans import scans
 from medmamba_jax.train.experiment import Experiment
-from medmamba_jax.train.losses import balanced_class_weights, cross_entropy
+from medmamba_jax.train.objective import Objective, make_objective
 from medmamba_jax.train.optimizer import make_optimizer
 from medmamba_jax.train.sharding import DataParallel
 from medmamba_jax.train.step import (
@@ -33,6 +33,7 @@ class Setup:
         workdir: folder of the run.
         dataset: the images.
         description: what is saved beside the weights.
+        objective: the loss and the metric of the best checkpoint.
         parallel: how a batch is spread over devices.
         spec: what the steps need besides arrays.
         steps: training steps in an epoch.
@@ -44,6 +45,7 @@ class Setup:
     workdir: pathlib.Path
     dataset: Dataset
     description: RunDescription
+    objective: Objective
     parallel: DataParallel
     spec: StepSpec
     steps: int
@@ -63,11 +65,7 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, dataset: Dataset) -> 
     missing = [name for name in ("train", "val", "test") if name not in dataset.splits]
     if missing:
         raise ValueError(f"the data set {dataset.name!r} lacks the splits {missing}")
-    if options.best_metric == "auc" and len(set(dataset.splits["val"].labels.tolist())) < 2:
-        raise ValueError(
-            "train.best_metric='auc' needs two classes in the validation split, which holds one; "
-            "choose 'accuracy' or 'loss', or split the images otherwise"
-        )
+    objective = make_objective(options, dataset)
     model_config = experiment.model_config(len(dataset.class_names))
     preprocessing = Preprocessing.from_config(experiment.data, model_config.in_channels)
     if min(preprocessing.image_size) < model_config.min_image_size:
@@ -78,16 +76,13 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, dataset: Dataset) -> 
     stage_scans = scans(model_config, *preprocessing.image_size)
     steps = steps_per_epoch(dataset.splits["train"], options.batch_size)
     parallel = DataParallel(options.batch_size)
-    loss = functools.partial(cross_entropy, label_smoothing=options.label_smoothing)
-    if options.class_weights == "balanced":
-        labels = dataset.splits["train"].labels
-        weights = balanced_class_weights(labels, len(dataset.class_names))
-        loss = functools.partial(loss, class_weights=weights)
     description = RunDescription(
         experiment=experiment.to_dict(),
         model=model_config,
         preprocessing=preprocessing,
         class_names=dataset.class_names,
+        task=dataset.task,
+        best_metric=objective.best_metric,
         dataset=dataset.name,
         # After everything that is quick to check: of a TFDS set this reads every image.
         images_sha256={name: split.digest() for name, split in dataset.splits.items()},
@@ -99,13 +94,14 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, dataset: Dataset) -> 
         eval_graphdef=evaluation,
         optimizer=make_optimizer(options, steps),
         normalize=preprocessing.normalize,
-        loss=loss,
+        loss=objective.loss,
     )
     return Setup(
         experiment=experiment,
         workdir=workdir,
         dataset=dataset,
         description=description,
+        objective=objective,
         parallel=parallel,
         spec=spec,
         steps=steps,

@@ -65,7 +65,8 @@ def train_step(
 
     Args:
         state: donated by the loop.
-        batch: "image" uint8 (b, h, w, c) and "label" int32 (b,).
+        batch: "image" uint8 (b, h, w, c) and "label" int32 (b,), or float32 (b, classes) with 1, 0
+            and NaN.
         spec: static.
 
     Returns:

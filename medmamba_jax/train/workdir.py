@@ -48,6 +48,8 @@ def claim(workdir: pathlib.Path, description: RunDescription, *, started: bool) 
 
 def differing_images(old: RunDescription, new: RunDescription) -> list[str]:
     """Returns how the images of two descriptions differ, one phrase a difference."""
+    if old.task != new.task:
+        return [f"the labels were {old.task}, are {new.task}"]
     if old.class_names != new.class_names:
         return [f"classes were {old.class_names}, are {new.class_names}"]
     return [

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from medmamba_jax.data.augmentation import POLICIES, random_crop_box
 
@@ -15,26 +15,38 @@ def coordinates(height, width):
     return Image.fromarray(np.stack([y, x, np.zeros_like(x)], axis=-1))
 
 
+def augmented(policy, image, seed=0):
+    return POLICIES[policy](image.width, image.height, generator(seed))(image)
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_the_generator_decides_everything(policy):
     image = coordinates(100, 80)
-    first = POLICIES[policy](image, generator(3))
-    assert first == POLICIES[policy](image, generator(3))
+    first = augmented(policy, image, 3)
+    assert first == augmented(policy, image, 3)
     assert first.mode == image.mode
     if policy != "none":
-        assert first != POLICIES[policy](image, generator(4))
+        assert first != augmented(policy, image, 4)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_transform_does_the_same_to_every_plane(policy):
+    image = coordinates(100, 80)
+    transform = POLICIES[policy](80, 100, generator(3))
+    planes = [transform(plane) for plane in image.split()]
+    assert Image.merge("RGB", planes) == transform(image)
 
 
 def test_none_changes_nothing():
     image = coordinates(30, 40)
-    assert POLICIES["none"](image, generator()) == image
+    assert augmented("none", image) == image
 
 
 class TestOfficial:
     def test_every_result_is_a_crop_and_half_are_mirrored(self):
         mirrored = 0
         for seed in range(400):
-            crop = np.asarray(POLICIES["official"](coordinates(90, 120), generator(seed)), int)
+            crop = np.asarray(augmented("official", coordinates(90, 120), seed), int)
             rows, columns = crop[:, 0, 0], crop[0, :, 1]
             np.testing.assert_array_equal(np.diff(rows), 1)
             step = -1 if columns[0] > columns[-1] else 1
@@ -86,7 +98,7 @@ class TestLight:
         y, x = np.mgrid[:size, :size] - size // 2
         for center in (-60, 60):
             dots += 150 * np.exp(-(((x - center) ** 2 + y**2) / (2 * 5.0**2)))
-        result = POLICIES["light"](Image.fromarray(dots.astype(np.uint8)), generator(seed))
+        result = augmented("light", Image.fromarray(dots.astype(np.uint8)), seed)
         result = np.asarray(result, float)
         right = result * (x > 0)
         cx, cy = (right * x).sum() / right.sum(), (right * y).sum() / right.sum()
@@ -103,9 +115,26 @@ class TestLight:
         # Independent draws: an accidental common factor would tie them together.
         assert np.abs(np.corrcoef(settings.T) - np.eye(3)).max() < 0.5
 
+    def test_brightness_is_what_pillow_does(self):
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8))
+        for factor in (0.9, 1.0, 1.1):
+            same = _Fixed((0.0, 1.0, factor))
+            result = POLICIES["light"](9, 9, same)(image)
+            assert result == ImageEnhance.Brightness(image).enhance(factor)
+
     def test_it_is_never_mirrored(self):
         half = np.zeros((64, 64), np.uint8)
         half[:, 40:] = 200
         for seed in range(30):
-            result = np.asarray(POLICIES["light"](Image.fromarray(half), generator(seed)), int)
+            result = np.asarray(augmented("light", Image.fromarray(half), seed), int)
             assert result[32, 8] < 20 and result[32, 56] > 150
+
+
+class _Fixed:
+    """Draws given numbers, in order."""
+
+    def __init__(self, values):
+        self._values = iter(values)
+
+    def uniform(self, low, high):
+        return next(self._values)

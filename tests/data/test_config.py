@@ -18,6 +18,8 @@ def test_names_in_the_configuration_are_those_of_the_tables():
     [
         ("source", "imagenet"),
         ("root", None),
+        ("splits", "by hand"),
+        ("accept_changed_files", 1),
         ("image_size", 31),
         ("image_size", 64.0),
         ("image_size", (64, 64, 3)),
@@ -26,6 +28,14 @@ def test_names_in_the_configuration_are_those_of_the_tables():
         ("mean", 0.5),
         ("mean", ()),
         ("std", (0.5, 0.0, 0.5)),
+        ("window", "wide"),
+        ("window", (5, 5)),
+        ("window", (0, float("nan"))),
+        ("window", "1,2,3"),
+        ("frame", -2),
+        ("frame", "all"),
+        ("cache", True),
+        ("cache_dir", None),
         ("augmentation", "heavy"),
         ("val_fraction", 0),
         ("val_fraction", 1.0),
@@ -45,3 +55,8 @@ def test_a_bad_value_is_refused_by_its_field_name(field, value):
 def test_lists_from_json_become_tuples():
     read = DataConfig(image_size=[64, 32], mean=[0.1, 0.2, 0.3], std=[1, 1, 1])
     assert (read.image_size, read.mean, read.std) == ((64, 32), (0.1, 0.2, 0.3), (1, 1, 1))
+
+
+@pytest.mark.parametrize("window", ["-160,240", "(-160, 240)", (-160, 240), [-160, 240.0]])
+def test_a_window_is_two_numbers_however_they_are_given(window):
+    assert DataConfig(window=window).window == (-160.0, 240.0)

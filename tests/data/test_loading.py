@@ -169,6 +169,97 @@ class TestTrainBatches:
             next(batches)
 
 
+class TestBalancedSampler:
+    SIZES = (28, 8, 1)
+
+    def batches(self, **options):
+        classes = np.repeat(np.arange(3), self.SIZES)
+        images = np.arange(SIZE, dtype=np.uint8)[:, None, None] + np.zeros((1, 32, 32), np.uint8)
+        options = {"batch_size": BATCH, "seed": 7, "sampler": "balanced"} | options
+        return train_batches(InMemorySplit(images, classes), PREPROCESSING, "none", **options)
+
+    def drawn(self, steps, **options):
+        """Labels and images in the order of drawing."""
+        batches = take(self.batches(**options), steps)
+        images = np.concatenate([batch["image"][:, 0, 0, 0] for batch in batches])
+        return labels(batches).ravel(), images
+
+    def test_classes_come_equally_often(self):
+        drawn, _ = self.drawn(3 * STEPS)
+        for count in range(1, len(drawn) + 1):
+            assert np.ptp(np.bincount(drawn[:count], minlength=3)) <= 1
+        for epoch in drawn.reshape(3, STEPS * BATCH):
+            assert sorted(np.bincount(epoch)) == [10, 11, 11]
+
+    def test_images_keep_their_labels_and_none_is_left_out(self):
+        drawn, images = self.drawn(30 * STEPS)
+        np.testing.assert_array_equal(drawn, np.repeat(np.arange(3), self.SIZES)[images])
+        # Each class: permutation after permutation of all its images, no two alike.
+        for label, size in enumerate(self.SIZES):
+            of_class = images[drawn == label]
+            rounds = of_class[: len(of_class) // size * size].reshape(-1, size)
+            assert (np.sort(rounds) == np.unique(of_class)).all() and len(rounds) >= 11
+            assert size == 1 or len(np.unique(rounds, axis=0)) == len(rounds)
+
+    def test_classes_of_one_size_are_shuffled_apart(self):
+        split = InMemorySplit(
+            np.zeros((40, 32, 32), np.uint8) + np.arange(40, dtype=np.uint8)[:, None, None],
+            np.arange(40) // 20,
+        )
+        batches = train_batches(
+            split, PREPROCESSING, "none", batch_size=40, seed=0, sampler="balanced"
+        )
+        ((first, second),) = (b["image"][:, 0, 0, 0].reshape(20, 2).T for b in take(batches, 1))
+        assert (first != second - 20).any()
+
+    def test_seeds_and_epochs_give_other_orders(self):
+        images = self.drawn(2 * STEPS)[1].reshape(2, -1)
+        assert (images[0] != images[1]).any()
+        assert (self.drawn(2 * STEPS, seed=8)[1] != images.ravel()).mean() > 0.4
+
+    @pytest.mark.parametrize(
+        "options", [{"start_step": STEPS + 1}, {"start_step": STEPS + 1, "num_workers": 2}]
+    )
+    def test_resuming_and_workers_change_nothing(self, options):
+        expected = take(self.batches(), 3 * STEPS)[STEPS + 1 :]
+        assert_same_batches(take(self.batches(**options), len(expected)), expected)
+
+    @pytest.mark.parametrize("hosts", [2, 4])
+    def test_hosts_share_each_global_batch(self, hosts):
+        whole = take(self.batches(start_step=2), STEPS)
+        for p in range(hosts):
+            part = self.batches(start_step=2, process_index=p, process_count=hosts)
+            shares = [{key: batch[key][p::hosts] for key in batch} for batch in whole]
+            assert_same_batches(take(part, STEPS), shares)
+
+    def test_refusals(self):
+        with pytest.raises(ValueError, match=r"sampler must be one of .*got 'weighted'"):
+            self.batches(sampler="weighted")
+        split = InMemorySplit(np.zeros((8, 32, 32), np.uint8), np.ones((8, 3)))
+        with pytest.raises(ValueError, match="any number of them; use the sampler 'shuffle'"):
+            train_batches(split, PREPROCESSING, "none", batch_size=8, seed=0, sampler="balanced")
+
+
+class TestMultilabel:
+    LABELS = np.array([[1, 0], [np.nan, 1], [0, 0], [1, np.nan], [0, 1]], np.float32)
+    SPLIT = InMemorySplit(np.zeros((5, 32, 32), np.uint8), LABELS)
+
+    def test_training_carries_the_labels(self):
+        (batch,) = take(train_batches(self.SPLIT, PREPROCESSING, "none", batch_size=5, seed=0), 1)
+        assert batch["label"].dtype == np.float32
+        drawn = batch["label"][np.lexsort(batch["label"].T)]
+        np.testing.assert_array_equal(drawn, self.LABELS[np.lexsort(self.LABELS.T)])
+
+    def test_evaluation_fills_up_with_masked_zeros(self):
+        (batch,) = take(eval_batches(self.SPLIT, PREPROCESSING, batch_size=BATCH), None)
+        assert (
+            batch["label"].dtype == np.float32
+            and batch["mask"].tolist() == [True] * 5 + [False] * 3
+        )
+        np.testing.assert_array_equal(batch["label"][:5], self.LABELS)
+        np.testing.assert_array_equal(batch["label"][5:], np.zeros((3, 2)))
+
+
 class TestStepsPerEpoch:
     @pytest.mark.parametrize(("batch_size", "steps"), [(1, 37), (8, 4), (36, 1), (37, 1)])
     def test_whole_batches_only(self, batch_size, steps):

@@ -1,6 +1,5 @@
 import io
 import json
-import zlib
 
 import jax
 import numpy as np
@@ -26,18 +25,19 @@ def noise(*shape):
 
 class TestSettings:
     def test_from_config_and_back_through_json(self):
-        config = DataConfig(image_size=(64, 96), resize="lanczos", mean=(0.1, 0.2, 0.3))
+        config = DataConfig(
+            image_size=(64, 96), resize="lanczos", mean=(0.1, 0.2, 0.3), window="0,9", frame=2
+        )
         built = Preprocessing.from_config(config, channels=3)
-        assert built == Preprocessing((64, 96), 3, "lanczos", (0.1, 0.2, 0.3), (0.5,))
+        assert built == Preprocessing((64, 96), 3, "lanczos", (0.1, 0.2, 0.3), (0.5,), (0, 9), 2)
         assert Preprocessing.from_dict(json.loads(json.dumps(built.to_dict()))) == built
 
     def test_one_number_is_a_square(self):
         assert Preprocessing.from_config(DataConfig(image_size=48), 1).image_size == (48, 48)
 
-    @pytest.mark.parametrize("channels", [0, 2, 4])
-    def test_other_channels_are_refused(self, channels):
-        with pytest.raises(ValueError, match=f"1 .grey. or 3 .RGB. channels; got {channels}"):
-            preprocessing(channels)
+    def test_no_channels_are_refused(self):
+        with pytest.raises(ValueError, match="1 or more channels; got 0"):
+            preprocessing(0)
 
     @pytest.mark.parametrize("field", ["mean", "std"])
     def test_mean_and_std_must_fit_the_channels(self, field):
@@ -55,12 +55,12 @@ class TestSettings:
 class TestDecode:
     def test_grey_to_rgb_repeats_the_channel(self):
         pixels = noise(5, 7)
-        decoded = np.asarray(preprocessing(3).decode(saved(Image.fromarray(pixels))))
+        decoded = preprocessing(3).decode(saved(Image.fromarray(pixels)))
         np.testing.assert_array_equal(decoded, np.repeat(pixels[..., None], 3, axis=2))
 
     def test_rgb_to_grey_by_luma(self):
         pixels = noise(5, 7, 3)
-        decoded = np.asarray(preprocessing(1).decode(saved(Image.fromarray(pixels))), float)
+        decoded = preprocessing(1).decode(saved(Image.fromarray(pixels)))[..., 0].astype(float)
         np.testing.assert_allclose(decoded, pixels @ [0.299, 0.587, 0.114], atol=1)
 
     @pytest.mark.parametrize("depth", [2, 4])
@@ -69,7 +69,7 @@ class TestDecode:
         pixels[..., -1] = 0  # wholly transparent
         mode = {2: "LA", 4: "RGBA"}[depth]
         image = Image.frombytes(mode, (7, 5), pixels.tobytes())
-        decoded = np.asarray(preprocessing(3).decode(saved(image)))
+        decoded = preprocessing(3).decode(saved(image))
         np.testing.assert_array_equal(decoded, np.broadcast_to(pixels[..., :-1], (5, 7, 3)))
 
     @pytest.mark.parametrize("channels", [1, 3])
@@ -77,10 +77,10 @@ class TestDecode:
         palette = noise(256, 3)
         image = Image.fromarray(noise(5, 7))
         image.putpalette(palette.tobytes())
-        decoded = np.asarray(preprocessing(channels).decode(saved(image)), float)
+        decoded = preprocessing(channels).decode(saved(image)).astype(float)
         expected = palette[noise(5, 7)]
         if channels == 1:
-            expected = expected @ [0.299, 0.587, 0.114]
+            expected = (expected @ [0.299, 0.587, 0.114])[..., None]
         np.testing.assert_allclose(decoded, expected, atol=1 if channels == 1 else 0)
 
     @pytest.mark.parametrize("channels", [1, 3])
@@ -88,7 +88,7 @@ class TestDecode:
         inks = np.zeros((8, 8, 4), np.uint8)
         inks[..., 0] = 255  # cyan: no red
         cmyk = saved(Image.frombytes("CMYK", (8, 8), inks.tobytes()), "JPEG", quality=100)
-        decoded = np.asarray(preprocessing(channels).decode(cmyk), float)
+        decoded = preprocessing(channels).decode(cmyk).astype(float)
         expected = [0, 255, 255] if channels == 3 else 255 * (0.587 + 0.114)
         np.testing.assert_allclose(decoded, np.broadcast_to(expected, decoded.shape), atol=3)
 
@@ -100,44 +100,62 @@ class TestDecode:
         exif = Image.Exif()
         exif[0x0112] = orientation
         jpeg = saved(Image.fromarray(pixels), "JPEG", quality=100, exif=exif)
-        decoded = np.asarray(preprocessing(1).decode(jpeg), float)
+        decoded = preprocessing(1).decode(jpeg)[..., 0].astype(float)
         np.testing.assert_allclose(decoded, np.rot90(pixels, turns), atol=4)
 
     @pytest.mark.parametrize("shape", [(5, 7), (5, 7, 1), (5, 7, 3), (5, 7, 4)])
     def test_arrays_are_taken_as_they_are(self, shape):
         pixels = noise(*shape)
-        decoded = np.asarray(preprocessing(3).decode(pixels))
+        decoded = preprocessing(3).decode(pixels)
         expected = pixels[..., None] if pixels.ndim == 2 else pixels[..., :3]
         np.testing.assert_array_equal(decoded, np.broadcast_to(expected, (5, 7, 3)))
 
-    @pytest.mark.parametrize(
-        "pixels", [noise(5, 7).astype(np.float32), noise(5, 7).astype(np.uint16), noise(5, 7, 2)]
-    )
-    def test_other_arrays_are_refused(self, pixels):
-        with pytest.raises(ValueError, match="must be uint8 with shape"):
-            preprocessing().decode(pixels)
+    def test_an_array_that_is_ready_is_not_copied(self):
+        pixels = noise(5, 7, 6)
+        assert preprocessing(6).decode(pixels) is pixels
+
+    @pytest.mark.parametrize("channels", [2, 4, 5])
+    def test_any_number_of_channels_that_the_image_brings(self, channels):
+        pixels = noise(5, 7, channels)
+        np.testing.assert_array_equal(preprocessing(channels).decode(pixels), pixels)
+        file = io.BytesIO()
+        np.save(file, pixels)
+        np.testing.assert_array_equal(preprocessing(channels).decode(file.getvalue()), pixels)
+
+    def test_channels_that_png_can_hold(self):
+        for mode, channels in (("LA", 2), ("RGBA", 4)):
+            pixels = noise(5, 7, channels)
+            png = saved(Image.frombytes(mode, (7, 5), pixels.tobytes()))
+            np.testing.assert_array_equal(preprocessing(channels).decode(png), pixels)
 
     @pytest.mark.parametrize(
-        ("dtype", "format"), [(np.uint16, "PNG"), (np.int32, "TIFF"), (np.float32, "TIFF")]
+        ("image", "channels", "has"),
+        [
+            (noise(5, 7, 5), 3, 5),
+            (noise(5, 7, 2), 1, 2),
+            (noise(3, 5, 7), 3, 7),
+            (noise(5, 7, 3), 5, 3),
+            (noise(5, 7), 2, 1),
+            (saved(Image.fromarray(noise(5, 7, 3))), 4, 3),
+            (saved(Image.fromarray(noise(5, 7))), 4, 1),
+        ],
     )
-    def test_more_than_eight_bits_are_refused(self, dtype, format):
-        deep = saved(Image.fromarray(noise(5, 7).astype(dtype)), format)
-        with pytest.raises(ValueError, match="8 bits per channel"):
-            preprocessing().decode(deep)
+    def test_other_channels_than_the_image_brings_are_refused(self, image, channels, has):
+        with pytest.raises(ValueError, match=f"has {has} channels, the model reads {channels} "):
+            preprocessing(channels).decode(image)
 
-    def test_sixteen_bit_colour_png_is_refused(self):
-        # Pillow would read it as 8 bits; it cannot write one, so the header is edited.
-        png = bytearray(saved(Image.fromarray(noise(4, 4, 3))))
-        rows = b"".join(b"\x00" + bytes(4 * 6) for _ in range(4))
-        header = b"IHDR" + bytes(png[16:24]) + bytes([16, 2, 0, 0, 0])
-        data = b"IDAT" + zlib.compress(rows)
-        chunks = [header, data, b"IEND"]
-        encoded = bytes(png[:8]) + b"".join(
-            (len(c) - 4).to_bytes(4, "big") + c + zlib.crc32(c).to_bytes(4, "big") for c in chunks
-        )
-        assert Image.open(io.BytesIO(encoded)).mode == "RGB"
-        with pytest.raises(ValueError, match="16-bit PNG"):
-            preprocessing(3).decode(encoded)
+    def test_the_window_and_the_frame_are_the_settings(self):
+        pixels = np.array([[0, 100, 200, 300]], np.uint16)
+        step = Preprocessing((32, 32), 1, "bilinear", (0.5,), (0.5,), window=(100, 200))
+        np.testing.assert_array_equal(step.decode(pixels)[..., 0], [[0, 0, 255, 255]])
+        pages = [Image.fromarray(np.full((4, 4), value, np.uint8)) for value in (10, 20, 30)]
+        tiff = saved(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+        step = Preprocessing((32, 32), 1, "bilinear", (0.5,), (0.5,), frame=2)
+        assert (step.decode(tiff) == 30).all()
+        every = Preprocessing((32, 32), 1, "bilinear", (0.5,), (0.5,), frame=-1)
+        with pytest.raises(ValueError, match="holds 3 frames"):
+            every.decode(tiff)
+        assert (every.decode(saved(pages[1])) == 20).all()
 
     @pytest.mark.parametrize("format", ["PNG", "JPEG"])
     def test_damaged_files_are_refused(self, format):
@@ -160,7 +178,7 @@ class TestResize:
 
     def test_a_ramp_is_sampled_at_pixel_centers(self):
         ramp = np.broadcast_to(np.arange(128, dtype=np.uint8) * 2, (128, 128))
-        resized = preprocessing(1, (32, 32)).resize(Image.fromarray(ramp))[..., 0].astype(float)
+        resized = preprocessing(1, (32, 32)).resize(ramp[..., None])[..., 0].astype(float)
         centers = (np.arange(32) + 0.5) * 4 - 0.5
         inner = slice(1, -1)  # at the borders the filter is cut off
         expected = np.broadcast_to(2 * centers, (32, 32))
@@ -169,14 +187,27 @@ class TestResize:
     @pytest.mark.parametrize("resize_filter", ["bilinear", "bicubic", "lanczos"])
     def test_shrinking_averages_a_checkerboard(self, resize_filter):
         board = (np.indices((128, 128)).sum(0) % 2 * 255).astype(np.uint8)
-        resized = preprocessing(1, (32, 32), resize_filter).resize(Image.fromarray(board))
+        resized = preprocessing(1, (32, 32), resize_filter).resize(board[..., None])
         np.testing.assert_allclose(resized[2:-2, 2:-2], 127.5, atol=1)
 
     def test_the_aspect_ratio_is_not_kept(self):
         halves = np.repeat(np.uint8([0, 200]), [40, 40])[:, None].repeat(20, axis=1)
-        resized = preprocessing(1, (32, 64), "nearest").resize(Image.fromarray(halves))[..., 0]
+        resized = preprocessing(1, (32, 64), "nearest").resize(halves[..., None])[..., 0]
         expected = np.repeat(np.uint8([0, 200]), 16)[:, None]
         np.testing.assert_array_equal(resized, expected * np.ones(64, np.uint8))
+
+    @pytest.mark.parametrize("channels", [2, 3, 4, 6])
+    def test_each_channel_is_resized_like_a_grey_image(self, channels):
+        pixels = noise(50, 40, channels)
+        resized = preprocessing(channels).resize(pixels)
+        for channel in range(channels):
+            alone = preprocessing(1).resize(pixels[..., channel : channel + 1])
+            np.testing.assert_array_equal(resized[..., channel], alone[..., 0])
+
+    def test_a_transform_comes_before_resizing(self):
+        pixels = noise(50, 40, 3)
+        cropped = preprocessing(3).resize(pixels, lambda image: image.crop((5, 10, 25, 40)))
+        np.testing.assert_array_equal(cropped, preprocessing(3).resize(pixels[10:40, 5:25]))
 
 
 class TestNormalize:

@@ -22,6 +22,8 @@ def test_workdir_to_official_names(tmp_path):
         model=config,
         preprocessing=Preprocessing((32, 32), 1, "bilinear", (0.5,), (0.5,)),
         class_names=("a", "b", "c"),
+        task="multiclass",
+        best_metric="auc",
         dataset="none",
         images_sha256={},
         synthetic=True,

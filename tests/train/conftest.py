@@ -37,6 +37,21 @@ def images():
 
 
 @pytest.fixture(scope="session")
+def marked_images():
+    """As many images with any of two marks, a bright left and a bright right; some not known."""
+    rng = np.random.default_rng(0)
+
+    def split(n):
+        marks = np.stack([np.arange(n) % 2, np.arange(n) // 2 % 2], axis=1).astype(np.float32)
+        pixels = 90 + 70 * np.repeat(marks, 16, axis=1)[:, None, :] + rng.normal(0, 40, (n, 32, 32))
+        marks[::5, 0] = marks[1::5, 1] = np.nan
+        return mm.InMemorySplit(np.clip(pixels, 0, 255).astype(np.uint8), marks)
+
+    splits = {"train": split(20), "val": split(10), "test": split(9)}
+    return mm.Dataset("marks", "random marks", ("left", "right"), splits, True, "multilabel")
+
+
+@pytest.fixture(scope="session")
 def experiment():
     """Returns a function (**train settings) -> a small experiment."""
 

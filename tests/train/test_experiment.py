@@ -3,6 +3,9 @@ import json
 import pytest
 
 import medmamba_jax as mm
+from medmamba_jax.data import loading
+from medmamba_jax.train import config as train_config
+from medmamba_jax.train import metrics, objective
 from medmamba_jax.train.config import TrainConfig
 
 
@@ -42,8 +45,12 @@ BAD = {
     "step_epochs": 3,
     "step_factor": 0.0,
     "clip_norm": float("nan"),
+    "loss": "hinge",
+    "focal_gamma": -1.0,
     "label_smoothing": 1.0,
     "class_weights": "auto",
+    "pos_weights": 2.0,
+    "sampler": "weighted",
     "best_metric": "f2",
     "patience": -1,
 }
@@ -57,3 +64,21 @@ def test_bad_value_is_named(field):
 
 def test_every_field_is_checked():
     assert set(BAD) == set(TrainConfig.__dataclass_fields__)
+
+
+def test_names_in_the_configuration_are_those_of_the_tables():
+    assert set(train_config.LOSSES) == {"auto", *objective.LOSSES}
+    assert train_config.SAMPLERS == tuple(loading.SAMPLERS)
+    logged = {name for names in metrics.LOGGED.values() for name in names}
+    assert set(train_config.BEST_METRICS) == logged
+
+
+@pytest.mark.parametrize("loss", ["focal", "ordinal"])
+def test_smoothing_is_of_cross_entropies(loss):
+    with pytest.raises(ValueError, match=rf"label_smoothing must be 0 with train\.loss = '{loss}'"):
+        TrainConfig(loss=loss, label_smoothing=0.1)
+
+
+def test_classes_are_evened_out_once():
+    with pytest.raises(ValueError, match=r"class_weights must be 'none' with train\.sampler"):
+        TrainConfig(sampler="balanced", class_weights="balanced")

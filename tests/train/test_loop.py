@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import medmamba_jax as mm
-from medmamba_jax.checkpoints import CheckpointStore, RunDescription
+from medmamba_jax.checkpoints import CheckpointStore, Progress, RunDescription
 from medmamba_jax.data import Preprocessing, eval_batches
 from medmamba_jax.train import NonFiniteLossError, setup
 from medmamba_jax.train import loop as loop_module
@@ -62,6 +62,7 @@ def test_what_a_run_leaves_behind(experiment, images, tmp_path, capsys, monkeypa
     best = json.loads((tmp_path / "results" / "val.json").read_text())
     assert best == results["val"] and best["num_examples"] == 10
     assert best["class_names"] == ["dark", "bright"] and best["synthetic"] is True
+    assert (best["task"], best["best_metric"]) == ("multiclass", "auc")
     for key in ("loss", "accuracy", "auc", "f1", "balanced_accuracy"):
         assert best[key] == rows[best["epoch"] - 1][f"val/{key}"]
     assert json.loads((tmp_path / "results" / "test.json").read_text())["num_examples"] == 9
@@ -70,6 +71,7 @@ def test_what_a_run_leaves_behind(experiment, images, tmp_path, capsys, monkeypa
     assert list((tmp_path / "tensorboard").glob("events*"))
     assert {p.name for p in (tmp_path / "checkpoints").iterdir()} >= {"2", str(best["epoch"])}
     printed = capsys.readouterr().out
+    assert "best by     val auc (auto: training classes have 10 to 10 images)" in printed
     assert "SYNTHETIC" in printed and "279,226" in printed and "'chunked'" in printed
     assert printed.index("compiling") < printed.index("epoch 1/2")
 
@@ -122,18 +124,67 @@ def test_non_finite_loss_names_the_step_and_frees_the_workdir(experiment, images
     assert mm.train(experiment(epochs=1), tmp_path, images)["test"]["epoch"] == 1
 
 
-def test_patience_stops_early(experiment, images, tmp_path, monkeypatch):
+def test_patience_stops_early_and_an_unpredicted_class_is_told(
+    experiment, images, tmp_path, monkeypatch, capsys
+):
     real = loop_module.evaluate_split
     metric = iter([0.9, 0.8, 0.7, 0.6, 0.5])
 
     def worsening(*args):
-        return real(*args) | {"auc": next(metric)}
+        per_class = {
+            "dark": {"num_predicted": 0, "num_examples": 5},
+            "bright": {"num_predicted": 10, "num_examples": 5},
+        }
+        return real(*args) | {"auc": next(metric), "per_class": per_class}
 
     monkeypatch.setattr(loop_module, "evaluate_split", worsening)
     results = mm.train(experiment(epochs=5, patience=2), tmp_path, images)
     assert [row["epoch"] for row in read_metrics(tmp_path)] == [1, 2, 3]
     assert results["val"]["epoch"] == 1
     assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"1", "3"}
+    lines = capsys.readouterr().out.splitlines()
+    (place,) = (i for i, line in enumerate(lines) if line.startswith("warning:"))
+    assert "not predicted 'dark' for 3 epochs (5 validation" in lines[place]
+    assert lines[place - 1].startswith("epoch 3/5")
+
+
+def test_multilabel_from_training_to_evaluation(experiment, marked_images, tmp_path, capsys):
+    options = {"batch_size": 8, "pos_weights": "balanced", "lr": 3e-3}
+    first = mm.train(experiment(epochs=1, **options), tmp_path, marked_images)
+    assert first["val"]["epoch"] == 1
+    results = mm.train(experiment(epochs=2, **options), tmp_path, marked_images)  # goes on
+    printed = capsys.readouterr().out
+    assert "binary_cross_entropy; pos_weights 1, 1" in printed and "resuming    after" in printed
+    assert "epoch 2/2 | train loss" in printed and "label acc" in printed
+    assert "of known" in printed and "subset accuracy" in printed
+
+    rows, best = read_metrics(tmp_path), results["val"]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert (best["task"], best["best_metric"]) == ("multilabel", "auc")
+    for key in ("loss", "label_accuracy", "subset_accuracy", "auc", "average_precision", "f1"):
+        assert best[key] == rows[best["epoch"] - 1][f"val/{key}"]
+    known = ~np.isnan(marked_images.splits["val"].labels)
+    assert [row["num_known"] for row in best["per_class"].values()] == known.sum(0).tolist()
+    assert json.loads((tmp_path / "results" / "test.json").read_text()) == results["test"]
+
+    description = RunDescription.read(tmp_path)
+    assert (description.task, description.class_names) == ("multilabel", ("left", "right"))
+    assert mm.evaluate(tmp_path, marked_images) == results
+
+    classes = mm.InMemorySplit(np.zeros((9, 32, 32), np.uint8), np.arange(9) % 2)
+    others = dict.fromkeys(("train", "val", "test"), classes)
+    others = dataclasses.replace(marked_images, splits=others, task="multiclass")
+    with pytest.raises(ValueError, match="labels were multilabel, those of 'marks' are multiclass"):
+        mm.evaluate(tmp_path, others)
+
+
+def test_the_sampler_of_the_configuration_draws_the_images(experiment, images, tmp_path):
+    labels = [0] * 16 + [1] * 4
+    train = mm.InMemorySplit(np.zeros((20, 32, 32), np.uint8), labels)
+    uneven = dataclasses.replace(images, splits=images.splits | {"train": train})
+    prepared = setup.prepare(experiment(sampler="balanced"), tmp_path, uneven)
+    with loop_module._training_batches(prepared, Progress(1, 1, 0.5)) as batches:
+        assert [sum(next(batches)["label"]) for _ in range(4)] == [4] * 4
 
 
 def test_another_experiment_may_not_take_the_workdir(experiment, images, run_of_two_epochs):

@@ -1,7 +1,11 @@
 """Whose a workdir is; nothing is trained."""
 
+import json
+
 import pytest
 
+from medmamba_jax.checkpoints import RunDescription
+from medmamba_jax.checkpoints.description import FILE
 from medmamba_jax.train.setup import prepare
 from medmamba_jax.train.workdir import claim
 
@@ -17,3 +21,15 @@ def test_more_epochs_need_a_schedule_that_does_not_know_the_last(experiment, ima
 
     claim(tmp_path, description(epochs=1), started=False)
     claim(tmp_path, description(epochs=2), started=True)
+
+
+def test_a_run_of_before_there_were_tasks_is_refused(experiment, images, tmp_path):
+    description = prepare(experiment(), tmp_path, images).description
+    description.write(tmp_path)
+    read = RunDescription.read(tmp_path)
+    assert (read.task, read.best_metric) == ("multiclass", "auc")
+    values = json.loads((tmp_path / FILE).read_text())
+    del values["task"], values["best_metric"]
+    (tmp_path / FILE).write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"lacks \['best_metric', 'task'\]: another version"):
+        claim(tmp_path, description, started=True)

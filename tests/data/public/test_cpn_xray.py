@@ -54,7 +54,7 @@ def outer_zip(inner):
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """Serves the returned directory as the place the builder downloads from."""
-    from medmamba_jax.data.tfds_cpn_xray import CpnXray
+    from medmamba_jax.data.public.cpn_xray import CpnXray
 
     directory = tmp_path / "server"
     directory.mkdir()
@@ -131,7 +131,7 @@ class TestDownload:
     def test_a_failure_names_the_remedies_and_a_second_try_works(
         self, server, build, images, failure, monkeypatch
     ):
-        from medmamba_jax.data.tfds_cpn_xray import CpnXray
+        from medmamba_jax.data.public.cpn_xray import CpnXray
 
         whole = outer_zip(inner_zip(images))
         url = CpnXray.URL

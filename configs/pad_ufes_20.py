@@ -1,0 +1,26 @@
+"""MedMamba-T on PAD-UFES-20, smartphone photographs of skin lesions, with the paper's recipe.
+
+Claim: the authors report accuracy 58.8 %, F1 35.8 % and AUC 0.808 on their own split, whose index
+    lists are not public; this split has the same sizes (1384 / 227 / 687), by data.split_seed.
+Command: python main.py --config=configs/pad_ufes_20.py
+    The images (2,298, 3.6 GB) are downloaded, or taken from the archive or its extracted folder
+    that you fetched yourself: --config.data.manual_dir=path/to/folder
+    The paper's split is by image: one patient's images (1,373 patients) get into different parts,
+    and the scores flatter. Split by patient: --config.data.splits=patient
+Expected: not run here, neither the training nor the download; the builder was tested on a small
+    archive of the same layout. Somebody else's replication with a split by image reached accuracy
+    47.2 % and AUC 0.714. There are 52 melanomas among the 2,298 images.
+Cost: 150 epochs of 21 steps at 224 px and batch 64; wants a GPU. The files are large PNGs and take
+    long to decode. Early stopping after 20 epochs without a better validation AUC (the paper
+    stops early, too, but does not say when).
+"""
+
+from medmamba_jax import at_size, default_config
+
+
+def get_config(size="full"):
+    config = default_config()
+    config.data.source = "tfds"
+    config.data.name = "pad_ufes_20"
+    config.train.patience = 20
+    return at_size(config, size)

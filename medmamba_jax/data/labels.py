@@ -1,0 +1,105 @@
+"""Labels: one class an image, or a yes, a no or an unknown for every class."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+_UNKNOWN = -1  # what integers, which have no NaN, write for it
+
+
+def as_labels(labels: ArrayLike) -> np.ndarray:
+    """Returns labels as a split holds them.
+
+    Args:
+        labels: integers (n,), the class of each image; or numbers (n, K): 1 where image i shows
+            class k, 0 where it does not, NaN or -1 where that is not known.
+
+    Returns:
+        Integers (n,), or float32 (n, K) with NaN where that is not known.
+
+    Raises:
+        ValueError: if the labels are neither.
+    """
+    try:
+        labels = np.asarray(labels)
+    except ValueError:
+        raise ValueError("labels must have equally many entries for every image") from None
+    if labels.ndim == 1 and labels.dtype.kind in "iu":
+        return labels
+    if labels.ndim == 2 and labels.dtype.kind in "iufb":
+        labels = labels.astype(np.float32)
+        labels[labels == _UNKNOWN] = np.nan
+        _check_values(labels, "labels", "image {}".format)
+        return labels
+    if labels.ndim == 1 and labels.dtype.kind == "f" and np.isnan(labels).any():
+        raise ValueError(
+            f"the label of image {np.isnan(labels).argmax()} is NaN: where every image has one"
+            " class, leave out the images whose class is not known"
+        )
+    raise ValueError(
+        "labels must be a vector of integers, or a table (images, classes) of 1, 0 and NaN;"
+        f" got shape {labels.shape}, dtype {labels.dtype}"
+    )
+
+
+def check_multiclass(labels: np.ndarray, num_classes: int, what: str) -> None:
+    """Checks labels of one class an image.
+
+    Args:
+        labels: what should be integers (n,).
+        num_classes: number of classes.
+        what: names the labels in an error.
+
+    Raises:
+        ValueError: if they are not, or name a class that does not exist.
+    """
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"{what} have shape {labels.shape} and dtype {labels.dtype}, but a multi-class set has"
+            " one integer an image: give that, or say task='multilabel'"
+        )
+    if labels.size and not (0 <= labels.min() and labels.max() < num_classes):
+        raise ValueError(
+            f"{what} run from {labels.min()} to {labels.max()}, but"
+            f" there are {num_classes} classes (0..{num_classes - 1})"
+        )
+
+
+def check_multilabel(
+    labels: np.ndarray, num_classes: int, what: str, describe: Callable[[int], str]
+) -> None:
+    """Checks labels of a yes, a no or an unknown for every class.
+
+    Args:
+        labels: what should be 1, 0 and NaN, (n, K).
+        num_classes: K.
+        what: names the labels in an error.
+        describe: row -> name of its image in an error.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    if labels.ndim != 2 or labels.shape[1] != num_classes or labels.dtype.kind not in "iufb":
+        raise ValueError(
+            f"{what} have shape {labels.shape} and dtype {labels.dtype}, but a multi-label set has"
+            f" {num_classes} numbers an image, one for each class: 1, 0 or NaN"
+        )
+    _check_values(labels, what, describe)
+
+
+def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Returns how many images show each class, integers (K,), of labels of either kind."""
+    if labels.ndim == 2:
+        return (labels == 1).sum(0)
+    return np.bincount(labels, minlength=num_classes)
+
+
+def _check_values(labels: np.ndarray, what: str, describe: Callable[[int], str]) -> None:
+    wrong = ~((labels == 0) | (labels == 1) | np.isnan(labels))
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise ValueError(
+            f"{what} hold {labels[row, column]:g} for class {column} of {describe(row)}; write 1"
+            " where an image shows the class, 0 where it does not, NaN where that is not known"
+        )

@@ -1,0 +1,121 @@
+"""Writing a public set to disk as a TFDS data set, without TensorFlow."""
+
+import dataclasses
+from pathlib import Path
+from typing import ClassVar
+
+import tensorflow_datasets as tfds
+from absl import logging
+
+from medmamba_jax.data.public.facts import PublicSet
+from medmamba_jax.data.public.obtaining import obtain
+
+# The one split that is stored: which images are for training is decided when they are read.
+STORED_SPLIT = "images"
+
+
+class PublicSetBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Any set of the catalogue as a TFDS builder.
+
+    Each record holds the image as it was published, its label, and as text its "filename",
+    "patient" and "split"; see `PublicImage`. Only `file_format="array_record"` can be written, and
+    `as_data_source` read, without TensorFlow.
+
+    Args:
+        public_set: which set.
+        manual_dir: a directory with the published archive or what is in it. None means download.
+        accept_changed: take an archive whose checksum is not the published one's.
+        **kwargs: as for any TFDS builder.
+    """
+
+    VERSION = tfds.core.Version("2.0.0")
+    RELEASE_NOTES: ClassVar = {
+        "2.0.0": "One split, with what is needed to split it when it is read."
+    }
+
+    def __init__(
+        self,
+        public_set: PublicSet,
+        *,
+        manual_dir: Path | None = None,
+        accept_changed: bool = False,
+        **kwargs,
+    ):
+        self.name = _stored_name(public_set, accept_changed)
+        self._public_set = public_set
+        self._manual_dir = manual_dir
+        self._accept_changed = accept_changed
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text()
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self._public_set.title,
+            homepage=self._public_set.page,
+            citation=self._public_set.citation,
+            license=self._public_set.licence,
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(None, None, 3)),
+                    "label": tfds.features.ClassLabel(names=self._public_set.class_names),
+                    "filename": text,
+                    "patient": text,
+                    "split": text,
+                }
+            ),
+            supervised_keys=("image", "label"),
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        obtained = obtain(
+            self._public_set,
+            # Not through `dl_manager`, which cannot go on with a download that broke off.
+            download_dir=Path(self.data_dir_root) / "downloads" / self._public_set.name,
+            manual_dir=self._manual_dir,
+            accept_changed=self._accept_changed,
+        )
+        return {STORED_SPLIT: self._generate_examples(obtained)}
+
+    def _generate_examples(self, obtained):
+        with obtained.explained():
+            for image in self._public_set.read(obtained.location):
+                yield image.filename, dataclasses.asdict(image)
+
+
+def prepare(
+    public_set: PublicSet,
+    data_dir: Path,
+    *,
+    manual_dir: Path | None = None,
+    accept_changed: bool = False,
+) -> Path:
+    """Writes a set below `data_dir`, unless that has been done; returns its TFDS directory.
+
+    Licence and citation are logged when it is written. A file that may have been changed goes to a
+    directory of its own, so that one who asks for the published images later does not get others.
+
+    Raises:
+        DataUnavailableError: if the images can neither be downloaded nor found in `manual_dir`.
+        FileNotFoundError: if `manual_dir` is given and does not exist.
+        ValueError: if what was found is not the set.
+    """
+    builder = PublicSetBuilder(
+        public_set,
+        manual_dir=manual_dir,
+        accept_changed=accept_changed,
+        data_dir=data_dir,
+        file_format="array_record",  # the one format that TFDS writes without TensorFlow
+    )
+    if not builder.data_path.exists():
+        logging.warning("%s", public_set.notice())
+        # `try_download_gcs` would look for a prepared copy in Google's bucket, which has none.
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+        )
+    return Path(builder.data_dir)
+
+
+def _stored_name(public_set: PublicSet, accept_changed: bool) -> str:
+    changed = accept_changed and public_set.archive.identified
+    return f"{public_set.name}_changed" if changed else public_set.name

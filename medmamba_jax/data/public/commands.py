@@ -1,0 +1,85 @@
+"""The subcommands `list` and `prepare` of `python -m medmamba_jax.data`."""
+
+import argparse
+import re
+
+from medmamba_jax.data.config import PUBLIC_SPLITS, DataConfig
+from medmamba_jax.data.public.catalogue import CATALOGUE
+from medmamba_jax.data.tfds_source import build_tfds
+
+_SIZE_SUFFIX = re.compile(r"_(64|128|224)$")
+
+
+def add_list(subcommands) -> None:
+    """Adds `list` to the subcommands of a parser."""
+    subcommands.add_parser("list", help="the public sets").set_defaults(run=lambda _: list_sets())
+
+
+def add_prepare(subcommands) -> None:
+    """Adds `prepare` to the subcommands of a parser."""
+    parser = subcommands.add_parser("prepare", help="download a public set, and write it for TFDS")
+    parser.add_argument("name", metavar="NAME", help="a name that `list` shows")
+    parser.add_argument("--data-dir", default="", help="the data.root of a run that uses it")
+    parser.add_argument("--manual-dir", default="", help="folder of an archive fetched by hand")
+    parser.add_argument("--splits", choices=PUBLIC_SPLITS, default=PUBLIC_SPLITS[0])
+    parser.add_argument("--split-seed", type=int, default=0)
+    parser.add_argument(
+        "--accept-changed-files", action="store_true", help="whatever its checksum is"
+    )
+    parser.set_defaults(run=_prepare)
+
+
+def list_sets() -> str:
+    """Returns a table of the public sets; the MedMNIST sets are in it once, not in every size."""
+    rows = [("name", "images", "classes", "download", "splits", "paper: OA, AUC", "licence")]
+    for public_set in CATALOGUE.values():
+        if _SIZE_SUFFIX.search(public_set.name):
+            continue
+        scores = public_set.scores
+        rows.append(
+            (
+                public_set.name,
+                f"{public_set.num_images:,}",
+                str(len(public_set.class_names)),
+                public_set.archive.about or "not known",
+                ", ".join(public_set.splits),
+                f"{scores.accuracy:.1f} %, {scores.auc:.3f}",
+                public_set.licence or "not known",
+            )
+        )
+    return "\n".join(
+        [
+            *_aligned(rows),
+            "Names in ...mnist stand for 28 px; put _64, _128 or _224 behind them for other sizes.",
+            "`python -m medmamba_jax.data prepare NAME` downloads a set and counts its images.",
+        ]
+    )
+
+
+def _prepare(options: argparse.Namespace) -> str:
+    dataset = build_tfds(
+        DataConfig(
+            source="tfds",
+            name=options.name,
+            root=options.data_dir,
+            manual_dir=options.manual_dir,
+            splits=options.splits,
+            split_seed=options.split_seed,
+            accept_changed_files=options.accept_changed_files,
+        )
+    )
+    counts = dataset.counts()
+    rows = [
+        ("class", *counts),
+        *((name, *(str(counts[split][name]) for split in counts)) for name in dataset.class_names),
+    ]
+    rows.append(("all", *(str(len(split)) for split in dataset.splits.values())))
+    return "\n".join(_aligned(rows))
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

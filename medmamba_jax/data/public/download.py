@@ -1,0 +1,102 @@
+"""Downloading a file: in pieces if need be, and under its name only when it is whole."""
+
+import contextlib
+import http.client
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+_TIMEOUT_SECONDS = 30
+_CHUNK_BYTES = 1 << 20
+
+
+def download(url: str, target: Path) -> None:
+    """Downloads a file, going on where an earlier try broke off.
+
+    Until the last byte is there the file is called `<target>.part`. Beside it `<target>.part.tag`
+    keeps what the server said the file's version is: a file that has changed since is downloaded
+    from its start, as is one whose server names no version or sends no parts.
+
+    Args:
+        url: http or https.
+        target: the file to write; its folder is made.
+
+    Raises:
+        OSError: if the server cannot be reached, refuses, or stops before the end.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.name}.part")
+    tag = target.with_name(f"{part.name}.tag")
+    try:
+        with _open(url, part, tag) as (response, start):
+            total = _total_bytes(response, start)
+            _append(response, part, start, total, target.name)
+    except http.client.HTTPException as error:
+        raise ConnectionError(f"the connection broke off ({error!r})") from error
+    if total is not None and part.stat().st_size != total:
+        raise ConnectionError(f"it broke off after {part.stat().st_size} of {total} bytes")
+    part.replace(target)
+    tag.unlink()
+
+
+@contextlib.contextmanager
+def _open(url: str, part: Path, tag: Path) -> Iterator[tuple[http.client.HTTPResponse, int]]:
+    """Yields the server's answer and the byte that it starts at."""
+    start = part.stat().st_size if part.exists() and tag.exists() and tag.read_text() else 0
+    response = _rest(url, start, tag.read_text()) if start else None
+    if response is None:
+        start, response = 0, _request(url, {})
+    with response:
+        if start == 0:
+            part.unlink(missing_ok=True)
+            tag.write_text(_version(response))
+        yield response, start
+
+
+def _rest(url: str, start: int, version: str) -> http.client.HTTPResponse | None:
+    """Asks for what follows byte `start`; None if the server does not answer with just that."""
+    try:
+        response = _request(url, {"Range": f"bytes={start}-", "If-Range": version})
+    except urllib.error.HTTPError as error:
+        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return None
+        raise
+    if response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+        return response
+    response.close()
+    return None
+
+
+def _request(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
+    request = urllib.request.Request(url, headers=headers)
+    try:
+        return urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise
+
+
+def _version(response: http.client.HTTPResponse) -> str:
+    """What If-Range may name; "" if there is nothing."""
+    etag = response.headers.get("ETag", "")
+    if etag and not etag.startswith("W/"):  # a weak one may cover files that differ in bytes
+        return etag
+    return response.headers.get("Last-Modified", "")
+
+
+def _total_bytes(response: http.client.HTTPResponse, start: int) -> int | None:
+    length = response.headers.get("Content-Length")
+    return None if length is None else start + int(length)
+
+
+def _append(response, part, start, total, name):
+    progress = tqdm(
+        desc=name, total=total, initial=start, unit="B", unit_scale=True, disable=None, leave=False
+    )
+    with progress, part.open("ab") as file:
+        while chunk := response.read(_CHUNK_BYTES):
+            file.write(chunk)
+            progress.update(len(chunk))

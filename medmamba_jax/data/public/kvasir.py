@@ -1,0 +1,34 @@
+"""Kvasir, version 1: endoscopy of the digestive tract."""
+
+from medmamba_jax.data.public.facts import Archive, PublicSet, Scores
+from medmamba_jax.data.public.listing import class_folder_reader
+
+_CLASS_NAMES = (
+    "dyed-lifted-polyps",
+    "dyed-resection-margins",
+    "esophagitis",
+    "normal-cecum",
+    "normal-pylorus",
+    "normal-z-line",
+    "polyps",
+    "ulcerative-colitis",
+)
+
+KVASIR = PublicSet(
+    name="kvasir",
+    title="Kvasir v1, endoscopic images of the digestive tract, 720x576 to 1920x1072 px",
+    page="https://datasets.simula.no/kvasir",
+    archive=Archive(
+        "https://datasets.simula.no/downloads/kvasir/kvasir-dataset.zip", about="1.2 GB"
+    ),
+    licence="no named one; the page allows research and teaching, all else by written permission",
+    citation=(
+        "K. Pogorelov et al., KVASIR: A Multi-Class Image Dataset for Computer Aided"
+        " Gastrointestinal Disease Detection, MMSys 2017, doi:10.1145/3083187.3083212."
+    ),
+    class_counts=dict.fromkeys(_CLASS_NAMES, 500),
+    split_sizes={"train": 2408, "val": 392, "test": 1200},
+    scores=Scores(78.7, 78.8, 97.0, 78.6, 78.8, 0.973),
+    splits=("paper",),
+    read=class_folder_reader(_CLASS_NAMES),
+)

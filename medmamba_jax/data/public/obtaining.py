@@ -1,0 +1,131 @@
+"""Where the published file of a set is: where the user put it, or downloaded."""
+
+import contextlib
+import dataclasses
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from medmamba_jax.data.dataset import DataUnavailableError
+from medmamba_jax.data.public.download import download
+from medmamba_jax.data.public.facts import Archive, PublicSet
+
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Obtained:
+    """The files of a set on this machine.
+
+    Attributes:
+        public_set: the set.
+        location: a file or a folder.
+        downloaded: whether the file was downloaded, and not given by the user.
+    """
+
+    public_set: PublicSet
+    location: Path
+    downloaded: bool
+
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turns what is raised while the files are read into an error with a remedy.
+
+        Raises:
+            DataUnavailableError: if a download is damaged. It is removed: another try would
+                take it for what it should be.
+            ValueError: if what the user gave is damaged, or the files are not those of the set.
+        """
+        try:
+            yield
+        except _DAMAGED as error:
+            reason = f"is damaged ({error})"
+            if self.downloaded:
+                raise self.discarded(reason) from error
+            raise ValueError(f"{self.location} {reason}: get it again") from error
+        except (ValueError, NotImplementedError) as error:
+            raise ValueError(
+                f"{self.location} cannot be used: {error}. The set is published at"
+                f" {self.public_set.page}"
+            ) from error
+
+    def discarded(self, reason: str) -> DataUnavailableError:
+        """Removes the download, and returns the error that says so."""
+        self.location.unlink()
+        url = self.public_set.archive.url
+        return _unavailable(self.public_set, f"the download from {url} {reason}")
+
+
+def obtain(
+    public_set: PublicSet, *, download_dir: Path, manual_dir: Path | None, accept_changed: bool
+) -> Obtained:
+    """Finds the files of a set, or downloads them.
+
+    Args:
+        public_set: the set.
+        download_dir: where downloads are kept.
+        manual_dir: where the user put the archive, or what is in it; None to download it. The
+            archive is taken where it is there under its published name, and else the folder.
+        accept_changed: take a file whose checksum is not the published one's.
+
+    Raises:
+        DataUnavailableError: if the download fails.
+        FileNotFoundError: if there is no `manual_dir`.
+        ValueError: if a file that the user gave is not the published one.
+    """
+    archive = public_set.archive
+    if manual_dir is None:
+        obtained = Obtained(public_set, _downloaded(public_set, download_dir), downloaded=True)
+    elif manual_dir.is_dir():
+        file = manual_dir / archive.name
+        obtained = Obtained(public_set, file if file.is_file() else manual_dir, downloaded=False)
+    else:
+        raise FileNotFoundError(
+            f"no directory {manual_dir}: set data.manual_dir to the directory that holds"
+            f" {archive.name} from {public_set.page}, or what is in it"
+        )
+    if accept_changed or obtained.location.is_dir():
+        return obtained
+    if difference := _difference(archive, obtained.location):
+        if obtained.downloaded:
+            raise obtained.discarded(difference)
+        raise ValueError(
+            f"{obtained.location} {difference}: get it again from {public_set.page}, or accept it"
+            " as it is with data.accept_changed_files=True"
+        )
+    return obtained
+
+
+def _downloaded(public_set: PublicSet, folder: Path) -> Path:
+    target = folder / public_set.archive.name
+    if not target.exists():
+        url = public_set.archive.url
+        try:
+            download(url, target)
+        except OSError as error:
+            reason = f"{url} could not be downloaded ({error})"
+            raise _unavailable(public_set, reason) from error
+    return target
+
+
+def _unavailable(public_set: PublicSet, reason: str) -> DataUnavailableError:
+    return DataUnavailableError(
+        f"{reason}. Try again, or get {public_set.archive.name} from {public_set.page} and put it"
+        " into data.manual_dir; `python main.py` runs on synthetic images without any download"
+    )
+
+
+def _difference(archive: Archive, path: Path) -> str | None:
+    """How a file differs from the published one, as far as that is known."""
+    if archive.size is not None and path.stat().st_size != archive.size:
+        return f"has {path.stat().st_size} bytes, not the {archive.size} of the published file"
+    for algorithm in ("md5", "sha256"):
+        if (expected := getattr(archive, algorithm)) is None:
+            continue
+        with path.open("rb") as file:
+            actual = hashlib.file_digest(file, algorithm).hexdigest()
+        if actual != expected:
+            return f"has the {algorithm} {actual}, not {expected} as published"
+    return None

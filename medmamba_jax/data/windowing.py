@@ -1,0 +1,87 @@
+"""How intensities of more than 8 bits become 8."""
+
+import math
+from numbers import Real
+
+import numpy as np
+
+Window = str | tuple[float, float]
+
+NAMED_WINDOWS = ("auto", "full")
+ALLOWED = "'auto', 'full', or two numbers LOW,HIGH with LOW < HIGH"
+
+
+def parse_window(value: object) -> Window:
+    """Reads a window as a command line, a config file or JSON gives it.
+
+    Args:
+        value: "auto", "full", "LOW,HIGH", or two numbers.
+
+    Returns:
+        "auto", "full" or (low, high).
+
+    Raises:
+        ValueError: if it is none of these.
+    """
+    if isinstance(value, str):
+        if value in NAMED_WINDOWS:
+            return value
+        try:
+            value = [float(bound) for bound in value.strip("() ").split(",")]
+        except ValueError:
+            raise ValueError(f"a window must be {ALLOWED}; got {value!r}") from None
+    bounds = tuple(value) if isinstance(value, tuple | list) else ()
+    if len(bounds) == 2 and all(map(_is_finite, bounds)) and bounds[0] < bounds[1]:
+        return float(bounds[0]), float(bounds[1])
+    raise ValueError(f"a window must be {ALLOWED}; got {value!r}")
+
+
+def to_uint8(pixels: np.ndarray, window: Window) -> np.ndarray:
+    """Maps a window of intensities to 0..255, linearly and rounded to the nearest integer.
+
+    What lies outside a (low, high) window saturates at 0 or 255. An image of one value only becomes
+    black. uint8 is not touched, whatever the window.
+
+    Args:
+        pixels: any shape; integers, floating point numbers or booleans.
+        window: "auto", from the smallest to the largest value of these pixels; "full", all that
+            their dtype can hold; or (low, high).
+
+    Returns:
+        uint8, of the same shape.
+
+    Raises:
+        ValueError: if the pixels are no numbers, are NaN or infinite, or have a dtype without a
+            range and the window is "full".
+    """
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype.kind not in "biuf":
+        raise ValueError(f"pixels must be real numbers; got {pixels.dtype}: save them as such")
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise ValueError("some pixels are NaN or infinite: replace them by numbers")
+    if window == "auto":
+        low, high = float(pixels.min()), float(pixels.max())
+    elif window == "full":
+        low, high = _dtype_range(pixels.dtype)
+    else:
+        low, high = window
+    if low == high:
+        return np.where(pixels > low, 255, 0).astype(np.uint8)
+    scaled = (pixels.astype(np.float64) - low) * (255 / (high - low))
+    return np.rint(np.clip(scaled, 0, 255, out=scaled), out=scaled).astype(np.uint8)
+
+
+def _dtype_range(dtype: np.dtype) -> tuple[float, float]:
+    if dtype.kind == "b":
+        return 0.0, 1.0
+    if dtype.kind == "f":
+        raise ValueError(
+            f"{dtype} pixels have no full range: set data.window to auto or to LOW,HIGH"
+        )
+    limits = np.iinfo(dtype)
+    return float(limits.min), float(limits.max)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
