@@ -110,8 +110,8 @@ class Problem:
 def packed_width(rank: int, chunk: int) -> int:
     """Width of a pixel's packed row: the low-rank step size, B, C, then zeros.
 
-    In the order of the model's projection, so that XLA finds nothing to copy where there are no
-    zeros. Mosaic wants chunk * width to be a multiple of 16.
+    In the order of the model's projection, so that there is nothing to copy where nothing is
+    padded. Mosaic wants chunk * width to be a multiple of 16.
     """
     width = rank + 2 * STATES
     while chunk * width % 16:
