@@ -178,19 +178,23 @@ def plot(path: str, title: str, rows) -> None:
     from matplotlib import pyplot
 
     shapes = list(dict.fromkeys(row["shape"] for row in rows))
-    names = list(dict.fromkeys(row["implementation"] for row in rows))
+    bars = list(dict.fromkeys((row["implementation"], row["dtype"]) for row in rows))
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
     for axis, column in zip(axes, ("forward_ms", "backward_ms"), strict=True):
-        for i, name in enumerate(names):
-            found = {row["shape"]: row[column] for row in rows if row["implementation"] == name}
-            places = [j + (i - (len(names) - 1) / 2) * 0.8 / len(names) for j in range(len(shapes))]
+        for i, bar in enumerate(bars):
+            found = {
+                row["shape"]: row[column]
+                for row in rows
+                if (row["implementation"], row["dtype"]) == bar
+            }
+            places = [j + (i - (len(bars) - 1) / 2) * 0.8 / len(bars) for j in range(len(shapes))]
             heights = [found.get(shape, float("nan")) for shape in shapes]
-            axis.bar(places, heights, 0.8 / len(names), label=name)
+            axis.bar(places, heights, 0.8 / len(bars), label=", ".join(bar))
         axis.set_xticks(range(len(shapes)), shapes)
         axis.set_yscale("log")
         axis.set_title(column.removesuffix("_ms"))
     axes[0].set_ylabel("ms")
-    axes[1].legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
 

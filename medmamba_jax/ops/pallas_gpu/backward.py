@@ -32,6 +32,7 @@ def make_backward(problem: Problem, *, interpret: bool):
             d_dt = d_drive * u[t] + (d_exponent * A).sum(n)
             du[t] = d_drive * dt[t] + D * dy[t]
             d_step[t] = d_dt * sigmoid(step[t] + bias)    # = d_dt * (1 - exp(-dt)); the softplus
+            d_bias += d_step[t]
             dh *= a
 
     h comes from a chunk's boundary state: pass A walks the chunk forward, writes dC and keeps every
@@ -46,8 +47,8 @@ def make_backward(problem: Problem, *, interpret: bool):
     Arrays as in `make_forward`; dy like the map, (b, h, w, d) or (b, h, w, k, d); ends and totals,
     with several segments, of the adjoint `make_segment_ends`. Returns du (b, h, w, k, d) in u's
     dtype, and in float32 d_step (b, h, w, k, d); dB and dC side by side
-    (b, h, w, k, tiles * 2n), a part for each tile of channels; dA (b, k, segments, n, d) and
-    dD (b, k, segments, d), a part for each image.
+    (b, h, w, k, tiles * 2n), a part for each tile of channels; dA (b, k, segments, n, d), dD and
+    d_bias (b, k, segments, d), a part for each image.
     """
     p, cut = problem, problem.config
     walk = Walk(p, cut.chunk)
@@ -59,7 +60,7 @@ def make_backward(problem: Problem, *, interpret: bool):
     def body(*refs, barrier, step_s=None, du_s=None, **scratch):
         dy_ref, u_ref, packed_ref, step_ref, bias_ref, A_ref, D_ref, states_ref, *refs = refs
         ends_refs = (refs.pop(0), refs.pop(0)) if segmented else None
-        du_ref, dstep_ref, dBC_ref, dA_ref, dD_ref = refs
+        du_ref, dstep_ref, dBC_ref, dA_ref, dD_ref, dbias_ref = refs
 
         me = lax.axis_index("warpgroup")
         k, s = lax.axis_index("k"), lax.axis_index("s")
@@ -67,10 +68,11 @@ def make_backward(problem: Problem, *, interpret: bool):
         d = lax.rem(group, p.tiles)
         images = pl.ds(lax.div(group, p.tiles) * IMAGES, IMAGES)
         channels = pl.ds(d * CHANNELS, CHANNELS)
-        dy_s, u_s, packed_s, dt_s, stash, drive_s, exponent_s, dBC_s, dD_s = (
+        dy_s, u_s, packed_s, stash, vectors_s, dBC_s, sums_s = (
             scratch[name].at[me]
-            for name in "dy_s u_s packed_s dt_s stash drive_s exponent_s dBC_s dD_s".split()
+            for name in "dy_s u_s packed_s stash vectors_s dBC_s sums_s".split()
         )
+        dt_s, drive_s, exponent_s = (vectors_s.at[i] for i in range(3))
         step_s = step_s.at[me] if reads_steps else None
         du_s = du_s.at[me] if narrow else drive_s  # what leaves by bulk copy
 
@@ -103,7 +105,8 @@ def make_backward(problem: Problem, *, interpret: bool):
             weight_ref = None if reads_steps else step_ref.at[k, :, channels]
             steps = StepSizes(p, weight_ref, bias_ref.at[k, channels], interpret)
             step_slot = step_s.at[slot] if reads_steps else None
-            steps.stage(T, packed_s.at[slot], step_slot, dt_s, walk.real_pixels(k, c))
+            real_pixels = walk.real_pixels(k, c)
+            steps.stage(T, packed_s.at[slot], step_slot, dt_s, real_pixels)
             D = lane.vectors(lane.load(D_ref.at[k, channels], 0, 1))
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the last chunk's gradients have left
             tile.base.warp_barrier()
@@ -114,10 +117,10 @@ def make_backward(problem: Problem, *, interpret: bool):
                 return dt, u, ops.load(dy_s.at[slot, :, t], 1).astype(jnp.float32)
 
             def B(t):
-                return tile.spread(tile.load(packed_s.at[slot, :, t, pl.ds(0, STATES)], 2), 2)
+                return tile.spread(tile.load(packed_s.at[slot, :, t, p.B], 2), 2)
 
             def C(t):
-                return tile.spread(tile.load(packed_s.at[slot, :, t, pl.ds(STATES, STATES)], 2), 2)
+                return tile.spread(tile.load(packed_s.at[slot, :, t, p.C], 2), 2)
 
             def advance(i, h):
                 """Step i's decay a, a * h and the new state."""
@@ -166,7 +169,8 @@ def make_backward(problem: Problem, *, interpret: bool):
             h = boundary_state(jnp.maximum(c - 1, 0))  # arrives behind the epilogue
             tile.base.warp_barrier()
 
-            def epilogue(t, dD):
+            def epilogue(t, sums):
+                dD, dbias = sums
                 dt, u, dy = vectors(lane, t)
                 d_drive, d_exponent = (
                     lane.load(drive_s.at[:, t], 1),
@@ -174,11 +178,16 @@ def make_backward(problem: Problem, *, interpret: bool):
                 )
                 du_s[:, t] = (d_drive * dt + dy * D).astype(p.dtype)
                 d_dt = d_exponent * LN_2 + d_drive * u
-                exponent_s[:, t] = d_dt * sigmoid_of_softplus(dt) if p.softplus else d_dt
-                return dD + dy * u
+                if p.softplus:
+                    d_step = d_dt * sigmoid_of_softplus(dt)  # 0 past the real pixels, like dt
+                else:
+                    d_step = d_dt if real_pixels is None else d_dt * (t < real_pixels)
+                exponent_s[:, t] = d_step
+                return dD + dy * u, dbias + d_step
 
-            # In shared memory between chunks: a register more would spill.
-            dD_s[...] = lax.fori_loop(0, T, epilogue, lane.load(dD_s, 1), unroll=True)
+            # In shared memory between chunks: registers more would spill.
+            sums = (lane.load(sums_s.at[0], 1), lane.load(sums_s.at[1], 1))
+            sums_s[0], sums_s[1] = lax.fori_loop(0, T, epilogue, sums, unroll=True)
             plgpu.commit_smem()
 
             part = pl.ds(d * 2 * STATES, 2 * STATES)
@@ -202,11 +211,12 @@ def make_backward(problem: Problem, *, interpret: bool):
                 ends = (ref.at[images, k] for ref in ends_refs)
                 last = cut.backward_segments - 1
                 dh = chain_ends(tile, A, *ends, channels, last, last - s)
-            dD_s[...] = lane.zeros(1)
+            sums_s[0] = sums_s[1] = lane.zeros(1)
             carry = (dh, tile.zeros(), boundary_state(jnp.maximum(end - 1, 0)))
             _, dA, _ = lax.fori_loop(0, end - first, walk_chunk, carry)
             dA_ref[images, k, s, :, channels] = dA
-            dD_ref[images, k, s, channels] = lane.load(dD_s, 1)
+            dD_ref[images, k, s, channels] = lane.load(sums_s.at[0], 1)
+            dbias_ref[images, k, s, channels] = lane.load(sums_s.at[1], 1)
             plgpu.wait_smem_to_gmem(0)
 
     def shared(*axes, dtype=jnp.float32):
@@ -220,12 +230,10 @@ def make_backward(problem: Problem, *, interpret: bool):
         "dy_s": shared(SLOTS, *vector, dtype=p.dtype),
         "u_s": shared(SLOTS, *vector, dtype=p.dtype),
         "packed_s": shared(SLOTS, IMAGES, T, p.packed),
-        "dt_s": shared(*vector),
         "stash": shared(pairs + T % 2, IMAGES, STATES, CHANNELS),
-        "drive_s": shared(*vector),
-        "exponent_s": shared(*vector),
+        "vectors_s": shared(3, *vector),  # one array: each is padded to a KiB
         "dBC_s": shared(IMAGES, T, 2 * STATES),
-        "dD_s": shared(IMAGES, CHANNELS),
+        "sums_s": shared(2, IMAGES, CHANNELS),
     }
     if reads_steps:
         scratch["step_s"] = shared(SLOTS, *vector, dtype=p.step_dtype)
@@ -238,6 +246,7 @@ def make_backward(problem: Problem, *, interpret: bool):
             shape((p.b, h, w, p.k, p.d), jnp.float32),
             shape((p.b, h, w, p.k, p.tiles * 2 * STATES), jnp.float32),
             shape((p.b, p.k, cut.backward_segments, STATES, p.d), jnp.float32),
+            shape((p.b, p.k, cut.backward_segments, p.d), jnp.float32),
             shape((p.b, p.k, cut.backward_segments, p.d), jnp.float32),
         ],
         scratch_types=scratch,

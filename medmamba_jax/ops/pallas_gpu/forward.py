@@ -74,11 +74,11 @@ def make_forward(problem: Problem, *, outputs: bool, states: bool, interpret: bo
                 t = walk.pixel(k, i)
                 u = tile.load(u_s.at[slot, :, t], 1).astype(jnp.float32)
                 dt = tile.load(dt_s.at[:, t], 1)
-                B = tile.load(packed_s.at[slot, :, t, pl.ds(0, STATES)], 2)
+                B = tile.load(packed_s.at[slot, :, t, p.B], 2)
                 a = jnp.exp2(tile.spread(dt, 1) * A)
                 h = a * h + tile.spread(dt * u, 1) * tile.spread(B, 2)
                 if outputs:
-                    C = tile.load(packed_s.at[slot, :, t, pl.ds(STATES, STATES)], 2)
+                    C = tile.load(packed_s.at[slot, :, t, p.C], 2)
                     y = tile.dot_rows(h, tile.spread(C, 2)) + D * u
                     y_s[slot, :, t] = y.astype(p.dtype)
                 return h

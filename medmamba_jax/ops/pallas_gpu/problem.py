@@ -74,11 +74,18 @@ class Problem:
 
     @property
     def packed(self) -> int:
-        """Width of a pixel's packed row: B, C, then the low-rank step size, padded with zeros.
-
-        Mosaic wants chunk * width to be a multiple of 16.
-        """
+        """Width of a pixel's packed row, see `packed_width`."""
         return packed_width(self.rank, self.config.chunk)
+
+    @property
+    def B(self) -> slice:
+        """Where B stands in a pixel's packed row."""
+        return slice(self.rank, self.rank + STATES)
+
+    @property
+    def C(self) -> slice:
+        """Where C stands in a pixel's packed row."""
+        return slice(self.rank + STATES, self.rank + 2 * STATES)
 
     @property
     def padded(self) -> tuple[int, int]:
@@ -101,8 +108,15 @@ class Problem:
 
 
 def packed_width(rank: int, chunk: int) -> int:
-    """`Problem.packed`."""
-    return 2 * STATES + (max(rank, 8 if chunk % 2 == 0 else 16) if rank else 0)
+    """Width of a pixel's packed row: the low-rank step size, B, C, then zeros.
+
+    In the order of the model's projection, so that there is nothing to copy where nothing is
+    padded. Mosaic wants chunk * width to be a multiple of 16.
+    """
+    width = rank + 2 * STATES
+    while chunk * width % 16:
+        width += 4
+    return width
 
 
 def choose_config(b: int, h: int, w: int, k: int, d: int, *, rank: int, four_orders: bool, dtype):
@@ -114,7 +128,7 @@ def choose_config(b: int, h: int, w: int, k: int, d: int, *, rank: int, four_ord
     """
     chunk, forward_chunks = _choose_chunks(h, w, four_orders)
     warpgroups = 3
-    while backward_bytes(chunk, rank, np.dtype(dtype)) * warpgroups + 1024 > SHARED_MEMORY:
+    while backward_bytes(chunk, rank, np.dtype(dtype), warpgroups) > SHARED_MEMORY:
         warpgroups -= 1
     tiles = math.ceil(b / IMAGES) * (d // CHANNELS)
     chunks = h * w // (chunk * forward_chunks)
@@ -160,13 +174,18 @@ def _backward_cost(ctas: int, segments: int) -> float:
     return waves if segments == 1 else waves + 0.33 * ctas / MULTIPROCESSORS
 
 
-def backward_bytes(chunk: int, rank: int, dtype: np.dtype) -> int:
-    """Shared memory of one warpgroup of the backward kernel."""
+def backward_bytes(chunk: int, rank: int, dtype: np.dtype, warpgroups: int) -> int:
+    """Shared memory of the backward kernel, whose arrays are each padded to a KiB."""
     vector = IMAGES * chunk * CHANNELS
-    streams = 2 * (2 * vector * dtype.itemsize + 4 * IMAGES * chunk * packed_width(rank, chunk))
-    if not rank:
-        streams += 2 * 4 * vector
-    stash = 4 * math.ceil(chunk / 2) * IMAGES * STATES * CHANNELS
-    narrow = vector * dtype.itemsize if dtype.itemsize < 4 else 0
-    own = 3 * vector + IMAGES * chunk * 2 * STATES + IMAGES * CHANNELS
-    return streams + stash + narrow + 4 * own
+    arrays = [
+        *2 * [2 * vector * dtype.itemsize],  # u, dy
+        2 * 4 * IMAGES * chunk * packed_width(rank, chunk),
+        0 if rank else 2 * 4 * vector,  # step sizes
+        4 * math.ceil(chunk / 2) * IMAGES * STATES * CHANNELS,  # states
+        3 * 4 * vector,
+        4 * IMAGES * chunk * 2 * STATES,  # dB, dC
+        2 * 4 * IMAGES * CHANNELS,
+        vector * dtype.itemsize if dtype.itemsize < 4 else 0,  # du
+    ]
+    barriers = 2 * 8 * warpgroups
+    return barriers + sum(math.ceil(warpgroups * size / 1024) * 1024 for size in arrays)

@@ -11,13 +11,16 @@ import numpy as np
 from medmamba_jax.ops.pallas_gpu.backward import make_backward
 from medmamba_jax.ops.pallas_gpu.by_image import by_image
 from medmamba_jax.ops.pallas_gpu.forward import make_forward
+from medmamba_jax.ops.pallas_gpu.lowered import lowered
 from medmamba_jax.ops.pallas_gpu.problem import (
     IMAGES,
     LARGEST_PROJECTED_RANK,
+    SHORTEST_LINE,
     STATES,
     KernelConfig,
     Problem,
     choose_config,
+    packed_width,
 )
 from medmamba_jax.ops.pallas_gpu.segments import make_segment_ends
 
@@ -48,18 +51,20 @@ def scan_image(u, dt, B, C, *, dt_weight, dt_bias, A, D, **mode) -> jax.Array:
     """`ss2d_scan` in the kernels: arguments and result as there; `mode` as in `Mode`."""
     rank = dt.shape[-1]
     projected = rank <= LARGEST_PROJECTED_RANK
-    width = 4 if rank <= 4 else 8
     if projected:
-        step = _pad(dt_weight.astype(jnp.float32), 1, width)
-        low_rank = [_pad(dt.astype(jnp.float32), -1, width)]
+        rank = 4 if rank <= 4 else 8
+        step = _pad(_float32(dt_weight), 1, rank)
+        low_rank = [_pad(dt, -1, rank)]
     else:
+        rank = 0
         # Accumulated and kept in float32; the product itself has JAX's default precision, as all
         # projections have.
         step = jnp.einsum("bhwkr,krd->bhwkd", dt, dt_weight, preferred_element_type=jnp.float32)
         low_rank = []
-    packed = jnp.concatenate([B.astype(jnp.float32), C.astype(jnp.float32), *low_rank], -1)
-    mode = Mode(four_orders=True, rank=width if projected else 0, softplus=True, **mode)
-    return _scan(mode, u, packed, step, dt_bias.astype(jnp.float32), _scaled(A), _float32(D))
+    mode = Mode(four_orders=True, rank=rank, softplus=True, **mode)
+    packed = _float32(jnp.concatenate([*low_rank, B, C], -1))
+    packed = _pad(packed, -1, packed_width(rank, _config(mode, u, packed).chunk))
+    return _scan(mode, u, packed, step, _float32(dt_bias), _scaled(A), _float32(D))
 
 
 def scan_sequences(u, delta, A, B, C, D, *, delta_bias, delta_softplus, **mode) -> jax.Array:
@@ -75,7 +80,9 @@ def scan_sequences(u, delta, A, B, C, D, *, delta_bias, delta_softplus, **mode) 
 def lower() -> None:
     """Lowers forward and backward kernels of a small scan; raises whatever this jax cannot do."""
     f32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-    arrays = (f32((4, 8, 8, 32)), f32((4, 8, 8, 4, 3)), *2 * [f32((4, 8, 8, 4, STATES))])
+    # The shortest chunks, because each step of an unrolled one takes time to lower.
+    maps = (4, SHORTEST_LINE, SHORTEST_LINE)
+    arrays = (f32((*maps, 32)), f32((*maps, 4, 3)), *2 * [f32((*maps, 4, STATES))])
     parameters = {"dt_weight": (4, 3, 32), "dt_bias": (4, 32), "A": (4, 32, STATES), "D": (4, 32)}
 
     def loss(arrays, parameters):
@@ -104,7 +111,7 @@ def _pad(x, axis, size):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scan(mode, u, packed, step, bias, A, D):
-    """u (b, h, w[, k], d), packed (b, h, w, k, 2n + rank), step, bias, A, D as in `make_forward`.
+    """u (b, h, w[, k], d), packed (b, h, w, k, p), step, bias, A, D as in `make_forward`.
 
     Returns y like u: with four orders the sum of the directions, otherwise each by itself.
     """
@@ -129,25 +136,33 @@ def _scan_backward(mode, residuals, dy):
 _scan.defvjp(_scan_forward, _scan_backward)
 
 
+def _config(mode: Mode, u, packed) -> KernelConfig:
+    return mode.config or choose_config(
+        *packed.shape[:4], u.shape[-1], rank=mode.rank, four_orders=mode.four_orders, dtype=u.dtype
+    )
+
+
 def _problem(mode: Mode, u, packed, step) -> Problem:
     b, h, w, k, _ = packed.shape
-    d = u.shape[-1]
-    config = mode.config or choose_config(
-        b, h, w, k, d, rank=mode.rank, four_orders=mode.four_orders, dtype=u.dtype
-    )
     return Problem(
         b=math.ceil(b / IMAGES) * IMAGES,
         h=h,
         w=w,
         k=k,
-        d=d,
+        d=u.shape[-1],
         four_orders=mode.four_orders,
         rank=mode.rank,
         softplus=mode.softplus,
         dtype=np.dtype(u.dtype),
         step_dtype=np.dtype(step.dtype),
-        config=config,
+        config=_config(mode, u, packed),
     )
+
+
+def _kernel(mode: Mode, make, p: Problem, **options):
+    if mode.interpret:
+        return make(p, **options, interpret=True)
+    return lowered(make, p, **options)
 
 
 def _to_tiles(p: Problem, x):
@@ -157,7 +172,6 @@ def _to_tiles(p: Problem, x):
 
 
 def _prepare(p: Problem, u, packed, step):
-    packed = _pad(packed, -1, p.packed)
     return _to_tiles(p, u), _to_tiles(p, packed), step if p.rank else _to_tiles(p, step)
 
 
@@ -166,7 +180,7 @@ def _forward(mode: Mode, u, packed, step, bias, A, D):
     p = _problem(mode, u, packed, step)
     b = u.shape[0]
     arrays = (*_prepare(p, u, packed, step), bias, A, D)
-    forward = make_forward(p, outputs=True, states=mode.keep_states, interpret=mode.interpret)
+    forward = _kernel(mode, make_forward, p, outputs=True, states=mode.keep_states)
     y, *states = forward(*arrays, *_forward_ends(p, mode, *arrays))
     y = y[:b, : p.h, : p.w]
     if p.four_orders:
@@ -179,7 +193,7 @@ def _forward_ends(p: Problem, mode: Mode, u, packed, step, bias, A, D):
     """The forward kernel's last arguments: none for a single segment."""
     if p.config.forward_segments == 1:
         return ()
-    ends = make_segment_ends(p, adjoint=False, interpret=mode.interpret)
+    ends = _kernel(mode, make_segment_ends, p, adjoint=False)
     return ends(u, packed, step, bias, A)
 
 
@@ -191,24 +205,39 @@ def _backward(mode: Mode, u, packed, step, bias, A, D, dy, *states):
     if states:
         states = [_pad(states[0], 0, p.b)]
     else:
-        rewrite = make_forward(p, outputs=False, states=True, interpret=mode.interpret)
+        rewrite = _kernel(mode, make_forward, p, outputs=False, states=True)
         states = rewrite(*arrays, *_forward_ends(p, mode, *arrays))
     dy = _to_tiles(p, dy)
     ends = ()
     if p.config.backward_segments > 1:
-        ends = make_segment_ends(p, adjoint=True, interpret=mode.interpret)(dy, *arrays[1:5])
-    backward = make_backward(p, interpret=mode.interpret)
-    du, dstep, dBC, dA, dD = backward(dy, *arrays, *states, *ends)
+        ends = _kernel(mode, make_segment_ends, p, adjoint=True)(dy, *arrays[1:5])
+    backward = _kernel(mode, make_backward, p)
+    du, dstep, dBC, dA, dD, dbias = backward(dy, *arrays, *states, *ends)
 
     du, dstep, dBC = (x[:b, :h, :w] for x in (du, dstep, dBC))
-    dA, dD = dA[:b].sum(2) / LOG2_E, dD[:b].sum(2)  # A came scaled
+    dA, dD, dbias = (x[:b].sum(2) for x in (dA, dD, dbias))
+    dA /= LOG2_E  # A came scaled
     if p.four_orders:
         du = du.astype(jnp.float32).sum(3).astype(u.dtype)
     dpacked = dBC.reshape(b, h, w, k, p.tiles, 2 * STATES).sum(4)
-    dbias = dstep.sum((1, 2))
     if p.rank:
-        low_rank = packed[..., 2 * STATES :]
-        dlow = jnp.einsum("bhwkd,krd->bhwkr", dstep, step, preferred_element_type=jnp.float32)
-        dpacked = jnp.concatenate([dpacked, dlow], -1)
-        dstep = jnp.einsum("bhwkr,bhwkd->bkrd", low_rank, dstep, preferred_element_type=jnp.float32)
+        dlow, dstep = _project_back(dstep, packed[..., : p.rank], step)
+        dpacked = _pad(jnp.concatenate([dlow, dpacked], -1), -1, p.packed)
     return du, dpacked, dstep, dbias, dA, dD
+
+
+def _project_back(dstep, low_rank, weight):
+    """Gradients of low_rank (b, h, w, k, r) and, for each image, of weight (k, r, d).
+
+    All directions in one product whose matrices are (block) diagonal in k: with k as a batch axis
+    XLA would first write dstep (b, h, w, k, d), the largest array here, in another order.
+    """
+    b, h, w, k, d = dstep.shape
+    r = weight.shape[1]
+    dstep = dstep.reshape(b, h * w, k * d)
+    blocks = jnp.einsum("krd,kj->kdjr", weight, jnp.eye(k)).reshape(k * d, k * r)
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    dlow = product("bld,dr->blr", dstep, blocks).reshape(low_rank.shape)
+    low_rank = low_rank.reshape(b, h * w, k * r)
+    dweight = product("blr,bld->brd", low_rank, dstep).reshape(b, k, r, k, d)
+    return dlow, jnp.stack([dweight[:, i, :, i] for i in range(k)], 1)

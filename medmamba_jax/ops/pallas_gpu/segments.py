@@ -77,8 +77,8 @@ def make_segment_ends(problem: Problem, *, adjoint: bool, interpret: bool):
                 x = tile.load(x_s.at[slot, :, t], 1).astype(jnp.float32)
                 dt = tile.load(dt_s.at[:, t], 1)
                 a = jnp.exp2(tile.spread(dt, 1) * A)
-                row = pl.ds(STATES if adjoint else 0, STATES)
-                row = tile.spread(tile.load(packed_s.at[slot, :, t, row], 2), 2)
+                row = packed_s.at[slot, :, t, p.C if adjoint else p.B]
+                row = tile.spread(tile.load(row, 2), 2)
                 if adjoint:
                     return a * (h + tile.spread(x, 1) * row)
                 return a * h + tile.spread(dt * x, 1) * row

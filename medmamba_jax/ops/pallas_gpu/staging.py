@@ -5,7 +5,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from medmamba_jax.ops.pallas_gpu.mosaic import TileOps, by_channel
-from medmamba_jax.ops.pallas_gpu.problem import STATES, Problem
+from medmamba_jax.ops.pallas_gpu.problem import Problem
 
 # Chebyshev fit of log(1 + y) / y on [0, 1], 3e-8 from it.
 LOG1P = (
@@ -71,7 +71,7 @@ class StepSizes:
 
         def stage_pixel(t, total):
             if p.rank:
-                row = self.low.load(packed_ref.at[:, t, pl.ds(2 * STATES, p.rank)], 2)
+                row = self.low.load(packed_ref.at[:, t, pl.ds(0, p.rank)], 2)
                 x = self.low.dot_rows(self.low.spread(row, 2), self.weight)
             else:
                 x = ops.load(step_ref.at[:, t], 1).astype(jnp.float32)

@@ -91,7 +91,7 @@ IMPLEMENTATIONS = {
         functools.partial(pallas_gpu.scan_sequences, keep_states=False),
         functools.partial(pallas_gpu.scan_image, keep_states=False),
         pallas_gpu.refusal,
-        automatic=lambda: False,  # slower; for who needs the memory
+        automatic=lambda: False,  # a little slower; for who needs the memory
     ),
     "pallas_tpu": Implementation(
         on_step_sizes(pallas_tpu.scan_pallas_tpu),
