@@ -1,9 +1,11 @@
 """Choosing a data set by its configuration."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
-from medmamba_jax.data.config import DataConfig
+from medmamba_jax.data.config import ALL_FRAMES, DataConfig
 from medmamba_jax.data.dataset import Dataset
+from medmamba_jax.data.frames import AllFrames
 from medmamba_jax.data.image_folder import build_image_folder
 from medmamba_jax.data.phantom import build_phantom
 from medmamba_jax.data.tfds_source import build_tfds
@@ -24,4 +26,8 @@ def build_dataset(config: DataConfig) -> Dataset:
         FileNotFoundError: if a directory named in the configuration does not exist.
         ValueError: if the files found do not make a data set.
     """
-    return BUILDERS[config.source](config)
+    dataset = BUILDERS[config.source](config)
+    if config.frame != ALL_FRAMES:
+        return dataset
+    splits = {name: AllFrames(split, config.window) for name, split in dataset.splits.items()}
+    return dataclasses.replace(dataset, splits=splits)

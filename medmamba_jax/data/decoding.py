@@ -16,7 +16,8 @@ IMAGE_SUFFIXES = (
 )
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
-_EIGHT_BIT_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+_RETURNED_AS = {"1": "L", "P": "RGB", "PA": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}
+_EIGHT_BIT_MODES = ("L", "LA", "RGB", "RGBA", *_RETURNED_AS)
 _DEEP_MODES = ("I;16", "I;16B", "I", "F")
 _NPY_MAGIC = b"\x93NUMPY"
 _TIFF_MAGIC = (b"II*\0", b"MM\0*")
@@ -54,8 +55,9 @@ def open_image(
         frame: 0-based, of a DICOM file, TIFF, GIF or WebP that holds several.
 
     Returns:
-        A Pillow image in the mode of the file (of an array: L, RGB or RGBA); of an array with 2,
-        5 or more channels uint8 (h, w, c). `np.asarray` gives the pixels of both.
+        A Pillow image of mode L, LA, RGB or RGBA: palettes (without their transparency), CMYK and
+        YCbCr become RGB. Of an array with 2, 5 or more channels uint8 (h, w, c). `np.asarray` gives
+        the pixels of both.
 
     Raises:
         DataUnavailableError: if it is DICOM and pydicom is not installed.
@@ -69,8 +71,10 @@ def open_image(
     if is_dicom(image):
         return Image.fromarray(read_dicom(image, window=window, frame=frame))
     opened = _load(image, frame)
+    ImageOps.exif_transpose(opened, in_place=True)
     if opened.mode in _EIGHT_BIT_MODES:
-        return ImageOps.exif_transpose(opened)
+        mode = _RETURNED_AS.get(opened.mode, opened.mode)
+        return opened if mode == opened.mode else opened.convert(mode)
     return Image.fromarray(_deep_pixels(opened, window))
 
 
@@ -152,9 +156,9 @@ def _deeper_than_read(content: bytes, opened: Image.Image) -> str | None:
 
 
 def _deep_pixels(opened: Image.Image, window: Window) -> np.ndarray:
-    """Brings one channel of 16 or 32 bits to 8, upright, uint8 (h, w)."""
+    """Brings one channel of 16 or 32 bits to 8, uint8 (h, w)."""
     tags = opened.tag_v2 if opened.format == "TIFF" else {}
-    pixels = np.asarray(ImageOps.exif_transpose(opened))
+    pixels = np.asarray(opened)
     unsigned = tags.get(_TIFF_SAMPLE_FORMAT, (1,))[0] == 1
     if opened.mode == "I" and tags.get(_TIFF_BITS) == (32,) and unsigned:
         pixels = pixels.view(np.uint32)  # Pillow has no such mode and keeps the bits

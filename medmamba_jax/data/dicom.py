@@ -4,6 +4,7 @@ import io
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 from medmamba_jax.data.dataset import DataUnavailableError
 from medmamba_jax.data.windowing import Window, to_uint8
@@ -114,12 +115,12 @@ def _windowed(values: np.ndarray, stored: np.ndarray, header: Any, window: Windo
         untouched = stored.dtype == np.uint8 and np.array_equal(values, stored)
         return stored if untouched else to_uint8(values, "auto")
     center, width = _first(header.WindowCenter), _first(header.WindowWidth)
-    function = header.get("VOILUTFunction") or "LINEAR"
+    function = (header.get("VOILUTFunction") or "LINEAR").upper()
     if width <= 0:
         raise ValueError(f"the file's window has the width {width:g}: set data.window to LOW,HIGH")
     values = values.astype(np.float64)
     if function == "SIGMOID":
-        return to_uint8(1 / (1 + np.exp(-4 * (values - center) / width)), (0.0, 1.0))
+        return to_uint8(special.expit(4 * (values - center) / width), (0.0, 1.0))
     if function == "LINEAR_EXACT":
         return to_uint8(values, (center - width / 2, center + width / 2))
     half = max(width - 1, 0) / 2

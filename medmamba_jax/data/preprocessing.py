@@ -16,7 +16,6 @@ from medmamba_jax.data.planes import from_planes, to_planes
 from medmamba_jax.data.windowing import Window, parse_window
 
 _MODES = {1: "L", 3: "RGB"}
-_OWN_CHANNELS = ("LA", "RGBA")  # Pillow modes that keep channels which no conversion has mixed
 _RESAMPLING = {name: Image.Resampling[name.upper()] for name in RESIZE_FILTERS}
 
 
@@ -128,15 +127,14 @@ class Preprocessing:
             # A set's splits have taken such files apart (`AllFrames`); this one is none of them.
             if isinstance(image, bytes) and (frames := count_frames(image)) > 1:
                 raise ValueError(
-                    f"the file holds {frames} frames, of which each is an image (data.frame):"
-                    " decode them one by one"
+                    f"the file holds {frames} frames, each to be an image of its own (data.frame):"
+                    " take it apart by medmamba_jax.data.frames.AllFrames"
                 )
             frame = 0
         opened = open_image(image, window=self.window, frame=frame)
         if self.channels in _MODES and isinstance(opened, Image.Image):
-            return from_planes([_converted(opened, _MODES[self.channels])])
-        if isinstance(opened, Image.Image) and opened.mode not in _OWN_CHANNELS:
-            opened = _converted(opened, "L" if opened.mode in ("1", "L") else "RGB")
+            mode = _MODES[self.channels]
+            return from_planes([opened if opened.mode == mode else opened.convert(mode)])
         pixels = np.atleast_3d(np.asarray(opened))
         if pixels.shape[2] != self.channels:
             raise ValueError(
@@ -196,11 +194,3 @@ def decoded(
         return preprocessing.decode(example["image"]), example["label"]
     except ValueError as error:
         raise ValueError(f"{split.describe(index)}: {error}") from error
-
-
-def _converted(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode == mode:
-        return image
-    if image.mode in ("P", "PA", "CMYK", "YCbCr"):  # through RGB, for both targets alike
-        image = image.convert("RGB")
-    return image.convert(mode)

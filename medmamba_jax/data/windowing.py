@@ -68,7 +68,7 @@ def to_uint8(pixels: np.ndarray, window: Window) -> np.ndarray:
         low, high = window
     if low == high:
         return np.where(pixels > low, 255, 0).astype(np.uint8)
-    scaled = (pixels.astype(np.float64) - low) * (255 / (high - low))
+    scaled = (pixels.astype(np.float64) - low) * 255 / (high - low)
     return np.rint(np.clip(scaled, 0, 255, out=scaled), out=scaled).astype(np.uint8)
 
 
