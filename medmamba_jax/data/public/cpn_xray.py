@@ -1,7 +1,7 @@
 """CPN: chest X-rays with COVID-19, with pneumonia, and normal ones."""
 
+from medmamba_jax.data.public.class_folders import class_folder_reader
 from medmamba_jax.data.public.facts import Archive, PublicSet, Scores
-from medmamba_jax.data.public.listing import class_folder_reader
 
 _COUNTS = {"COVID": 1626, "NORMAL": 1802, "PNEUMONIA": 1800}
 

@@ -82,10 +82,10 @@ class PublicSet:
         class_counts: class name -> images; the order gives the labels.
         split_sizes: "train", "val", "test" -> images, as reported for MedMamba.
         scores: what the authors report.
-        splits: values of `data.splits` that this set has; the first is the default.
+        splits: values of `data.splits` that this set has.
         read: from the archive, or the folder that the user gave, to the images. Raises ValueError
             if what is there is not this set.
-        has_split: whether the publisher's split is whole and the paper's, too.
+        paper_is_official: whether the authors used the publisher's split.
     """
 
     name: str
@@ -99,7 +99,7 @@ class PublicSet:
     scores: Scores
     splits: tuple[str, ...]
     read: Callable[[Path], Iterator[PublicImage]]
-    has_split: bool = False
+    paper_is_official: bool = False
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """FETAL_PLANES_DB: maternal-fetal ultrasound by plane."""
 
 from medmamba_jax.data.public.facts import Archive, PublicSet, Scores
-from medmamba_jax.data.public.listing import Entry, Row, table_reader
+from medmamba_jax.data.public.listing import Entry
+from medmamba_jax.data.public.tables import Row, table_reader
 
 _COUNTS = {
     "Fetal abdomen": 711,

@@ -1,7 +1,7 @@
 """Kvasir, version 1: endoscopy of the digestive tract."""
 
+from medmamba_jax.data.public.class_folders import class_folder_reader
 from medmamba_jax.data.public.facts import Archive, PublicSet, Scores
-from medmamba_jax.data.public.listing import class_folder_reader
 
 _CLASS_NAMES = (
     "dyed-lifted-polyps",

@@ -119,8 +119,6 @@ def _unavailable(public_set: PublicSet, reason: str) -> DataUnavailableError:
 
 def _difference(archive: Archive, path: Path) -> str | None:
     """How a file differs from the published one, as far as that is known."""
-    if archive.size is not None and path.stat().st_size != archive.size:
-        return f"has {path.stat().st_size} bytes, not the {archive.size} of the published file"
     for algorithm in ("md5", "sha256"):
         if (expected := getattr(archive, algorithm)) is None:
             continue
@@ -128,4 +126,6 @@ def _difference(archive: Archive, path: Path) -> str | None:
             actual = hashlib.file_digest(file, algorithm).hexdigest()
         if actual != expected:
             return f"has the {algorithm} {actual}, not {expected} as published"
+    if archive.size is not None and path.stat().st_size != archive.size:
+        return f"has {path.stat().st_size} bytes, not the {archive.size} of the published file"
     return None

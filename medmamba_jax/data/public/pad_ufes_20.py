@@ -1,7 +1,8 @@
 """PAD-UFES-20: photographs of skin lesions, taken with smartphones."""
 
 from medmamba_jax.data.public.facts import Archive, PublicSet, Scores
-from medmamba_jax.data.public.listing import Entry, Row, table_reader
+from medmamba_jax.data.public.listing import Entry
+from medmamba_jax.data.public.tables import Row, table_reader
 
 _COUNTS = {"ACK": 730, "BCC": 845, "MEL": 52, "NEV": 244, "SCC": 192, "SEK": 235}
 

@@ -46,7 +46,7 @@ def split_rows(
         ValueError: if the set is not split in this way, or has too few images for it.
     """
     require_splits(public_set, kind)
-    if kind == "official" or public_set.has_split:
+    if kind == "official" or public_set.paper_is_official:
         return _official(public_set, labels, patients, published, seed)
     return stratified_split(
         labels,
@@ -60,7 +60,7 @@ def split_rows(
 
 def _official(public_set, labels, patients, published, seed):
     rows = {name: np.flatnonzero(published == name) for name in public_set.split_sizes}
-    if not public_set.has_split:
+    if not public_set.paper_is_official:
         sizes = public_set.split_sizes
         given = rows["train"]
         count = round(len(given) * sizes["val"] / (sizes["train"] + sizes["val"]))

@@ -1,0 +1,61 @@
+"""Kvasir from an archive of the published layout."""
+
+import numpy as np
+import pytest
+
+from medmamba_jax.data.public.catalogue import CATALOGUE
+
+CLASSES = CATALOGUE["kvasir"].class_names
+PER_CLASS = 10
+
+
+@pytest.fixture
+def images(encode):
+    """File name inside the archive -> bytes of a JPEG."""
+    rng = np.random.default_rng(0)
+    names = [f"{label}/{i:02d}-af.jpg" for label in CLASSES for i in range(PER_CLASS)]
+    return {
+        name: encode(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8), "JPEG") for name in names
+    }
+
+
+def archive(zipped, images):
+    return zipped({f"kvasir-dataset/{name}": content for name, content in images.items()})
+
+
+def test_a_download(publish, build, images, zipped, contents):
+    publish("kvasir", archive(zipped, images))
+    dataset = build("kvasir")
+    assert dataset.class_names == CLASSES
+    splits = contents(dataset)
+    # The paper's 301, 49 and 150 of 500.
+    assert {name: len(split) for name, split in splits.items()} == {
+        "train": 48,
+        "val": 8,
+        "test": 24,
+    }
+    assert all(set(counts.values()) <= {6, 1, 3} for counts in dataset.counts().values())
+    merged = splits["train"] | splits["val"] | splits["test"]
+    assert merged == {content: name.split("/")[0] for name, content in images.items()}
+
+
+def test_a_missing_class(publish, build, images, zipped):
+    kept = {name: content for name, content in images.items() if not name.startswith("polyps")}
+    publish("kvasir", archive(zipped, kept))
+    with pytest.raises(ValueError, match=r"kvasir-dataset\.zip cannot be used: .* folder polyps"):
+        build("kvasir")
+
+
+def test_the_second_version_is_told_from_the_first(publish, build, images, zipped, caplog):
+    """Its folders are named alike, but it has 8,000 images."""
+    publish("kvasir", archive(zipped, images))
+    build("kvasir")
+    assert "kvasir, images: {'dyed-lifted-polyps': 10," in caplog.text
+    assert "'dyed-lifted-polyps': 500," in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["official", "patient"])
+def test_splits_that_it_lacks(server, build, kind):
+    with pytest.raises(ValueError, match=rf"kvasir has no splits '{kind}'; .* one of \('paper',\)"):
+        build("kvasir", splits=kind)
+    assert server.asked_for == []
