@@ -53,9 +53,9 @@ class TrainConfig:
         sampler: order of the training images: "shuffle", or "balanced": classes come equally
             often, so that images of small ones come several times an epoch.
         best_metric: validation metric that chooses the best checkpoint, a name in `BEST_METRICS`;
-            over classes it is the plain mean, and "loss" is the plain cross-entropy. "auto" is "auc", or "balanced_accuracy" where the
-            largest class has more than 3 times the training images of the smallest (of
-            multi-label sets always "auc").
+            over classes it is the plain mean, and "loss" is the plain cross-entropy. "auto" is
+            "auc", or "balanced_accuracy" where the largest class has more than 3 times the
+            training images of the smallest (of multi-label sets always "auc").
         patience: epochs without a better `best_metric` after which training stops; 0 means never.
 
     Raises:
