@@ -1,0 +1,169 @@
+"""TFDS data sets that the user has prepared."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from medmamba_jax.data import DataConfig, build_dataset
+
+CLASSES = ("cat", "dog")
+
+
+class Own(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A user's set: its splits are given as split -> number of images."""
+
+    name = "own"
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, sizes, make, features, **kwargs):
+        self._sizes, self._make, self._features = sizes, make, features
+        super().__init__(file_format="array_record", **kwargs)
+
+    def _info(self):
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(self._features)
+        )
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(split, n) for split, n in self._sizes.items()}
+
+    def _generate_examples(self, split, n):
+        for i in range(n):
+            yield i, self._make(split, i)
+
+
+FEATURES = {
+    "image": tfds.features.Image(shape=(None, None, 1)),
+    "label": tfds.features.ClassLabel(names=CLASSES),
+}
+
+
+@pytest.fixture
+def prepare(tmp_path, noise_png):
+    """Returns a function that writes a set into `tmp_path` and returns its images by split."""
+
+    def prepare(sizes, features=FEATURES, **more):
+        seeds = {split: 1000 * k for k, split in enumerate(sizes)}
+
+        def make(split, i):
+            values = {"image": noise_png(seeds[split] + i), "label": i % 2}
+            values |= {name: value(i) for name, value in more.items()}
+            return {name: values[name] for name in features}
+
+        Own(sizes, make, features, data_dir=tmp_path).download_and_prepare()
+        return {
+            split: {noise_png(seeds[split] + i): CLASSES[i % 2] for i in range(n)}
+            for split, n in sizes.items()
+        }
+
+    return prepare
+
+
+@pytest.fixture
+def build(tmp_path):
+    return lambda name="own", **fields: build_dataset(
+        DataConfig(source="tfds", name=name, root=str(tmp_path), **fields)
+    )
+
+
+def contents(split):
+    return {split[i]["image"]: CLASSES[split[i]["label"]] for i in range(len(split))}
+
+
+@pytest.mark.parametrize("val", ["val", "validation", "valid"])
+def test_its_own_splits(prepare, build, val):
+    written = prepare({"train": 12, val: 6, "test": 8, "unlabelled": 3})
+    dataset = build()
+    assert dataset.name == "own" and dataset.class_names == CLASSES
+    assert set(dataset.splits) == {"train", "val", "test"}
+    for name, split in dataset.splits.items():
+        stored = val if name == "val" else name
+        assert contents(split) == written[stored]
+        np.testing.assert_array_equal(split.labels, [split[i]["label"] for i in range(len(split))])
+        assert split.groups is None
+        assert split.describe(2) == f"record 2 of the split {stored} of own"
+    assert len({split.digest() for split in dataset.splits.values()}) == 3
+
+
+def test_val_is_split_off_train(prepare, build, caplog):
+    written = prepare({"train": 30, "test": 10})
+    splits = build(val_fraction=0.2).splits
+    assert contents(splits["test"]) == written["test"]
+    assert len(splits["val"]) == 8 and len(splits["train"]) == 22
+    assert contents(splits["train"]) | contents(splits["val"]) == written["train"]
+    assert "8 images for val off the split train by the seed 0" in caplog.text
+
+
+def test_everything_is_split(prepare, build):
+    written = prepare({"train": 40})
+    splits = {name: contents(split) for name, split in build().splits.items()}
+    assert {name: len(split) for name, split in splits.items()} == {
+        "train": 24,
+        "val": 4,
+        "test": 12,
+    }
+    assert splits["train"] | splits["val"] | splits["test"] == written["train"]
+
+
+def test_patients_and_file_names(prepare, build):
+    text = tfds.features.Text()
+    prepare(
+        {"train": 60},
+        FEATURES | {"patient": text, "filename": text},
+        patient=lambda i: f"p{i // 3}",
+        filename=lambda i: f"{i}.png",
+    )
+    groups = {}
+    for name, split in build().splits.items():
+        groups[name] = set(split.groups)
+        for i, patient in enumerate(split.groups):
+            number = int(split.describe(i).partition(".png of the split train of own")[0])
+            assert patient == f"p{number // 3}" and number % 2 == split.labels[i]
+    assert not groups["train"] & groups["test"] and not groups["train"] & groups["val"]
+    assert not groups["val"] & groups["test"]
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"test": 4}, {"train": 4, "val": 4}, {"train": 4, "val": 4, "valid": 4, "test": 4}]
+)
+def test_splits_that_will_not_do(prepare, build, sizes):
+    prepare(sizes)
+    with pytest.raises(ValueError, match=r"own has the splits .*; needed are train"):
+        build()
+
+
+def test_other_features_are_refused(prepare, build):
+    number = {"image": FEATURES["image"], "label": tfds.features.Scalar(dtype=np.int32)}
+    prepare({"train": 4}, number)
+    with pytest.raises(ValueError, match=r"no ClassLabel called 'label'.*'label': 'Scalar'"):
+        build()
+
+
+def test_other_formats_are_refused(tmp_path, prepare, build):
+    prepare({"train": 4})
+    info = tmp_path / "own" / "1.0.0" / "dataset_info.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"fileFormat": "tfrecord"}))
+    with pytest.raises(ValueError, match=r"format tfrecord: .*file_format='array_record'"):
+        build()
+
+
+def test_patients_are_for_public_sets(prepare, build):
+    prepare({"train": 4})
+    with pytest.raises(ValueError, match="own is none"):
+        build(splits="patient")
+
+
+@pytest.mark.parametrize("name", ["mnist", "kvasr", "../own", "", "own:7.0.0"])
+def test_a_name_that_is_not_there(tmp_path, prepare, build, name):
+    prepare({"train": 4})
+    with pytest.raises(ValueError, match=rf"data\.name = '{name}' is no .* but \['own'\]") as error:
+        build(name=name)
+    assert ("did you mean ['kvasir'" in str(error.value)) == (name == "kvasr")
+    assert str(tmp_path) in str(error.value)
+
+
+def test_a_version_can_be_named(prepare, build):
+    prepare({"train": 20})
+    assert build(name="own:1.0.0").splits["train"].digest() == build().splits["train"].digest()

@@ -1,0 +1,95 @@
+"""The files in `configs/`: each is an experiment, and those of the paper have its recipe."""
+
+import importlib.util
+import pathlib
+
+import pytest
+
+import medmamba_jax as mm
+from medmamba_jax.data.public.catalogue import CATALOGUE
+
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+LARGE = {
+    "kvasir": "kvasir",
+    "fetal_planes_db": "fetal_planes_db",
+    "xray": "cpn_xray",
+    "pad_ufes_20": "pad_ufes_20",
+}
+MEDMNIST = [name for name in CATALOGUE if "mnist" in name]
+
+
+def module(file):
+    spec = importlib.util.spec_from_file_location(file, CONFIGS / f"{file}.py")
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def experiment(file, *argument):
+    return mm.Experiment.from_config_dict(module(file).get_config(*argument))
+
+
+@pytest.mark.parametrize("file", LARGE)
+def test_recipe_of_the_large_sets(file):
+    full = experiment(file)
+    assert full == experiment(file, "full")
+    assert (full.data.source, full.data.name, full.data.splits) == ("tfds", LARGE[file], "paper")
+    assert full.data.image_size == 224 and full.data.augmentation == "none"
+    assert full.model["variant"] == "medmamba_t"
+    recipe = {
+        "optimizer": "adamw",
+        "lr": 1e-4,
+        "weight_decay": 1e-4,
+        "batch_size": 64,
+        "epochs": 150,
+        "schedule": "constant",
+    }
+    assert {key: getattr(full.train, key) for key in recipe} == recipe
+    assert full.train.patience > 0
+
+
+@pytest.mark.parametrize("name", MEDMNIST)
+def test_recipe_of_medmnist(name):
+    full = experiment("medmnist", name)
+    assert (full.data.source, full.data.name) == ("tfds", name)
+    assert full.data.image_size == 224 and full.data.augmentation == "none"
+    recipe = {
+        "optimizer": "adamw",
+        "lr": 1e-3,
+        "batch_size": 128,
+        "epochs": 100,
+        "schedule": "step",
+        "step_epochs": (50, 75),
+        "step_factor": 0.1,
+    }
+    assert {key: getattr(full.train, key) for key in recipe} == recipe
+
+
+@pytest.mark.parametrize("file", [*LARGE, "image_folder", "quickstart"])
+def test_every_config_can_be_tried_out(file):
+    full, small = experiment(file), experiment(file, "testing")
+    assert (small.model["variant"], small.data.image_size) == ("medmamba_nano", 32)
+    assert (small.train.epochs, small.train.batch_size) == (2, 8)
+    assert (small.data.source, small.data.name) == (full.data.source, full.data.name)
+    with pytest.raises(ValueError, match="sizes are full and testing; got 'huge'"):
+        experiment(file, "huge")
+
+
+def test_medmnist_can_be_tried_out():
+    small = experiment("medmnist", "bloodmnist_64-testing")
+    assert (small.data.name, small.data.image_size) == ("bloodmnist_64", 32)
+    with pytest.raises(ValueError, match="got 'huge'"):
+        experiment("medmnist", "bloodmnist-huge")
+
+
+@pytest.mark.parametrize("file", [*LARGE, "medmnist"])
+def test_docstrings_give_the_scores_of_the_catalogue(file):
+    text = " ".join(module(file).__doc__.split())
+    for name, public_set in CATALOGUE.items():
+        scores = public_set.scores
+        if name == LARGE.get(file):
+            sizes = " / ".join(map(str, public_set.split_sizes.values()))
+            assert f"accuracy {scores.accuracy} %" in text and f"({sizes})" in text
+            assert f"AUC {scores.auc:.3f}" in text
+        elif file == "medmnist" and name.endswith("mnist"):
+            assert f"{name} {scores.accuracy} {scores.f1} {scores.auc:.3f}" in text
