@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from medmamba_jax.data.augmentation import POLICIES
 from medmamba_jax.data.dataset import Split
+from medmamba_jax.data.order import Order, balanced, shuffled
 from medmamba_jax.data.preprocessing import Preprocessing, decoded
 
 Batch = dict[str, np.ndarray]
@@ -69,30 +70,10 @@ def steps_per_epoch(split: Split, batch_size: int) -> int:
     return len(split) // batch_size
 
 
-def _shuffled(split: Split, seed: int, epoch_length: int) -> grain.MapDataset:
-    indices = grain.MapDataset.range(len(split)).seed(seed).shuffle()
-    return indices.slice(slice(epoch_length)).repeat()  # a new permutation for each epoch
-
-
-def _balanced(split: Split, seed: int, epoch_length: int) -> grain.MapDataset:
-    if split.labels.ndim > 1:
-        raise ValueError(
-            "the balanced order draws class by class, but an image of a multi-label set shows any"
-            " number of them; use the sampler 'shuffle', and weights in the loss"
-        )
-    classes = []
-    for label in np.unique(split.labels).tolist():
-        rows = np.flatnonzero(split.labels == label).tolist()
-        # A seed each: with one for all, the same images of classes of one size would always meet.
-        class_seed = int(np.random.SeedSequence((seed, label)).generate_state(1)[0])
-        classes.append(grain.MapDataset.source(rows).seed(class_seed).shuffle().repeat())
-    return grain.MapDataset.mix(classes)
-
-
-# Sampler -> function (split, seed, images in an epoch) -> indices into the split without end.
-SAMPLERS: Mapping[str, Callable[[Split, int, int], grain.MapDataset]] = {
-    "shuffle": _shuffled,
-    "balanced": _balanced,
+# Sampler -> function (split, seed, images in an epoch) -> order.
+SAMPLERS: Mapping[str, Callable[[Split, int, int], Order]] = {
+    "shuffle": shuffled,
+    "balanced": balanced,
 }
 
 
@@ -152,8 +133,9 @@ def train_batches(
         raise ValueError(f"start_step must be 0 or more; got {start_step}")
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {tuple(SAMPLERS)}; got {sampler!r}")
-    rows = SAMPLERS[sampler](split, seed, steps_per_epoch(split, batch_size) * batch_size)
-    # Seeded by the global row.
+    order = SAMPLERS[sampler](split, seed, steps_per_epoch(split, batch_size) * batch_size)
+    # Augmentation is seeded by the global row.
+    rows = grain.MapDataset.source(order).seed(seed)
     rows = rows.random_map(_TrainExample(split, preprocessing, augmentation))
     rows = rows.slice(slice(start_step * batch_size + process_index, None, process_count))
     return _batches(rows, local_batch_size, num_workers)
