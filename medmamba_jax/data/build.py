@@ -4,18 +4,25 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from medmamba_jax.data.config import ALL_FRAMES, DataConfig
+from medmamba_jax.data.csv_source import find_table
 from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.frames import AllFrames
-from medmamba_jax.data.image_folder import build_image_folder
-from medmamba_jax.data.phantom import build_phantom
+from medmamba_jax.data.image_folder import find_image_folder
+from medmamba_jax.data.npz_source import find_arrays
+from medmamba_jax.data.phantom import draw_phantoms
+from medmamba_jax.data.source import Source
+from medmamba_jax.data.split_source import split_source
 from medmamba_jax.data.tfds_source import build_tfds
 
-# A new data set is one file, one row here and its name in `config.SOURCES`.
-BUILDERS: Mapping[str, Callable[[DataConfig], Dataset]] = {
-    "phantom": build_phantom,
-    "image_folder": build_image_folder,
-    "tfds": build_tfds,
+# A new kind of source is one file, one row here and its name in `config.SOURCES`.
+FINDERS: Mapping[str, Callable[[DataConfig], Source]] = {
+    "phantom": draw_phantoms,
+    "image_folder": find_image_folder,
+    "csv": find_table,
+    "npz": find_arrays,
 }
+# These split their images themselves.
+BUILDERS: Mapping[str, Callable[[DataConfig], Dataset]] = {"tfds": build_tfds}
 
 
 def build_dataset(config: DataConfig) -> Dataset:
@@ -23,10 +30,13 @@ def build_dataset(config: DataConfig) -> Dataset:
 
     Raises:
         DataUnavailableError: if images have to be fetched and cannot be.
-        FileNotFoundError: if a directory named in the configuration does not exist.
+        FileNotFoundError: if a file or directory named in the configuration does not exist.
         ValueError: if the files found do not make a data set.
     """
-    dataset = BUILDERS[config.source](config)
+    if config.source in FINDERS:
+        dataset = split_source(FINDERS[config.source](config), config)
+    else:
+        dataset = BUILDERS[config.source](config)
     if config.frame != ALL_FRAMES:
         return dataset
     splits = {name: AllFrames(split, config.window) for name, split in dataset.splits.items()}

@@ -1,19 +1,24 @@
 """The `data` section of a run's configuration."""
 
 import dataclasses
+import re
 from numbers import Integral, Real
 from typing import Any
 
 from medmamba_jax.data.windowing import ALLOWED as WINDOWS
 from medmamba_jax.data.windowing import Window, parse_window
 
-SOURCES = ("phantom", "image_folder", "tfds")
+SOURCES = ("phantom", "image_folder", "csv", "npz", "tfds")
 RESIZE_FILTERS = ("bilinear", "bicubic", "lanczos", "nearest")
 AUGMENTATIONS = ("none", "official", "light")
 CACHES = ("auto", "none", "memory", "disk")
 ALL_FRAMES = -1
 PUBLIC_SPLITS = ("paper", "official", "patient")
 
+_STRINGS = (
+    *("name", "root", "table", "path_column", "split_column", "group_column", "group_pattern"),
+    *("manual_dir", "cache_dir", "fold", "split_file"),
+)
 _MIN_IMAGE_SIZE = 32  # the model halves the image five times
 _MIN_PHANTOM_IMAGES = 30
 
@@ -26,11 +31,23 @@ class DataConfig:
     of (height, width), which takes a config file.
 
     Attributes:
-        source: "phantom" (synthetic, drawn on the fly), "image_folder" or "tfds".
+        source: "phantom" (synthetic, drawn on the fly), "image_folder", "csv", "npz" or "tfds".
         name: a public set (`python -m medmamba_jax.data list`), or any set that you prepared with
             TFDS in `root`. Read by source "tfds" only.
-        root: the image folder, or the TFDS data directory. "" means unset: an error for
-            "image_folder", `~/tensorflow_datasets` for "tfds".
+        root: the image folder, the npz file, or the TFDS data directory. "" means unset: an error
+            for "image_folder" and "npz", `~/tensorflow_datasets` for "tfds".
+        table: the CSV file, with a header and a line for each image. Read by source "csv" only,
+            as are the columns.
+        path_column: name of the column of image files, relative to the folder of the table.
+        label_column: name of the column of classes. Several names, with commas between them, make
+            a multi-label set: each column is a class and holds 1, 0, or nothing, NaN or -1 for
+            not known.
+        split_column: name of the column with train, val or test. "" means none; so does a table
+            without a column of the default name.
+        group_column: name of the column of patients, whose images stay in one split. "" means
+            none; so does a table without a column of the default name.
+        group_pattern: regular expression with one group, searched in each image's path below the
+            root; what the group matches is the patient. Read by source "image_folder" only.
         manual_dir: where an archive or folder fetched by hand lies; "" means unset. Read by
             source "tfds" only.
         splits: how a public set is split: "paper" (the sizes reported for MedMamba, by
@@ -54,8 +71,14 @@ class DataConfig:
             of their own.
         test_fraction: the same for testing.
         split_seed: seed of those splits, and of the phantom drawings.
+        fold: "2/5" tests on the second of five folds of all images, and splits val off the
+            others; splits that the data bring are set aside. "" means no cross-validation. For
+            all sources but "tfds".
+        split_file: a CSV file with the columns path and split that says where each image belongs,
+            such as the `split.csv` of a run. "" means none. For all sources but "tfds".
+        allow_overlap: only warn of a patient, or an image, that is in two splits.
         allow_unreadable: drop image files that cannot be decoded instead of stopping. Read by
-            source "image_folder" only.
+            the sources "image_folder" and "csv".
         num_workers: Grain worker processes; 0 decodes in threads of this process.
         cache: whether decoded images are kept: "none"; "memory", from when each is first read;
             "disk", written before the first is read and found again by later runs; or "auto", one
@@ -71,6 +94,12 @@ class DataConfig:
     source: str = "phantom"
     name: str = "cpn_xray"
     root: str = ""
+    table: str = ""
+    path_column: str = "path"
+    label_column: str | tuple[str, ...] = "label"
+    split_column: str = "split"
+    group_column: str = "patient_id"
+    group_pattern: str = ""
     manual_dir: str = ""
     splits: str = "paper"
     accept_changed_files: bool = False
@@ -84,6 +113,9 @@ class DataConfig:
     val_fraction: float = 0.1
     test_fraction: float = 0.3
     split_seed: int = 0
+    fold: str = ""
+    split_file: str = ""
+    allow_overlap: bool = False
     allow_unreadable: bool = False
     num_workers: int = 0
     cache: str = "auto"
@@ -91,13 +123,14 @@ class DataConfig:
     phantom_images: int = 900
 
     def __post_init__(self):
-        for field in ("image_size", "mean", "std"):
+        for field in ("image_size", "mean", "std", "label_column"):
             value = getattr(self, field)
             if isinstance(value, list):  # how JSON returns a tuple
                 object.__setattr__(self, field, tuple(value))
         self._require("source", self.source in SOURCES, f"one of {SOURCES}")
-        for field in ("name", "root", "manual_dir", "cache_dir"):
+        for field in _STRINGS:
             self._require(field, isinstance(getattr(self, field), str), "a string")
+        self._require_columns()
         self._require("splits", self.splits in PUBLIC_SPLITS, f"one of {PUBLIC_SPLITS}")
         self._require(
             "accept_changed_files", isinstance(self.accept_changed_files, bool), "True or False"
@@ -139,7 +172,17 @@ class DataConfig:
             _is_integer(self.split_seed) and 0 <= self.split_seed < 2**32,
             "an integer in [0, 2**32)",
         )
-        self._require("allow_unreadable", isinstance(self.allow_unreadable, bool), "True or False")
+        self._require("fold", not self.fold or self.fold_of is not None, 'like "2/5", or empty')
+        for field in ("fold", "split_file"):
+            alone = self.source != "tfds" and not (self.fold and self.split_file)
+            self._require(
+                field,
+                not getattr(self, field) or alone,
+                "empty for source 'tfds' (see data.splits), and one of data.fold and"
+                " data.split_file always",
+            )
+        for field in ("allow_overlap", "allow_unreadable"):
+            self._require(field, isinstance(getattr(self, field), bool), "True or False")
         self._require(
             "num_workers",
             _is_integer(self.num_workers) and self.num_workers >= 0,
@@ -149,6 +192,44 @@ class DataConfig:
             "phantom_images",
             _is_integer(self.phantom_images) and self.phantom_images >= _MIN_PHANTOM_IMAGES,
             f"an integer, {_MIN_PHANTOM_IMAGES} or more",
+        )
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The names in `label_column`; several make a multi-label set."""
+        if isinstance(self.label_column, tuple):
+            return self.label_column
+        return tuple(name.strip() for name in self.label_column.split(","))
+
+    @property
+    def fold_of(self) -> tuple[int, int] | None:
+        """Which fold, from 0, and how many; None if `fold` names none."""
+        match = re.fullmatch(r"([0-9]+)/([0-9]+)", self.fold)
+        if match is None:
+            return None
+        fold, folds = map(int, match.groups())
+        return (fold - 1, folds) if folds >= 2 and 1 <= fold <= folds else None
+
+    def _require_columns(self) -> None:
+        self._require("path_column", self.path_column != "", "the name of a column")
+        names = self.label_column
+        self._require(
+            "label_column",
+            isinstance(names, str) or (isinstance(names, tuple) and _are_strings(names)),
+            "the name of a column, or several with commas between them",
+        )
+        names = self.label_columns
+        self._require(
+            "label_column", "" not in names and len(set(names)) == len(names), "distinct names"
+        )
+        try:
+            groups = re.compile(self.group_pattern).groups
+        except re.error:
+            groups = 0
+        self._require(
+            "group_pattern",
+            not self.group_pattern or groups == 1,
+            "a regular expression with one group in brackets",
         )
 
     def _require(self, field: str, valid: bool, allowed: str) -> None:
@@ -162,6 +243,10 @@ def _is_integer(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _are_strings(values: tuple[Any, ...]) -> bool:
+    return len(values) > 0 and all(isinstance(value, str) for value in values)
 
 
 def _are_numbers(values: Any) -> bool:

@@ -82,6 +82,7 @@ class InMemorySplit:
         labels: integers (n,); of a multi-label set numbers (n, K): 1, 0, and NaN or -1 for what
             is not known.
         groups: what each image belongs to, (n,); see `Split`.
+        names: what messages and tables call each image, (n,); "image 0" and so on if None.
 
     Raises:
         ValueError: if the lengths differ, or the labels are of neither kind.
@@ -92,6 +93,7 @@ class InMemorySplit:
         images: Sequence[bytes | np.ndarray] | np.ndarray,
         labels: ArrayLike,
         groups: Sequence[str] | None = None,
+        names: Sequence[str] | None = None,
     ):
         self.labels = as_labels(labels)
         self.groups = None if groups is None else np.asarray(groups).astype(str)
@@ -99,7 +101,10 @@ class InMemorySplit:
             raise ValueError(f"got {len(images)} images but {len(self.labels)} labels")
         if self.groups is not None and self.groups.shape != (len(images),):
             raise ValueError(f"got {len(images)} images but groups of shape {self.groups.shape}")
+        if names is not None and len(names) != len(images):
+            raise ValueError(f"got {len(images)} images but {len(names)} names")
         self._images = images
+        self._names = names
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -108,15 +113,28 @@ class InMemorySplit:
         label = self.labels[index]
         return {"image": self._images[index], "label": label if label.ndim else int(label)}
 
+    def name(self, index: int) -> str:
+        return f"image {index}" if self._names is None else self._names[index]
+
     def describe(self, index: int) -> str:
-        return f"image {index}"
+        return self.name(index)
 
     def digest(self) -> str:
         """Identifies images by their bytes or pixels."""
-        return digest(self.labels, map(_content, self._images))
+        return digest(self.labels, map(content, self._images))
+
+    def take(self, rows: np.ndarray) -> "InMemorySplit":
+        """Returns the images of these rows; they keep their names."""
+        return InMemorySplit(
+            [self._images[row] for row in rows],
+            self.labels[rows],
+            None if self.groups is None else self.groups[rows],
+            [self.name(row) for row in rows],
+        )
 
 
-def _content(image: bytes | np.ndarray) -> bytes:
+def content(image: bytes | np.ndarray) -> bytes:
+    """Returns bytes that no other image has."""
     if isinstance(image, bytes):
         return image
     return f"{image.dtype} {image.shape} ".encode() + image.tobytes()

@@ -9,8 +9,8 @@ import numpy as np
 from scipy import ndimage
 
 from medmamba_jax.data.config import DataConfig
-from medmamba_jax.data.dataset import Dataset, InMemorySplit
-from medmamba_jax.data.splitting import stratified_split
+from medmamba_jax.data.dataset import InMemorySplit
+from medmamba_jax.data.source import Source
 
 CLASS_NAMES = ("clear", "reticular", "consolidation")
 IMAGE_SIZE = 96  # pixels, both sides
@@ -18,24 +18,14 @@ IMAGE_SIZE = 96  # pixels, both sides
 _CHUNK = 100  # images drawn at once, to keep the working set to a few megabytes
 
 
-def build_phantom(config: DataConfig) -> Dataset:
-    """Draws `config.phantom_images` images and splits them by the configured fractions.
-
-    Raises:
-        ValueError: if a split would lack a class.
-    """
+def draw_phantoms(config: DataConfig) -> Source:
+    """Draws `config.phantom_images` images from the seed `config.split_seed`."""
     images, labels = draw(config.phantom_images, config.split_seed)
-    rows = stratified_split(
-        labels,
-        val_fraction=config.val_fraction,
-        test_fraction=config.test_fraction,
-        seed=config.split_seed,
-    )
-    return Dataset(
+    return Source(
         name="phantom",
         description="synthetic chest X-ray phantoms drawn by a program, of no medical value",
         class_names=CLASS_NAMES,
-        splits={name: InMemorySplit(images[i], labels[i]) for name, i in rows.items()},
+        images=InMemorySplit(images, labels),
         synthetic=True,
     )
 

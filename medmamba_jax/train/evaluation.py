@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from medmamba_jax.checkpoints import CheckpointStore, RunDescription
-from medmamba_jax.data import Dataset, build_dataset, eval_batches
+from medmamba_jax.data import OwnData, as_dataset, build_dataset, eval_batches
 from medmamba_jax.train.experiment import Experiment
 from medmamba_jax.train.metrics import METRICS
 from medmamba_jax.train.setup import Setup, prepare, restore
@@ -19,7 +19,10 @@ from medmamba_jax.train.step import TrainState
 from medmamba_jax.train.workdir import checkpoint_dir, differing_images
 
 # Settings that evaluation may be given: where the images lie and how they travel.
-CHANGEABLE = ("data.root", "data.manual_dir", "data.num_workers", "train.batch_size")
+CHANGEABLE = (
+    *("data.root", "data.table", "data.split_file", "data.manual_dir", "data.num_workers"),
+    "train.batch_size",
+)
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -28,14 +31,14 @@ class NonFiniteLossError(ArithmeticError):
 
 def evaluate(
     workdir: str | pathlib.Path,
-    data: Dataset | None = None,
+    data: OwnData | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Evaluates a run's best checkpoint; architecture, preprocessing and data are the run's own.
 
     Args:
         workdir: folder of the run.
-        data: images to use in place of those that the run names.
+        data: images to use in place of those that the run names; as in `train`.
         changes: settings in place of the run's, by names in `CHANGEABLE`.
 
     Returns, raises:
@@ -46,7 +49,7 @@ def evaluate(
 
 def prepare_evaluation(
     workdir: str | pathlib.Path,
-    data: Dataset | None = None,
+    data: OwnData | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Setup:
     """Does what a caller's mistake can stop; see `evaluate`.
@@ -69,7 +72,8 @@ def prepare_evaluation(
         section, key = name.split(".")
         settings[section][key] = value
     experiment = Experiment.from_dict(settings)
-    dataset = data if data is not None else build_dataset(experiment.data)
+    own = data is not None
+    dataset = as_dataset(data, experiment.data) if own else build_dataset(experiment.data)
     if dataset.task != description.task:  # the run's loss would be blamed otherwise
         raise ValueError(
             f"cannot evaluate {workdir}: its labels were {description.task}, those of "
@@ -77,7 +81,7 @@ def prepare_evaluation(
         )
     setup = prepare(experiment, workdir, dataset)
     problems = differing_images(description, setup.description)
-    if data is not None and setup.dataset.class_names == description.class_names:
+    if own and setup.dataset.class_names == description.class_names:
         problems = []  # other images of the same classes are the caller's own choice
     if setup.description.preprocessing != description.preprocessing:
         problems.append("this version prepares images otherwise than the run did")

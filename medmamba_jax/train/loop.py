@@ -1,6 +1,7 @@
 """The training loop: train, validate, log and save, epoch by epoch."""
 
 import dataclasses
+import functools
 import pathlib
 import time
 from typing import Any
@@ -10,7 +11,14 @@ import numpy as np
 from tqdm import tqdm
 
 from medmamba_jax.checkpoints import CheckpointStore, Progress
-from medmamba_jax.data import Dataset, build_dataset, train_batches
+from medmamba_jax.data import (
+    OwnData,
+    as_dataset,
+    audit,
+    build_dataset,
+    train_batches,
+    write_split_table,
+)
 from medmamba_jax.train.config import BEST_METRICS
 from medmamba_jax.train.evaluation import NonFiniteLossError, evaluate_best, evaluate_split
 from medmamba_jax.train.experiment import Experiment
@@ -20,11 +28,11 @@ from medmamba_jax.train.reporting import MetricWriter, epoch_line
 from medmamba_jax.train.setup import Setup, prepare, start_or_resume
 from medmamba_jax.train.step import TrainState
 from medmamba_jax.train.unpredicted import UnpredictedClasses
-from medmamba_jax.train.workdir import checkpoint_dir, claim
+from medmamba_jax.train.workdir import SPLIT_TABLE, checkpoint_dir, claim
 
 
 def train(
-    experiment: Experiment, workdir: str | pathlib.Path, data: Dataset | None = None
+    experiment: Experiment, workdir: str | pathlib.Path, data: OwnData | None = None
 ) -> dict[str, dict[str, Any]]:
     """Trains until the last epoch or early stopping, then evaluates the best checkpoint.
 
@@ -33,7 +41,8 @@ def train(
     Args:
         experiment: the configuration.
         workdir: folder of the run, created if it does not exist.
-        data: images to use in place of those that `experiment.data` names.
+        data: images to use in place of those that `experiment.data` names: a `Dataset`, or objects
+            of your own, see `medmamba_jax.data.as_dataset`.
 
     Returns, raises:
         As `prepare_training` and `fit`, one after the other.
@@ -42,21 +51,30 @@ def train(
 
 
 def prepare_training(
-    experiment: Experiment, workdir: str | pathlib.Path, data: Dataset | None = None
+    experiment: Experiment, workdir: str | pathlib.Path, data: OwnData | None = None
 ) -> Setup:
     """Does what a caller's mistake can stop, and makes the workdir this run's; see `train`.
 
     Raises:
-        ValueError: if the experiment, the images and the devices do not fit together, or the
-            workdir holds another experiment.
+        ValueError: if the experiment, the images and the devices do not fit together, the images
+            do not pass `audit`, or the workdir holds another experiment.
         DataUnavailableError, FileNotFoundError: if there are no images.
         NotImplementedError: if the scan asked for does not run on these devices.
     """
     workdir = pathlib.Path(workdir).resolve()
-    dataset = data if data is not None else build_dataset(experiment.data)
+    settings = experiment.data
+    dataset = build_dataset(settings) if data is None else as_dataset(data, settings)
     setup = prepare(experiment, workdir, dataset)
+    audit(
+        setup.dataset,
+        setup.description.preprocessing,
+        settings,
+        digests=setup.description.images_sha256,
+        say=functools.partial(print, flush=True),
+    )
     with CheckpointStore(checkpoint_dir(workdir)) as store:
         claim(workdir, setup.description, started=store.latest_epoch() is not None)
+    write_split_table(workdir / SPLIT_TABLE, setup.dataset)
     return setup
 
 

@@ -7,10 +7,13 @@ from medmamba_jax.checkpoints import RunDescription
 from medmamba_jax.checkpoints.description import CHECKPOINTS
 from medmamba_jax.train.reporting import versions
 
+SPLIT_TABLE = "split.csv"
+
 # Settings that may change between one start of a run and the next.
 RESUMABLE = {
     "train": ("epochs", "patience"),
-    "data": ("root", "manual_dir", "num_workers"),
+    # Images that a changed one of these brings, and their splits, show in `images_sha256`.
+    "data": ("root", "table", "split_file", "manual_dir", "num_workers", "allow_overlap"),
 }
 
 

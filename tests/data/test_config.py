@@ -7,7 +7,7 @@ from medmamba_jax.data.config import DataConfig
 
 
 def test_names_in_the_configuration_are_those_of_the_tables():
-    assert config.SOURCES == tuple(build.BUILDERS)
+    assert config.SOURCES == (*build.FINDERS, *build.BUILDERS)
     assert config.AUGMENTATIONS == tuple(augmentation.POLICIES)
     for name in config.RESIZE_FILTERS:
         preprocessing.Preprocessing((32, 32), 1, name, (0.5,), (0.5,))

@@ -1,0 +1,39 @@
+"""Names of classes: their order, and those that were meant to be one."""
+
+import re
+from collections.abc import Iterable
+
+
+def in_natural_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns distinct names sorted as text, but runs of digits by their value: 9 before 10."""
+    return tuple(sorted(set(names), key=_natural))
+
+
+def require_classes(names: Iterable[str], where: str) -> None:
+    """Checks what was found as names of classes.
+
+    Args:
+        names: distinct.
+        where: names the place in an error.
+
+    Raises:
+        ValueError: if there are fewer than two, or some differ only by case.
+    """
+    names = sorted(names)
+    if len(names) < 2:
+        raise ValueError(
+            f"{where} has images of {len(names)} class(es) {names}; two or more are needed"
+        )
+    spellings: dict[str, str] = {}
+    for name in names:
+        other = spellings.setdefault(name.casefold(), name)
+        if other != name:
+            raise ValueError(
+                f"{where} has the classes {other!r} and {name!r}, which differ only by case: give"
+                " both one name"
+            )
+
+
+def _natural(name: str) -> tuple[list[str | int], str]:
+    pieces = re.split(r"([0-9]+)", name)
+    return [int(piece) if i % 2 else piece for i, piece in enumerate(pieces)], name

@@ -1,0 +1,59 @@
+"""Labelled images as they were found, before they are split."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from medmamba_jax.data.dataset import Dataset, Split
+
+
+class Images(Split, Protocol):
+    """A split that can be divided, and whose images have names."""
+
+    def name(self, index: int) -> str:
+        """Names image `index`, as no other: its path below a folder, or its row."""
+        ...
+
+    def take(self, rows: np.ndarray) -> "Images":
+        """Returns the images of these rows, in this order."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Labelled images, and how they are split if that was found with them.
+
+    Attributes:
+        name, description, class_names, synthetic, task: as of `Dataset`.
+        images: all of them.
+        assigned: the split of each image, "train", "val" or "test" (n,), with images in train and
+            test at least; None where images have to be split.
+    """
+
+    name: str
+    description: str
+    class_names: tuple[str, ...]
+    images: Images
+    assigned: np.ndarray | None = None
+    synthetic: bool = False
+    task: str = "multiclass"
+
+    def dataset(self, rows: Mapping[str, np.ndarray], how: str = "") -> Dataset:
+        """Returns the images of these rows as splits; `how` says where the rows are from."""
+        return Dataset(
+            name=self.name,
+            description=f"{self.description}; {how}" if how else self.description,
+            class_names=self.class_names,
+            splits={name: self.images.take(part) for name, part in rows.items()},
+            synthetic=self.synthetic,
+            task=self.task,
+        )
+
+    def as_found(self) -> Dataset:
+        """Returns the splits that were found, or else all images as the one split "all"."""
+        if self.assigned is None:
+            return self.dataset({"all": np.arange(len(self.images))})
+        names = [name for name in ("train", "val", "test") if (self.assigned == name).any()]
+        return self.dataset({name: np.flatnonzero(self.assigned == name) for name in names})
