@@ -29,6 +29,7 @@ def plan(setup: Setup, state: TrainState, progress: Progress) -> str:
             ("", f"{split:<6}" + ", ".join(f"{name} {n}" for name, n in counts[split].items()))
             for split in splits
         ),
+        ("cache", setup.caches),
         (
             "training",
             f"{train.epochs} epochs of {setup.steps} steps, batch {train.batch_size}, "

@@ -9,6 +9,7 @@ import jax
 
 from medmamba_jax.checkpoints import CheckpointStore, Progress, RunDescription
 from medmamba_jax.data import Dataset, Preprocessing, steps_per_epoch
+from medmamba_jax.data.caching import cached
 from medmamba_jax.models.scans import scans
 from medmamba_jax.train.experiment import Experiment
 from medmamba_jax.train.objective import Objective, make_objective
@@ -31,7 +32,8 @@ class Setup:
     Attributes:
         experiment: the configuration.
         workdir: folder of the run.
-        dataset: the images.
+        dataset: the images, behind caches where that pays.
+        caches: where these are, as text.
         description: what is saved beside the weights.
         objective: the loss and the metric of the best checkpoint.
         parallel: how a batch is spread over devices.
@@ -44,6 +46,7 @@ class Setup:
     experiment: Experiment
     workdir: pathlib.Path
     dataset: Dataset
+    caches: str
     description: RunDescription
     objective: Objective
     parallel: DataParallel
@@ -88,6 +91,7 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, dataset: Dataset) -> 
         images_sha256={name: split.digest() for name, split in dataset.splits.items()},
         synthetic=dataset.synthetic,
     )
+    dataset, caches = cached(dataset, preprocessing, experiment.data)
     training, evaluation = graphdefs(model_config)
     spec = StepSpec(
         graphdef=training,
@@ -100,6 +104,7 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, dataset: Dataset) -> 
         experiment=experiment,
         workdir=workdir,
         dataset=dataset,
+        caches=caches,
         description=description,
         objective=objective,
         parallel=parallel,
