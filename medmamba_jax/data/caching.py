@@ -129,4 +129,4 @@ def _on_disk(prepared: Prepared, folder: Path) -> OnDisk:
 
 
 def _readable(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -257,7 +257,7 @@ def _batches(rows: grain.MapDataset, local_batch_size: int, num_workers: int) ->
     if num_workers < 0:
         raise ValueError(f"num_workers must be 0 or more; got {num_workers}")
     source = _Parts(rows, local_batch_size)
-    threads = min(_MAX_READING_THREADS, os.cpu_count() or 1)
+    threads = min(_MAX_READING_THREADS, _cores())
     parts = grain.MapDataset.source(source).to_iter_dataset(
         grain.ReadOptions(
             num_threads=threads, prefetch_buffer_size=threads * _PREFETCHED_PARTS_PER_THREAD
@@ -276,3 +276,10 @@ def _batches(rows: grain.MapDataset, local_batch_size: int, num_workers: int) ->
         batches, prefetch_buffer_size=_PREFETCHED_BATCHES
     )
     return BatchIterator(iter(batches))
+
+
+def _cores() -> int:
+    """Cores that this process may use, where the system tells; a container may have few of many."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

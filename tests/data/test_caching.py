@@ -266,7 +266,7 @@ class TestCached:
         dataset, text = cached(self.dataset(noise_png), preprocessing, config)
         kinds = [type(dataset.splits[name].images) for name in ("train", "val", "test")]
         assert kinds == [InMemory, InMemory, OnDisk]
-        assert text == f"train 0 MiB in memory, val 0 MiB in memory, test 0 MiB in {tmp_path}"
+        assert text == f"train 0.2 MiB in memory, val 0.2 MiB in memory, test 0.2 MiB in {tmp_path}"
 
     def test_what_is_augmented_keeps_its_size(self, noise_png):
         config = DataConfig(image_size=64, augmentation="light", cache="memory")
