@@ -8,8 +8,9 @@ _LISTED = 5
 
 
 def listed(items: Sequence[object]) -> str:
-    """Returns the first few of some items as text, and dots if there are more."""
-    return "; ".join(map(str, items[:_LISTED])) + ("; ..." if len(items) > _LISTED else "")
+    """Returns the first few of some items as text, and how many more there are."""
+    more = len(items) - _LISTED
+    return "; ".join(map(str, items[:_LISTED])) + (f"; and {more} more" if more > 0 else "")
 
 
 def short_name(split: Split, row: int) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medmamba_jax.data.class_names import in_natural_order, require_classes
+from medmamba_jax.data.class_names import require_classes
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.dataset import InMemorySplit
 from medmamba_jax.data.labels import as_labels
@@ -52,7 +52,7 @@ def find_arrays(config: DataConfig) -> Source:
             groups.append(_part_of(path, group_key, arrays[group_key], image_key, len(found)))
     if groups and len(groups) < len(parts):
         raise ValueError(f"{path} has groups for some splits only: add them for all")
-    class_names, labels = _classes(path, _joined(path, labels), arrays.get("class_names"))
+    class_names, labels = _classes(path, names, _joined(path, labels), arrays.get("class_names"))
     return Source(
         name=path.stem,
         description=f"arrays of {path}",
@@ -126,7 +126,7 @@ def _joined(path: Path, labels: list[np.ndarray]) -> np.ndarray:
 
 
 def _classes(
-    path: Path, labels: np.ndarray, names: np.ndarray | None
+    path: Path, image_names: list[str], labels: np.ndarray, names: np.ndarray | None
 ) -> tuple[tuple[str, ...], np.ndarray]:
     if names is not None:
         names = tuple(names.astype(str).ravel().tolist())
@@ -137,14 +137,15 @@ def _classes(
                 f"{path}: {len(names)} class_names, but labels of {labels.shape[1]} classes"
             )
         return names, labels
-    if names is None:
-        names = in_natural_order(map(str, labels.tolist()))
-        require_classes(names, str(path))
-        labels = np.searchsorted(np.array([int(name) for name in names]), labels)
-    wrong = np.flatnonzero((labels < 0) | (labels >= len(names)))
+    wrong = np.flatnonzero((labels < 0) | (labels >= (np.inf if names is None else len(names))))
     if len(wrong):
+        allowed = "0 or more" if names is None else f"an index into the {len(names)} class_names"
         raise ValueError(
-            f"{path}: label {labels[wrong[0]]} of image {wrong[0]} (of {len(labels)}) is not an"
-            f" index into the {len(names)} class_names"
+            f"{path}: the label of {image_names[wrong[0]]} is {labels[wrong[0]]}; it must be"
+            f" {allowed}"
         )
+    if names is None:
+        found, labels = np.unique(labels, return_inverse=True)
+        names = tuple(map(str, found.tolist()))
+        require_classes(names, str(path))
     return names, labels.astype(np.int32)

@@ -1,6 +1,7 @@
 """Small image files for the tests of the data package."""
 
 import io
+import pathlib
 
 import numpy as np
 import pytest
@@ -27,3 +28,12 @@ def noise_png():
         return encode(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
 
     return noise_png
+
+
+@pytest.fixture
+def real_data():
+    """The folder of real images beside the checkout, which not everybody has."""
+    folder = pathlib.Path(__file__).parents[3] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real images: {folder} does not exist")
+    return folder

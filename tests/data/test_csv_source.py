@@ -1,0 +1,124 @@
+import logging
+
+import numpy as np
+import pytest
+
+from medmamba_jax.data import DataConfig, build_dataset
+
+
+@pytest.fixture
+def make_table(tmp_path, noise_png):
+    """Returns a function (text, **settings) -> data set; the table's files are x/00.png, ..."""
+    (tmp_path / "x").mkdir()
+    for i in range(40):
+        (tmp_path / "x" / f"{i:02}.png").write_bytes(noise_png(i))
+
+    def make_table(text, encoding="utf-8", **settings):
+        path = tmp_path / "images.csv"
+        path.write_bytes(text.encode(encoding))
+        return build_dataset(DataConfig(source="csv", table=str(path), **settings))
+
+    return make_table
+
+
+def lines(header, cells, count=40):
+    """A header and a row for each image; `cells(i)` is what follows the path."""
+    return "\n".join([header, *(f"x/{i:02}.png,{cells(i)}" for i in range(count))]) + "\n"
+
+
+def test_a_table_names_files_classes_splits_and_patients(make_table, noise_png):
+    parts = ["train"] * 5 + ["val", "test", "test"]
+    dataset = make_table(
+        lines("path,label,split,patient_id", lambda i: f"{'ab'[i % 2]},{parts[i % 8]},p{i}")
+    )
+    assert dataset.class_names == ("a", "b") and dataset.task == "multiclass"
+    assert {name: len(split) for name, split in dataset.splits.items()} == {
+        "train": 25,
+        "val": 5,
+        "test": 10,
+    }
+    for part, split in dataset.splits.items():
+        for row in range(len(split)):
+            i = int(split.name(row)[2:4])
+            assert parts[i % 8] == part
+            assert split[row]["image"] == noise_png(i)
+            assert split[row]["label"] == split.labels[row] == i % 2
+            assert split.groups[row] == f"p{i}"
+            assert split.describe(row).endswith(f"x/{i:02}.png")
+
+
+def test_integers_are_classes_in_the_order_of_their_values(make_table):
+    dataset = make_table(lines("path,label", lambda i: [10, 9, "2", 100][i % 4]))
+    assert dataset.class_names == ("2", "9", "10", "100")
+    assert dataset.counts()["train"] == dict.fromkeys(("2", "9", "10", "100"), 6)
+
+
+def test_patients_stay_together_where_the_table_has_no_split(make_table):
+    dataset = make_table(lines("path,label,patient_id", lambda i: f"{'ab'[i // 3 % 2]},p{i // 3}"))
+    groups = [set(split.groups) for split in dataset.splits.values()]
+    assert sum(map(len, groups)) == len(set.union(*groups)) == 14
+    assert "split by 14 patients (groups), seed 0: train 60" in dataset.description
+
+
+def test_a_split_column_can_be_set_aside_and_columns_can_have_any_name(make_table):
+    text = lines("file,finding,part,split,person", lambda i: f"{'ab'[i % 2]},train,test,q{i}")
+    settings = {"path_column": "file", "label_column": "finding", "group_column": "person"}
+    dataset = make_table(text, split_column="", **settings)
+    assert [len(split) for split in dataset.splits.values()] == [24, 4, 12]
+    assert dataset.splits["test"].groups[0].startswith("q")
+
+
+def test_missing_val_rows_are_split_off_train(make_table):
+    dataset = make_table(
+        lines("path,label,split", lambda i: f"{'ab'[i % 2]},{'test' if i < 10 else 'train'}")
+    )
+    assert [len(split) for split in dataset.splits.values()] == [26, 4, 10]
+    assert "val split off train by image, seed 0" in dataset.description
+
+
+def test_several_label_columns_make_a_multi_label_set(make_table):
+    cells = ["1,0", "0,1.0", "1,-1", ",1", "nan,0.0"]
+    dataset = make_table(
+        lines("path,edema,effusion", lambda i: cells[i % 5]), label_column="edema, effusion"
+    )
+    assert dataset.task == "multilabel" and dataset.class_names == ("edema", "effusion")
+    nan = np.nan
+    wanted = np.array([[1, 0], [0, 1], [1, nan], [nan, 1], [nan, 0]], np.float32)
+    for split in dataset.splits.values():
+        assert split.labels.dtype == np.float32
+        for row in range(len(split)):
+            label = wanted[int(split.name(row)[2:4]) % 5]
+            np.testing.assert_array_equal(split.labels[row], label)
+            np.testing.assert_array_equal(split[row]["label"], label)
+
+
+@pytest.mark.parametrize(
+    ("separator", "encoding"), [(",", "utf-8-sig"), (";", "utf-8"), ("\t", "utf-8")]
+)
+def test_what_spreadsheets_write_is_read(make_table, separator, encoding):
+    text = lines("path,label", lambda i: ' "größer, b"' if i % 2 else " a ")
+    text = text.replace(",", separator).replace("größer" + separator, "größer,")
+    text = text.replace(' "', '"').replace("\n", "\r\n") + "\r\n"
+    assert make_table(text, encoding).class_names == ("a", "größer, b")
+
+
+def test_a_column_called_weight_is_not_used_without_a_word(make_table, caplog):
+    with caplog.at_level(logging.WARNING, logger="absl"):
+        make_table(lines("path,label,weight", lambda i: f"{'ab'[i % 2]},70"))
+    assert "the column 'weight' is not used" in caplog.text
+
+
+def test_damaged_files_are_dropped_on_request(make_table, tmp_path):
+    (tmp_path / "x" / "07.png").write_bytes(b"")
+    text = lines("path,label,patient_id", lambda i: f"{'ab'[i % 2]},p{i}")
+    dataset = make_table(text, allow_unreadable=True)
+    names = [split.name(i) for split in dataset.splits.values() for i in range(len(split))]
+    assert len(names) == 39 and "x/07.png" not in names
+
+
+def test_a_spelling_of_the_patients_column_is_not_overlooked(make_table):
+    text = lines("path,label,Patient ID", lambda i: f"{'ab'[i % 2]},p{i}")
+    with pytest.raises(ValueError, match=r"has the column 'Patient ID', .* looks for 'patient_id'"):
+        make_table(text)
+    assert make_table(text, group_column="").splits["train"].groups is None
+    assert make_table(text, group_column="Patient ID").splits["train"].groups is not None

@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+
+from medmamba_jax.data import DataConfig, build_dataset
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (60, 8, 9, 3), np.uint8)
+
+
+def medmnist(labels=None, **more):
+    labels = np.arange(60) % 3 if labels is None else labels
+    rows = {"train": slice(0, 30), "val": slice(30, 40), "test": slice(40, 60)}
+    arrays = {}
+    for name, part in rows.items():
+        arrays |= {f"{name}_images": IMAGES[part], f"{name}_labels": labels[part]}
+    return {**arrays, **more}
+
+
+@pytest.fixture
+def build(tmp_path):
+    def build(arrays, **settings):
+        np.savez(tmp_path / "set.npz", **arrays)
+        return build_dataset(DataConfig(source="npz", root=str(tmp_path / "set.npz"), **settings))
+
+    return build
+
+
+@pytest.mark.parametrize("shape", [(60,), (60, 1)])
+def test_the_arrays_of_medmnist_are_the_splits(build, shape):
+    dataset = build(medmnist((np.arange(60, dtype=np.uint8) % 3).reshape(shape)))
+    assert dataset.class_names == ("0", "1", "2") and dataset.name == "set"
+    start = 0
+    for name, count in (("train", 30), ("val", 10), ("test", 20)):
+        split = dataset.splits[name]
+        assert len(split) == count
+        for row in range(count):
+            np.testing.assert_array_equal(split[row]["image"], IMAGES[start + row])
+            assert split[row]["label"] == (start + row) % 3
+            assert split.describe(row) == f"{name}_images[{row}]"
+        start += count
+
+
+def test_x_and_y_are_split_by_group(build):
+    groups = np.repeat(np.arange(20), 3)
+    dataset = build({"x": IMAGES, "y": np.arange(60) % 2, "groups": groups})
+    found = [set(split.groups) for split in dataset.splits.values()]
+    assert sum(map(len, found)) == len(set.union(*found)) == 20
+    assert [len(split) for split in dataset.splits.values()] == [36, 6, 18]
+    name = dataset.splits["test"].describe(0)
+    row = int(name.removeprefix("x[").removesuffix("]"))
+    np.testing.assert_array_equal(dataset.splits["test"][0]["image"], IMAGES[row])
+
+
+def test_labels_need_not_begin_at_zero_and_may_have_names(build):
+    labels = np.array([10, 2])[np.arange(60) % 2]
+    assert build(medmnist(labels)).class_names == ("2", "10")
+    assert build(medmnist(labels)).splits["train"].labels[:2].tolist() == [1, 0]
+    names = np.array(["normal", "ill", "not here"])
+    dataset = build(medmnist(np.arange(60) % 2, class_names=names))
+    assert dataset.counts()["val"] == {"normal": 5, "ill": 5, "not here": 0}
+
+
+def test_a_table_of_labels_is_multi_label(build):
+    labels = RNG.integers(0, 2, (60, 4)).astype(np.int8)
+    labels[0, 1] = -1
+    dataset = build(medmnist(labels))
+    assert dataset.task == "multilabel" and dataset.class_names == ("0", "1", "2", "3")
+    assert np.isnan(dataset.splits["train"].labels[0, 1])
+    np.testing.assert_array_equal(dataset.splits["val"].labels, labels[30:40])
+
+
+def test_missing_val_is_split_off_train(build):
+    arrays = medmnist()
+    arrays = {key: array for key, array in arrays.items() if "val" not in key}
+    assert [len(split) for split in build(arrays).splits.values()] == [25, 5, 20]
+
+
+def test_real_arrays_are_read(real_data):
+    settings = {"source": "npz", "root": str(real_data / "medmnist" / "breastmnist.npz")}
+    dataset = build_dataset(DataConfig(**settings))
+    assert {name: len(split) for name, split in dataset.splits.items()} == {
+        "train": 546,
+        "val": 78,
+        "test": 156,
+    }
+    assert dataset.counts()["test"] == {"0": 42, "1": 114}
