@@ -40,15 +40,13 @@ class TestResize:
         resized = preprocessing(size, name).resize(image())
         np.testing.assert_array_equal(resized, np.asarray(expected))
 
-    @pytest.mark.parametrize("name", ["bilinear", "bicubic"])
-    def test_as_torchvision_resizes_tensors_of_any_channels(self, name):
+    def test_as_torchvision_resizes_tensors_of_any_channels(self):
         pixels = image(channels=5)
         tensor = torch.from_numpy(pixels).permute(2, 0, 1).float()
-        expected = functional.resize(tensor, (48, 64), FILTERS[name], antialias=True)
-        resized = Preprocessing((48, 64), 5, name, (0.5,), (0.5,)).resize(pixels)
+        expected = functional.resize(tensor, (48, 64), FILTERS["bilinear"], antialias=True)
+        resized = Preprocessing((48, 64), 5, "bilinear", (0.5,), (0.5,)).resize(pixels)
         # Pillow rounds after each of the two directions.
-        expected = expected.permute(1, 2, 0).clamp(0, 255).numpy()
-        np.testing.assert_allclose(resized, expected, atol=1.01)
+        np.testing.assert_allclose(resized, expected.permute(1, 2, 0), atol=1.01)
 
 
 class TestRandomResizedCrop:
