@@ -165,8 +165,28 @@ class TestTrainBatches:
         batches = train_batches(
             damaged, PREPROCESSING, "none", batch_size=BATCH, seed=0, num_workers=num_workers
         )
-        with batches, pytest.raises(ValueError, match="not a complete image file"):
+        with batches, pytest.raises(ValueError, match=r"image \d+: not a complete image file"):
             next(batches)
+
+    @pytest.mark.parametrize("augmentation", ["none", "official", "light"])
+    def test_any_number_of_channels(self, augmentation):
+        grey = np.random.default_rng(0).integers(0, 256, (BATCH, 40, 50, 1), dtype=np.uint8)
+        split = InMemorySplit(np.repeat(grey, 5, axis=3), np.arange(BATCH))
+        five = Preprocessing((32, 32), 5, "bilinear", (0.5,), (0.5,))
+        (batch,) = take(train_batches(split, five, augmentation, batch_size=BATCH, seed=0), 1)
+        assert batch["image"].shape == (BATCH, 32, 32, 5)
+        # The same was done to every channel.
+        np.testing.assert_array_equal(batch["image"], np.repeat(batch["image"][..., :1], 5, 3))
+        assert len(np.unique(batch["image"][..., 0], axis=0)) == BATCH
+
+    @pytest.mark.parametrize("batch_size", [17, 33, 37])
+    def test_batches_larger_than_a_part_are_put_together_in_order(self, batch_size):
+        options = {"seed": 1, "batch_size": batch_size}
+        drawn = labels(take(train_batches(numbered(SIZE), PREPROCESSING, "none", **options), 1))
+        one_by_one = train_batches(
+            numbered(SIZE), PREPROCESSING, "none", **options | {"batch_size": 1}
+        )
+        np.testing.assert_array_equal(drawn[0], labels(take(one_by_one, batch_size)).ravel())
 
 
 class TestBalancedSampler:
