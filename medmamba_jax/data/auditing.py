@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import numpy as np
 from absl import logging
@@ -16,7 +15,6 @@ from medmamba_jax.data.labelled_files import FileSplit
 from medmamba_jax.data.naming import listed, short_name
 from medmamba_jax.data.preprocessing import Preprocessing
 
-_CACHE_DIR = "~/.cache/medmamba-jax"
 _ALLOW = "or set data.allow_overlap=True to go on with a warning"
 
 
@@ -31,9 +29,9 @@ def audit(
     """Checks that splits are disjoint and that every image can be read.
 
     Groups are compared, and every image is decoded once, in threads. Synthetic images are not:
-    no two of them are one. What is found is kept in `config.cache_dir`, under a name that follows
-    from the version of this audit, the preprocessing and the images (and when files were last
-    written), so that the next run with the same images need not look again; unreadable images
+    no two of them are one. What is found is kept in `config.cache_folder`, under a name that
+    follows from the version of this audit, the preprocessing and the images (and when files were
+    last written), so that the next run with the same images need not look again; unreadable images
     are looked at again each time.
 
     Errors are an image that cannot be decoded, one class only in train, and a group, or images
@@ -146,7 +144,7 @@ def _look(
     changes = [split.last_change() for split in files if isinstance(split, FileSplit)]
     state = [VERSION, preprocessing.to_dict(), digests, changes]
     key = hashlib.sha256(json.dumps(state).encode()).hexdigest()
-    path = Path(config.cache_dir or _CACHE_DIR).expanduser() / "audit" / f"{key[:32]}.json"
+    path = config.cache_folder / "audit" / f"{key[:32]}.json"
     findings = Findings.read(path, key)
     if findings is None:
         say(f"looking at {_total(dataset):,} images for damage and overlap ...")

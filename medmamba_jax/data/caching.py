@@ -30,7 +30,6 @@ from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.preprocessing import Preprocessing
 
-_DEFAULT_FOLDER = "~/.cache/medmamba-jax"
 _SHARE = 0.5  # of what is free
 _SAMPLED = 16  # images, whose sizes stand for all
 _CGROUP = Path("/sys/fs/cgroup")
@@ -47,7 +46,7 @@ def cached(
     Raises:
         ValueError: if `config.cache_dir` cannot be written to, or an image cannot be decoded.
     """
-    folder = Path(config.cache_dir or _DEFAULT_FOLDER).expanduser()
+    folder = config.cache_folder
     free = {"memory": _SHARE * available_memory(), "disk": _SHARE * _free_disk(folder)}
     splits, texts = {}, []
     for name, split in dataset.splits.items():

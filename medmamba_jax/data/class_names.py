@@ -9,12 +9,13 @@ def in_natural_order(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(names), key=_natural))
 
 
-def require_classes(names: Iterable[str], where: str) -> None:
+def require_classes(names: Iterable[str], where: str, hint: str = "") -> None:
     """Checks what was found as names of classes.
 
     Args:
         names: distinct.
         where: names the place in an error.
+        hint: what to add where there are too few.
 
     Raises:
         ValueError: if there are fewer than two, or some differ only by case.
@@ -22,7 +23,7 @@ def require_classes(names: Iterable[str], where: str) -> None:
     names = sorted(names)
     if len(names) < 2:
         raise ValueError(
-            f"{where} has images of {len(names)} class(es) {names}; two or more are needed"
+            f"{where} has images of {len(names)} class(es) {names}; two or more are needed{hint}"
         )
     spellings: dict[str, str] = {}
     for name in names:

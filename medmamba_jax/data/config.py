@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 from medmamba_jax.data.windowing import ALLOWED as WINDOWS
@@ -19,6 +20,7 @@ _STRINGS = (
     *("name", "root", "table", "path_column", "split_column", "group_column", "group_pattern"),
     *("manual_dir", "cache_dir", "fold", "split_file"),
 )
+_CACHE_FOLDER = "~/.cache/medmamba-jax"
 _MIN_IMAGE_SIZE = 32  # the model halves the image five times
 _MIN_PHANTOM_IMAGES = 30
 
@@ -83,8 +85,8 @@ class DataConfig:
         cache: whether decoded images are kept: "none"; "memory", from when each is first read;
             "disk", written before the first is read and found again by later runs; or "auto", one
             of these by size, see `medmamba_jax.data.caching`. No pixel depends on it.
-        cache_dir: folder of the disk cache, which may be deleted at any time; "" means
-            `~/.cache/medmamba-jax`.
+        cache_dir: folder of the disk cache, and of what was found in images before training;
+            may be deleted at any time. "" means `~/.cache/medmamba-jax`.
         phantom_images: synthetic images in all, before the split.
 
     Raises:
@@ -193,6 +195,11 @@ class DataConfig:
             _is_integer(self.phantom_images) and self.phantom_images >= _MIN_PHANTOM_IMAGES,
             f"an integer, {_MIN_PHANTOM_IMAGES} or more",
         )
+
+    @property
+    def cache_folder(self) -> Path:
+        """`cache_dir`, or where it is by default."""
+        return Path(self.cache_dir or _CACHE_FOLDER).expanduser()
 
     @property
     def label_columns(self) -> tuple[str, ...]:

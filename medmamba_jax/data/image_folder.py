@@ -1,6 +1,7 @@
 """Images in one folder per class."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def find_image_folder(config: DataConfig) -> Source:
         assigned += [split] * len(files)
     kept = readable(root, names, config) if config.allow_unreadable else np.ones(len(names), bool)
     class_names = in_natural_order(np.array(labels)[kept].tolist())
-    require_classes(class_names, str(root))
+    require_classes(class_names, str(root), hint=_files_among(folders.values()))
     index = {name: i for i, name in enumerate(class_names)}
     images = FileSplit(
         root,
@@ -120,6 +121,13 @@ def _where_images_are(folder: Path) -> str:
         if path.is_file() and is_image_file(path):
             return f", but in those of {path.parent.parent}: is that what data.root should be?"
     return ""
+
+
+def _files_among(folders: Iterable[Path]) -> str:
+    """A hint for class folders that are files, as a broken extraction leaves them."""
+    files = [path.name for folder in folders for path in folder.iterdir() if path.is_file()]
+    visible = [name for name in sorted(files) if not name.startswith(".")]
+    return f"; {visible[0]!r} is a file, not a folder of images" if visible else ""
 
 
 def _labelled_files(folder: Path) -> list[tuple[Path, str]]:

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from medmamba_jax.data.dataset import Dataset, Split
+from medmamba_jax.data.labels import check_multiclass, check_multilabel
 
 
 class Images(Split, Protocol):
@@ -30,6 +31,9 @@ class Source:
         images: all of them.
         assigned: the split of each image, "train", "val" or "test" (n,), with images in train and
             test at least; None where images have to be split.
+
+    Raises:
+        ValueError: if a label does not fit the task or the classes.
     """
 
     name: str
@@ -39,6 +43,13 @@ class Source:
     assigned: np.ndarray | None = None
     synthetic: bool = False
     task: str = "multiclass"
+
+    def __post_init__(self):
+        labels, what = self.images.labels, f"labels of {self.name}"
+        if self.task == "multilabel":
+            check_multilabel(labels, len(self.class_names), what, self.images.describe)
+        else:
+            check_multiclass(labels, len(self.class_names), what)
 
     def dataset(self, rows: Mapping[str, np.ndarray], how: str = "") -> Dataset:
         """Returns the images of these rows as splits; `how` says where the rows are from."""

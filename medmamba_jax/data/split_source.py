@@ -7,7 +7,6 @@ from absl import logging
 
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.dataset import Dataset
-from medmamba_jax.data.labels import class_counts
 from medmamba_jax.data.source import Source
 from medmamba_jax.data.split_table import read_split_table
 from medmamba_jax.data.splitting import SPLITS, fold_split, split_off, stratified_split
@@ -36,8 +35,9 @@ def split_source(source: Source, config: DataConfig) -> Dataset:
         rows, how = _by_fractions(source, config)
     else:
         rows, how = _as_found(source, config)
-    _require_train_classes(source, rows)
-    return source.dataset(rows, how)
+    dataset = source.dataset(rows, how)
+    _require_train_classes(dataset)
+    return dataset
 
 
 def _by_file(source: Source, config: DataConfig) -> tuple[Rows, str]:
@@ -105,16 +105,12 @@ def _shares(rows: Rows) -> str:
     return ", ".join(f"{name} {len(part) / total:.1%}" for name, part in rows.items())
 
 
-def _require_train_classes(source: Source, rows: Rows) -> None:
-    counts = {
-        name: class_counts(source.images.labels[part], len(source.class_names))
-        for name, part in rows.items()
-    }
+def _require_train_classes(dataset: Dataset) -> None:
+    counts = dataset.counts()
     for name in ("val", "test"):
-        alone = np.flatnonzero((counts[name] > 0) & (counts["train"] == 0))
-        if len(alone):
-            raise ValueError(
-                f"{name} has {counts[name][alone[0]]} images of class"
-                f" {source.class_names[alone[0]]!r}, train has none: add some to train, leave the"
-                " class out, or split otherwise"
-            )
+        for label, count in counts[name].items():
+            if count and not counts["train"][label]:
+                raise ValueError(
+                    f"{name} has {count} images of class {label!r}, train has none: add some to"
+                    " train, leave the class out, or split otherwise"
+                )

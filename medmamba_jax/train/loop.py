@@ -66,7 +66,7 @@ def prepare_training(
     dataset = build_dataset(settings) if data is None else as_dataset(data, settings)
     setup = prepare(experiment, workdir, dataset)
     audit(
-        setup.dataset,
+        dataset,
         setup.description.preprocessing,
         settings,
         digests=setup.description.images_sha256,
@@ -74,7 +74,7 @@ def prepare_training(
     )
     with CheckpointStore(checkpoint_dir(workdir)) as store:
         claim(workdir, setup.description, started=store.latest_epoch() is not None)
-    write_split_table(workdir / SPLIT_TABLE, setup.dataset)
+    write_split_table(workdir / SPLIT_TABLE, dataset)
     return setup
 
 
