@@ -46,12 +46,15 @@ def test_recipe_of_the_large_sets(file):
     }
     assert {key: getattr(full.train, key) for key in recipe} == recipe
     assert full.train.patience > 0
+    # Split by image, patients and copies get into several parts, and that must not stop the run.
+    assert full.data.allow_overlap
 
 
 @pytest.mark.parametrize("name", MEDMNIST)
 def test_recipe_of_medmnist(name):
     full = experiment("medmnist", name)
     assert (full.data.source, full.data.name) == ("tfds", name)
+    assert full.data.allow_overlap  # of BreastMNIST's official splits
     assert full.data.image_size == 224 and full.data.augmentation == "none"
     recipe = {
         "optimizer": "adamw",
@@ -63,6 +66,17 @@ def test_recipe_of_medmnist(name):
         "step_factor": 0.1,
     }
     assert {key: getattr(full.train, key) for key in recipe} == recipe
+
+
+@pytest.mark.parametrize("file", LARGE)
+def test_docstrings_name_the_metric_that_stops_early(file):
+    """By "auto" it is the balanced accuracy where a class is more than 3 times another."""
+    counts = CATALOGUE[LARGE[file]].class_counts.values()
+    uneven = max(counts) > 3 * min(counts)
+    assert experiment(file).train.best_metric == "auto"
+    text = " ".join(module(file).__doc__.split())
+    assert ("without a better balanced accuracy in validation" in text) == uneven
+    assert ("without a better validation AUC" in text) != uneven
 
 
 @pytest.mark.parametrize("file", [*LARGE, "image_folder", "quickstart"])

@@ -1,9 +1,16 @@
 """FETAL_PLANES_DB from an archive of the published layout."""
 
+import importlib.util
+import pathlib
+
 import numpy as np
 import pytest
 
+import medmamba_jax as mm
 from medmamba_jax.data.public.catalogue import CATALOGUE
+from medmamba_jax.train import prepare_training
+
+CONFIG = pathlib.Path(__file__).parents[3] / "configs" / "fetal_planes_db.py"
 
 NAME = "fetal_planes_db"
 CLASSES = CATALOGUE[NAME].class_names
@@ -107,3 +114,19 @@ def test_no_test_images(publish, build, rows, images, zipped):
     publish(NAME, archive(zipped, rows, images))
     with pytest.raises(ValueError, match="published split has no test images"):
         build(NAME, splits="official")
+
+
+def test_the_config_starts_to_train_on_the_papers_split(
+    tmp_path, publish, rows, images, zipped, caplog
+):
+    """Its patients are in several parts, of which others are protected by the audit."""
+    publish(NAME, archive(zipped, rows, images))
+    spec = importlib.util.spec_from_file_location("config", CONFIG)
+    config = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(config)
+    settings = config.get_config("testing")
+    settings.data.root = settings.data.cache_dir = str(tmp_path)
+    experiment = mm.Experiment.from_config_dict(settings)
+    assert prepare_training(experiment, tmp_path / "run").dataset.name == NAME
+    assert "patients (groups) are in more than one split" in caplog.text
+    assert "Results on such a split are too good" in caplog.text
