@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 _ZIP_DEPTH = 2  # a zip in a zip; whatever lies deeper is a file like any other
 _ENCRYPTED = 0x1
+_LARGEST = 1 << 30  # bytes of a file that is read whole: far more than any image has
 
 
 class Files:
@@ -91,7 +92,16 @@ def _add_zip(members, archive, prefix, depth, stack):
             inner = _open_zip(stack.enter_context(archive.open(info)), name, stack)
             _add_zip(members, inner, f"{name}/", depth + 1, stack)
         else:
-            members[name] = functools.partial(archive.read, info)
+            members[name] = functools.partial(_read, archive, info, name)
+
+
+def _read(archive, info, name):
+    if info.file_size > _LARGEST:
+        raise ValueError(
+            f"{name} unpacks to {info.file_size} bytes, too many for memory: remove it"
+        )
+    with archive.open(info) as file:
+        return file.read(info.file_size)  # no more is unpacked than the zip says
 
 
 def _open_zip(file, name, stack):

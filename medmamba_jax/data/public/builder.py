@@ -97,7 +97,7 @@ def prepare(
 
     Raises:
         DataUnavailableError: if the images can neither be downloaded nor found in `manual_dir`.
-        FileNotFoundError: if `manual_dir` is given and does not exist.
+        FileNotFoundError: if `manual_dir` is given, is needed, and does not exist.
         ValueError: if what was found is not the set.
     """
     builder = PublicSetBuilder(
@@ -110,9 +110,12 @@ def prepare(
     if not builder.data_path.exists():
         logging.warning("%s", public_set.notice())
         # `try_download_gcs` would look for a prepared copy in Google's bucket, which has none.
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-        )
+        options = tfds.download.DownloadConfig(try_download_gcs=False)
+        try:
+            builder.download_and_prepare(download_config=options)
+        except FileExistsError:  # another process was faster, with the same images
+            if not builder.data_path.exists():
+                raise
     return Path(builder.data_dir)
 
 

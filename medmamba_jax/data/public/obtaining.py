@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
+import lzma
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -12,7 +14,9 @@ from medmamba_jax.data.dataset import DataUnavailableError
 from medmamba_jax.data.public.download import download
 from medmamba_jax.data.public.facts import Archive, PublicSet
 
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError)
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)
+# Of an OSError: bz2's own, and a place in the file that cannot be; others are the disk's.
+_DAMAGED_ERRNO = (None, errno.EINVAL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +44,14 @@ class Obtained:
         """
         try:
             yield
-        except _DAMAGED as error:
+        except (*_DAMAGED, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _DAMAGED_ERRNO:
+                raise
             reason = f"is damaged ({error})"
             if self.downloaded:
                 raise self.discarded(reason) from error
             raise ValueError(f"{self.location} {reason}: get it again") from error
-        except (ValueError, NotImplementedError) as error:
+        except (ValueError, RuntimeError) as error:  # the latter are zipfile's, of encryption, too
             raise ValueError(
                 f"{self.location} cannot be used: {error}. The set is published at"
                 f" {self.public_set.page}"

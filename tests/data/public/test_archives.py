@@ -88,3 +88,22 @@ def test_the_only_file_of_a_name(tmp_path, zipped):
             files.only("u.csv")
         with pytest.raises(ValueError, match=r"v\.csv is not there"):
             files.only("v.csv")
+
+
+def test_a_file_that_would_fill_the_memory_is_refused(tmp_path, zipped, monkeypatch):
+    content = zipped({"small": b"0" * 999, "large": b"0" * 1000}, zipfile.ZIP_DEFLATED)
+    (tmp_path / "a.zip").write_bytes(content)
+    monkeypatch.setattr("medmamba_jax.data.public.archives._LARGEST", 999)
+    with open_files(tmp_path / "a.zip") as files:
+        assert files.read("small") == b"0" * 999
+        with pytest.raises(ValueError, match="large unpacks to 1000 bytes, too many"):
+            files.read("large")
+
+
+def test_a_file_that_is_larger_than_the_zip_says_is_damaged(tmp_path, zipped):
+    content = bytearray(zipped({"x": b"0" * 1000}, zipfile.ZIP_DEFLATED))
+    size_in_the_directory = content.find(b"PK\x01\x02") + 24
+    struct.pack_into("<I", content, size_in_the_directory, 10)
+    (tmp_path / "a.zip").write_bytes(content)
+    with pytest.raises(zipfile.BadZipFile, match="CRC"):
+        read(tmp_path / "a.zip")

@@ -1,8 +1,10 @@
 """The CPN builder against small archives of the published layout, from a server and by hand."""
 
 import dataclasses
+import errno
 import io
 import pickle
+import struct
 import subprocess
 import sys
 import zipfile
@@ -12,6 +14,7 @@ import pytest
 from PIL import Image
 
 from medmamba_jax.data import DataUnavailableError, Preprocessing, eval_batches
+from medmamba_jax.data.public import builder
 from medmamba_jax.data.public.catalogue import CATALOGUE
 from medmamba_jax.data.public.facts import Archive
 
@@ -133,6 +136,57 @@ class TestDownload:
         with pytest.raises(DataUnavailableError, match=r"damaged .*Bad CRC-32.*NORMAL/5\.png"):
             build(NAME)
         publish(NAME, outer_zip(zipped, inner_zip(zipped, images)))
+        assert_complete(build(NAME), images)
+
+    @pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+    def test_damage_of_other_compressions(
+        self, publish, build, images, zipped, assert_complete, compression
+    ):
+        whole = zipped(images, compression)
+        at = whole.find(b"COVID/0.png") + len("COVID/0.png") + 30
+        publish(NAME, whole[:at] + bytes(20) + whole[at + 20 :])
+        with pytest.raises(DataUnavailableError, match="damaged"):
+            build(NAME)
+        publish(NAME, whole)
+        assert_complete(build(NAME), images)
+
+    def test_a_place_before_the_archive(self, publish, build, images, zipped, assert_complete):
+        whole = zipped(images)
+        damaged = bytearray(whole)
+        place_of_the_directory = damaged.rfind(b"PK\x05\x06") + 16
+        struct.pack_into("<I", damaged, place_of_the_directory, 2**31)  # all is before byte 0 then
+        publish(NAME, bytes(damaged))
+        with pytest.raises(DataUnavailableError, match="damaged"):
+            build(NAME)
+        publish(NAME, whole)
+        assert_complete(build(NAME), images)
+
+    def test_an_error_of_the_disk_is_not_called_damage(
+        self, server, publish, build, images, archive, monkeypatch
+    ):
+        publish(NAME, archive(images))
+
+        def broken(*_, **__):
+            raise OSError(errno.EIO, "Input/output error")
+
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
+            patch.setattr("medmamba_jax.data.public.listing.open_files", broken)
+            build(NAME)
+        build(NAME)
+        assert len(server.asked_for) == 1
+
+    def test_another_process_is_faster(
+        self, publish, build, images, archive, assert_complete, monkeypatch
+    ):
+        publish(NAME, archive(images))
+
+        def late(*arguments, **options):
+            monkeypatch.setattr(builder, "obtain", obtain)
+            assert_complete(build(NAME), images)
+            return obtain(*arguments, **options)
+
+        obtain = builder.obtain
+        monkeypatch.setattr(builder, "obtain", late)
         assert_complete(build(NAME), images)
 
     def test_a_path_outside_of_the_archive(self, publish, build, images, archive):

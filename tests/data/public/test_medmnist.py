@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pathlib
+import struct
 
 import numpy as np
 import pytest
@@ -192,6 +193,22 @@ def test_a_damaged_file(tmp_path, build, gray, damage, save):
 def test_a_folder_without_the_file(tmp_path, build):
     with pytest.raises(ValueError, match=r"it holds no file breastmnist_64\.npz"):
         build("breastmnist_64", manual_dir=str(tmp_path))
+
+
+def test_an_encrypted_file(tmp_path, build, gray):
+    content = bytearray(npz(gray))
+    flags_of_the_directory = content.find(b"PK\x01\x02") + 8
+    struct.pack_into("<H", content, flags_of_the_directory, 1)
+    (tmp_path / "breastmnist.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"breastmnist\.npz cannot be used: .* is encrypted"):
+        build("breastmnist", manual_dir=str(tmp_path), accept_changed_files=True)
+
+
+@pytest.mark.parametrize("kind", ["paper", "official"])
+def test_other_sizes_than_the_published_are_said(publish, build, gray, caplog, kind):
+    publish("breastmnist", npz(gray), md5=md5(npz(gray)))
+    build("breastmnist", splits=kind)
+    assert "splits: {'train': 11, 'val': 5, 'test': 7} here, but {'train': 546," in caplog.text
 
 
 @pytest.mark.parametrize("name", ["breastmnist", "pneumoniamnist"])
