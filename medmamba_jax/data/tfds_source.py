@@ -32,13 +32,13 @@ def build_tfds(config: DataConfig) -> Dataset:
     `ClassLabel` called "label". Its own splits are used, "validation" and "valid" as val. If there
     are just train and test, val is split off train, `config.val_fraction` of both together; if
     there is just train, all is split. Both by `config.split_seed`, classes in proportion. A text
-    called "patient" gives the groups, and no patient comes into two splits that are made here; one
-    called "filename" names images in messages.
+    called "patient" gives the groups, and no patient comes into two splits that are made here; it
+    is empty everywhere or nowhere. One called "filename" names images in messages.
 
     Raises:
         DataUnavailableError: if the images can neither be downloaded nor found in
             `config.manual_dir`.
-        FileNotFoundError: if `config.manual_dir` is set and does not exist.
+        FileNotFoundError: if `config.manual_dir` is needed and does not exist.
         ValueError: if there is no data set of this name, it is not split as `config.splits` says,
             or what was found is not the expected data set.
     """
@@ -75,7 +75,7 @@ def _public(public_set: PublicSet, root: Path, config: DataConfig) -> Dataset:
     _warn_of_difference(
         f"{builder.name}, images", _counts(public_set, everything), public_set.class_counts
     )
-    if config.splits == "paper":
+    if config.splits == "paper" or public_set.paper_is_official:
         sizes = {name: len(part) for name, part in rows.items()}
         _warn_of_difference(f"{builder.name}, splits", sizes, public_set.split_sizes)
     return _dataset(builder, {name: everything.subset(part) for name, part in rows.items()})
@@ -102,6 +102,7 @@ def _own(root: Path, config: DataConfig) -> Dataset:
         name: _open(builder, stored, f"the split {stored} of {builder.name}")
         for name, stored in _own_splits(builder).items()
     }
+    _require_every_patient(splits)
     return _dataset(builder, _completed(splits, config))
 
 
@@ -135,6 +136,19 @@ def _require_readable(builder: Any) -> None:
         raise ValueError(
             f"{builder.data_dir} is in the format {builder.info.file_format.value}: prepare it"
             " again with file_format='array_record', which can be read without TensorFlow"
+        )
+
+
+def _require_every_patient(splits: Mapping[str, TfdsSplit]) -> None:
+    without = [
+        split.describe(row)
+        for split in splits.values()
+        for row in np.flatnonzero(split.patients == "")[:1]
+    ]
+    if without and any(split.groups is not None for split in splits.values()):
+        raise ValueError(
+            f"{without[0]} has no patient, but others have: prepare the set again and give each"
+            " image one, of its own where none is known"
         )
 
 

@@ -61,7 +61,7 @@ class TfdsSplit:
 
     Attributes:
         labels, groups: see `Split`.
-        filenames, published: see `Index`.
+        filenames, patients, published: see `Index`.
     """
 
     def __init__(self, records: Sequence[dict[str, Any]], index: Index, where: str):
@@ -70,6 +70,7 @@ class TfdsSplit:
         self._where = where
         self.labels = index.labels
         self.filenames = index.filenames
+        self.patients = index.patients
         self.published = index.published
         self.groups = index.patients if np.any(index.patients != "") else None
 

@@ -125,6 +125,16 @@ def test_patients_and_file_names(prepare, build):
     assert not groups["val"] & groups["test"]
 
 
+def test_a_patient_for_some_images_only(prepare, build):
+    prepare(
+        {"train": 12, "val": 4, "test": 4},
+        FEATURES | {"patient": tfds.features.Text()},
+        patient=lambda i: f"p{i}" if i else "",
+    )
+    with pytest.raises(ValueError, match=r"of the split train of own has no patient, but others"):
+        build()
+
+
 @pytest.mark.parametrize(
     "sizes", [{"test": 4}, {"train": 4, "val": 4}, {"train": 4, "val": 4, "valid": 4, "test": 4}]
 )
