@@ -105,7 +105,8 @@ def fit(setup: Setup) -> dict[str, dict[str, Any]]:
                 state, progress, row, validated = _run_epoch(setup, state, progress, batches)
                 writer.write(row)
                 store.save(progress, state.to_parts())
-                print(epoch_line(row, setup.experiment.train, progress), flush=True)
+                best_by = setup.description.best_metric
+                print(epoch_line(row, setup.experiment.train, progress, best_by), flush=True)
                 if warning := unpredicted.warning(validated["per_class"]):
                     print(warning, flush=True)
     return evaluate_best(setup)

@@ -69,8 +69,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def epoch_line(row: dict[str, Any], config: TrainConfig, progress: Progress) -> str:
-    """Returns the line printed after an epoch."""
+def epoch_line(
+    row: dict[str, Any], config: TrainConfig, progress: Progress, best_metric: str
+) -> str:
+    """Returns the line printed after an epoch; `best_metric` is in it, whichever it is."""
     parts = [f"epoch {row['epoch']:>{len(str(config.epochs))}}/{config.epochs}"]
     accuracy, name = "accuracy", "acc"
     if "val/label_accuracy" in row:
@@ -80,6 +82,8 @@ def epoch_line(row: dict[str, Any], config: TrainConfig, progress: Progress) -> 
             f"{split} loss {row[f'{split}/loss']:.4f} {name} "
             f"{_text(row[f'{split}/{accuracy}'], '6.1%')} AUC {_text(row[f'{split}/auc'], '.3f')}"
         )
+    if best_metric not in ("loss", accuracy, "auc"):
+        parts[-1] += f" {best_metric} {_text(row[f'val/{best_metric}'], '.3f')}"
     if row["images_per_second"] is not None:
         parts.append(f"{row['images_per_second']:.0f} img/s")
         parts.append(f"data wait {row['data_wait_share']:.0%}")
