@@ -21,7 +21,7 @@ from medmamba_jax.train.workdir import checkpoint_dir, differing_images
 # Settings that evaluation may be given: where the images lie and how they travel.
 CHANGEABLE = (
     *("data.root", "data.table", "data.split_file", "data.manual_dir", "data.num_workers"),
-    "train.batch_size",
+    *("data.cache", "data.cache_dir", "train.batch_size"),
 )
 
 

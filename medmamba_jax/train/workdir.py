@@ -13,7 +13,10 @@ SPLIT_TABLE = "split.csv"
 RESUMABLE = {
     "train": ("epochs", "patience"),
     # Images that a changed one of these brings, and their splits, show in `images_sha256`.
-    "data": ("root", "table", "split_file", "manual_dir", "num_workers", "allow_overlap"),
+    "data": (
+        *("root", "table", "split_file", "manual_dir", "num_workers", "allow_overlap"),
+        *("cache", "cache_dir"),
+    ),
 }
 
 

@@ -1,5 +1,6 @@
 """Whose a workdir is; nothing is trained."""
 
+import dataclasses
 import json
 
 import pytest
@@ -21,6 +22,19 @@ def test_more_epochs_need_a_schedule_that_does_not_know_the_last(experiment, ima
 
     claim(tmp_path, description(epochs=1), started=False)
     claim(tmp_path, description(epochs=2), started=True)
+
+
+def test_how_images_travel_may_change(experiment, images, tmp_path):
+    def description(**changes):
+        options = experiment()
+        data = dataclasses.replace(options.data, **changes)
+        return prepare(dataclasses.replace(options, data=data), tmp_path, images).description
+
+    claim(tmp_path, description(), started=False)
+    other = {"cache": "memory", "cache_dir": str(tmp_path / "cache"), "num_workers": 3}
+    claim(tmp_path, description(**other), started=True)
+    with pytest.raises(ValueError, match=r"data\.resize was 'bilinear', is 'bicubic'"):
+        claim(tmp_path, description(resize="bicubic"), started=True)
 
 
 def test_a_run_of_before_there_were_tasks_is_refused(experiment, images, tmp_path):
