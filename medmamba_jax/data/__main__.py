@@ -1,4 +1,4 @@
-"""`python -m medmamba_jax.data`: the public sets, and preparing them.
+"""`python -m medmamba_jax.data`: the public sets, preparing them, and looking at any images.
 
 A mistake is answered with one line and exit code 2.
 """
@@ -9,11 +9,12 @@ import sys
 from absl import logging
 
 from medmamba_jax.data.dataset import DataUnavailableError
+from medmamba_jax.data.inspect import add_inspect
 from medmamba_jax.data.public.commands import add_list, add_prepare
 
 # A new subcommand is a function here. It sets `run`, which takes what was parsed and returns what
 # is to be printed.
-_SUBCOMMANDS = (add_list, add_prepare)
+_SUBCOMMANDS = (add_list, add_prepare, add_inspect)
 
 
 class _Parser(argparse.ArgumentParser):

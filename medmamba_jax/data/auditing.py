@@ -9,10 +9,17 @@ from absl import logging
 
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.dataset import Dataset
-from medmamba_jax.data.findings import VERSION, Findings, Image
+from medmamba_jax.data.findings import VERSION, Findings
 from medmamba_jax.data.frames import AllFrames
 from medmamba_jax.data.labelled_files import FileSplit
-from medmamba_jax.data.naming import listed, short_name
+from medmamba_jax.data.naming import listed
+from medmamba_jax.data.overlaps import (
+    identical_images,
+    image_sizes,
+    near_images,
+    shared_groups,
+    unreadable_images,
+)
 from medmamba_jax.data.preprocessing import Preprocessing
 
 _ALLOW = "or set data.allow_overlap=True to go on with a warning"
@@ -55,7 +62,7 @@ def audit(
     if not dataset.synthetic:
         findings = _look(dataset, preprocessing, config, digests, say)
         _check_images(dataset, findings, config.allow_overlap)
-        say(f"all {_total(dataset):,} images can be read, {_sizes(findings)}")
+        say(f"all {_total(dataset):,} images can be read, {image_sizes(findings)}")
 
 
 def _check_classes(dataset: Dataset) -> None:
@@ -72,17 +79,7 @@ def _check_classes(dataset: Dataset) -> None:
 
 
 def _check_groups(dataset: Dataset, allowed: bool) -> None:
-    first: dict[str, dict[str, int]] = {}  # group -> split -> its first row there
-    for name, split in dataset.splits.items():
-        if split.groups is not None:
-            groups, rows = np.unique(split.groups, return_index=True)
-            for group, row in zip(groups.tolist(), rows.tolist(), strict=True):
-                first.setdefault(group, {})[name] = row
-    shared = [
-        f"{group!r} ({' and '.join(_named(dataset, image) for image in images.items())})"
-        for group, images in first.items()
-        if len(images) > 1
-    ]
+    shared = shared_groups(dataset)
     if shared:
         _refuse(
             f"{len(shared)} of the patients (groups) are in more than one split: {listed(shared)}",
@@ -93,19 +90,13 @@ def _check_groups(dataset: Dataset, allowed: bool) -> None:
 
 
 def _check_images(dataset: Dataset, findings: Findings, allowed: bool) -> None:
-    if findings.unreadable:
-        problems = [
-            f"{dataset.splits[name].describe(row)} ({why})"
-            for (name, row), why in findings.unreadable
-        ]
+    problems = unreadable_images(dataset, findings)
+    if problems:
         raise ValueError(
             f"{len(problems)} of {_total(dataset)} images cannot be read: {listed(problems)}."
             " Replace or remove them, or let data.allow_unreadable drop damaged files"
         )
-    across, within = [], []
-    for images in findings.identical:
-        text = " = ".join(_named(dataset, image) for image in images)
-        (across if len({name for name, _ in images}) > 1 else within).append(text)
+    across, within = identical_images(dataset, findings)
     if across:
         _refuse(
             f"the same pixels are in more than one split, {_times(len(across))}: {listed(across)}",
@@ -117,11 +108,10 @@ def _check_images(dataset: Dataset, findings: Findings, allowed: bool) -> None:
             "the same pixels are in one split again, %s: %s", _times(len(within)), listed(within)
         )
     if findings.near:
-        pairs = [" ~ ".join(_named(dataset, image) for image in pair) for pair in findings.near]
         logging.warning(
             "nearly the same pixels are in two splits, %s: %s. Are they of one patient?",
             _times(findings.num_near),
-            listed(pairs),
+            listed(near_images(dataset, findings)),
         )
 
 
@@ -157,26 +147,9 @@ def _look(
     return findings
 
 
-def _sizes(findings: Findings) -> str:
-    by_area = sorted((width * height, width, height) for width, height, _ in findings.sizes)
-    (_, *smallest), (_, *largest) = by_area[0], by_area[-1]
-    if len(by_area) == 1:
-        return f"{_px(*smallest)} px"
-    return f"of {len(by_area)} sizes from {_px(*smallest)} to {_px(*largest)} px"
-
-
-def _px(width: int, height: int) -> str:
-    return f"{width}x{height}"
-
-
 def _times(count: int) -> str:
     return "once" if count == 1 else f"{count:,} times"
 
 
 def _total(dataset: Dataset) -> int:
     return sum(map(len, dataset.splits.values()))
-
-
-def _named(dataset: Dataset, image: Image) -> str:
-    name, row = image
-    return f"{short_name(dataset.splits[name], row)} in {name}"

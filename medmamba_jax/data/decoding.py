@@ -122,7 +122,7 @@ def _load(content: bytes, frame: int) -> Image.Image:
         raise ValueError(f"the image is too large to be decoded safely: {error}") from error
     except _DAMAGE as error:
         raise _damaged(content, error) from error
-    deep = _deeper_than_read(content, opened)
+    deep = deeper_than_read(content, opened)
     if deep or opened.mode not in (*_EIGHT_BIT_MODES, *_DEEP_MODES):
         raise ValueError(
             f"{deep or f'an image of mode {opened.mode!r}'} cannot be read at its full depth: save"
@@ -144,7 +144,7 @@ class _NoSuchFrameError(ValueError):
         super().__init__(f"frame {frame} was asked for (data.frame), but there are {frames}")
 
 
-def _deeper_than_read(content: bytes, opened: Image.Image) -> str | None:
+def deeper_than_read(content: bytes, opened: Image.Image) -> str | None:
     """Names files whose 16 bits a channel Pillow reads as 8 without a word."""
     if opened.mode not in _EIGHT_BIT_MODES:
         return None
