@@ -56,8 +56,8 @@ def test_a_folder_is_counted_and_drawn(inspect, folder):
     tile = pixels("images.png")[22:150, 4:132]
     image = Image.fromarray(pixels(folder / "9" / "p0_0.png"))
     shown = np.asarray(image.resize((128, 85), Image.Resampling.LANCZOS))
-    assert (tile[21 : 21 + 85] == shown[..., None]).all()
-    assert (tile[:21] == 220).all()  # the margin of an image that is no square
+    assert (tile[22 : 22 + 85] == shown[..., None]).all()
+    assert (tile[:22] == 220).all()  # the margin of an image that is no square
 
 
 def test_a_table_tells_of_patients_and_overlap(inspect, folder):
