@@ -80,11 +80,15 @@ def near_pairs(one: Fingerprints, other: Fingerprints) -> np.ndarray:
         apart = np.zeros((len(block), len(other.dhashes)), np.uint16)
         for word in range(block.shape[1]):
             apart += np.bitwise_count(block[:, word, None] ^ other.dhashes[:, word])
-        first, second = np.nonzero(apart <= _MOST_BITS_APART)
-        first += start
-        alike = np.einsum("pi,pi->p", one.thumbnails[first], other.thumbnails[second])
-        near = (alike >= _LEAST_CORRELATION) & (one.sha256[first] != other.sha256[second])
-        pairs.append(np.column_stack([first, second])[near])
+        near = apart <= _MOST_BITS_APART
+        rows = np.flatnonzero(near.any(1))
+        near = near[rows]
+        rows += start
+        near &= one.thumbnails[rows] @ other.thumbnails.T >= _LEAST_CORRELATION
+        first, second = np.nonzero(near)
+        first = rows[first]
+        unequal = one.sha256[first] != other.sha256[second]
+        pairs.append(np.column_stack([first, second])[unequal])
     return np.concatenate(pairs)
 
 
