@@ -82,6 +82,15 @@ def test_weights_are_of_the_training_split_alone_and_shown():
     assert text == "cross_entropy; class_weights 0.667, 2"
 
 
+def test_weights_are_of_the_training_images_alone():
+    data = dataset([[1, 0], [0, NAN], [0, 1], [0, 1], [0, 0]], val=[[1, 0], [1, 1], [0, 1]])
+    loss = make_objective(TrainConfig(pos_weights="balanced"), data).loss
+    np.testing.assert_array_equal(loss.keywords["pos_weights"], POS_WEIGHTS)
+    data = dataset([0] * 9 + [1] * 3 + [2] * 4, val=[0, 1, 2])
+    loss = make_objective(TrainConfig(class_weights="balanced"), data).loss
+    np.testing.assert_array_equal(loss.keywords["class_weights"], CLASS_WEIGHTS)
+
+
 @pytest.mark.parametrize(
     ("data", "metric"),
     [
