@@ -93,10 +93,14 @@ def test_folder_of_images_from_training_to_evaluation(tmp_path):
             pixels = np.clip(rng.normal(level, 20, (40, 50)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
     config = f"--config={ROOT}/configs/image_folder.py:testing"
-    trained = run(config, "--config.data.root=images", cwd=tmp_path)
+    kept = "--config.data.cache_dir=kept"
+    trained = run(config, "--config.data.root=images", kept, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "Traceback" not in trained.stderr
-    results = tmp_path / "runs" / "image_folder_testing" / "results"
+    assert "all 40 images can be read, 50x40 px" in trained.stdout
+    workdir = tmp_path / "runs" / "image_folder_testing"
+    results = workdir / "results"
+    assert len((workdir / "split.csv").read_text().splitlines()) == 1 + 40
     before = {path.name: path.read_text() for path in results.iterdir()}
     assert json.loads(before["test.json"])["num_examples"] == 12
 
@@ -111,7 +115,7 @@ def test_folder_of_images_from_training_to_evaluation(tmp_path):
 
     image = tmp_path / "moved" / "a" / "0.png"
     image.rename(image.with_name("renamed.png"))
-    refused = run(config, "--config.data.root=moved", "--config.train.epochs=3", cwd=tmp_path)
+    refused = run(config, "--config.data.root=moved", kept, "--config.train.epochs=3", cwd=tmp_path)
     assert refused.returncode == 2 and "images of split" in refused.stderr
 
 
