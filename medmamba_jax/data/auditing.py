@@ -41,10 +41,10 @@ def audit(
     last written), so that the next run with the same images need not look again; unreadable images
     are looked at again each time.
 
-    Errors are an image that cannot be decoded, one class only in train, and a group, or images
-    that are equal pixel for pixel, in two splits; `config.allow_overlap` makes a warning of the
-    latter two. Warnings are nearly identical images in two splits, identical ones in one split,
-    and a class that a split lacks.
+    Errors are an empty split, an image that cannot be decoded, one class only in train, and a
+    group, or images that are equal pixel for pixel, in two splits; `config.allow_overlap` makes a
+    warning of the latter two. Warnings are nearly identical images in two splits, identical ones
+    in one split, and a class that a split lacks.
 
     Args:
         dataset: the images.
@@ -66,6 +66,9 @@ def audit(
 
 
 def _check_classes(dataset: Dataset) -> None:
+    for name, split in dataset.splits.items():
+        if not len(split):
+            raise ValueError(f"no images are in {name}: add some, or split the images otherwise")
     counts = {name: np.array(list(row.values())) for name, row in dataset.counts().items()}
     if dataset.task == "multiclass" and (counts["train"] > 0).sum() < 2:
         raise ValueError(

@@ -210,6 +210,9 @@ def test_classes_that_a_split_lacks(run, disjoint, caplog):
     labels = {"train": [0, 1, 0, 1, 0, 1], "val": [1] * 6, "test": [0, 0, 0, 0, 0, 1]}
     run(dataset(disjoint, labels=labels))
     assert "no image of val shows 'a'" in caplog.text and "test" not in caplog.text
+    empty = {**disjoint, "test": []}
+    with pytest.raises(ValueError, match="no images are in test: add some"):
+        run(dataset(empty, labels={**labels, "test": np.zeros(0, int)}))
     labels["train"] = [0] * 6
     with pytest.raises(ValueError, match="train has images of one class only"):
         run(dataset(disjoint, labels=labels))
