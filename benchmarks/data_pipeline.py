@@ -30,10 +30,10 @@ from medmamba_jax.data import (
     build_dataset,
     train_batches,
 )
-from medmamba_jax.data.augmentation import POLICIES
-from medmamba_jax.data.caching import cached
 from medmamba_jax.data.config import AUGMENTATIONS, CACHES
-from medmamba_jax.data.phantom import draw
+from medmamba_jax.data.images.augmentation import POLICIES
+from medmamba_jax.data.reading.caching import cached
+from medmamba_jax.data.sources.phantom import draw
 
 _SIDE = 224  # of drawn images, in pixels
 _TIMED = 200  # images, for the parts

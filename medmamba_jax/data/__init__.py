@@ -1,13 +1,13 @@
 """Images: data sets, preprocessing and batches."""
 
-from medmamba_jax.data.auditing import audit
+from medmamba_jax.data.audit.auditing import audit
 from medmamba_jax.data.build import build_dataset
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.dataset import Dataset, DataUnavailableError, InMemorySplit, Split
-from medmamba_jax.data.loading import eval_batches, steps_per_epoch, train_batches
-from medmamba_jax.data.own_data import OwnData, as_dataset
-from medmamba_jax.data.preprocessing import Preprocessing
-from medmamba_jax.data.split_table import write_split_table
+from medmamba_jax.data.images.preprocessing import Preprocessing
+from medmamba_jax.data.reading.loading import eval_batches, steps_per_epoch, train_batches
+from medmamba_jax.data.sources.own_data import OwnData, as_dataset
+from medmamba_jax.data.splits.split_table import write_split_table
 
 __all__ = [
     "DataConfig",

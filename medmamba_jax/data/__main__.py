@@ -9,7 +9,7 @@ import sys
 from absl import logging
 
 from medmamba_jax.data.dataset import DataUnavailableError
-from medmamba_jax.data.inspect import add_inspect
+from medmamba_jax.data.inspection.inspect import add_inspect
 from medmamba_jax.data.public.commands import add_list, add_prepare
 
 # A new subcommand is a function here. It sets `run`, which takes what was parsed and returns what

@@ -4,15 +4,15 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from medmamba_jax.data.config import ALL_FRAMES, DataConfig
-from medmamba_jax.data.csv_source import find_table
 from medmamba_jax.data.dataset import Dataset
-from medmamba_jax.data.frames import AllFrames
-from medmamba_jax.data.image_folder import find_image_folder
-from medmamba_jax.data.npz_source import find_arrays
-from medmamba_jax.data.phantom import draw_phantoms
-from medmamba_jax.data.source import Source
-from medmamba_jax.data.split_source import split_source
-from medmamba_jax.data.tfds_source import build_tfds
+from medmamba_jax.data.sources.csv_source import find_table
+from medmamba_jax.data.sources.frames import AllFrames
+from medmamba_jax.data.sources.image_folder import find_image_folder
+from medmamba_jax.data.sources.npz_source import find_arrays
+from medmamba_jax.data.sources.phantom import draw_phantoms
+from medmamba_jax.data.sources.source import Source
+from medmamba_jax.data.sources.tfds_source import build_tfds
+from medmamba_jax.data.splits.split_source import split_source
 
 # A new kind of source is one file, one row here and its name in `config.SOURCES`.
 FINDERS: Mapping[str, Callable[[DataConfig], Source]] = {

@@ -6,8 +6,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from medmamba_jax.data.windowing import ALLOWED as WINDOWS
-from medmamba_jax.data.windowing import Window, parse_window
+from medmamba_jax.data.images.windowing import ALLOWED as WINDOWS
+from medmamba_jax.data.images.windowing import Window, parse_window
 
 SOURCES = ("phantom", "image_folder", "csv", "npz", "tfds")
 RESIZE_FILTERS = ("bilinear", "bicubic", "lanczos", "nearest")
@@ -68,7 +68,7 @@ class DataConfig:
             Values below LOW become 0 and above HIGH 255. 8-bit images are not touched.
         frame: of files with several (DICOM, TIFF, GIF, WebP), counted from 0; -1 makes an image of
             each, with the file's label.
-        augmentation: training policy, see `medmamba_jax.data.augmentation`.
+        augmentation: training policy, see `medmamba_jax.data.images.augmentation`.
         val_fraction: part of all images split off for validation where the data bring no split
             of their own.
         test_fraction: the same for testing.
@@ -84,7 +84,7 @@ class DataConfig:
         num_workers: Grain worker processes; 0 decodes in threads of this process.
         cache: whether decoded images are kept: "none"; "memory", from when each is first read;
             "disk", written before the first is read and found again by later runs; or "auto", one
-            of these by size, see `medmamba_jax.data.caching`. No pixel depends on it.
+            of these by size, see `medmamba_jax.data.reading.caching`. No pixel depends on it.
         cache_dir: folder of the disk cache, and of what was found in images before training;
             may be deleted at any time. "" means `~/.cache/medmamba-jax`.
         phantom_images: synthetic images in all, before the split.

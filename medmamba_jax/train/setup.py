@@ -9,7 +9,7 @@ import jax
 
 from medmamba_jax.checkpoints import CheckpointStore, Progress, RunDescription
 from medmamba_jax.data import Dataset, Preprocessing, steps_per_epoch
-from medmamba_jax.data.caching import cached
+from medmamba_jax.data.reading.caching import cached
 from medmamba_jax.models.scans import scans
 from medmamba_jax.train.experiment import Experiment
 from medmamba_jax.train.objective import Objective, make_objective

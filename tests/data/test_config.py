@@ -2,8 +2,9 @@ import re
 
 import pytest
 
-from medmamba_jax.data import augmentation, build, config, preprocessing
+from medmamba_jax.data import build, config
 from medmamba_jax.data.config import DataConfig
+from medmamba_jax.data.images import augmentation, preprocessing
 
 
 def test_names_in_the_configuration_are_those_of_the_tables():

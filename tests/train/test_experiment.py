@@ -3,7 +3,7 @@ import json
 import pytest
 
 import medmamba_jax as mm
-from medmamba_jax.data import loading
+from medmamba_jax.data.reading import loading
 from medmamba_jax.train import config as train_config
 from medmamba_jax.train import metrics, objective
 from medmamba_jax.train.config import TrainConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from absl import logging
 
-from medmamba_jax.data.decoding import open_image
+from medmamba_jax.data.images.decoding import open_image
 from medmamba_jax.data.public.archives import Files, open_files
 from medmamba_jax.data.public.facts import PublicImage
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from medmamba_jax.data.public.facts import PublicSet
-from medmamba_jax.data.splitting import split_off, stratified_split
+from medmamba_jax.data.splits.splitting import split_off, stratified_split
 
 
 def require_splits(public_set: PublicSet, kind: str) -> None:

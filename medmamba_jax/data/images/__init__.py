@@ -1,0 +1,1 @@
+"""Image files and arrays: decoding, windows of intensity, resizing, augmentation."""

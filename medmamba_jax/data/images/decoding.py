@@ -1,0 +1,191 @@
+"""Opening an image without losing anything in silence."""
+
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from medmamba_jax.data.images.dicom import count_dicom_frames, is_dicom, read_dicom
+from medmamba_jax.data.images.windowing import Window, to_uint8
+
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"),
+    *(".npy", ".dcm", ".dicom"),
+)
+
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
+_RETURNED_AS = {"1": "L", "P": "RGB", "PA": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}
+_EIGHT_BIT_MODES = ("L", "LA", "RGB", "RGBA", *_RETURNED_AS)
+_DEEP_MODES = ("I;16", "I;16B", "I", "F")
+_NPY_MAGIC = b"\x93NUMPY"
+_TIFF_MAGIC = (b"II*\0", b"MM\0*")
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_BIT_DEPTH_OFFSET = 24
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
+_DICOM_HEADER = 132  # bytes
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether a file is to be read as an image, by its ending.
+
+    A name without an ending, or one that ends in digits as the UIDs do that DICOM files are named
+    by, counts if the file begins as DICOM.
+    """
+    suffix = path.suffix.lower()
+    if suffix and not suffix[1:].isdigit():
+        return suffix in IMAGE_SUFFIXES
+    with path.open("rb") as file:
+        return is_dicom(file.read(_DICOM_HEADER))
+
+
+def open_image(
+    image: bytes | np.ndarray, *, window: Window = "auto", frame: int = 0
+) -> Image.Image | np.ndarray:
+    """Opens and fully decodes an image, in 8 bits, turned upright by its EXIF orientation.
+
+    Colour profiles (ICC) are not applied: the pixels are those of the file.
+
+    Args:
+        image: the bytes of an image file (PNG, JPEG, TIFF, BMP, WebP, GIF, .npy or DICOM), or an
+            array (h, w) or (h, w, c) of any real dtype, with any number of channels.
+        window: what becomes 0..255 of an image with more than 8 bits; see `to_uint8`, and
+            `read_dicom` for DICOM. 8 bits are not touched.
+        frame: 0-based, of a DICOM file, TIFF, GIF or WebP that holds several.
+
+    Returns:
+        A Pillow image of mode L, LA, RGB or RGBA: palettes (without their transparency), CMYK and
+        YCbCr become RGB. Of an array with 2, 5 or more channels uint8 (h, w, c). `np.asarray` gives
+        the pixels of both.
+
+    Raises:
+        DataUnavailableError: if it is DICOM and pydicom is not installed.
+        ValueError: if the image is damaged, is not of these kinds, lacks the frame, holds NaN or
+            infinity, or is of a kind that Pillow reads at less than its full depth.
+    """
+    if isinstance(image, np.ndarray):
+        return _from_array(image, window, frame)
+    if image.startswith(_NPY_MAGIC):
+        return _from_array(_load_npy(image), window, frame)
+    if is_dicom(image):
+        return Image.fromarray(read_dicom(image, window=window, frame=frame))
+    opened = _load(image, frame)
+    ImageOps.exif_transpose(opened, in_place=True)
+    if opened.mode in _EIGHT_BIT_MODES:
+        mode = _RETURNED_AS.get(opened.mode, opened.mode)
+        return opened if mode == opened.mode else opened.convert(mode)
+    return Image.fromarray(_deep_pixels(opened, window))
+
+
+def count_frames(image: bytes) -> int:
+    """Returns how many frames a file holds that `open_image` reads; most hold one.
+
+    Raises:
+        DataUnavailableError: if it is DICOM and pydicom is not installed.
+        ValueError: if the file is damaged or no image.
+    """
+    if image.startswith(_NPY_MAGIC):
+        return 1
+    if is_dicom(image):
+        return count_dicom_frames(image)
+    return getattr(_open(image), "n_frames", 1)
+
+
+def _open(content: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(content), formats=_FORMATS)
+    except UnidentifiedImageError as error:
+        if content.startswith(_TIFF_MAGIC):
+            raise ValueError(
+                "a TIFF of a kind that Pillow cannot read: save it as 8-bit colour or 8- or 16-bit"
+                " grey, or as .npy"
+            ) from error
+        raise ValueError(f"not an image file ({len(content)} bytes)") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"the image is too large to be decoded safely: {error}") from error
+    except _DAMAGE as error:
+        raise _damaged(content, error) from error
+
+
+def _load(content: bytes, frame: int) -> Image.Image:
+    opened = _open(content)
+    try:
+        if frame:
+            if frame >= (frames := getattr(opened, "n_frames", 1)):
+                raise _NoSuchFrameError(frame, frames)
+            opened.seek(frame)
+        opened.load()
+    except _NoSuchFrameError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"the image is too large to be decoded safely: {error}") from error
+    except _DAMAGE as error:
+        raise _damaged(content, error) from error
+    deep = deeper_than_read(content, opened)
+    if deep or opened.mode not in (*_EIGHT_BIT_MODES, *_DEEP_MODES):
+        raise ValueError(
+            f"{deep or f'an image of mode {opened.mode!r}'} cannot be read at its full depth: save"
+            " it as 8-bit colour, as 16-bit grey, or as .npy"
+        )
+    return opened
+
+
+# What Pillow's decoders raise for damaged files.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error)
+
+
+def _damaged(content: bytes, error: Exception) -> ValueError:
+    return ValueError(f"not a complete image file ({len(content)} bytes): {error}")
+
+
+class _NoSuchFrameError(ValueError):
+    def __init__(self, frame: int, frames: int):
+        super().__init__(f"frame {frame} was asked for (data.frame), but there are {frames}")
+
+
+def deeper_than_read(content: bytes, opened: Image.Image) -> str | None:
+    """Names files whose 16 bits a channel Pillow reads as 8 without a word."""
+    if opened.mode not in _EIGHT_BIT_MODES:
+        return None
+    if content.startswith(_PNG_SIGNATURE) and content[_PNG_BIT_DEPTH_OFFSET] == 16:
+        return "a 16-bit PNG with colour or alpha"
+    if opened.format == "TIFF" and max(opened.tag_v2.get(_TIFF_BITS, (8,))) > 8:
+        return "a 16-bit TIFF with colour"
+    return None
+
+
+def _deep_pixels(opened: Image.Image, window: Window) -> np.ndarray:
+    """Brings one channel of 16 or 32 bits to 8, uint8 (h, w)."""
+    tags = opened.tag_v2 if opened.format == "TIFF" else {}
+    pixels = np.asarray(opened)
+    unsigned = tags.get(_TIFF_SAMPLE_FORMAT, (1,))[0] == 1
+    if opened.mode == "I" and tags.get(_TIFF_BITS) == (32,) and unsigned:
+        pixels = pixels.view(np.uint32)  # Pillow has no such mode and keeps the bits
+    grey = to_uint8(pixels, window)
+    # Pillow turns "white is zero" round for 8 bits only.
+    return 255 - grey if tags.get(_TIFF_PHOTOMETRIC) == 0 else grey
+
+
+def _load_npy(content: bytes) -> np.ndarray:
+    try:
+        return np.load(io.BytesIO(content), allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError, MemoryError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"not a complete .npy file of numbers: {reason}") from error
+
+
+def _from_array(pixels: np.ndarray, window: Window, frame: int) -> Image.Image | np.ndarray:
+    if pixels.ndim not in (2, 3) or not pixels.size:
+        raise ValueError(
+            "an image array must have the shape (h, w) or (h, w, channels) and hold pixels; got"
+            f" {pixels.shape}"
+        )
+    if frame:
+        raise _NoSuchFrameError(frame, 1)
+    pixels = to_uint8(pixels, window)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[..., 0]
+    if pixels.ndim == 3 and pixels.shape[2] not in (3, 4):
+        return pixels
+    return Image.fromarray(pixels)

@@ -1,0 +1,139 @@
+"""Reading DICOM files as 8-bit pixels, by pydicom (the extra `dicom`)."""
+
+import io
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from medmamba_jax.data.dataset import DataUnavailableError
+from medmamba_jax.data.images.windowing import Window, to_uint8
+
+_MAGIC_OFFSET, _MAGIC = 128, b"DICM"
+_GREY = ("MONOCHROME1", "MONOCHROME2")
+
+
+def is_dicom(content: bytes) -> bool:
+    """Whether a file begins as DICOM files do; its first 132 bytes are enough."""
+    return content[_MAGIC_OFFSET : _MAGIC_OFFSET + len(_MAGIC)] == _MAGIC
+
+
+def read_dicom(content: bytes, *, window: Window, frame: int) -> np.ndarray:
+    """Decodes a frame of a DICOM file and brings it to 8 bits as DICOM prescribes.
+
+    In this order: the modality's transformation (RescaleSlope and RescaleIntercept, or its table),
+    then the window, then the inversion of MONOCHROME1, whose smallest values are white. All
+    three may be given by frame. "auto" is the file's first window (WindowCenter, WindowWidth,
+    VOILUTFunction; PS3.3, C.11.2.1), else the frame's own range, but 8-bit pixels without either
+    are not touched; "full" is what the stored bits can hold; (low, high) is in the modality's
+    units, such as Hounsfield. Colour of 8 bits is taken as it is. A table of values of interest
+    (VOI LUT) and a padding value are not applied.
+
+    Args:
+        content: the file.
+        window: see above.
+        frame: 0-based.
+
+    Returns:
+        uint8 (h, w), or (h, w, 3) for colour.
+
+    Raises:
+        DataUnavailableError: if pydicom is not installed.
+        ValueError: if the file is damaged, holds no such image, or has colour of more than 8 bits.
+    """
+    pydicom = _pydicom()
+    try:
+        header = pydicom.dcmread(io.BytesIO(content))
+        frames = _frames(header)
+        if frame < frames:
+            stored = pydicom.pixels.pixel_array(header, index=frame)
+    except Exception as error:  # pydicom and its decoders raise anything for damaged files
+        problem = " ".join(str(error).split())
+        raise ValueError(f"not a DICOM image that pydicom can read: {problem}") from error
+    if frame >= frames:
+        raise ValueError(f"frame {frame} was asked for (data.frame), but there are {frames}")
+    if header.PhotometricInterpretation == "PALETTE COLOR":
+        return to_uint8(pydicom.pixels.apply_color_lut(stored, header), "full")
+    if header.PhotometricInterpretation not in _GREY:
+        if stored.dtype != np.uint8 or stored.ndim != 3:
+            raise ValueError(
+                f"only grey and 8-bit colour DICOM can be read; got {stored.dtype}"
+                f" {stored.shape} {header.PhotometricInterpretation}: convert it"
+            )
+        return stored
+    _apply_frame_settings(header, frame)
+    values = pydicom.pixels.apply_modality_lut(stored, header)
+    grey = _windowed(values, stored, header, window)
+    return 255 - grey if header.PhotometricInterpretation == "MONOCHROME1" else grey
+
+
+def count_dicom_frames(content: bytes) -> int:
+    """Returns the number of frames, without decoding any.
+
+    Raises:
+        DataUnavailableError: if pydicom is not installed.
+        ValueError: if the file is damaged.
+    """
+    pydicom = _pydicom()
+    try:
+        return _frames(pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True))
+    except Exception as error:
+        raise ValueError(f"not a DICOM file that pydicom can read: {error}") from error
+
+
+def _pydicom() -> Any:
+    try:
+        import pydicom
+    except ModuleNotFoundError as error:
+        raise DataUnavailableError(
+            'DICOM files are read by pydicom, which is not installed: pip install "medmamba-jax'
+            '[dicom]"'
+        ) from error
+    return pydicom
+
+
+def _frames(header: Any) -> int:
+    return int(header.get("NumberOfFrames") or 1)
+
+
+def _apply_frame_settings(header: Any, frame: int) -> None:
+    """Brings what enhanced multi-frame files say for this frame to where others say it."""
+    shared = header.get("SharedFunctionalGroupsSequence") or []
+    of_frames = header.get("PerFrameFunctionalGroupsSequence") or []
+    for groups in (*shared[:1], *of_frames[frame : frame + 1]):
+        for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+            for settings in (groups.get(name) or [])[:1]:
+                header.update(settings)
+
+
+def _windowed(values: np.ndarray, stored: np.ndarray, header: Any, window: Window) -> np.ndarray:
+    if window == "full":
+        return to_uint8(values, _full_range(header))
+    if window != "auto":
+        return to_uint8(values.astype(np.float64), window)
+    if header.get("WindowCenter") is None or header.get("WindowWidth") is None:
+        untouched = stored.dtype == np.uint8 and np.array_equal(values, stored)
+        return stored if untouched else to_uint8(values, "auto")
+    center, width = _first(header.WindowCenter), _first(header.WindowWidth)
+    function = (header.get("VOILUTFunction") or "LINEAR").upper()
+    if width <= 0:
+        raise ValueError(f"the file's window has the width {width:g}: set data.window to LOW,HIGH")
+    values = values.astype(np.float64)
+    if function == "SIGMOID":
+        return to_uint8(special.expit(4 * (values - center) / width), (0.0, 1.0))
+    if function == "LINEAR_EXACT":
+        return to_uint8(values, (center - width / 2, center + width / 2))
+    half = max(width - 1, 0) / 2
+    return to_uint8(values, (center - 0.5 - half, center - 0.5 + half))
+
+
+def _full_range(header: Any) -> tuple[float, float]:
+    levels = 2**header.BitsStored
+    lowest = -levels // 2 if header.PixelRepresentation else 0
+    extremes = np.array([lowest, lowest + levels - 1])
+    values = _pydicom().pixels.apply_modality_lut(extremes, header)
+    return float(values.min()), float(values.max())
+
+
+def _first(value: Any) -> float:
+    return float(value[0] if hasattr(value, "__len__") and not isinstance(value, str) else value)

@@ -1,0 +1,1 @@
+"""What `python -m medmamba_jax.data inspect` shows."""

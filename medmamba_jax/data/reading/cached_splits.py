@@ -1,0 +1,205 @@
+"""Splits that keep their decoded images, in memory or on disk."""
+
+import hashlib
+import os
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import PIL
+from tqdm import tqdm
+
+from medmamba_jax.data.dataset import Example, Split
+from medmamba_jax.data.images.preprocessing import Preprocessing, decoded
+
+_FORMAT = 1  # of the files; another number and none of the old is found again
+_SHAPE = np.dtype("<u4")  # height, width and channels stand before the pixels
+_SHAPE_BYTES = 3 * _SHAPE.itemsize
+_WRITTEN_AT_ONCE = 256  # images
+
+
+class Prepared:
+    """A split's images, decoded and, if `resized`, resized; uint8 (h, w, c).
+
+    Args:
+        split: the images.
+        preprocessing: how they are decoded and resized.
+        resized: whether to resize; an image that is to be augmented must not be.
+    """
+
+    def __init__(self, split: Split, preprocessing: Preprocessing, *, resized: bool):
+        self.split = split
+        self.preprocessing = preprocessing
+        self.resized = resized
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        pixels, _ = decoded(self.split, index, self.preprocessing)
+        return self.preprocessing.resize(pixels) if self.resized else pixels
+
+    def key(self) -> str:
+        """Tells these images from others by the content of files and all that decides pixels."""
+        settings = self.preprocessing.to_dict()
+        for name in (
+            ("mean", "std") if self.resized else ("mean", "std", "image_size", "resize_filter")
+        ):
+            del settings[name]
+        key = hashlib.sha256(f"{_FORMAT} {PIL.__version__} {settings}".encode())
+        with ThreadPoolExecutor() as pool:
+            for content in pool.map(self._content, range(len(self))):
+                key.update(content)
+        return key.hexdigest()
+
+    def _content(self, index: int) -> bytes:
+        image = self.split[index]["image"]
+        if isinstance(image, np.ndarray):
+            array = f"{image.dtype} {image.shape} ".encode() + image.tobytes()
+            return hashlib.sha256(array).digest()
+        return hashlib.sha256(image).digest()
+
+
+class _ImageStore(Protocol):
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+
+class CachedSplit:
+    """A split whose images are already decoded: arrays, and else what the original is."""
+
+    def __init__(self, split: Split, images: _ImageStore):
+        self._split = split
+        self.images = images
+        self.labels = split.labels
+        self.groups = split.groups
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def __getitem__(self, index: int) -> Example:
+        label = self.labels[index]
+        return {"image": self.images[index], "label": label if label.ndim else int(label)}
+
+    def describe(self, index: int) -> str:
+        return self._split.describe(index)
+
+    def digest(self) -> str:
+        return self._split.digest()
+
+
+class InMemory:
+    """Keeps each image from when it is first read. Threads may share it, processes do not."""
+
+    def __init__(self, prepared: Prepared):
+        self._prepared = prepared
+        self._kept: list[np.ndarray | None] = [None] * len(prepared)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        pixels = self._kept[index]
+        if pixels is None:
+            pixels = self._kept[index] = self._prepared[index]
+        return pixels
+
+
+class OnDisk:
+    """Keeps all images in an ArrayRecord file, which is written before the first is read.
+
+    The file is named by the content of the images and by their preprocessing, so that a later run
+    finds it and one with other images does not. It gets that name when it is complete.
+
+    Args:
+        prepared: the images.
+        folder: where the file lies or is to lie; made if it does not exist.
+    """
+
+    def __init__(self, prepared: Prepared, folder: Path):
+        self._prepared = prepared
+        self._folder = folder
+        self._path: Path | None = None
+        self._start()
+
+    def _start(self) -> None:
+        self._lock = threading.Lock()
+        self._reader = None
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        if self._reader is None:
+            self.open()
+        try:
+            (record,) = self._reader.read([index])
+        except RuntimeError as error:
+            raise OSError(f"{self._path} is damaged ({error}): delete it") from error
+        shape = np.frombuffer(record, _SHAPE, 3)
+        return np.frombuffer(record, np.uint8, offset=_SHAPE_BYTES).reshape(shape)
+
+    def open(self) -> None:
+        """Opens the file, which is written if it does not exist or is not whole.
+
+        Raises:
+            OSError: if it cannot be written.
+            ValueError: if an image cannot be decoded.
+        """
+        with self._lock:
+            if self._reader is not None:
+                return
+            if self._path is None:
+                self._path = self._folder / f"{self._prepared.key()}.array_record"
+            reader = self._existing()
+            if reader is None:
+                self._write()
+                reader = self._existing()
+            self._reader = reader
+
+    def _existing(self) -> Any:
+        from array_record.python import array_record_module
+
+        if not self._path.is_file():
+            return None
+        try:
+            reader = array_record_module.ArrayRecordReader(
+                str(self._path), "readahead_buffer_size:0"
+            )
+            return reader if reader.num_records() == len(self._prepared) else None
+        except (RuntimeError, ValueError):  # whatever else has this name
+            return None
+
+    def _write(self) -> None:
+        from array_record.python import array_record_module
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        partial = self._path.with_suffix(f".{os.getpid()}-{uuid.uuid4().hex}.partial")
+        count = len(self._prepared)
+        try:
+            # Compressed, images would take longer to read than many a file takes to decode.
+            writer = array_record_module.ArrayRecordWriter(
+                str(partial), "group_size:1,uncompressed"
+            )
+            with (
+                ThreadPoolExecutor() as pool,
+                tqdm(total=count, desc="caching", unit="image", leave=False, disable=None) as bar,
+            ):
+                for start in range(0, count, _WRITTEN_AT_ONCE):
+                    rows = range(start, min(start + _WRITTEN_AT_ONCE, count))
+                    for pixels in pool.map(self._prepared.__getitem__, rows):
+                        writer.write(np.array(pixels.shape, _SHAPE).tobytes() + pixels.tobytes())
+                        bar.update()
+            writer.close()
+            partial.replace(self._path)
+        except RuntimeError as error:
+            raise OSError(
+                f"cannot write the cache {partial} ({error}): make room, or set data.cache_dir to"
+                " another folder or data.cache to none"
+            ) from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.open()  # once, in the process that starts the workers
+        return self.__dict__ | {"_lock": None, "_reader": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()

@@ -1,0 +1,131 @@
+"""Keeping decoded images: where, by their size.
+
+Which pixels are kept: of a split that is augmented the decoded images, since each epoch crops or
+turns them otherwise; of all others the decoded and resized ones. Nothing is lost in either.
+
+| data.cache | worker processes | fits into memory | else |
+| --- | --- | --- | --- |
+| none | any | not kept | not kept |
+| memory | none | memory | memory |
+| memory | some | disk | disk |
+| disk | any | disk | disk |
+| auto | none | memory | disk; not kept if too large for it, or if to be augmented |
+| auto | some | disk, as on the right | disk, as on the right |
+
+Worker processes share no memory. "Fits" means: all kept splits together take half of the memory, or
+of the room on the disk, that is free when the run begins.
+"""
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from medmamba_jax.data.config import DataConfig
+from medmamba_jax.data.dataset import Dataset
+from medmamba_jax.data.images.preprocessing import Preprocessing
+from medmamba_jax.data.reading.cached_splits import CachedSplit, InMemory, OnDisk, Prepared
+
+_SHARE = 0.5  # of what is free
+_SAMPLED = 16  # images, whose sizes stand for all
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def cached(
+    dataset: Dataset, preprocessing: Preprocessing, config: DataConfig
+) -> tuple[Dataset, str]:
+    """Returns the data set with its splits behind caches, and where these are, for the log.
+
+    Pixels and order stay as they are. Nothing is decoded here but a sample of images that are to
+    be augmented, to know their size.
+
+    Raises:
+        ValueError: if `config.cache_dir` cannot be written to, or an image cannot be decoded.
+    """
+    folder = config.cache_folder
+    free = {"memory": _SHARE * available_memory(), "disk": _SHARE * _free_disk(folder)}
+    splits, texts = {}, []
+    for name, split in dataset.splits.items():
+        augmented = name == "train" and config.augmentation != "none"
+        prepared = Prepared(split, preprocessing, resized=not augmented)
+        size = 0 if config.cache == "none" else _size(prepared)
+        kind = choose(config.cache, size, augmented, config.num_workers, free)
+        if kind == "none":
+            splits[name] = split
+        else:
+            free[kind] -= size
+            images = InMemory(prepared) if kind == "memory" else _on_disk(prepared, folder)
+            splits[name] = CachedSplit(split, images)
+        texts.append(f"{name} {_TEXTS[kind].format(size=_readable(size), folder=folder)}")
+    return dataclasses.replace(dataset, splits=splits), ", ".join(texts)
+
+
+_TEXTS = {
+    "none": "not kept",
+    "memory": "{size} in memory",
+    "disk": "{size} in {folder}",
+}
+
+
+def choose(
+    cache: str, size: int, augmented: bool, num_workers: int, free: Mapping[str, float]
+) -> str:
+    """Returns "none", "memory" or "disk", by the table above.
+
+    Args:
+        cache: `DataConfig.cache`.
+        size: bytes that the split's images take.
+        augmented: whether they are to be augmented.
+        num_workers: worker processes.
+        free: "memory" and "disk" -> bytes that may be taken.
+    """
+    if cache in ("none", "disk"):
+        return cache
+    if cache == "memory":
+        return "disk" if num_workers else "memory"
+    if not num_workers and size <= free["memory"]:
+        return "memory"
+    return "disk" if not augmented and size <= free["disk"] else "none"
+
+
+def available_memory() -> int:
+    """Bytes that this process may take, by the system and by the control group it is in."""
+    available = psutil.virtual_memory().available
+    try:
+        limit, used = (int((_CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+    except (OSError, ValueError):  # no such group, or no limit
+        return available
+    return max(min(available, limit - used), 0)
+
+
+def _size(prepared: Prepared) -> int:
+    if prepared.resized:
+        height, width = prepared.preprocessing.image_size
+        return len(prepared) * height * width * prepared.preprocessing.channels
+    rows = np.unique(np.linspace(0, len(prepared) - 1, _SAMPLED).astype(int))
+    return int(len(prepared) * np.mean([prepared[int(row)].nbytes for row in rows]))
+
+
+def _free_disk(folder: Path) -> int:
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    return shutil.disk_usage(existing).free if os.access(existing, os.W_OK) else 0
+
+
+def _on_disk(prepared: Prepared, folder: Path) -> OnDisk:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"data.cache_dir: the folder {folder} cannot be made ({error.strerror}); name another"
+        ) from error
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"data.cache_dir: {folder} cannot be written to; name another folder")
+    return OnDisk(prepared, folder)
+
+
+def _readable(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,159 @@
+"""Images and labels named by a CSV table."""
+
+import dataclasses
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import numpy as np
+from absl import logging
+
+from medmamba_jax.data.config import DataConfig
+from medmamba_jax.data.naming import listed
+from medmamba_jax.data.sources.class_names import in_natural_order, require_classes
+from medmamba_jax.data.sources.csv_table import CsvTable, read_csv_table
+from medmamba_jax.data.sources.labelled_files import FileSplit, readable
+from medmamba_jax.data.sources.source import Source
+
+SPLIT_NAMES = {"train": "train", "test": "test"} | dict.fromkeys(
+    ("val", "validation", "valid"), "val"
+)
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(DataConfig)}
+_UNKNOWN = ("", "nan")
+_YES, _NO = 1.0, 0.0
+
+
+def find_table(config: DataConfig) -> Source:
+    """Reads `config.table`, a row for each image; see the columns of `DataConfig`.
+
+    Paths are relative to the folder of the table and stay below it. A class is any text, numbers
+    too; classes are sorted as text, but runs of digits by value.
+
+    Raises:
+        FileNotFoundError: if there is no such table.
+        ValueError: if the table is damaged, lacks a column, or has a row that does not fit; the
+            message names the line.
+    """
+    if not config.table:
+        raise ValueError("data.table is unset: set it to the CSV file that names the images")
+    table = read_csv_table(Path(config.table).expanduser())
+    names = _image_paths(table, config.path_column)
+    class_names, labels = _labels(table, config.label_columns)
+    splits = table.find(config.split_column, _DEFAULTS["split_column"])
+    groups = table.find(config.group_column, _DEFAULTS["group_column"])
+    if "weight" in table.header and "weight" not in config.label_columns:
+        logging.warning("%s: the column 'weight' is not used; no image weighs more", table.path)
+    images = FileSplit(
+        table.path.parent,
+        names,
+        labels,
+        None if groups is None else _groups(table, groups, config.group_column),
+    )
+    assigned = None if splits is None else _assigned(table, splits, config.split_column)
+    if config.allow_unreadable:
+        kept = np.flatnonzero(readable(images.root, names, config))
+        images, assigned = images.take(kept), None if assigned is None else assigned[kept]
+    return Source(
+        name=table.path.stem,
+        description=f"images of the table {table.path}",
+        class_names=class_names,
+        images=images,
+        assigned=assigned,
+        task="multilabel" if labels.ndim == 2 else "multiclass",
+    )
+
+
+def _image_paths(table: CsvTable, column: str) -> list[str]:
+    """Returns paths below the table's folder, with "/" between folders."""
+    names, missing = [], []
+    seen: dict[str, int] = {}
+    for row, text in enumerate(table.column(column)):
+        path, where = PurePosixPath(text), f"{table.path}, {table.where(row)}"
+        if not text:
+            raise ValueError(f"{where}: the column {column!r} is empty; name an image file")
+        if path.is_absolute() or PureWindowsPath(text).is_absolute():
+            raise ValueError(
+                f"{where}: {text} is an absolute path; write it relative to the folder of the"
+                " table, or move the table to the images"
+            )
+        if ".." in path.parts:
+            raise ValueError(
+                f"{where}: {text} leaves the folder of the table; move the table to a folder that"
+                " holds all images"
+            )
+        name = path.as_posix()
+        if name in seen:
+            raise ValueError(
+                f"{where}: {text} was in {table.where(seen[name])} already; an image has one row"
+            )
+        seen[name] = row
+        names.append(name)
+        if not (table.path.parent / name).is_file():
+            backslash = " (write / between folders)" if "\\" in text else ""
+            missing.append(f"{text} in {table.where(row)}{backslash}")
+    if missing:
+        raise ValueError(
+            f"{table.path} names {len(missing)} image files that are not there: {listed(missing)}."
+            f" Paths are relative to {table.path.parent}; add the files or take the rows out"
+        )
+    return names
+
+
+def _labels(table: CsvTable, columns: tuple[str, ...]) -> tuple[tuple[str, ...], np.ndarray]:
+    if len(columns) > 1:
+        return columns, np.stack([_yes_or_no(table, column) for column in columns], axis=1)
+    (column,) = columns
+    texts = table.column(column)
+    for row, text in enumerate(texts):
+        if text.casefold() in _UNKNOWN:
+            raise ValueError(
+                f"{table.path}, {table.where(row)}: no class ({column!r} is {text!r}); write one,"
+                " or take the row out"
+            )
+    class_names = in_natural_order(texts)
+    require_classes(class_names, f"the column {column!r} of {table.path}")
+    index = {name: i for i, name in enumerate(class_names)}
+    return class_names, np.array([index[text] for text in texts], np.int32)
+
+
+def _yes_or_no(table: CsvTable, column: str) -> np.ndarray:
+    """Returns 1, 0, or NaN for not known, float32 (n,)."""
+    values = []
+    for row, text in enumerate(table.column(column)):
+        try:
+            value = np.nan if text.casefold() in _UNKNOWN else float(text)
+        except ValueError:
+            value = np.inf
+        if value not in (_YES, _NO, -1.0) and not np.isnan(value):
+            raise ValueError(
+                f"{table.path}, {table.where(row)}: {column!r} is {text!r}; write 1 where the image"
+                " shows it, 0 where it does not, nothing or -1 where that is not known"
+            )
+        values.append(np.nan if value == -1 else value)
+    return np.array(values, np.float32)
+
+
+def _groups(table: CsvTable, groups: list[str], column: str) -> np.ndarray:
+    for row, group in enumerate(groups):
+        if group.casefold() in _UNKNOWN:
+            raise ValueError(
+                f"{table.path}, {table.where(row)}: {column!r} is empty; give each image a patient,"
+                " one of its own where none is known"
+            )
+    return np.array(groups)
+
+
+def _assigned(table: CsvTable, splits: list[str], column: str) -> np.ndarray:
+    for row, split in enumerate(splits):
+        if split.casefold() not in SPLIT_NAMES:
+            raise ValueError(
+                f"{table.path}, {table.where(row)}: {column!r} is {split!r}; write train, val or"
+                " test"
+            )
+    assigned = np.array([SPLIT_NAMES[split.casefold()] for split in splits])
+    for name in ("train", "test"):
+        if not (assigned == name).any():
+            raise ValueError(
+                f"{table.path}: no row is for {name} in the column {column!r}; add some, or set"
+                " data.split_column='' to have all images split by the seed"
+            )
+    return assigned

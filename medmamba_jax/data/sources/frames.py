@@ -1,0 +1,63 @@
+"""Every frame of a file as an image of its own."""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from medmamba_jax.data.dataset import Example, Split
+from medmamba_jax.data.images.decoding import count_frames, open_image
+from medmamba_jax.data.images.windowing import Window
+
+
+class AllFrames:
+    """A split in which each frame of a file is an image with the file's label.
+
+    All frames of a file stay in the split that the file is in, and in its group; where the split
+    has no groups, each file becomes one. `files` is that split.
+
+    Args:
+        split: files, each with one frame or more, and arrays.
+        window: what becomes 0..255 of more than 8 bits, see `DataConfig.window`.
+
+    Raises:
+        DataUnavailableError: if there are DICOM files and pydicom is not installed.
+        ValueError: if the frames of a file cannot be counted; the message names it.
+    """
+
+    def __init__(self, split: Split, window: Window = "auto"):
+        self.files = split
+        self._window = window
+        with ThreadPoolExecutor() as pool:
+            counts = np.fromiter(pool.map(self._count, range(len(split))), int, len(split))
+        self._file = np.repeat(np.arange(len(split)), counts)
+        self._frames = np.concatenate([np.arange(0), *map(np.arange, counts)])
+        self.labels = split.labels[self._file]
+        groups = split.groups
+        if groups is None:
+            groups = np.array([split.describe(index) for index in range(len(split))], np.str_)
+        self.groups = groups[self._file]
+
+    def _count(self, index: int) -> int:
+        image = self.files[index]["image"]
+        if isinstance(image, np.ndarray):
+            return 1
+        try:
+            return count_frames(image)
+        except ValueError as error:
+            raise ValueError(f"{self.files.describe(index)}: {error}") from error
+
+    def __len__(self) -> int:
+        return len(self._file)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self.files[int(self._file[index])]
+        pixels = open_image(example["image"], window=self._window, frame=int(self._frames[index]))
+        return {"image": np.asarray(pixels), "label": example["label"]}
+
+    def describe(self, index: int) -> str:
+        return f"{self.files.describe(int(self._file[index]))}, frame {self._frames[index]}"
+
+    def digest(self) -> str:
+        frames = f"{self.files.digest()} {self._file.tolist()} {self._window}"
+        return hashlib.sha256(frames.encode()).hexdigest()

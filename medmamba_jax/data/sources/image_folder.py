@@ -1,0 +1,147 @@
+"""Images in one folder per class."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from medmamba_jax.data.config import DataConfig
+from medmamba_jax.data.images.decoding import is_image_file
+from medmamba_jax.data.sources.class_names import in_natural_order, require_classes
+from medmamba_jax.data.sources.labelled_files import FileSplit, readable
+from medmamba_jax.data.sources.source import Source
+
+_VAL_FOLDERS = ("val", "validation", "valid")
+
+
+def find_image_folder(config: DataConfig) -> Source:
+    """Finds image files in `<root>/{train,val,test}/<class>/` or `<root>/<class>/`.
+
+    The first layout is taken when `<root>/train` exists; `val` may also be called `validation` or
+    `valid`, or be missing. Classes are the folder names, sorted as text but numbers by value.
+    What is hidden or no image is skipped and counted in the log.
+
+    Raises:
+        FileNotFoundError: if `config.root` is not a directory.
+        ValueError: if `config.root` is unset, a split folder is missing or empty, there are fewer
+            than two classes, or two differ only by case.
+    """
+    root = _root(config)
+    folders = _split_folders(root)
+    names, labels, assigned = [], [], []
+    for split, folder in folders.items():
+        files = _labelled_files(folder)
+        if not files:
+            raise ValueError(
+                f"no image files in the class folders of {folder}{_where_images_are(folder)}"
+            )
+        names += [path.relative_to(root).as_posix() for path, _ in files]
+        labels += [label for _, label in files]
+        assigned += [split] * len(files)
+    kept = readable(root, names, config) if config.allow_unreadable else np.ones(len(names), bool)
+    class_names = in_natural_order(np.array(labels)[kept].tolist())
+    require_classes(class_names, str(root), hint=_files_among(folders.values()))
+    index = {name: i for i, name in enumerate(class_names)}
+    images = FileSplit(
+        root,
+        names,
+        np.array([index.get(label, -1) for label in labels], np.int32),
+        _groups(names, config.group_pattern),
+    )
+    return Source(
+        name=root.resolve().name,
+        description=f"images of the folder {root}",
+        class_names=class_names,
+        images=images.take(np.flatnonzero(kept)),
+        assigned=np.array(assigned)[kept] if "train" in folders else None,
+    )
+
+
+def _root(config: DataConfig) -> Path:
+    if not config.root:
+        raise ValueError("data.root is unset: set it to the folder that holds the images")
+    root = Path(config.root).expanduser()
+    if root.is_file():
+        remedy = {
+            ".csv": f"set data.source=csv and data.table={root}",
+            ".npz": "set data.source=npz",
+            ".zip": "extract it, and set data.root to the folder that comes out",
+        }.get(root.suffix.lower(), "set data.root to the folder of the images")
+        raise ValueError(f"{root} is a file, not a folder of images: {remedy}")
+    if not root.is_dir():
+        raise FileNotFoundError(f"no directory {root}: set data.root to the folder of the images")
+    return root
+
+
+def _groups(names: list[str], pattern: str) -> np.ndarray | None:
+    if not pattern:
+        return None
+    matches = [re.search(pattern, name) for name in names]
+    for name, match in zip(names, matches, strict=True):
+        if match is None or not match[1]:
+            raise ValueError(
+                f"data.group_pattern={pattern!r} finds no patient in {name}: change the pattern so"
+                " that it fits the path of every image below the root"
+            )
+    return np.array([match[1] for match in matches])
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """Returns split name -> folder; the single name "all" if the root holds class folders."""
+    if not (root / "train").is_dir():
+        for name in (*_VAL_FOLDERS, "test"):
+            if (root / name).is_dir():
+                raise ValueError(
+                    f"{root} has a {name} folder but no train folder: add train/<class>/"
+                )
+        return {"all": root}
+    folders = {"train": root / "train"}
+    val_names = [name for name in _VAL_FOLDERS if (root / name).is_dir()]
+    if len(val_names) > 1:
+        raise ValueError(f"{root} has the validation folders {val_names}: keep one of them")
+    if val_names:
+        folders["val"] = root / val_names[0]
+    if not (root / "test").is_dir():
+        raise ValueError(
+            f"{root} has a train folder but no test folder: add test/<class>/, or put the class"
+            " folders directly into the root to have all images split by the seed"
+        )
+    folders["test"] = root / "test"
+    return folders
+
+
+def _where_images_are(folder: Path) -> str:
+    """A hint for a root that is a level too deep, or too high."""
+    here = [path for path in folder.iterdir() if path.is_file() and is_image_file(path)]
+    if here:
+        return f", but {len(here)} directly in it: is data.root = {folder.parent} meant?"
+    for path in sorted(folder.glob("*/*/*")):
+        if path.is_file() and is_image_file(path):
+            return f", but in those of {path.parent.parent}: is that what data.root should be?"
+    return ""
+
+
+def _files_among(folders: Iterable[Path]) -> str:
+    """A hint for class folders that are files, as a broken extraction leaves them."""
+    files = [path.name for folder in folders for path in folder.iterdir() if path.is_file()]
+    visible = [name for name in sorted(files) if not name.startswith(".")]
+    return f"; {visible[0]!r} is a file, not a folder of images" if visible else ""
+
+
+def _labelled_files(folder: Path) -> list[tuple[Path, str]]:
+    files = []
+    skipped = 0
+    for class_folder in sorted(folder.iterdir()):
+        if not class_folder.is_dir() or class_folder.name.startswith("."):
+            skipped += 1
+            continue
+        for path in sorted(class_folder.iterdir()):
+            if not path.name.startswith(".") and path.is_file() and is_image_file(path):
+                files.append((path, class_folder.name))
+            else:
+                skipped += 1
+    if skipped and files:
+        logging.warning("%s: skipped %d entries that are no images", folder, skipped)
+    return files

@@ -1,0 +1,109 @@
+"""Labelled image files below a folder."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+
+from medmamba_jax.data.config import ALL_FRAMES, DataConfig
+from medmamba_jax.data.dataset import Example, digest
+from medmamba_jax.data.images.decoding import open_image
+from medmamba_jax.data.naming import listed
+
+
+class FileSplit:
+    """Image files and their labels; a file is read when its index is asked for.
+
+    Args:
+        root: a folder.
+        names: paths of the files below it, with "/" between folders (n).
+        labels: as in `Split`.
+        groups: as in `Split`.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        names: Sequence[str],
+        labels: np.ndarray,
+        groups: np.ndarray | None = None,
+    ):
+        self.root = root
+        self.names = tuple(names)
+        self.labels = labels
+        self.groups = groups
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Example:
+        label = self.labels[index]
+        return {
+            "image": self._path(index).read_bytes(),
+            "label": label if label.ndim else int(label),
+        }
+
+    def name(self, index: int) -> str:
+        """Names image `index` wherever the root lies."""
+        return self.names[index]
+
+    def describe(self, index: int) -> str:
+        return str(self._path(index))
+
+    def digest(self) -> str:
+        """Identifies images by their path below the root, which may move, and their size."""
+        return digest(
+            self.labels,
+            (
+                f"{self._path(index).stat().st_size} {name}".encode()
+                for index, name in enumerate(self.names)
+            ),
+        )
+
+    def last_change(self) -> int:
+        """Returns when the newest file was written, in nanoseconds."""
+        return max((self._path(i).stat().st_mtime_ns for i in range(len(self))), default=0)
+
+    def take(self, rows: np.ndarray) -> "FileSplit":
+        """Returns the images of these rows."""
+        return FileSplit(
+            self.root,
+            [self.names[row] for row in rows],
+            self.labels[rows],
+            None if self.groups is None else self.groups[rows],
+        )
+
+    def _path(self, index: int) -> Path:
+        return self.root / self.names[index]
+
+
+def readable(root: Path, names: Sequence[str], config: DataConfig) -> np.ndarray:
+    """Decodes every file as the configuration says, and names the damaged ones in the log.
+
+    Returns:
+        Whether each file can be read, bool (n,).
+    """
+    frame = 0 if config.frame == ALL_FRAMES else config.frame
+
+    def problem(name: str) -> str | None:
+        try:
+            open_image((root / name).read_bytes(), window=config.window, frame=frame)
+        except (OSError, ValueError) as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        problems = list(pool.map(problem, names))
+    unreadable = [
+        f"{root / name} ({why})" for name, why in zip(names, problems, strict=True) if why
+    ]
+    if unreadable:
+        logging.warning(
+            "%d of %d image files cannot be read: %s. Dropped, as data.allow_unreadable is set",
+            len(unreadable),
+            len(names),
+            listed(unreadable),
+        )
+    return np.array([why is None for why in problems], bool)

@@ -1,0 +1,167 @@
+"""Images that a caller's own objects hold, for which no class of this package has to be written."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from medmamba_jax.data.config import DataConfig
+from medmamba_jax.data.dataset import Dataset, Example, content, digest
+from medmamba_jax.data.labels import as_labels
+from medmamba_jax.data.sources.source import Source
+from medmamba_jax.data.splits.split_source import split_source
+from medmamba_jax.data.splits.splitting import SPLITS
+
+
+class OwnImages(Protocol):
+    """What a caller's object has to have.
+
+    It may also have `groups`, the patient of each image (n,). Reading threads call it
+    concurrently; with `data.num_workers > 0` it is pickled.
+    """
+
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+OwnData = Dataset | OwnImages | Mapping[str, OwnImages]
+
+
+def as_dataset(data: OwnData, config: DataConfig) -> Dataset:
+    """Returns images that a caller passes as a data set.
+
+    Args:
+        data: a data set, which is returned as it is; or any object with `len`, `[]` and
+            `class_names`, which is split as the configuration says (see `split_source`); or
+            such objects by the names "train", "val" and "test", of which val may be missing.
+            Every label is read once here, and to identify images everything once more.
+        config: for the split.
+
+    Raises:
+        ValueError: if the object lacks one of these, is empty, or an element or a label does not
+            fit.
+    """
+    if isinstance(data, Dataset):
+        return data
+    if not isinstance(data, Mapping):
+        return split_source(_source(data, None, [(data, "")]), config)
+    if not {"train", "test"} <= set(data) <= set(SPLITS):
+        raise ValueError(
+            f"data has the keys {list(data)}; it must have 'train' and 'test', and may have 'val'"
+        )
+    parts = [(data[name], name) for name in SPLITS if name in data]
+    assigned = np.concatenate([np.full(_length(part), name) for part, name in parts])
+    return split_source(_source(data["train"], assigned, parts), config)
+
+
+class _OwnSplit:
+    """Elements of one or several of a caller's objects."""
+
+    def __init__(
+        self,
+        places: list[tuple[OwnImages, int, str]],
+        labels: np.ndarray,
+        groups: np.ndarray | None,
+    ):
+        self._places = places
+        self.labels = labels
+        self.groups = groups
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Example:
+        data, row, _ = self._places[index]
+        label = self.labels[index]
+        return {"image": data[row]["image"], "label": label if label.ndim else int(label)}
+
+    def name(self, index: int) -> str:
+        _, row, where = self._places[index]
+        return f"{where}[{row}]"
+
+    def describe(self, index: int) -> str:
+        return self.name(index)
+
+    def digest(self) -> str:
+        """Identifies images by their bytes or pixels."""
+        return digest(self.labels, (content(self[row]["image"]) for row in range(len(self))))
+
+    def take(self, rows: np.ndarray) -> "_OwnSplit":
+        return _OwnSplit(
+            [self._places[row] for row in rows],
+            self.labels[rows],
+            None if self.groups is None else self.groups[rows],
+        )
+
+
+def _source(data: Any, assigned: np.ndarray | None, parts: list[tuple[OwnImages, str]]) -> Source:
+    class_names = _class_names(data)
+    places, labels, groups = [], [], []
+    for part, name in parts:
+        if _class_names(part) != class_names:
+            raise ValueError(
+                f"data[{name!r}] has the class_names {_class_names(part)}, train {class_names}:"
+                " give all splits the same"
+            )
+        where = f"data[{name!r}]" if name else "data"
+        places += [(part, row, where) for row in range(_length(part))]
+        labels += [_label(part, row, where) for row in range(_length(part))]
+        groups.append(_groups(part, where))
+    if any(group is None for group in groups) and any(group is not None for group in groups):
+        raise ValueError("some splits of data have groups and some have none: give them to all")
+    try:
+        labels = as_labels(labels)
+    except ValueError as error:
+        raise ValueError(f"data: {error}") from error
+    return Source(
+        name=type(data).__name__,
+        description=f"images of a {type(data).__module__}.{type(data).__qualname__}",
+        class_names=class_names,
+        images=_OwnSplit(places, labels, None if groups[0] is None else np.concatenate(groups)),
+        assigned=assigned,
+        task="multilabel" if labels.ndim == 2 else "multiclass",
+    )
+
+
+def _class_names(data: Any) -> tuple[str, ...]:
+    for attribute in ("__len__", "__getitem__", "class_names"):
+        if not hasattr(data, attribute):
+            raise ValueError(
+                f"data is a {type(data).__name__} without {attribute}: pass a Dataset, or an object"
+                " with len(), [] and class_names, or such objects in a dictionary of splits"
+            )
+    return tuple(data.class_names)
+
+
+def _length(data: Any) -> int:
+    if len(data) == 0:
+        raise ValueError(f"data is a {type(data).__name__} of length 0: pass images")
+    return len(data)
+
+
+def _label(data: Any, row: int, where: str) -> Any:
+    example = data[row]
+    if not isinstance(example, Mapping) or not {"image", "label"} <= example.keys():
+        raise ValueError(
+            f"{where}[{row}] is no dictionary with image and label, but a {type(example).__name__}:"
+            " return {'image': bytes or array, 'label': int}"
+        )
+    if not isinstance(example["image"], (bytes, np.ndarray)):
+        raise ValueError(
+            f"{where}[{row}]: the image is a {type(example['image']).__name__}; return the bytes of"
+            " an image file or a NumPy array"
+        )
+    return example["label"]
+
+
+def _groups(data: Any, where: str) -> np.ndarray | None:
+    groups = getattr(data, "groups", None)
+    if groups is None:
+        return None
+    groups = np.asarray(groups).astype(str)
+    if groups.shape != (len(data),):
+        raise ValueError(f"{where}.groups has the shape {groups.shape}, not one for each image")
+    return groups

@@ -1,0 +1,1 @@
+"""Which image is for training: by fractions, patients, folds or a table."""

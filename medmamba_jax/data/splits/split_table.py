@@ -1,0 +1,86 @@
+"""`split.csv`: where each image of a run belongs."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from medmamba_jax.data.dataset import Dataset, Split
+from medmamba_jax.data.naming import listed, short_name
+from medmamba_jax.data.sources.csv_table import read_csv_table
+from medmamba_jax.data.sources.frames import AllFrames
+from medmamba_jax.data.splits.splitting import SPLITS
+
+_MULTILABEL_SEPARATOR = "|"
+
+
+def write_split_table(path: Path, dataset: Dataset) -> None:
+    """Writes a row for each image, or file of frames: path (or other name), split, label and group.
+
+    The label is the name of the class; of a multi-label set, the names of all that are shown, with
+    "|" between them. The group is empty where there is none. Written whole or not at all.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "split", "label", "group"])
+        for name, split in dataset.splits.items():
+            if isinstance(split, AllFrames):
+                split = split.files
+            for row in range(len(split)):
+                group = "" if split.groups is None else split.groups[row]
+                writer.writerow([short_name(split, row), name, _label(dataset, split, row), group])
+    partial.replace(path)
+
+
+def read_split_table(path: Path, names: Sequence[str]) -> np.ndarray:
+    """Reads which split each image is in, from the columns path and split.
+
+    Args:
+        path: what `write_split_table` wrote, or any CSV table with these columns.
+        names: of the images (n,).
+
+    Returns:
+        "train", "val" or "test" for each image (n,).
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it lacks an image or a split, or names an image that is not there, or one
+            twice.
+    """
+    table = read_csv_table(path)
+    split_of: dict[str, str] = {}
+    known = set(names)
+    for row, (name, split) in enumerate(
+        zip(table.column("path"), table.column("split"), strict=True)
+    ):
+        where = f"{path}, {table.where(row)}"
+        if split not in SPLITS:
+            raise ValueError(f"{where}: the split is {split!r}; write train, val or test")
+        if name in split_of:
+            raise ValueError(f"{where}: {name} has a row already; leave one")
+        if name not in known:
+            raise ValueError(
+                f"{where}: {name} is none of the images; take the row out, or set data.split_file"
+                " to the table of these images"
+            )
+        split_of[name] = split
+    lacking = [name for name in names if name not in split_of]
+    if lacking:
+        raise ValueError(
+            f"{path} lacks {len(lacking)} of the {len(names)} images: {listed(lacking)}; add a row"
+            " for each"
+        )
+    for split in SPLITS:
+        if split not in split_of.values():
+            raise ValueError(f"{path} has no row of the split {split}: add some")
+    return np.array([split_of[name] for name in names])
+
+
+def _label(dataset: Dataset, split: Split, row: int) -> str:
+    label = split.labels[row]
+    if dataset.task == "multilabel":
+        shown = np.flatnonzero(label == 1)
+        return _MULTILABEL_SEPARATOR.join(dataset.class_names[k] for k in shown)
+    return dataset.class_names[label]

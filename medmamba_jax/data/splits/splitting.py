@@ -1,0 +1,216 @@
+"""Splitting labelled images by a seed: each class in proportion, no group in two splits."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
+
+from medmamba_jax.data.splits.proportions import deal_groups
+
+SPLITS = ("train", "val", "test")
+
+_REMEDY = "add images, leave the class out, or change the fractions"
+
+
+def split_off(
+    labels: np.ndarray,
+    count: int,
+    *,
+    seed: int,
+    name: str,
+    groups: np.ndarray | None = None,
+    class_names: Sequence[str] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Splits images off, stratified by class.
+
+    Args:
+        labels: integers (n,), or float (n, K) of a multi-label set, where 1 means shown.
+        count: images to split off; of whole groups, as near to it as they allow.
+        seed: the same seed, labels and groups give the same split.
+        name: what the part split off is called in an error.
+        groups: what each image belongs to (n,), or None; no group comes into both parts.
+        class_names: names of the classes for errors; their numbers if None.
+
+    Returns:
+        Two ascending index arrays: what is kept, and what is split off.
+
+    Raises:
+        ValueError: if some class is not in both parts.
+    """
+    labels = np.asarray(labels)
+    if groups is None and labels.ndim == 1:
+        kept, split = _split_images_off(labels, count, seed, name)
+    else:
+        fraction = count / len(labels)
+        kept, split = _deal(labels, groups, [1 - fraction, fraction], seed)
+    _require_every_class({"train": kept, name: split}, labels, groups, class_names)
+    return kept, split
+
+
+def stratified_split(
+    labels: np.ndarray,
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    groups: np.ndarray | None = None,
+    class_names: Sequence[str] | None = None,
+) -> dict[str, np.ndarray]:
+    """Splits images into train, val and test, stratified by class.
+
+    The sizes are the fractions of n, rounded to whole images; of whole groups, as near to them as
+    the groups allow.
+
+    Args:
+        labels: as in `split_off`.
+        val_fraction: part of all images for validation.
+        test_fraction: part of all images for testing.
+        seed: the same seed, labels and groups give the same splits.
+        groups: what each image belongs to (n,), or None; no group comes into two splits.
+        class_names: as in `split_off`.
+
+    Returns:
+        "train", "val", "test" -> ascending indices.
+
+    Raises:
+        ValueError: if some class is not in every split.
+    """
+    labels = np.asarray(labels)
+    if groups is None and labels.ndim == 1:
+        count = len(labels)
+        rest, test = _split_images_off(labels, round(test_fraction * count), seed, "test")
+        train, val = _split_images_off(labels[rest], round(val_fraction * count), seed, "val")
+        rows = {"train": rest[train], "val": rest[val], "test": test}
+    else:
+        fractions = [1 - val_fraction - test_fraction, val_fraction, test_fraction]
+        rows = dict(zip(SPLITS, _deal(labels, groups, fractions, seed), strict=True))
+    _require_every_class(rows, labels, groups, class_names)
+    return rows
+
+
+def fold_split(
+    labels: np.ndarray,
+    *,
+    fold: int,
+    folds: int,
+    val_fraction: float,
+    seed: int,
+    groups: np.ndarray | None = None,
+    class_names: Sequence[str] | None = None,
+) -> dict[str, np.ndarray]:
+    """Splits images for one round of a cross-validation, stratified by class.
+
+    The folds are the same whichever of them is asked for, so that every image is tested once.
+
+    Args:
+        labels: as in `split_off`.
+        fold: which of the folds is the test set, from 0.
+        folds: their number.
+        val_fraction: part of all images for validation, split off the other folds.
+        seed: the same seed, labels and groups give the same folds.
+        groups: what each image belongs to (n,), or None; no group comes into two splits.
+        class_names: as in `split_off`.
+
+    Returns:
+        "train", "val", "test" -> ascending indices.
+
+    Raises:
+        ValueError: if some class is not in every split.
+    """
+    labels = np.asarray(labels)
+    _require_a_group_a_fold(labels, groups, folds, class_names)
+    if labels.ndim == 2:  # scikit-learn stratifies by one class an image
+        parts = _deal(labels, groups, [1 / folds] * folds, seed)
+    else:
+        kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+        splitter = kind(folds, shuffle=True, random_state=seed)
+        parts = [test for _, test in splitter.split(np.zeros(len(labels)), labels, groups)]
+    test = np.sort(parts[fold])
+    rest = np.setdiff1d(np.arange(len(labels)), test)
+    train, val = split_off(
+        labels[rest],
+        round(val_fraction * len(labels)),
+        seed=seed,
+        name="val",
+        groups=None if groups is None else np.asarray(groups)[rest],
+        class_names=class_names,
+    )
+    rows = {"train": rest[train], "val": rest[val], "test": test}
+    _require_every_class(rows, labels, groups, class_names)
+    return rows
+
+
+def _split_images_off(labels, count, seed, name):
+    class_sizes = np.unique(labels, return_counts=True)[1]
+    if class_sizes.min() < 2 or not len(class_sizes) <= count <= len(labels) - len(class_sizes):
+        raise ValueError(
+            f"cannot split {count} images off {len(labels)} for {name}: every class (sizes"
+            f" {class_sizes.tolist()}) needs an image in both parts; add images or change the"
+            " fraction"
+        )
+    kept, split = train_test_split(
+        np.arange(len(labels)), test_size=count, stratify=labels, random_state=seed
+    )
+    return np.sort(kept), np.sort(split)
+
+
+def _deal(
+    labels: np.ndarray, groups: np.ndarray | None, fractions: Sequence[float], seed: int
+) -> list[np.ndarray]:
+    """Returns ascending indices for each of the fractions."""
+    shown = _shown(labels)
+    group_of = _group_numbers(labels, groups)
+    counts = np.zeros((group_of.max() + 1, shown.shape[1]), np.int64)
+    np.add.at(counts, group_of, shown)
+    parts = deal_groups(
+        counts, np.bincount(group_of), np.asarray(fractions), np.random.default_rng(seed)
+    )
+    return [np.flatnonzero(parts[group_of] == part) for part in range(len(fractions))]
+
+
+def _shown(labels: np.ndarray) -> np.ndarray:
+    """Returns which image shows which class, bool (n, K)."""
+    return labels == 1 if labels.ndim == 2 else labels[:, None] == np.arange(labels.max() + 1)
+
+
+def _group_numbers(labels: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+    if groups is None:
+        return np.arange(len(labels))
+    return np.unique(groups, return_inverse=True)[1]
+
+
+def _require_a_group_a_fold(labels, groups, folds, class_names):
+    group_of = _group_numbers(labels, groups)
+    for label, shown in enumerate(_shown(labels).T):
+        found = len(np.unique(group_of[shown]))
+        if 0 < found < folds:
+            raise ValueError(
+                f"class {_name(label, class_names)} has {_amount(found, groups)}, too few for"
+                f" {folds} folds: ask for fewer, or {_REMEDY.partition(', or')[0]}"
+            )
+
+
+def _require_every_class(
+    rows: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    groups: np.ndarray | None,
+    class_names: Sequence[str] | None,
+) -> None:
+    shown = _shown(labels)
+    for name, part in rows.items():
+        lacking = np.flatnonzero(shown.any(0) & ~shown[part].any(0))
+        if len(lacking):
+            label = lacking[0]
+            found = len(np.unique(_group_numbers(labels, groups)[shown[:, label]]))
+            raise ValueError(
+                f"class {_name(label, class_names)} has {_amount(found, groups)}, which leaves"
+                f" none for {name}: {_REMEDY}"
+            )
+
+
+def _name(label: int, class_names: Sequence[str] | None) -> str:
+    return str(label) if class_names is None else repr(class_names[label])
+
+
+def _amount(found: int, groups: np.ndarray | None) -> str:
+    return f"{found} {'images' if groups is None else 'patients (groups)'}"

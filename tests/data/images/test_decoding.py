@@ -1,0 +1,326 @@
+"""Every format that images come in, written here and read back."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from medmamba_jax.data.images.decoding import (
+    IMAGE_SUFFIXES,
+    count_frames,
+    is_image_file,
+    open_image,
+)
+
+ORIENTATION = 0x0112
+RAMP = np.arange(0, 63000, 15, dtype=np.uint16).reshape(60, 70)  # 4,200 levels
+
+
+def saved(image, format="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def npy(pixels, **options):
+    buffer = io.BytesIO()
+    np.save(buffer, pixels, **options)
+    return buffer.getvalue()
+
+
+def noise(*shape):
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def by_hand(pixels, low, high):
+    """The linear map in exact integer arithmetic, halves rounded to even as NumPy does."""
+    result = []
+    for value in pixels.ravel().tolist():
+        value = min(max(value, low), high)
+        whole, rest = divmod(255 * (value - low), high - low)
+        half = 2 * rest - (high - low)
+        result.append(whole + (half > 0 or (half == 0 and whole % 2 == 1)))
+    return np.array(result, np.uint8).reshape(pixels.shape)
+
+
+def png_chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def sixteen_bit_png(color_type):
+    """A black PNG of 16 bits a channel, which Pillow cannot write."""
+    samples = {2: 3, 4: 2, 6: 4}[color_type]
+    header = struct.pack(">IIBBBBB", 4, 4, 16, color_type, 0, 0, 0)
+    rows = zlib.compress((b"\0" + bytes(4 * 2 * samples)) * 4)
+    chunks = [(b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
+
+
+def tiff(pixels, *, photometric, bits, sample_format=1):
+    """An uncompressed little-endian TIFF, of kinds that Pillow cannot write."""
+    height, width, samples = np.atleast_3d(pixels).shape
+    data = pixels.astype(pixels.dtype.newbyteorder("<")).tobytes()
+    bits_offset = 8 + len(data)
+    end = bits_offset + 2 * samples
+    short, long = 3, 4
+    entries = [
+        (256, long, 1, width),
+        (257, long, 1, height),
+        (258, short, samples, bits if samples == 1 else bits_offset),
+        (259, short, 1, 1),
+        (262, short, 1, photometric),
+        (273, long, 1, 8),
+        (277, short, 1, samples),
+        (278, long, 1, height),
+        (279, long, 1, len(data)),
+        (339, short, 1, sample_format),
+    ]
+    directory = struct.pack("<H", len(entries))
+    directory += b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+    return (
+        struct.pack("<2sHI", b"II", 42, end) + data + struct.pack("<H", bits) * samples + directory
+    )
+
+
+class TestEightBits:
+    @pytest.mark.parametrize(
+        ("format", "shape"),
+        [
+            *((format, (9, 7)) for format in ("PNG", "TIFF", "BMP")),
+            *((format, (9, 7, 3)) for format in ("PNG", "TIFF", "BMP", "WEBP")),
+        ],
+    )
+    def test_lossless_formats_return_every_pixel(self, format, shape):
+        options = {"lossless": True, "exact": True} if format == "WEBP" else {}
+        opened = open_image(saved(Image.fromarray(noise(*shape)), format, **options))
+        np.testing.assert_array_equal(np.asarray(opened), noise(*shape))
+
+    @pytest.mark.parametrize("window", ["auto", "full", (10.0, 20.0)])
+    def test_no_window_touches_them(self, window):
+        for image in (noise(5, 6), saved(Image.fromarray(noise(5, 6))), npy(noise(5, 6))):
+            np.testing.assert_array_equal(open_image(image, window=window), noise(5, 6))
+
+    def test_a_palette_is_looked_up(self):
+        palette = noise(256, 3)
+        image = Image.fromarray(noise(5, 7))
+        image.putpalette(palette.tobytes())
+        for format in ("PNG", "GIF", "BMP", "TIFF"):
+            opened = open_image(saved(image, format))
+            assert opened.mode == "RGB"
+            np.testing.assert_array_equal(np.asarray(opened), palette[noise(5, 7)])
+
+    def test_one_bit_becomes_black_and_white(self):
+        bits = noise(5, 7) > 127
+        np.testing.assert_array_equal(open_image(saved(Image.fromarray(bits))), bits * 255)
+
+    @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
+    @pytest.mark.parametrize(("orientation", "turns"), [(3, 2), (6, -1), (8, 1)])
+    def test_exif_turns_every_format_upright(self, format, orientation, turns):
+        y, x = np.mgrid[:16, :24]
+        pixels = np.repeat((2 * y + 8 * x).astype(np.uint8)[..., None], 3, axis=2)
+        exif = Image.Exif()
+        exif[ORIENTATION] = orientation
+        opened = open_image(saved(Image.fromarray(pixels), format, exif=exif, quality=100))
+        np.testing.assert_allclose(
+            np.asarray(opened).astype(float), np.rot90(pixels, turns), atol=8
+        )
+
+    def test_a_colour_profile_is_left_alone(self):
+        # Red and blue change places.
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        swapped = profile.replace(b"rXYZ", b"tmp!").replace(b"bXYZ", b"rXYZ")
+        profile = swapped.replace(b"tmp!", b"bXYZ")
+        png = saved(Image.fromarray(noise(5, 6, 3)), icc_profile=profile)
+        np.testing.assert_array_equal(open_image(png), noise(5, 6, 3))
+
+
+class TestMoreThanEightBits:
+    @pytest.mark.parametrize("format", ["PNG", "TIFF"])
+    def test_a_ramp_keeps_its_levels(self, format):
+        opened = np.asarray(open_image(saved(Image.fromarray(RAMP), format)))
+        assert opened.dtype == np.uint8
+        assert len(np.unique(opened)) > 250
+        np.testing.assert_array_equal(opened, by_hand(RAMP, 0, int(RAMP.max())))
+
+    @pytest.mark.parametrize(
+        ("window", "bounds"), [("full", (0, 65535)), ((1000.0, 3000.0), (1000, 3000))]
+    )
+    def test_other_windows(self, window, bounds):
+        for image in (saved(Image.fromarray(RAMP)), npy(RAMP), RAMP):
+            opened = open_image(image, window=window)
+            np.testing.assert_array_equal(opened, by_hand(RAMP, *bounds))
+
+    @pytest.mark.parametrize("dtype", [np.int8, np.int16, np.uint32, np.int64, ">u2", np.float32])
+    def test_every_type_of_number(self, dtype):
+        pixels = np.random.default_rng(0).integers(-100, 101, (6, 7))
+        pixels[0, :2] = -100, 100
+        if np.dtype(dtype).kind == "u":
+            pixels += 100
+        low, high = int(pixels.min()), int(pixels.max())
+        opened = open_image(npy(pixels.astype(dtype)))
+        np.testing.assert_array_equal(opened, by_hand(pixels, low, high))
+
+    def test_32_bit_tiff(self):
+        signed = RAMP.astype(np.int32) - 5000
+        opened = open_image(saved(Image.fromarray(signed), "TIFF"))
+        np.testing.assert_array_equal(opened, by_hand(signed, -5000, int(signed.max())))
+        unsigned = RAMP.astype(np.uint32) * 60000  # past 2**31
+        opened = open_image(tiff(unsigned, photometric=1, bits=32))
+        np.testing.assert_array_equal(opened, by_hand(unsigned, 0, int(unsigned.max())))
+
+    def test_white_is_zero(self):
+        expected = 255 - by_hand(RAMP, 0, int(RAMP.max()))
+        np.testing.assert_array_equal(open_image(tiff(RAMP, photometric=0, bits=16)), expected)
+        eight = noise(5, 6)
+        np.testing.assert_array_equal(open_image(tiff(eight, photometric=0, bits=8)), 255 - eight)
+
+    def test_exif_turns_them_upright(self):
+        exif = Image.Exif()
+        exif[ORIENTATION] = 6
+        for format in ("PNG", "TIFF"):
+            opened = open_image(saved(Image.fromarray(RAMP), format, exif=exif))
+            expected = by_hand(np.rot90(RAMP, -1), 0, int(RAMP.max()))
+            np.testing.assert_array_equal(opened, expected)
+
+    def test_one_value_only_is_black(self):
+        np.testing.assert_array_equal(open_image(np.full((3, 4), 77, np.int16)), np.zeros((3, 4)))
+
+    @pytest.mark.parametrize("color_type", [2, 4, 6])
+    def test_deep_colour_png_is_refused(self, color_type):
+        png = sixteen_bit_png(color_type)
+        assert Image.open(io.BytesIO(png)).mode in ("RGB", "RGBA", "LA")  # 8 bits, silently
+        with pytest.raises(ValueError, match=r"16-bit PNG with colour or alpha .* save it as"):
+            open_image(png)
+
+    def test_deep_colour_tiff_is_refused(self):
+        content = tiff(RAMP.reshape(20, 70, 3), photometric=2, bits=16)
+        assert Image.open(io.BytesIO(content)).mode == "RGB"  # 8 bits, silently
+        with pytest.raises(ValueError, match=r"16-bit TIFF with colour .* save it as"):
+            open_image(content)
+
+    def test_a_tiff_that_pillow_does_not_know_is_called_that(self):
+        content = tiff(RAMP.astype(np.float64), photometric=1, bits=64, sample_format=3)
+        with pytest.raises(ValueError, match="TIFF of a kind that Pillow cannot read"):
+            open_image(content)
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    def test_no_number_is_refused(self, value):
+        pixels = np.zeros((4, 5), np.float32)
+        pixels[2, 3] = value
+        for image in (pixels, npy(pixels), saved(Image.fromarray(pixels), "TIFF")):
+            with pytest.raises(ValueError, match="NaN or infinite"):
+                open_image(image)
+
+    def test_floats_have_no_full_range(self):
+        with pytest.raises(ValueError, match=r"no full range: set data\.window"):
+            open_image(np.zeros((4, 5)), window="full")
+
+
+class TestArrays:
+    @pytest.mark.parametrize("order", ["C", "F"])
+    @pytest.mark.parametrize(
+        "shape", [(5, 7), (5, 7, 1), (5, 7, 2), (5, 7, 3), (5, 7, 4), (5, 7, 9)]
+    )
+    def test_shapes(self, shape, order):
+        pixels = np.asarray(noise(*shape), order=order)
+        for image in (pixels, npy(pixels)):
+            np.testing.assert_array_equal(np.asarray(open_image(image)).reshape(shape), pixels)
+
+    @pytest.mark.parametrize("shape", [(5,), (2, 5, 7, 3), (0, 5), (5, 7, 0)])
+    def test_other_shapes_are_refused(self, shape):
+        with pytest.raises(ValueError, match=r"shape \(h, w\) or \(h, w, channels\)"):
+            open_image(npy(np.zeros(shape, np.uint8)))
+
+    @pytest.mark.parametrize(
+        "pixels", [np.zeros((4, 5), complex), np.full((4, 5), "a"), np.zeros((4, 5), "M8[s]")]
+    )
+    def test_what_is_no_real_number_is_refused(self, pixels):
+        with pytest.raises(ValueError, match="must be real numbers"):
+            open_image(npy(pixels))
+
+    def test_objects_are_never_unpickled(self):
+        class Bomb:
+            def __reduce__(self):
+                return (pytest.fail, ("unpickled",))
+
+        bomb = npy(np.array([[Bomb()]], dtype=object), allow_pickle=True)
+        with pytest.raises(ValueError, match=r"not a complete \.npy file of numbers"):
+            open_image(bomb)
+
+    @pytest.mark.parametrize("length", [5, 9, 60, 140])
+    def test_a_truncated_file_is_refused(self, length):
+        with pytest.raises(ValueError, match="not a"):
+            open_image(npy(noise(20, 20))[:length])
+
+    def test_a_header_that_promises_too_much_is_refused(self):
+        content = npy(noise(20, 20)).replace(b"(20, 20)", b"(20, 99)")
+        with pytest.raises(ValueError, match=r"not a complete \.npy file"):
+            open_image(content)
+
+
+class TestFrames:
+    PAGES = tuple(np.full((4, 5), value, np.uint8) for value in (10, 20, 30))
+
+    @pytest.mark.parametrize("format", ["TIFF", "GIF", "WEBP"])
+    def test_each_frame_can_be_had(self, format):
+        first, *rest = map(Image.fromarray, self.PAGES)
+        options = {"lossless": True} if format == "WEBP" else {}
+        content = saved(first, format, save_all=True, append_images=rest, **options)
+        assert count_frames(content) == 3
+        for frame, page in enumerate(self.PAGES):
+            opened = np.atleast_3d(np.asarray(open_image(content, frame=frame)))
+            np.testing.assert_array_equal(opened, np.broadcast_to(page[..., None], opened.shape))
+        with pytest.raises(ValueError, match=r"frame 3 was asked for .*there are 3"):
+            open_image(content, frame=3)
+
+    @pytest.mark.parametrize("image", [saved(Image.fromarray(noise(3, 4))), npy(noise(3, 4))])
+    def test_most_files_hold_one(self, image):
+        assert count_frames(image) == 1
+        with pytest.raises(ValueError, match="there are 1"):
+            open_image(image, frame=1)
+
+    def test_no_image_has_no_frames(self):
+        with pytest.raises(ValueError, match="not an image file"):
+            count_frames(b"<html>404</html>")
+
+
+class TestDamage:
+    @pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF"])
+    @pytest.mark.parametrize("part", [0.2, 0.5, 0.9])
+    def test_half_a_file_is_refused(self, format, part):
+        whole = saved(Image.fromarray(noise(64, 64, 3)), format)
+        with pytest.raises(ValueError, match=r"not an image file|not a complete|TIFF of a kind"):
+            open_image(whole[: int(part * len(whole))])
+
+    def test_a_decompression_bomb_is_refused(self, monkeypatch):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+        with pytest.raises(ValueError, match="too large to be decoded safely"):
+            open_image(saved(Image.fromarray(noise(64, 64))))
+
+    def test_other_formats_are_not_guessed(self):
+        # Pillow would read 16 bits a channel of this one as 8.
+        deep = b"P6 2 1 65535 " + bytes(12)
+        assert Image.open(io.BytesIO(deep)).mode == "RGB"
+        with pytest.raises(ValueError, match="not an image file"):
+            open_image(deep)
+
+
+class TestIsImageFile:
+    def test_by_its_ending(self, tmp_path):
+        for suffix in IMAGE_SUFFIXES:
+            (tmp_path / f"a{suffix}").touch()
+            (tmp_path / f"b{suffix.upper()}").touch()
+        (tmp_path / "notes.txt").touch()
+        images = {path.name for path in tmp_path.iterdir() if is_image_file(path)}
+        assert len(images) == 2 * len(IMAGE_SUFFIXES) and "notes.txt" not in images
+
+    @pytest.mark.parametrize("name", ["IM0001", "1.2.840.113619.2.55"])
+    def test_dicom_without_an_ending(self, tmp_path, name):
+        path = tmp_path / name
+        path.write_bytes(bytes(128) + b"DICM")
+        assert is_image_file(path)
+        path.write_bytes(bytes(128) + b"DIC")
+        assert not is_image_file(path)

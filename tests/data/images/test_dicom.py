@@ -1,0 +1,252 @@
+"""DICOM files, written and windowed by pydicom, and what becomes of them."""
+
+import io
+import sys
+
+import numpy as np
+import pytest
+
+from medmamba_jax.data import DataUnavailableError
+from medmamba_jax.data.images.decoding import count_frames, open_image
+
+pydicom = pytest.importorskip("pydicom", reason="the extra dicom is not installed")
+
+from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
+from pydicom.encaps import encapsulate  # noqa: E402
+from pydicom.pixels import apply_modality_lut, apply_windowing  # noqa: E402
+from pydicom.uid import (  # noqa: E402
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    generate_uid,
+)
+
+CT = np.arange(-1024, 3072, dtype=np.int16).reshape(64, 64)
+EIGHT = np.random.default_rng(0).integers(0, 256, (6, 7), dtype=np.uint8)
+
+
+def dataset(pixels, photometric="MONOCHROME2", **attributes):
+    header = Dataset()
+    header.file_meta = FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    header.file_meta.MediaStorageSOPClassUID = CTImageStorage
+    header.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    header.SOPClassUID = CTImageStorage
+    header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID
+    colour = photometric in ("RGB", "YBR_FULL")
+    *frames, header.Rows, header.Columns = pixels.shape[:-1] if colour else pixels.shape
+    if frames:
+        header.NumberOfFrames = frames[0]
+    header.SamplesPerPixel = 3 if colour else 1
+    if colour:
+        header.PlanarConfiguration = 0
+    header.PhotometricInterpretation = photometric
+    header.BitsAllocated = 8 * pixels.dtype.itemsize
+    header.BitsStored = attributes.pop("BitsStored", header.BitsAllocated)
+    header.HighBit = header.BitsStored - 1
+    header.PixelRepresentation = int(pixels.dtype.kind == "i")
+    header.PixelData = pixels.tobytes()
+    if len(header.PixelData) % 2:
+        header.PixelData += b"\0"
+    for name, value in attributes.items():
+        setattr(header, name, value)
+    return header
+
+
+def content(header):
+    buffer = io.BytesIO()
+    header.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def dicom(pixels, photometric="MONOCHROME2", **attributes):
+    return content(dataset(pixels, photometric, **attributes))
+
+
+def scaled(values, low, high):
+    """0..255 without rounding."""
+    return np.clip((values.astype(float) - low) / (high - low), 0, 1) * 255
+
+
+def assert_rounds(actual, exact):
+    actual = np.asarray(actual)
+    assert actual.dtype == np.uint8
+    np.testing.assert_allclose(actual, exact, atol=0.5 + 1e-6)
+
+
+class TestWindows:
+    @pytest.mark.parametrize("function", [None, "LINEAR", "LINEAR_EXACT", "SIGMOID"])
+    @pytest.mark.parametrize(("center", "width"), [(40, 400), (-600.5, 1500), (50, 1), (50, 2)])
+    def test_the_file_s_window_is_that_of_pydicom(self, function, center, width):
+        header = dataset(CT, WindowCenter=center, WindowWidth=width)
+        header.RescaleSlope, header.RescaleIntercept = 1, 0
+        if function:
+            header.VOILUTFunction = function
+        with np.errstate(over="ignore"):  # its sigmoid
+            reference = apply_windowing(apply_modality_lut(CT, header), header)
+        # pydicom keeps the range of the stored bits.
+        assert_rounds(open_image(content(header)), scaled(reference, -(2**15), 2**15 - 1))
+
+    def test_the_first_of_several_windows(self):
+        both = dicom(CT, WindowCenter=[40, -600], WindowWidth=[400, 1500])
+        first = dicom(CT, WindowCenter=40, WindowWidth=400)
+        assert open_image(both) == open_image(first)
+
+    def test_rescaling_comes_first(self):
+        stored = (CT + 1024).astype(np.uint16)
+        hounsfield = dicom(
+            stored, RescaleSlope=2, RescaleIntercept=-1024, WindowCenter=40, WindowWidth=400
+        )
+        direct = dicom((2 * stored - 1024.0).astype(np.int16), WindowCenter=40, WindowWidth=400)
+        assert open_image(hounsfield) == open_image(direct)
+        assert_rounds(
+            open_image(hounsfield, window=(-160.0, 240.0)), scaled(2.0 * stored - 1024, -160, 240)
+        )
+
+    def test_without_a_window_the_image_s_own_range(self):
+        opened = np.asarray(open_image(dicom(CT)))
+        assert len(np.unique(opened)) == 256
+        assert_rounds(opened, scaled(CT, -1024, 3071))
+
+    def test_the_config_s_window_comes_before_the_file_s(self):
+        image = dicom(CT, WindowCenter=40, WindowWidth=400)
+        assert_rounds(open_image(image, window=(0.0, 1000.0)), scaled(CT, 0, 1000))
+
+    def test_full_is_what_the_stored_bits_can_hold(self):
+        twelve = np.arange(0, 4096, 16, dtype=np.uint16).reshape(16, 16)
+        image = dicom(twelve, BitsStored=12, RescaleSlope=-2, RescaleIntercept=5)
+        assert_rounds(open_image(image, window="full"), scaled(5 - 2.0 * twelve, 5 - 2 * 4095, 5))
+
+    def test_a_window_of_no_width_is_refused(self):
+        with pytest.raises(ValueError, match=r"width 0: set data\.window"):
+            open_image(dicom(CT, WindowCenter=40, WindowWidth=0))
+
+    def test_enhanced_files_say_it_by_frame(self):
+        header = dataset(np.stack([CT, CT]))
+        frames = []
+        for center, slope in ((40, 1), (400, 3)):
+            rescale, voi, frame = Dataset(), Dataset(), Dataset()
+            rescale.RescaleSlope, rescale.RescaleIntercept = slope, 0
+            voi.WindowCenter, voi.WindowWidth = center, 400
+            frame.PixelValueTransformationSequence = [rescale]
+            frame.FrameVOILUTSequence = [voi]
+            frames.append(frame)
+        header.PerFrameFunctionalGroupsSequence = frames
+        for frame, (center, slope) in enumerate(((40, 1), (400, 3))):
+            alone = dicom(
+                CT, WindowCenter=center, WindowWidth=400, RescaleSlope=slope, RescaleIntercept=0
+            )
+            assert open_image(content(header), frame=frame) == open_image(alone)
+
+
+class TestMonochrome:
+    @pytest.mark.parametrize("window", ["auto", "full", (0.0, 500.0)])
+    @pytest.mark.parametrize(
+        "attributes", [{}, {"WindowCenter": 40, "WindowWidth": 400}, {"RescaleSlope": 2}]
+    )
+    def test_1_is_2_turned_round_after_the_window(self, window, attributes):
+        if "RescaleSlope" in attributes:
+            attributes = attributes | {"RescaleIntercept": 7}
+        one = open_image(dicom(CT, "MONOCHROME1", **attributes), window=window)
+        two = open_image(dicom(CT, "MONOCHROME2", **attributes), window=window)
+        np.testing.assert_array_equal(np.asarray(one), 255 - np.asarray(two))
+
+    def test_the_same_picture_in_both_gives_the_same_array(self):
+        values = np.random.default_rng(0).integers(0, 4096, (8, 9), dtype=np.uint16)
+        one = dicom((4095 - values).astype(np.uint16), "MONOCHROME1", BitsStored=12)
+        two = dicom(values, "MONOCHROME2", BitsStored=12)
+        np.testing.assert_allclose(
+            np.asarray(open_image(one, window="full")).astype(int),
+            np.asarray(open_image(two, window="full")).astype(int),
+            atol=0,
+        )
+
+    def test_eight_bits_without_a_window_are_not_touched(self):
+        np.testing.assert_array_equal(open_image(dicom(EIGHT)), EIGHT)
+        np.testing.assert_array_equal(
+            open_image(dicom(EIGHT, RescaleSlope=1, RescaleIntercept=0)), EIGHT
+        )
+        np.testing.assert_array_equal(open_image(dicom(EIGHT, "MONOCHROME1")), 255 - EIGHT)
+
+    def test_eight_bits_follow_a_window(self):
+        assert_rounds(open_image(dicom(EIGHT), window=(50.0, 150.0)), scaled(EIGHT, 50, 150))
+
+
+class TestColour:
+    PIXELS = np.random.default_rng(1).integers(0, 256, (8, 6, 3), dtype=np.uint8)
+
+    def test_8_bit_rgb_is_taken_as_it_is(self):
+        opened = open_image(dicom(self.PIXELS, "RGB"), window=(10.0, 20.0))
+        np.testing.assert_array_equal(opened, self.PIXELS)
+
+    def test_ybr_becomes_rgb(self):
+        from PIL import Image
+
+        ybr = np.asarray(Image.fromarray(self.PIXELS).convert("YCbCr"))
+        opened = np.asarray(open_image(dicom(ybr, "YBR_FULL"))).astype(int)
+        np.testing.assert_allclose(opened, self.PIXELS, atol=3)
+
+    def test_a_palette_is_looked_up(self):
+        table = np.random.default_rng(2).integers(0, 256, (3, 256), dtype=np.uint8)
+        header = dataset(EIGHT, "PALETTE COLOR")
+        for name, row in zip(("Red", "Green", "Blue"), table, strict=True):
+            setattr(header, f"{name}PaletteColorLookupTableDescriptor", [256, 0, 8])
+            setattr(header, f"{name}PaletteColorLookupTableData", row.tobytes())
+        opened = open_image(content(header))
+        np.testing.assert_array_equal(opened, np.moveaxis(table[:, EIGHT], 0, -1))
+
+    def test_more_bits_are_refused(self):
+        deep = self.PIXELS.astype(np.uint16)
+        with pytest.raises(ValueError, match="8-bit colour DICOM can be read; got uint16"):
+            open_image(dicom(deep, "RGB"))
+
+    def test_compressed_pixels(self):
+        from PIL import Image
+
+        buffer = io.BytesIO()
+        smooth = np.mgrid[:16, :16].sum(0).astype(np.uint8) * 8
+        Image.fromarray(smooth).save(buffer, "JPEG", quality=100)
+        header = dataset(smooth)
+        header.PixelData = encapsulate([buffer.getvalue()])
+        header["PixelData"].VR = "OB"
+        header["PixelData"].is_undefined_length = True
+        header.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+        opened = np.asarray(open_image(content(header))).astype(int)
+        np.testing.assert_allclose(opened, smooth, atol=3)
+
+
+class TestFrames:
+    STACK = np.random.default_rng(3).integers(0, 256, (3, 6, 8), dtype=np.uint8)
+
+    def test_each_can_be_had_and_the_first_is_the_default(self):
+        image = dicom(self.STACK)
+        assert count_frames(image) == 3
+        np.testing.assert_array_equal(open_image(image), self.STACK[0])
+        np.testing.assert_array_equal(open_image(image, frame=2), self.STACK[2])
+        with pytest.raises(ValueError, match=r"frame 3 was asked for .*there are 3"):
+            open_image(image, frame=3)
+
+    def test_one_frame(self):
+        assert count_frames(dicom(EIGHT)) == 1
+        with pytest.raises(ValueError, match="there are 1"):
+            open_image(dicom(EIGHT), frame=1)
+
+
+class TestDamage:
+    @pytest.mark.parametrize("length", [132, 200, 400, -10])
+    def test_half_a_file_is_refused(self, length):
+        with pytest.raises(ValueError, match="not a DICOM image that pydicom can read"):
+            open_image(dicom(CT)[:length])
+
+    def test_a_file_without_pixels_is_refused(self):
+        header = dataset(CT)
+        del header.PixelData
+        with pytest.raises(ValueError, match="not a DICOM image that pydicom can read"):
+            open_image(content(header))
+
+    def test_without_pydicom_the_remedy_is_named(self, monkeypatch):
+        image = dicom(CT)
+        monkeypatch.setitem(sys.modules, "pydicom", None)
+        for use in (open_image, count_frames):
+            with pytest.raises(DataUnavailableError, match=r'pip install "medmamba-jax\[dicom\]"'):
+                use(image)

@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from medmamba_jax.data.images.augmentation import POLICIES
+from medmamba_jax.data.inspection.augmentation_sheet import augmentation_sheet
+
+TILE, GAP = 160, 4
+
+
+def noise(*shape):
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def tile(sheet, row, column):
+    left, top = column * (TILE + GAP), row * (TILE + GAP)
+    return sheet.crop((left, top, left + TILE, top + TILE))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_row_is_the_image_and_six_draws(policy):
+    images = [noise(50, 40, 3), noise(30, 60, 1), noise(20, 20, 5)]
+    sheet = augmentation_sheet(images, policy, seed=1)
+    assert sheet.size == (7 * TILE + 6 * GAP, 3 * TILE + 2 * GAP)
+    for row, pixels in enumerate(images):
+        shown = pixels if pixels.shape[2] == 3 else pixels[..., 0]
+        original = Image.fromarray(shown).resize((TILE, TILE), Image.Resampling.BILINEAR)
+        tiles = [tile(sheet, row, column) for column in range(7)]
+        assert tiles[0] == original.convert("RGB")
+        different = len({t.tobytes() for t in tiles})
+        assert different == (1 if policy == "none" else 7)
+    assert sheet == augmentation_sheet(images, policy, seed=1)
+    assert (sheet == augmentation_sheet(images, policy, seed=2)) == (policy == "none")
+
+
+@pytest.mark.parametrize(
+    ("images", "policy", "problem"),
+    [([], "light", "no images"), ([noise(9, 9, 1)], "heavy", "must be one of .*got 'heavy'")],
+)
+def test_refusals(images, policy, problem):
+    with pytest.raises(ValueError, match=problem):
+        augmentation_sheet(images, policy, seed=0)

@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from medmamba_jax.data.__main__ import main
+from medmamba_jax.data.inspection.contact_sheet import contact_sheet
+from medmamba_jax.data.inspection.image_kinds import image_kind
+
+
+@pytest.fixture
+def inspect(tmp_path, capsys, monkeypatch):
+    """Returns a function (arguments) -> exit code, lines of stdout, lines of stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def inspect(*arguments):
+        code = main(["inspect", *map(str, arguments)])
+        captured = capsys.readouterr()
+        return code, captured.out.splitlines(), captured.err.splitlines()
+
+    return inspect
+
+
+@pytest.fixture
+def folder(tmp_path, noise_png):
+    """<root>/<class>/<patient>_<image>.png: 3 of 9, and 4 of 10."""
+    for name, count in (("9", 3), ("10", 4)):
+        for i in range(count):
+            path = tmp_path / "images" / name / f"p{i // 2}_{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(noise_png(int(name) + i, (20, 30)))
+    return tmp_path / "images"
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_a_folder_is_counted_and_drawn(inspect, folder):
+    code, out, _ = inspect(folder)
+    assert code == 0
+    assert out == [
+        f"images: images of the folder {folder}",
+        "        all",
+        "9         3",
+        "10        4",
+        "images    7",
+        "",
+        "sizes: 30x20 px",
+        "kinds: PNG, 8-bit grey (7)",
+        "cannot be read: none",
+        "the same pixels again in a split: 2: 10/p0_0.png in all = 9/p0_1.png in all;"
+        " 10/p0_1.png in all = 9/p1_2.png in all",
+        "picture: images.png",
+    ]
+    tile = pixels("images.png")[22:150, 4:132]
+    image = Image.fromarray(pixels(folder / "9" / "p0_0.png"))
+    shown = np.asarray(image.resize((128, 85), Image.Resampling.LANCZOS))
+    assert (tile[22 : 22 + 85] == shown[..., None]).all()
+    assert (tile[:22] == 220).all()  # the margin of an image that is no square
+
+
+def test_a_table_tells_of_patients_and_overlap(inspect, folder):
+    rows = [
+        f"{path.relative_to(folder.parent)},{path.parent.name},{'train' if i % 3 else 'test'}"
+        f",{path.name[:2]}"
+        for i, path in enumerate(sorted(folder.glob("*/*.png")))
+    ]
+    table = folder.parent / "my.csv"
+    table.write_text("\n".join(["path,label,split,patient_id", *rows]))
+    (folder / "9" / "p0_0.png").write_bytes(b"no image")
+    code, out, _ = inspect(table, "--output", "sheet.png")
+    assert code == 0 and out[1:6] == [
+        "          train  test",
+        "9             2     1",
+        "10            2     2",
+        "images        4     3",
+        "patients      2     2",
+    ]
+    assert "cannot be read: 1: " in out[9] and "9/p0_0.png (not an image file (8 bytes))" in out[9]
+    assert out[8] == "kinds: PNG, 8-bit grey (6), no image that can be opened (1)"
+    assert out[-2].startswith("patients in several splits: 2: 'p0' (images/10/p0_1.png in train")
+    assert out[-1] == "picture: sheet.png" and (folder.parent / "sheet.png").is_file()
+
+
+def test_arrays_with_a_row_for_each_class_of_a_multi_label_set(inspect, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 5), np.uint8)
+    labels = np.tile([[1, 0, 1], [0, 0, 1]], (6, 1))
+    np.savez("many.npz", x=images, y=labels, class_names=np.array(["a", "none", "c"]))
+    code, out, _ = inspect("many.npz")
+    assert code == 0 and out[2:5] == ["a         6", "none      0", "c        12"]
+    assert "kinds: array, uint8, 5 channels (12)" in out
+    assert pixels("many.png").shape == (3 * 154, 8 * 132 + 4, 3)
+
+
+def test_augmentation_is_drawn(inspect, folder):
+    code, out, _ = inspect(folder, "--augment", "light")
+    assert code == 0 and out[-1] == "picture: images_light.png"
+    assert pixels("images_light.png").shape[0] == 2 * 160 + 4  # an image of each class
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["no/folder"], "no folder or file no/folder: give one"),
+        (["no.csv"], "no file no.csv"),
+        (["no_such_set", "--data-dir", "."], "data.name = 'no_such_set' is no public set"),
+        (["images", "--output", "nowhere/x.png"], "nowhere/x.png cannot be written"),
+        (["images", "--group-pattern", "(x"], "data.group_pattern must be"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(inspect, folder, arguments, problem):
+    code, out, err = inspect(*arguments)
+    assert code == 2 and not out and len(err) == 1
+    assert err[0].startswith("error: ") and problem in err[0]
+
+
+def test_kinds_of_files(encode):
+    grey = np.zeros((4, 4), np.uint8)
+    colour = np.zeros((4, 4, 3), np.uint8)
+    assert image_kind(encode(grey.astype(np.uint16))) == "PNG, 16-bit grey"
+    assert image_kind(encode(colour, "TIFF")) == "TIFF, 8-bit colour"
+    assert image_kind(encode(colour, "JPEG")) == "JPEG, 8-bit colour"
+    assert image_kind(colour.astype(np.float32)) == "array, float32, 3 channels"
+    assert image_kind(b"") == "no image that can be opened"
+
+
+def test_nothing_to_show_is_an_error():
+    with pytest.raises(ValueError, match="no images to show"):
+        contact_sheet({"a": []})
+
+
+def test_real_chest_x_rays(inspect, real_data):
+    code, out, _ = inspect(real_data / "cxr_kermany_224" / "split.csv")
+    assert code == 0
+    assert "images     1,800  524   624" in out and "patients   1,514  468   427" in out
+    assert "kinds: JPEG, 8-bit colour (2,948)" in out
+    assert "nearly the same pixels in two splits: none" in out
+    assert any(line.startswith("patients in several splits: 224: 'N0439'") for line in out)

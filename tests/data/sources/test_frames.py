@@ -1,0 +1,65 @@
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medmamba_jax.data import DataConfig, InMemorySplit, build_dataset
+from medmamba_jax.data.sources.frames import AllFrames
+
+
+def tiff(*values, dtype=np.uint8):
+    pages = [Image.fromarray(np.array([[value, 0]], dtype)) for value in values]
+    buffer = io.BytesIO()
+    pages[0].save(buffer, "TIFF", save_all=True, append_images=pages[1:])
+    return buffer.getvalue()
+
+
+def test_each_frame_is_an_image_with_its_file_s_label_and_group():
+    array = np.array([[40, 0]], np.uint8)
+    files = InMemorySplit([tiff(10, 11, 12), array, tiff(20, 21)], [1, 0, 2], ["p", "q", "p"])
+    frames = AllFrames(files)
+    assert len(frames) == 6
+    assert [frames[i]["image"][0, 0] for i in range(6)] == [10, 11, 12, 40, 20, 21]
+    assert [frames[i]["label"] for i in range(6)] == [1, 1, 1, 0, 2, 2]
+    np.testing.assert_array_equal(frames.labels, [1, 1, 1, 0, 2, 2])
+    np.testing.assert_array_equal(frames.groups, ["p", "p", "p", "q", "p", "p"])
+    assert frames.describe(5) == "image 2, frame 1"
+
+
+def test_without_groups_the_frames_of_a_file_are_one():
+    frames = AllFrames(InMemorySplit([tiff(1, 2), tiff(3)], [0, 1]))
+    assert frames.groups[0] == frames.groups[1] != frames.groups[2]
+
+
+def test_the_window_is_that_of_the_settings():
+    frames = AllFrames(InMemorySplit([tiff(100, 150, 300, dtype=np.uint16)], [0]), (100.0, 200.0))
+    assert [frames[i]["image"][0, 0] for i in range(3)] == [0, 128, 255]
+
+
+def test_the_digest_tells_files_and_windows_apart():
+    def digest(*files, window="auto"):
+        return AllFrames(InMemorySplit(list(files), [0] * len(files)), window).digest()
+
+    first = digest(tiff(1, 2), tiff(3))
+    assert first == digest(tiff(1, 2), tiff(3))
+    assert first != digest(tiff(1), tiff(2, 3))
+    assert first != digest(tiff(1, 2), tiff(3), window=(0.0, 9.0))
+
+
+def test_a_file_that_cannot_be_counted_is_named():
+    with pytest.raises(ValueError, match=r"^image 1: not an image file"):
+        AllFrames(InMemorySplit([tiff(1), b"nothing"], [0, 0]))
+
+
+def test_the_configuration_asks_for_them(tmp_path):
+    for split, names in (("train", "ab"), ("val", "cd"), ("test", "ef")):
+        for label, name in enumerate(names):
+            folder = tmp_path / split / str(label)
+            folder.mkdir(parents=True)
+            (folder / f"{name}.tif").write_bytes(tiff(*range(label + 2)))
+    config = DataConfig(source="image_folder", root=str(tmp_path))
+    assert len(build_dataset(config).splits["train"]) == 2
+    every = build_dataset(dataclasses.replace(config, frame=-1)).splits["train"]
+    np.testing.assert_array_equal(every.labels, [0, 0, 1, 1, 1])

@@ -1,0 +1,105 @@
+import csv
+
+import numpy as np
+import pytest
+
+from medmamba_jax.data import DataConfig, Dataset, InMemorySplit, build_dataset, write_split_table
+from medmamba_jax.data.sources.class_names import in_natural_order
+
+
+@pytest.fixture
+def folder(tmp_path, noise_png):
+    """60 images of 20 patients, <root>/<class>/<patient>_<image>.png."""
+    for i in range(60):
+        path = tmp_path / "images" / "ab"[i // 3 % 2] / f"p{i // 3}_{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(noise_png(i))
+    return tmp_path / "images"
+
+
+def build(folder, **settings):
+    return build_dataset(DataConfig(source="image_folder", root=str(folder), **settings))
+
+
+def names(dataset):
+    return {
+        part: [split.name(i) for i in range(len(split))] for part, split in dataset.splits.items()
+    }
+
+
+def test_a_pattern_tells_the_patients_of_a_folder(folder):
+    dataset = build(folder, group_pattern=r"/(p[0-9]+)_")
+    for split in dataset.splits.values():
+        for row in range(len(split)):
+            assert split.name(row).split("/")[1].split("_")[0] == split.groups[row]
+    groups = [set(split.groups) for split in dataset.splits.values()]
+    assert sum(map(len, groups)) == len(set.union(*groups)) == 20
+    assert dataset.counts()["train"] == {"a": 18, "b": 18}
+
+
+def test_folds_test_every_image_once_and_keep_patients_together(folder):
+    rounds = [build(folder, group_pattern=r"(p[0-9]+)_", fold=f"{fold}/5") for fold in range(1, 6)]
+    tested = [name for dataset in rounds for name in names(dataset)["test"]]
+    assert len(tested) == len(set(tested)) == 60
+    for dataset in rounds:
+        assert [len(split) for split in dataset.splits.values()] == [42, 6, 12]
+        groups = [set(split.groups) for split in dataset.splits.values()]
+        assert sum(map(len, groups)) == 20
+    assert "fold 2/5 by 20 patients (groups), seed 0" in rounds[1].description
+
+
+def test_folds_set_split_folders_aside(folder, caplog):
+    (folder / "train").mkdir()
+    for name in "ab":
+        (folder / name).rename(folder / "train" / name)
+    for name in "ab":
+        path = folder / "test" / name / "more.png"
+        path.parent.mkdir(parents=True)
+        path.write_bytes((folder / "train" / name).iterdir().__next__().read_bytes())
+    dataset = build(folder, fold="1/2")
+    assert sum(map(len, dataset.splits.values())) == 62
+    assert "the splits that images brings are set aside" in caplog.text
+
+
+def test_a_split_that_was_written_is_read(folder, tmp_path):
+    first = build(folder, split_seed=5, group_pattern=r"(p[0-9]+)_")
+    path = tmp_path / "split.csv"
+    write_split_table(path, first)
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    assert len(rows) == 60 and list(rows[0]) == ["path", "split", "label", "group"]
+    for row in rows:
+        assert row["path"].startswith(f"{row['label']}/{row['group']}_")
+        assert row["path"] in names(first)[row["split"]]
+    digests = {name: split.digest() for name, split in first.splits.items()}
+    moved = folder.rename(folder.with_name("moved"))
+    second = build(moved, split_seed=6, split_file=str(path))
+    assert names(second) == names(first)
+    assert {name: split.digest() for name, split in second.splits.items()} == digests
+
+
+def test_labels_of_a_multi_label_set_are_written_by_name(tmp_path):
+    split = InMemorySplit(np.zeros((3, 8, 8), np.uint8), [[1, 1], [0, -1], [0, 1]])
+    dataset = Dataset("own", "", ("x", "y"), {"train": split}, synthetic=True, task="multilabel")
+    write_split_table(tmp_path / "split.csv", dataset)
+    assert (tmp_path / "split.csv").read_text().splitlines() == [
+        "path,split,label,group",
+        "image 0,train,x|y,",
+        "image 1,train,,",
+        "image 2,train,y,",
+    ]
+
+
+def test_phantoms_can_be_cross_validated():
+    config = {"phantom_images": 60, "split_seed": 3}
+    tested = set()
+    for fold in (1, 2, 3):
+        dataset = build_dataset(DataConfig(fold=f"{fold}/3", **config))
+        tested |= set(names(dataset)["test"])
+    assert len(tested) == 60
+
+
+def test_numbers_in_names_are_sorted_by_value():
+    names = ["b", "10", "a10", "2", "a2", "B", "a", "01", "1", "stage 1b", "stage 1a"]
+    assert in_natural_order(names) == (
+        *("01", "1", "2", "10", "B", "a", "a2", "a10", "b", "stage 1a", "stage 1b"),
+    )
