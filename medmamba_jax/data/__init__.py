@@ -5,8 +5,8 @@ from medmamba_jax.data.build import build_dataset
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.dataset import Dataset, DataUnavailableError, InMemorySplit, Split
 from medmamba_jax.data.images.preprocessing import Preprocessing
+from medmamba_jax.data.own_data import OwnData, as_dataset
 from medmamba_jax.data.reading.loading import eval_batches, steps_per_epoch, train_batches
-from medmamba_jax.data.sources.own_data import OwnData, as_dataset
 from medmamba_jax.data.splits.split_table import write_split_table
 
 __all__ = [

@@ -11,8 +11,8 @@ from medmamba_jax.data.sources.image_folder import find_image_folder
 from medmamba_jax.data.sources.npz_source import find_arrays
 from medmamba_jax.data.sources.phantom import draw_phantoms
 from medmamba_jax.data.sources.source import Source
-from medmamba_jax.data.sources.tfds_source import build_tfds
 from medmamba_jax.data.splits.split_source import split_source
+from medmamba_jax.data.tfds_source import build_tfds
 
 # A new kind of source is one file, one row here and its name in `config.SOURCES`.
 FINDERS: Mapping[str, Callable[[DataConfig], Source]] = {

@@ -5,7 +5,7 @@ import re
 
 from medmamba_jax.data.config import PUBLIC_SPLITS, DataConfig
 from medmamba_jax.data.public.catalogue import CATALOGUE
-from medmamba_jax.data.sources.tfds_source import build_tfds
+from medmamba_jax.data.tfds_source import build_tfds
 
 _SIZE_SUFFIX = re.compile(r"_(64|128|224)$")
 
