@@ -6,7 +6,7 @@ Command: python main.py --config=configs/fetal_planes_db.py
     The images (12,400) are downloaded, or taken from the archive or its extracted folder that you
     fetched yourself: --config.data.manual_dir=path/to/folder
     The paper's split is by image: one patient's images (1,792 patients) get into different parts,
-    and the scores flatter, of which the run only warns (data.allow_overlap). Split by patient:
+    and the scores flatter, of which the run only warns. Split by patient:
     --config.data.splits=patient, or as the publisher does, with validation split off the training
     patients: --config.data.splits=official
 Expected: not run here, neither the training nor the download; the builder was tested on a small
@@ -23,6 +23,5 @@ def get_config(size="full"):
     config = default_config()
     config.data.source = "tfds"
     config.data.name = "fetal_planes_db"
-    config.data.allow_overlap = True
     config.train.patience = 20
     return at_size(config, size)

@@ -16,8 +16,7 @@ Command: python main.py --config=configs/medmnist.py:breastmnist
     A name alone stands for images of 28 px; breastmnist_64, _128 and _224 for larger ones. All are
     resized to 224 px. The paper resizes, too; from which size is not said. A small run to try it
     out: --config=configs/medmnist.py:breastmnist-testing
-    Of images that are in two of the official splits (BreastMNIST has one) the run only warns
-    (data.allow_overlap).
+    Of images that are in two of the official splits (BreastMNIST has one) the run only warns.
 Expected: not run here: official files could not be had. Two sets that somebody saved again were
     prepared (with --config.data.accept_changed_files), and one epoch of BreastMNIST was run at the
     testing size.
@@ -33,7 +32,6 @@ def get_config(name_and_size="breastmnist"):
     config = default_config()
     config.data.source = "tfds"
     config.data.name = name
-    config.data.allow_overlap = True
     config.train.lr = 1e-3
     config.train.schedule = "step"
     config.train.step_epochs = (50, 75)

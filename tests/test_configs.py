@@ -46,15 +46,12 @@ def test_recipe_of_the_large_sets(file):
     }
     assert {key: getattr(full.train, key) for key in recipe} == recipe
     assert full.train.patience > 0
-    # Split by image, patients and copies get into several parts, and that must not stop the run.
-    assert full.data.allow_overlap
 
 
 @pytest.mark.parametrize("name", MEDMNIST)
 def test_recipe_of_medmnist(name):
     full = experiment("medmnist", name)
     assert (full.data.source, full.data.name) == ("tfds", name)
-    assert full.data.allow_overlap  # of BreastMNIST's official splits
     assert full.data.image_size == 224 and full.data.augmentation == "none"
     recipe = {
         "optimizer": "adamw",

@@ -98,6 +98,11 @@ class TrainConfig:
             value = getattr(self, field)
             self._require(field, _is_number(value) and value >= 0, "a number, 0 or more")
         self._require(
+            "focal_gamma",
+            self.loss == "focal" or self.focal_gamma == type(self).focal_gamma,
+            f"left alone unless train.loss is 'focal', and that is {self.loss!r}",
+        )
+        self._require(
             "warmup_epochs", self.warmup_epochs <= self.epochs, f"at most epochs = {self.epochs}"
         )
         self._require(

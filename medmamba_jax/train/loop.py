@@ -16,6 +16,7 @@ from medmamba_jax.data import (
     as_dataset,
     audit,
     build_dataset,
+    has_published_split,
     train_batches,
     write_split_table,
 )
@@ -69,6 +70,7 @@ def prepare_training(
         dataset,
         setup.description.preprocessing,
         settings,
+        allow_overlap=settings.allow_overlap or (data is None and has_published_split(settings)),
         digests=setup.description.images_sha256,
         say=functools.partial(print, flush=True),
     )

@@ -62,6 +62,11 @@ def test_bad_value_is_named(field):
         TrainConfig(**{field: BAD[field]})
 
 
+def test_a_setting_of_another_loss_is_refused():
+    with pytest.raises(ValueError, match=r"train\.focal_gamma must be left alone .* 'auto'"):
+        TrainConfig(focal_gamma=1.0)
+
+
 def test_every_field_is_checked():
     assert set(BAD) == set(TrainConfig.__dataclass_fields__)
 

@@ -30,6 +30,7 @@ def audit(
     preprocessing: Preprocessing,
     config: DataConfig,
     *,
+    allow_overlap: bool,
     digests: Mapping[str, str],
     say: Callable[[str], None],
 ) -> None:
@@ -42,14 +43,15 @@ def audit(
     are looked at again each time.
 
     Errors are an empty split, an image that cannot be decoded, one class only in train, and a
-    group, or images that are equal pixel for pixel, in two splits; `config.allow_overlap` makes a
+    group, or images that are equal pixel for pixel, in two splits; `allow_overlap` makes a
     warning of the latter two. Warnings are nearly identical images in two splits, identical ones
     in one split, and a class that a split lacks.
 
     Args:
         dataset: the images.
         preprocessing: how they are decoded.
-        config: see above.
+        config: where what is found is kept.
+        allow_overlap: see above.
         digests: of the splits.
         say: is told what is neither an error nor a warning, in a line each.
 
@@ -58,10 +60,10 @@ def audit(
         ValueError: see above; the message names the files and ids.
     """
     _check_classes(dataset)
-    _check_groups(dataset, config.allow_overlap)
+    _check_groups(dataset, allow_overlap)
     if not dataset.synthetic:
         findings = _look(dataset, preprocessing, config, digests, say)
-        _check_images(dataset, findings, config.allow_overlap)
+        _check_images(dataset, findings, allow_overlap)
         say(f"all {_total(dataset):,} images can be read, {image_sizes(findings)}")
 
 
