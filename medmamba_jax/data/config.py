@@ -11,7 +11,7 @@ from medmamba_jax.data.images.windowing import Window, parse_window
 
 SOURCES = ("phantom", "image_folder", "csv", "npz", "tfds")
 RESIZE_FILTERS = ("bilinear", "bicubic", "lanczos", "nearest")
-AUGMENTATIONS = ("none", "official", "light")
+AUGMENTATIONS = ("none", "official", "light", "light_flip")
 CACHES = ("auto", "none", "memory", "disk")
 ALL_FRAMES = -1
 PUBLIC_SPLITS = ("paper", "official", "patient")

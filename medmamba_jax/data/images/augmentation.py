@@ -76,7 +76,24 @@ def light(width: int, height: int, rng: np.random.Generator) -> Transform:
     return transform
 
 
-POLICIES: Mapping[str, Policy] = {"none": none, "official": official, "light": light}
+def light_flip(width: int, height: int, rng: np.random.Generator) -> Transform:
+    """`light`, then a mirror image half of the time, for organs that look alike from both sides."""
+    lightly = light(width, height, rng)
+    mirrored = rng.random() < 0.5
+
+    def transform(image: Image.Image) -> Image.Image:
+        image = lightly(image)
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
+
+    return transform
+
+
+POLICIES: Mapping[str, Policy] = {
+    "none": none,
+    "official": official,
+    "light": light,
+    "light_flip": light_flip,
+}
 
 
 def random_crop_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:

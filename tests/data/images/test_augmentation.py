@@ -138,3 +138,14 @@ class _Fixed:
 
     def uniform(self, low, high):
         return next(self._values)
+
+
+def test_light_flip_is_light_or_its_mirror_image_each_half_of_the_time():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30), np.uint8))
+    mirrored = 0
+    for seed in range(200):
+        plain = np.asarray(augmented("light", image, seed))
+        result = np.asarray(augmented("light_flip", image, seed))
+        mirrored += np.array_equal(result, plain[:, ::-1])
+        assert np.array_equal(result, plain) or np.array_equal(result, plain[:, ::-1])
+    assert 70 < mirrored < 130  # 100 expected, 7 its standard deviation
