@@ -17,8 +17,8 @@ ALL_FRAMES = -1
 PUBLIC_SPLITS = ("paper", "official", "patient")
 
 _STRINGS = (
-    *("name", "root", "table", "path_column", "split_column", "group_column", "group_pattern"),
-    *("manual_dir", "cache_dir", "fold", "split_file"),
+    *("name", "root", "table", "path_column", "split_column", "group_column", "weight_column"),
+    *("group_pattern", "manual_dir", "cache_dir", "fold", "split_file"),
 )
 _CACHE_FOLDER = "~/.cache/medmamba-jax"
 _MIN_IMAGE_SIZE = 32  # the model halves the image five times
@@ -48,6 +48,10 @@ class DataConfig:
             without a column of the default name.
         group_column: name of the column of patients, whose images stay in one split. "" means
             none; so does a table without a column of the default name.
+        weight_column: name of the column of weights: positive numbers that say how much each image
+            counts in the training loss, which is divided by their sum in the batch. Validation
+            loss and all metrics count images alike. "" means none; so does a table without a
+            column of the default name.
         group_pattern: regular expression with one group, searched in each image's path below the
             root; what the group matches is the patient. Read by source "image_folder" only.
         manual_dir: where an archive or folder fetched by hand lies; "" means unset. Read by
@@ -102,6 +106,7 @@ class DataConfig:
     label_column: str | tuple[str, ...] = "label"
     split_column: str = "split"
     group_column: str = "patient_id"
+    weight_column: str = "weight"
     group_pattern: str = ""
     manual_dir: str = ""
     splits: str = "paper"
@@ -229,6 +234,11 @@ class DataConfig:
         names = self.label_columns
         self._require(
             "label_column", "" not in names and len(set(names)) == len(names), "distinct names"
+        )
+        self._require(
+            "weight_column",
+            self.weight_column not in names,
+            "another column than those of data.label_column, or empty for no weights",
         )
         try:
             groups = re.compile(self.group_pattern).groups

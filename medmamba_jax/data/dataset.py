@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from medmamba_jax.data.labels import as_labels, check_multiclass, check_multilabel, class_counts
+from medmamba_jax.data.weights import as_weights
 
 
 class DataUnavailableError(RuntimeError):
@@ -35,9 +36,10 @@ class Split(Protocol):
     `labels` is known without decoding any image, and `split[i]["label"] == split.labels[i]`:
     integers (n,); of a multi-label set float32 (n, K), 1 where image i shows class k, 0 where it
     does not, NaN where that is not known. `groups` names what image i belongs to, most often its
-    patient, as strings (n,), or is None: images of one group belong into one split. With
-    `num_workers > 0` the split travels to worker processes, so it has to be picklable. Reading
-    threads call `split[i]` concurrently.
+    patient, as strings (n,), or is None: images of one group belong into one split. `weights` says
+    how much image i counts in the training loss, float32 (n,), positive and finite, or is None:
+    all count alike. With `num_workers > 0` the split travels to worker processes, so it has to be
+    picklable. Reading threads call `split[i]` concurrently.
     """
 
     @property
@@ -45,6 +47,9 @@ class Split(Protocol):
 
     @property
     def groups(self) -> np.ndarray | None: ...
+
+    @property
+    def weights(self) -> np.ndarray | None: ...
 
     def __len__(self) -> int: ...
 
@@ -55,12 +60,17 @@ class Split(Protocol):
         ...
 
     def digest(self) -> str:
-        """Tells this split from one with other images, labels or order; see `digest`."""
+        """Tells this split from one with other images, labels, weights or order; see `digest`."""
         ...
 
 
-def digest(labels: np.ndarray, identities: Iterable[bytes]) -> str:
-    """Returns the SHA-256 of labels, (n,) or (n, K), and what identifies their images, in order."""
+def digest(
+    labels: np.ndarray, identities: Iterable[bytes], weights: np.ndarray | None = None
+) -> str:
+    """Returns the SHA-256 of labels, (n,) or (n, K), and what identifies their images, in order.
+
+    Weights, float32 (n,), are covered where there are any.
+    """
     labels = np.asarray(labels)
     if labels.ndim == 2:  # bytes that no other NaN, zero or dtype changes
         total = hashlib.sha256(f"{labels.shape} ".encode())
@@ -71,6 +81,8 @@ def digest(labels: np.ndarray, identities: Iterable[bytes]) -> str:
     for label, identity in zip(rows, identities, strict=True):
         # A digest each, so that no two lists of images run together to the same bytes.
         total.update(label + hashlib.sha256(identity).digest())
+    if weights is not None:
+        total.update(b"weights" + weights.astype("<f4").tobytes())
     return total.hexdigest()
 
 
@@ -83,9 +95,11 @@ class InMemorySplit:
             is not known.
         groups: what each image belongs to, (n,); see `Split`.
         names: what messages and tables call each image, (n,); "image 0" and so on if None.
+        weights: how much each image counts in the training loss, (n,); see `Split`.
 
     Raises:
-        ValueError: if the lengths differ, or the labels are of neither kind.
+        ValueError: if the lengths differ, the labels are of neither kind, or a weight is not
+            positive and finite.
     """
 
     def __init__(
@@ -94,6 +108,7 @@ class InMemorySplit:
         labels: ArrayLike,
         groups: Sequence[str] | None = None,
         names: Sequence[str] | None = None,
+        weights: ArrayLike | None = None,
     ):
         self.labels = as_labels(labels)
         self.groups = None if groups is None else np.asarray(groups).astype(str)
@@ -105,6 +120,9 @@ class InMemorySplit:
             raise ValueError(f"got {len(images)} images but {len(names)} names")
         self._images = images
         self._names = names
+        self.weights = (
+            None if weights is None else as_weights(weights, len(images), "weights", self.name)
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -121,7 +139,7 @@ class InMemorySplit:
 
     def digest(self) -> str:
         """Identifies images by their bytes or pixels."""
-        return digest(self.labels, map(content, self._images))
+        return digest(self.labels, map(content, self._images), self.weights)
 
     def take(self, rows: np.ndarray) -> "InMemorySplit":
         """Returns the images of these rows; they keep their names."""
@@ -130,6 +148,7 @@ class InMemorySplit:
             self.labels[rows],
             None if self.groups is None else self.groups[rows],
             [self.name(row) for row in rows],
+            None if self.weights is None else self.weights[rows],
         )
 
 
@@ -156,7 +175,7 @@ class Dataset:
     Raises:
         ValueError: if the task is another, there are fewer than two classes (fewer than one of
             a multi-label set), two share a name, or a split's labels are not the task's or name
-            a class that does not exist.
+            a class that does not exist, or its weights are not positive and finite.
     """
 
     name: str
@@ -182,6 +201,9 @@ class Dataset:
                 check_multilabel(labels, num_classes, what, split.describe)
             else:
                 check_multiclass(labels, num_classes, what)
+            if split.weights is not None:
+                what = f"weights of split {name!r}"
+                as_weights(split.weights, len(labels), what, split.describe)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Returns split -> class name -> number of images that show it, without decoding any."""

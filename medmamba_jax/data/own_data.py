@@ -11,13 +11,15 @@ from medmamba_jax.data.labels import as_labels
 from medmamba_jax.data.sources.source import Source
 from medmamba_jax.data.splits.split_source import split_source
 from medmamba_jax.data.splits.splitting import SPLITS
+from medmamba_jax.data.weights import as_weights
 
 
 class OwnImages(Protocol):
     """What a caller's object has to have.
 
-    It may also have `groups`, the patient of each image (n,). Reading threads call it
-    concurrently; with `data.num_workers > 0` it is pickled.
+    It may also have `groups`, the patient of each image (n,), and `weights`, how much each counts
+    in the training loss (n,). Reading threads call it concurrently; with `data.num_workers > 0` it
+    is pickled.
     """
 
     class_names: tuple[str, ...]
@@ -65,10 +67,12 @@ class _OwnSplit:
         places: list[tuple[OwnImages, int, str]],
         labels: np.ndarray,
         groups: np.ndarray | None,
+        weights: np.ndarray | None,
     ):
         self._places = places
         self.labels = labels
         self.groups = groups
+        self.weights = weights
 
     def __len__(self) -> int:
         return len(self._places)
@@ -87,19 +91,21 @@ class _OwnSplit:
 
     def digest(self) -> str:
         """Identifies images by their bytes or pixels."""
-        return digest(self.labels, (content(self[row]["image"]) for row in range(len(self))))
+        images = (content(self[row]["image"]) for row in range(len(self)))
+        return digest(self.labels, images, self.weights)
 
     def take(self, rows: np.ndarray) -> "_OwnSplit":
         return _OwnSplit(
             [self._places[row] for row in rows],
             self.labels[rows],
             None if self.groups is None else self.groups[rows],
+            None if self.weights is None else self.weights[rows],
         )
 
 
 def _source(data: Any, assigned: np.ndarray | None, parts: list[tuple[OwnImages, str]]) -> Source:
     class_names = _class_names(data)
-    places, labels, groups = [], [], []
+    places, labels, groups, weights = [], [], [], []
     for part, name in parts:
         if _class_names(part) != class_names:
             raise ValueError(
@@ -110,8 +116,7 @@ def _source(data: Any, assigned: np.ndarray | None, parts: list[tuple[OwnImages,
         places += [(part, row, where) for row in range(_length(part))]
         labels += [_label(part, row, where) for row in range(_length(part))]
         groups.append(_groups(part, where))
-    if any(group is None for group in groups) and any(group is not None for group in groups):
-        raise ValueError("some splits of data have groups and some have none: give them to all")
+        weights.append(_weights(part, where))
     try:
         labels = as_labels(labels)
     except ValueError as error:
@@ -120,7 +125,7 @@ def _source(data: Any, assigned: np.ndarray | None, parts: list[tuple[OwnImages,
         name=type(data).__name__,
         description=f"images of a {type(data).__module__}.{type(data).__qualname__}",
         class_names=class_names,
-        images=_OwnSplit(places, labels, None if groups[0] is None else np.concatenate(groups)),
+        images=_OwnSplit(places, labels, _of_all(groups, "groups"), _of_all(weights, "weights")),
         assigned=assigned,
         task="multilabel" if labels.ndim == 2 else "multiclass",
     )
@@ -165,3 +170,18 @@ def _groups(data: Any, where: str) -> np.ndarray | None:
     if groups.shape != (len(data),):
         raise ValueError(f"{where}.groups has the shape {groups.shape}, not one for each image")
     return groups
+
+
+def _weights(data: Any, where: str) -> np.ndarray | None:
+    weights = getattr(data, "weights", None)
+    if weights is None:
+        return None
+    return as_weights(weights, len(data), f"{where}.weights", lambda row: f"{where}[{row}]")
+
+
+def _of_all(parts: list[np.ndarray | None], name: str) -> np.ndarray | None:
+    """Joins what every split of the data has, or none."""
+    given = [part for part in parts if part is not None]
+    if given and len(given) < len(parts):
+        raise ValueError(f"some splits of data have {name} and some have none: give them to all")
+    return np.concatenate(given) if given else None

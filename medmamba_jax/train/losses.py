@@ -1,4 +1,8 @@
-"""The training losses, each (logits, labels, settings) -> scalar, and weights from the labels."""
+"""The training losses, each (logits, labels, settings) -> scalar, and weights from the labels.
+
+Image weights, where given, make every loss the weighted mean over images: an image of weight 2
+counts as two of weight 1.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +15,7 @@ def cross_entropy(
     *,
     label_smoothing: float = 0.0,
     class_weights: jax.Array | None = None,
+    image_weights: jax.Array | None = None,
 ) -> jax.Array:
     """Mean cross-entropy as `torch.nn.CrossEntropyLoss(weight=, label_smoothing=)` defines it.
 
@@ -23,6 +28,7 @@ def cross_entropy(
         labels: int32 (b,).
         label_smoothing: e, in [0, 1).
         class_weights: float32 (K,), or None for 1.
+        image_weights: float32 (b,), or None for 1.
 
     Returns:
         float32 scalar.
@@ -32,6 +38,8 @@ def cross_entropy(
     weights = jnp.ones(num_classes) if class_weights is None else class_weights
     one_hot = jax.nn.one_hot(labels, num_classes)
     target = (1 - label_smoothing) * one_hot + label_smoothing / num_classes
+    if image_weights is not None:
+        weights = weights * image_weights[:, None]
     return -(target * weights * log_p).sum() / (one_hot * weights).sum()
 
 
@@ -41,6 +49,7 @@ def focal(
     *,
     gamma: float,
     class_weights: jax.Array | None = None,
+    image_weights: jax.Array | None = None,
 ) -> jax.Array:
     """Mean of -(1 - p)**gamma log p, p being the label's probability (Lin et al., 1708.02002).
 
@@ -52,6 +61,7 @@ def focal(
         labels: int32 (b,).
         gamma: 0 or more.
         class_weights: float32 (K,), or None for 1.
+        image_weights: float32 (b,), or None for 1.
 
     Returns:
         float32 scalar.
@@ -61,11 +71,15 @@ def focal(
     # log(1 - p) from the other logits: from p itself, it and its gradient overflow as p nears 1.
     others = jax.nn.logsumexp(logits, axis=-1, where=~is_label)
     log_rest = others - jax.nn.logsumexp(logits, axis=-1)
-    return _weighted_mean(-jnp.exp(gamma * log_rest) * log_p, labels, class_weights)
+    return _weighted_mean(-jnp.exp(gamma * log_rest) * log_p, labels, class_weights, image_weights)
 
 
 def ordinal(
-    logits: jax.Array, labels: jax.Array, *, class_weights: jax.Array | None = None
+    logits: jax.Array,
+    labels: jax.Array,
+    *,
+    class_weights: jax.Array | None = None,
+    image_weights: jax.Array | None = None,
 ) -> jax.Array:
     """Mean squared earth mover's distance from the label, for classes that have an order.
 
@@ -77,13 +91,14 @@ def ordinal(
         logits: float32 (b, K); the order of the classes is theirs.
         labels: int32 (b,).
         class_weights: float32 (K,), or None for 1; a weighted mean as in `cross_entropy`.
+        image_weights: float32 (b,), or None for 1.
 
     Returns:
         float32 scalar.
     """
     difference = jax.nn.softmax(logits) - jax.nn.one_hot(labels, logits.shape[-1])
     distance = jnp.square(jnp.cumsum(difference, -1)).sum(-1)
-    return _weighted_mean(distance, labels, class_weights)
+    return _weighted_mean(distance, labels, class_weights, image_weights)
 
 
 def binary_cross_entropy(
@@ -92,6 +107,7 @@ def binary_cross_entropy(
     *,
     label_smoothing: float = 0.0,
     pos_weights: jax.Array | None = None,
+    image_weights: jax.Array | None = None,
 ) -> jax.Array:
     """Mean over the known labels of `torch.nn.BCEWithLogitsLoss(pos_weight=)`'s terms.
 
@@ -100,6 +116,7 @@ def binary_cross_entropy(
         labels: float32 (b, K): 1, 0, or NaN for what is not known and is left out of the mean.
         label_smoothing: e, in [0, 1): the targets are 1 - e / 2 and e / 2.
         pos_weights: float32 (K,), factors of the terms of label 1, or None for 1.
+        image_weights: float32 (b,), or None for 1.
 
     Returns:
         float32 scalar; 0 where nothing is known.
@@ -108,7 +125,7 @@ def binary_cross_entropy(
     weights = 1 if pos_weights is None else pos_weights
     positive = weights * target * jax.nn.log_sigmoid(logits)
     negative = (1 - target) * jax.nn.log_sigmoid(-logits)
-    return _known_mean(-positive - negative, labels)
+    return _known_mean(-positive - negative, labels, image_weights)
 
 
 def binary_focal(
@@ -117,6 +134,7 @@ def binary_focal(
     *,
     gamma: float,
     pos_weights: jax.Array | None = None,
+    image_weights: jax.Array | None = None,
 ) -> jax.Array:
     """Mean over the known labels of -(1 - p)**gamma log p, p being the label's probability.
 
@@ -127,6 +145,7 @@ def binary_focal(
         labels: float32 (b, K): 1, 0, or NaN for what is not known and is left out of the mean.
         gamma: 0 or more.
         pos_weights: float32 (K,), factors of the terms of label 1, or None for 1.
+        image_weights: float32 (b,), or None for 1.
 
     Returns:
         float32 scalar; 0 where nothing is known.
@@ -136,7 +155,7 @@ def binary_focal(
     weights = jnp.where(is_positive, 1 if pos_weights is None else pos_weights, 1)
     # A power of 1 - p has no finite gradient where that rounds to 0; of its logarithm it has.
     modulated = jnp.exp(gamma * jax.nn.log_sigmoid(-signed)) * jax.nn.log_sigmoid(signed)
-    return _known_mean(-weights * modulated, labels)
+    return _known_mean(-weights * modulated, labels, image_weights)
 
 
 def balanced_class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -181,13 +200,15 @@ def balanced_pos_weights(labels: np.ndarray) -> np.ndarray:
     return (negatives / positives).astype(np.float32)
 
 
-def _weighted_mean(values, labels, class_weights):
-    if class_weights is None:
-        return values.mean()
-    weights = jnp.asarray(class_weights)[labels]
+def _weighted_mean(values, labels, class_weights, image_weights):
+    weights = jnp.ones_like(values) if image_weights is None else image_weights
+    if class_weights is not None:
+        weights = weights * jnp.asarray(class_weights)[labels]
     return (weights * values).sum() / weights.sum()
 
 
-def _known_mean(values, labels):
+def _known_mean(values, labels, image_weights):
     known = ~jnp.isnan(labels)
-    return jnp.where(known, values, 0).sum() / jnp.maximum(known.sum(), 1)
+    weights = jnp.where(known, 1 if image_weights is None else image_weights[:, None], 0)
+    total = weights.sum()
+    return jnp.where(known, weights * values, 0).sum() / jnp.where(total > 0, total, 1)

@@ -13,7 +13,7 @@ from medmamba_jax.train import losses
 from medmamba_jax.train.config import TrainConfig
 from medmamba_jax.train.metrics import LOGGED
 
-Loss = Callable[[jax.Array, jax.Array], jax.Array]
+Loss = Callable[..., jax.Array]
 
 # train.loss -> task of the data set -> function.
 LOSSES: Mapping[str, Mapping[str, Callable[..., jax.Array]]] = {
@@ -32,7 +32,7 @@ class Objective:
     """The loss and the metric of the best checkpoint.
 
     Attributes:
-        loss: (logits, labels) -> scalar.
+        loss: (logits, labels, image_weights=None) -> scalar.
         loss_text: its name and settings.
         best_metric: name of a validation metric.
         best_text: that name, and why "auto" came to it.

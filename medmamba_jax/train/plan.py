@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import numpy as np
 
 from medmamba_jax.checkpoints import Progress
 from medmamba_jax.train.reporting import versions
@@ -36,6 +37,7 @@ def plan(setup: Setup, state: TrainState, progress: Progress) -> str:
             f"{_SAMPLERS[train.sampler]}",
         ),
         ("loss", setup.objective.loss_text),
+        *_weights(dataset.splits["train"].weights),
         ("best by", f"val {setup.objective.best_text}"),
         ("workdir", str(setup.workdir)),
     ]
@@ -44,6 +46,12 @@ def plan(setup: Setup, state: TrainState, progress: Progress) -> str:
         best = f"{metric} {progress.best_value:.4f} in epoch {progress.best_epoch}"
         lines.append(("resuming", f"after epoch {progress.epoch}, best so far {best}"))
     return "\n".join(f"{title:<12}{text}" for title, text in lines)
+
+
+def _weights(weights: np.ndarray | None) -> list[tuple[str, str]]:
+    if weights is None:
+        return []
+    return [("weights", f"of images, in training: {weights.min():g}..{weights.max():g}")]
 
 
 def _scans(names: tuple[str, ...]) -> str:

@@ -48,14 +48,14 @@ class StepSpec:
         eval_graphdef: the same in evaluation mode.
         optimizer: Optax transformation.
         normalize: uint8 images -> the model's float32 input.
-        loss: (logits, labels) -> scalar.
+        loss: (logits, labels, image_weights=None) -> scalar.
     """
 
     graphdef: nnx.GraphDef
     eval_graphdef: nnx.GraphDef
     optimizer: optax.GradientTransformation
     normalize: Callable[[jax.Array], jax.Array]
-    loss: Callable[[jax.Array, jax.Array], jax.Array]
+    loss: Callable[..., jax.Array]
 
 
 def train_step(
@@ -66,7 +66,7 @@ def train_step(
     Args:
         state: donated by the loop.
         batch: "image" uint8 (b, h, w, c) and "label" int32 (b,), or float32 (b, classes) with 1, 0
-            and NaN.
+            and NaN; where images are weighted also "weight" float32 (b,).
         spec: static.
 
     Returns:
@@ -77,7 +77,8 @@ def train_step(
         model = nnx.merge(spec.graphdef, params, state.variables)
         logits = model(spec.normalize(batch["image"]))
         _, _, variables = nnx.split(model, nnx.Param, ...)
-        return spec.loss(logits, batch["label"]), (logits, nnx.to_pure_dict(variables))
+        loss = spec.loss(logits, batch["label"], image_weights=batch.get("weight"))
+        return loss, (logits, nnx.to_pure_dict(variables))
 
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, (logits, variables)), grads = gradient(state.params)

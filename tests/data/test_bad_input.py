@@ -381,6 +381,64 @@ def image_without_a_patient(folder):
     return table(folder, ("train,p3\n", "train,\n"))
 
 
+def weighted(folder, weight):
+    """A table whose fourth image has this weight, and all others 1."""
+    text = pathlib.Path(table(folder)["table"]).read_text().replace("patient_id", "weight")
+    text = re.sub(r"p\d+$", "1", text, flags=re.MULTILINE)
+    text = text.replace("b/03.png,b,train,1", f"b/03.png,b,train,{weight}")
+    replace(folder / "images.csv", text.encode())
+    return {"source": "csv", "table": str(folder / "images.csv")}
+
+
+@mistake(r"images\.csv, line 5: 'weight' is ''; write a positive number", "data.weight_column=''")
+def image_without_a_weight(folder):
+    return weighted(folder, "")
+
+
+@mistake(r"images\.csv, line 5: 'weight' is '0'; write a positive number")
+def weight_of_nothing(folder):
+    return weighted(folder, "0")
+
+
+@mistake(r"images\.csv, line 5: 'weight' is '-1'; write a positive number")
+def negative_weight(folder):
+    return weighted(folder, "-1")
+
+
+@mistake(r"images\.csv, line 5: 'weight' is 'high'; write a positive number")
+def weight_that_is_no_number(folder):
+    return weighted(folder, "high")
+
+
+@mistake(r"images\.csv, line 5: 'weight' is '1e39'; write a positive number")
+def weight_that_float32_cannot_hold(folder):
+    return weighted(folder, "1e39")
+
+
+@mistake(r"images\.csv has no column 'trust'")
+def unknown_weight_column(folder):
+    return {**table(folder), "weight_column": "trust"}
+
+
+@mistake("data.weight_column must be another column than those of data.label_column", "or empty")
+def labels_as_weights(folder):
+    return {**table(folder), "weight_column": "label"}
+
+
+@mistake(r"data\['train'\]\.weights hold nan for data\['train'\]\[3\]; give positive, finite")
+def object_with_a_weight_that_is_not_known(folder):
+    train, test = Own(GOOD), Own(GOOD)
+    train.weights = np.where(np.arange(len(GOOD)) == 3, np.nan, 1)
+    return {"own": {"train": train, "test": test}}
+
+
+@mistake("some splits of data have weights and some have none", "give them to all")
+def object_with_weights_in_one_split(folder):
+    train, test = Own(GOOD), Own(GOOD)
+    train.weights = np.ones(len(GOOD))
+    return {"own": {"train": train, "test": test}}
+
+
 @mistake(r"images\.csv is not UTF-8 text \(line 3\)", "save it as CSV in UTF-8")
 def table_in_latin_1(folder):
     return table(folder, ("b/01.png,b", "b/01.png,größer"), encoding="latin-1")

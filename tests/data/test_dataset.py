@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -53,6 +55,50 @@ def test_digests_tell_images_labels_and_order_apart():
     digests = [InMemorySplit(*split).digest() for split in splits]
     assert len(set(digests)) == len(splits)
     assert InMemorySplit(list(images), np.array([0, 1, 1], np.int8)).digest() == digests[0]
+
+
+class TestWeights:
+    IMAGES = np.zeros((3, 8, 8), np.uint8)
+
+    def test_they_are_float32_and_taken_with_their_images(self):
+        split = InMemorySplit(self.IMAGES, [0, 1, 1], weights=[1, 2, 0.5])
+        assert split.weights.dtype == np.float32
+        assert split.take(np.array([2, 0])).weights.tolist() == [0.5, 1]
+        assert InMemorySplit(self.IMAGES, [0, 1, 1]).take(np.array([0])).weights is None
+
+    def test_the_digest_sees_them_where_there_are_any(self):
+        every = [None, [1, 1, 1], [1, 2, 1], [1, 1, 2]]
+        splits = [InMemorySplit(self.IMAGES, [0, 1, 1], weights=weights) for weights in every]
+        assert len({split.digest() for split in splits}) == 4
+        # That of a run of an earlier version.
+        total = hashlib.sha256()
+        for label in (0, 1, 1):
+            image = hashlib.sha256(b"uint8 (8, 8) " + bytes(64)).digest()
+            total.update(label.to_bytes(8, "little") + image)
+        assert splits[0].digest() == total.hexdigest()
+
+    @pytest.mark.parametrize(
+        ("weights", "problem"),
+        [
+            ([1, 0, 1], r"hold 0 for image 1; give positive"),
+            ([1, 1, -2], r"hold -2 for image 2"),
+            ([np.nan, 1, 1], r"hold nan for image 0"),
+            ([1, np.inf, 1], r"hold inf for image 1"),
+            ([1, 1e-39, 1], r"hold 1e-39 for image 1"),
+            ([1, 1], r"shape \(2,\).*for each of the 3 images"),
+            (["1", "1", "1"], "dtype <U1"),
+        ],
+    )
+    def test_bad_ones_are_refused(self, weights, problem):
+        with pytest.raises(ValueError, match=f"weights .*{problem}"):
+            InMemorySplit(self.IMAGES, [0, 1, 1], weights=weights)
+
+    def test_another_source_is_checked_and_its_image_named(self):
+        split = InMemorySplit(self.IMAGES, [0, 1, 1])
+        split.weights = np.array([1, 0, 1], np.float32)
+        split.describe = "scan_{}.png".format
+        with pytest.raises(ValueError, match=r"of split 'train' hold 0 for scan_1\.png"):
+            Dataset("own", "by hand", ("a", "b"), {"train": split}, synthetic=True)
 
 
 class TestMultilabel:

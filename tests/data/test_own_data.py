@@ -63,6 +63,21 @@ def test_groups_of_an_object_stay_together():
     assert sum(map(len, groups)) == len(set.union(*groups)) == 10
 
 
+def test_weights_of_an_object_follow_its_images():
+    class Weighted(Numbers):
+        @property
+        def weights(self):
+            return [self.first + i + 1 for i in range(self.count)]
+
+    whole = as_dataset(Weighted(), DataConfig())
+    parts = as_dataset({"train": Weighted(0, 30), "test": Weighted(100, 10)}, DataConfig())
+    for split in (*whole.splits.values(), *parts.splits.values()):
+        assert split.weights.dtype == np.float32
+        for i in range(len(split)):
+            assert split.weights[i] == int(split[i]["image"][0, 0]) + 1
+    assert as_dataset(Numbers(), DataConfig()).splits["train"].weights is None
+
+
 @pytest.mark.parametrize("val", [True, False])
 def test_a_dictionary_of_objects_is_the_splits(val):
     data = {"test": Numbers(100, 10), "train": Numbers(0, 30)}

@@ -190,6 +190,18 @@ def test_the_sampler_of_the_configuration_draws_the_images(experiment, images, t
         assert [sum(next(batches)["label"]) for _ in range(4)] == [4] * 4
 
 
+def test_image_weights_change_training_and_are_told(experiment, images, trained, tmp_path, capsys):
+    train = images.splits["train"]
+    pixels = [train[i]["image"] for i in range(20)]
+    train = mm.InMemorySplit(pixels, train.labels, weights=np.where(np.arange(20) % 2, 0.25, 8))
+    weighted = dataclasses.replace(images, splits=images.splits | {"train": train})
+    mm.train(experiment(epochs=1), tmp_path, weighted)
+    assert "weights     of images, in training: 0.25..8\n" in capsys.readouterr().out
+    assert abs(losses(tmp_path)[0][0] - losses(trained[0])[0][0]) > 0.01
+    with pytest.raises(ValueError, match="the images of split 'train' changed"):
+        mm.train(experiment(epochs=1), tmp_path, images)
+
+
 def test_another_experiment_may_not_take_the_workdir(experiment, images, run_of_two_epochs):
     with pytest.raises(ValueError, match=r"train\.lr was 0\.001, is 0\.01"):
         mm.train(experiment(lr=0.01), run_of_two_epochs, images)

@@ -199,3 +199,107 @@ class TestPosWeights:
         labels = np.array([[0, side], [1, side], [1, np.nan]])
         with pytest.raises(ValueError, match=r"classes \[1\] lack either"):
             balanced_pos_weights(labels)
+
+
+def image_terms():
+    """Of every loss: the function with its settings, the labels, and float64 terms and divisors.
+
+    The loss is the sum of the terms, (32,) or (32, 5), by that of the divisors.
+    """
+    logits = LOGITS.astype(np.float64)
+    p, rows = softmax(logits, axis=1), np.arange(32)
+    own, w = p[rows, LABELS], WEIGHTS.astype(np.float64)[LABELS]
+    target = 0.9 * np.eye(5)[LABELS] + 0.1 / 5
+    distance = ((np.cumsum(p, 1) - (np.arange(5) >= LABELS[:, None])) ** 2).sum(1)
+    yes, known = expit(logits), ~np.isnan(MASKED)
+    positive = MASKED == 1
+    smooth = 0.8 * positive + 0.1
+    binary = -WEIGHTS * smooth * np.log(yes) - (1 - smooth) * np.log1p(-yes)
+    focused = -np.where(positive, WEIGHTS * (1 - yes) ** 2 * np.log(yes), yes**2 * np.log1p(-yes))
+    smoothed = -(target * WEIGHTS * np.log(p)).sum(1)
+    return {
+        "cross_entropy": (cross_entropy, {}, LABELS, -np.log(own), np.ones(32)),
+        "cross_entropy, class weights": (
+            cross_entropy,
+            {"label_smoothing": 0.1, "class_weights": WEIGHTS},
+            LABELS,
+            smoothed,
+            w,
+        ),
+        "focal": (focal, {"gamma": 2.0}, LABELS, -((1 - own) ** 2) * np.log(own), np.ones(32)),
+        "focal, class weights": (
+            focal,
+            {"gamma": 2.0, "class_weights": WEIGHTS},
+            LABELS,
+            -w * (1 - own) ** 2 * np.log(own),
+            w,
+        ),
+        "ordinal": (ordinal, {}, LABELS, distance, np.ones(32)),
+        "ordinal, class weights": (
+            ordinal,
+            {"class_weights": WEIGHTS},
+            LABELS,
+            w * distance,
+            w,
+        ),
+        "binary_cross_entropy": (
+            binary_cross_entropy,
+            {"label_smoothing": 0.2, "pos_weights": WEIGHTS},
+            MASKED,
+            np.where(known, binary, 0),
+            known,
+        ),
+        "binary_focal": (
+            binary_focal,
+            {"gamma": 2.0, "pos_weights": WEIGHTS},
+            MASKED,
+            np.where(known, focused, 0),
+            known,
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", image_terms())
+class TestImageWeights:
+    def test_closed_form(self, name):
+        loss, settings, labels, terms, divisors = image_terms()[name]
+        weights = np.random.default_rng(1).uniform(0.1, 5, 32).astype(np.float32)
+        per_image = weights.astype(np.float64).reshape(-1, *[1] * (terms.ndim - 1))
+        expected = (per_image * terms).sum() / (per_image * divisors).sum()
+        actual = loss(LOGITS, labels, **settings, image_weights=weights)
+        np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+    def test_ones_are_none(self, name):
+        loss, settings, labels, *_ = image_terms()[name]
+        gradient = jax.value_and_grad(functools.partial(loss, **settings))
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-9),
+            gradient(LOGITS, labels, image_weights=np.ones(32, np.float32)),
+            gradient(LOGITS, labels),
+        )
+
+    def test_two_is_the_image_twice(self, name):
+        loss, settings, labels, *_ = image_terms()[name]
+        times = np.random.default_rng(2).integers(1, 4, 32)
+        rows = np.repeat(np.arange(32), times)
+        gradient = jax.value_and_grad(functools.partial(loss, **settings))
+        value, grad = gradient(LOGITS, labels, image_weights=times.astype(np.float32))
+        expected, of_each = gradient(LOGITS[rows], labels[rows])
+        np.testing.assert_allclose(value, expected, rtol=1e-6)
+        summed = np.zeros_like(LOGITS)
+        np.add.at(summed, rows, of_each)
+        np.testing.assert_allclose(grad, summed, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("loss", [binary_cross_entropy, functools.partial(binary_focal, gamma=2.0)])
+def test_small_image_weights_divide_by_their_own_sum(loss):
+    labels = np.full((32, 5), np.nan, np.float32)
+    labels[3, 2] = 1
+    weights = np.full(32, 1e-3, np.float32)
+    np.testing.assert_allclose(
+        loss(LOGITS, labels, image_weights=weights), loss(LOGITS, labels), rtol=1e-6
+    )
+    value, grad = jax.value_and_grad(loss)(
+        LOGITS, np.full((32, 5), np.nan, np.float32), image_weights=weights
+    )
+    assert value == 0 and not np.asarray(grad).any()

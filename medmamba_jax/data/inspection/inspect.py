@@ -26,7 +26,10 @@ from medmamba_jax.data.naming import listed
 
 _SHOWN = 8  # images of a class
 _AUGMENTED = 6  # images in all
-_OPTIONS = ("path_column", "label_column", "split_column", "group_column", "group_pattern")
+_OPTIONS = (
+    *("path_column", "label_column", "split_column", "group_column", "weight_column"),
+    "group_pattern",
+)
 
 
 def add_inspect(subcommands) -> None:

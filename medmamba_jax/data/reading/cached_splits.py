@@ -75,6 +75,7 @@ class CachedSplit:
         self.images = images
         self.labels = split.labels
         self.groups = split.groups
+        self.weights = split.weights
 
     def __len__(self) -> int:
         return len(self._split)

@@ -117,7 +117,8 @@ def train_batches(
 
     Returns:
         An iterator over {"image": uint8 (b, h, w, c), "label": int32 (b,), of a multi-label split
-        float32 (b, K)} with b = batch_size / process_count.
+        float32 (b, K)} with b = batch_size / process_count; with "weight", float32 (b,), if the
+        split has weights.
 
     Raises:
         ValueError: if the split does not fill a batch, the hosts cannot share a batch evenly,
@@ -181,7 +182,11 @@ class _TrainExample(grain.transforms.RandomMap):
         pixels, label = decoded(self.split, index, self.preprocessing)
         height, width, _ = pixels.shape
         transform = POLICIES[self.augmentation](width, height, rng)
-        return {"image": self.preprocessing.resize(pixels, transform), "label": _label(label)}
+        image = self.preprocessing.resize(pixels, transform)
+        example = {"image": image, "label": _label(label)}
+        if self.split.weights is not None:
+            example["weight"] = self.split.weights[index]
+        return example
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
-from absl import logging
 
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.naming import listed
@@ -12,6 +11,7 @@ from medmamba_jax.data.sources.class_names import in_natural_order, require_clas
 from medmamba_jax.data.sources.csv_table import CsvTable, read_csv_table
 from medmamba_jax.data.sources.labelled_files import FileSplit, readable
 from medmamba_jax.data.sources.source import Source
+from medmamba_jax.data.weights import are_weights
 
 SPLIT_NAMES = {"train": "train", "test": "test"} | dict.fromkeys(
     ("val", "validation", "valid"), "val"
@@ -40,13 +40,13 @@ def find_table(config: DataConfig) -> Source:
     class_names, labels = _labels(table, config.label_columns)
     splits = table.find(config.split_column, _DEFAULTS["split_column"])
     groups = table.find(config.group_column, _DEFAULTS["group_column"])
-    if "weight" in table.header and "weight" not in config.label_columns:
-        logging.warning("%s: the column 'weight' is not used; no image weighs more", table.path)
+    weights = table.find(config.weight_column, _DEFAULTS["weight_column"])
     images = FileSplit(
         table.path.parent,
         names,
         labels,
         None if groups is None else _groups(table, groups, config.group_column),
+        None if weights is None else _weights(table, weights, config.weight_column),
     )
     assigned = None if splits is None else _assigned(table, splits, config.split_column)
     if config.allow_unreadable:
@@ -140,6 +140,23 @@ def _groups(table: CsvTable, groups: list[str], column: str) -> np.ndarray:
                 " one of its own where none is known"
             )
     return np.array(groups)
+
+
+def _weights(table: CsvTable, texts: list[str], column: str) -> np.ndarray:
+    weights = []
+    for row, text in enumerate(texts):
+        try:
+            weight = float(text)
+        except ValueError:
+            weight = np.nan
+        if not are_weights(weight):
+            raise ValueError(
+                f"{table.path}, {table.where(row)}: {column!r} is {text!r}; write a positive number"
+                " (how much the image counts in training; 1 like most), or set"
+                " data.weight_column='' if the column means something else"
+            )
+        weights.append(weight)
+    return np.array(weights, np.float32)
 
 
 def _assigned(table: CsvTable, splits: list[str], column: str) -> np.ndarray:

@@ -11,7 +11,7 @@ from medmamba_jax.data.images.windowing import Window
 
 
 class AllFrames:
-    """A split in which each frame of a file is an image with the file's label.
+    """A split in which each frame of a file is an image with the file's label and weight.
 
     All frames of a file stay in the split that the file is in, and in its group; where the split
     has no groups, each file becomes one. `files` is that split.
@@ -37,6 +37,7 @@ class AllFrames:
         if groups is None:
             groups = np.array([split.describe(index) for index in range(len(split))], np.str_)
         self.groups = groups[self._file]
+        self.weights = None if split.weights is None else split.weights[self._file]
 
     def _count(self, index: int) -> int:
         image = self.files[index]["image"]

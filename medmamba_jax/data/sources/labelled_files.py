@@ -21,6 +21,7 @@ class FileSplit:
         names: paths of the files below it, with "/" between folders (n).
         labels: as in `Split`.
         groups: as in `Split`.
+        weights: as in `Split`.
     """
 
     def __init__(
@@ -29,11 +30,13 @@ class FileSplit:
         names: Sequence[str],
         labels: np.ndarray,
         groups: np.ndarray | None = None,
+        weights: np.ndarray | None = None,
     ):
         self.root = root
         self.names = tuple(names)
         self.labels = labels
         self.groups = groups
+        self.weights = weights
 
     def __len__(self) -> int:
         return len(self.names)
@@ -60,6 +63,7 @@ class FileSplit:
                 f"{self._path(index).stat().st_size} {name}".encode()
                 for index, name in enumerate(self.names)
             ),
+            self.weights,
         )
 
     def last_change(self) -> int:
@@ -73,6 +77,7 @@ class FileSplit:
             [self.names[row] for row in rows],
             self.labels[rows],
             None if self.groups is None else self.groups[rows],
+            None if self.weights is None else self.weights[rows],
         )
 
     def _path(self, index: int) -> Path:

@@ -60,7 +60,7 @@ class TfdsSplit:
         where: names the records for messages.
 
     Attributes:
-        labels, groups: see `Split`.
+        labels, groups, weights: see `Split`.
         filenames, patients, published: see `Index`.
     """
 
@@ -73,6 +73,7 @@ class TfdsSplit:
         self.patients = index.patients
         self.published = index.published
         self.groups = index.patients if np.any(index.patients != "") else None
+        self.weights = None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -179,6 +179,23 @@ class TestTrainBatches:
         np.testing.assert_array_equal(batch["image"], np.repeat(batch["image"][..., :1], 5, 3))
         assert len(np.unique(batch["image"][..., 0], axis=0)) == BATCH
 
+    @pytest.mark.parametrize(
+        ("sampler", "start_step", "num_workers"),
+        [("shuffle", 0, 0), ("balanced", STEPS + 1, 0), ("shuffle", STEPS + 1, 2)],
+    )
+    def test_weights_follow_their_images(self, sampler, start_step, num_workers):
+        images = np.broadcast_to(np.arange(SIZE, dtype=np.uint8)[:, None, None], (SIZE, 32, 32))
+        split = InMemorySplit(images, np.arange(SIZE) % 3, weights=np.arange(SIZE) / 8 + 0.125)
+        options = {"batch_size": BATCH, "seed": 1, "sampler": sampler}
+        batches = train_batches(
+            split, PREPROCESSING, "none", start_step=start_step, num_workers=num_workers, **options
+        )
+        for batch in take(batches, STEPS + 1):
+            assert batch["weight"].shape == (BATCH,) and batch["weight"].dtype == np.float32
+            np.testing.assert_array_equal(batch["weight"], batch["image"][:, 0, 0, 0] / 8 + 0.125)
+        (batch,) = take(eval_batches(split, PREPROCESSING, batch_size=SIZE), 1)
+        assert "weight" not in batch
+
     @pytest.mark.parametrize("batch_size", [17, 33, 37])
     def test_batches_larger_than_a_part_are_put_together_in_order(self, batch_size):
         options = {"seed": 1, "batch_size": batch_size}

@@ -1,5 +1,3 @@
-import logging
-
 import numpy as np
 import pytest
 
@@ -102,10 +100,38 @@ def test_what_spreadsheets_write_is_read(make_table, separator, encoding):
     assert make_table(text, encoding).class_names == ("a", "größer, b")
 
 
-def test_a_column_called_weight_is_not_used_without_a_word(make_table, caplog):
-    with caplog.at_level(logging.WARNING, logger="absl"):
-        make_table(lines("path,label,weight", lambda i: f"{'ab'[i % 2]},70"))
-    assert "the column 'weight' is not used" in caplog.text
+def weights_by_image(dataset):
+    return {
+        int(split.name(row)[2:4]): split.weights[row]
+        for split in dataset.splits.values()
+        for row in range(len(split))
+    }
+
+
+@pytest.mark.parametrize("column", ["weight", "trust"])
+def test_weights_follow_their_images(make_table, column):
+    text = lines(f"path,label,{column}", lambda i: f"{'ab'[i % 2]},{(i + 1) / 4}")
+    dataset = make_table(text, weight_column=column)
+    assert weights_by_image(dataset) == {i: np.float32((i + 1) / 4) for i in range(40)}
+    assert {split.weights.dtype for split in dataset.splits.values()} == {np.dtype(np.float32)}
+
+
+def test_weights_may_be_constant_missing_or_set_aside(make_table):
+    text = lines("path,label,weight", lambda i: f"{'ab'[i % 2]},{' 1e0'}")
+    assert set(weights_by_image(make_table(text)).values()) == {1}
+    aside = make_table(text, weight_column="")
+    without = make_table(lines("path,label", lambda i: "ab"[i % 2]))
+    for dataset in (aside, without):
+        assert all(split.weights is None for split in dataset.splits.values())
+    assert aside.splits["train"].digest() == without.splits["train"].digest()
+    assert aside.splits["train"].digest() != make_table(text).splits["train"].digest()
+
+
+def test_weights_of_damaged_files_are_dropped_with_them(make_table, tmp_path):
+    (tmp_path / "x" / "07.png").write_bytes(b"")
+    text = lines("path,label,weight", lambda i: f"{'ab'[i % 2]},{i + 1}")
+    dataset = make_table(text, allow_unreadable=True)
+    assert weights_by_image(dataset) == {i: i + 1 for i in range(40) if i != 7}
 
 
 def test_damaged_files_are_dropped_on_request(make_table, tmp_path):

@@ -25,7 +25,13 @@ def test_each_frame_is_an_image_with_its_file_s_label_and_group():
     assert [frames[i]["label"] for i in range(6)] == [1, 1, 1, 0, 2, 2]
     np.testing.assert_array_equal(frames.labels, [1, 1, 1, 0, 2, 2])
     np.testing.assert_array_equal(frames.groups, ["p", "p", "p", "q", "p", "p"])
+    assert frames.weights is None
     assert frames.describe(5) == "image 2, frame 1"
+
+
+def test_each_frame_has_its_file_s_weight():
+    files = InMemorySplit([tiff(10, 11), tiff(20)], [1, 0], weights=[3, 0.5])
+    np.testing.assert_array_equal(AllFrames(files).weights, [3, 3, 0.5])
 
 
 def test_without_groups_the_frames_of_a_file_are_one():
