@@ -1,7 +1,9 @@
 """Opening an image without losing anything in silence."""
 
+import contextlib
 import io
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from medmamba_jax.data.images.dicom import count_dicom_frames, is_dicom, read_di
 from medmamba_jax.data.images.windowing import Window, to_uint8
 
 IMAGE_SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"),
+    *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif"),
     *(".npy", ".dcm", ".dicom"),
 )
 
@@ -67,12 +69,11 @@ def open_image(
     if isinstance(image, np.ndarray):
         return _from_array(image, window, frame)
     if image.startswith(_NPY_MAGIC):
-        return _from_array(_load_npy(image), window, frame)
+        return _from_array(load_npy(image), window, frame)
     if is_dicom(image):
         return Image.fromarray(read_dicom(image, window=window, frame=frame))
     opened = _load(image, frame)
-    ImageOps.exif_transpose(opened, in_place=True)
-    if opened.mode in _EIGHT_BIT_MODES:
+    if opened.mode in _EIGHT_BIT_MODES and not _is_signed(opened):
         mode = _RETURNED_AS.get(opened.mode, opened.mode)
         return opened if mode == opened.mode else opened.convert(mode)
     return Image.fromarray(_deep_pixels(opened, window))
@@ -89,12 +90,59 @@ def count_frames(image: bytes) -> int:
         return 1
     if is_dicom(image):
         return count_dicom_frames(image)
-    return getattr(_open(image), "n_frames", 1)
+    opened = open_header(image)
+    with _damage_told(image):
+        return getattr(opened, "n_frames", 1)
 
 
-def _open(content: bytes) -> Image.Image:
-    try:
+def open_header(content: bytes) -> Image.Image:
+    """Opens an image file that is not .npy or DICOM, without decoding it.
+
+    Raises:
+        ValueError: if its header is damaged or of another kind.
+    """
+    with _damage_told(content):
         return Image.open(io.BytesIO(content), formats=_FORMATS)
+
+
+def load_npy(content: bytes) -> np.ndarray:
+    """Loads the array of a .npy file, which must hold numbers.
+
+    Raises:
+        ValueError: if it is damaged or pickled.
+    """
+    try:
+        return np.load(io.BytesIO(content), allow_pickle=False)
+    except Exception as error:  # a damaged header is parsed as Python, which raises anything
+        reason = " ".join(str(error).split())
+        raise ValueError(f"not a complete .npy file of numbers: {reason}") from error
+
+
+def _load(content: bytes, frame: int) -> Image.Image:
+    opened = open_header(content)
+    with _damage_told(content):
+        if frame:
+            if frame >= (frames := getattr(opened, "n_frames", 1)):
+                raise _NoSuchFrameError(frame, frames)
+            opened.seek(frame)
+        opened.load()
+        ImageOps.exif_transpose(opened, in_place=True)
+    deep = deeper_than_read(content, opened)
+    if deep or opened.mode not in (*_EIGHT_BIT_MODES, *_DEEP_MODES):
+        raise ValueError(
+            f"{deep or f'an image of mode {opened.mode!r}'} cannot be read at its full depth: save"
+            " it as 8-bit colour, as 16-bit grey, or as .npy"
+        )
+    return opened
+
+
+@contextlib.contextmanager
+def _damage_told(content: bytes) -> Iterator[None]:
+    """Makes a ValueError of all that Pillow raises for damaged files."""
+    try:
+        yield
+    except _NoSuchFrameError:
+        raise
     except UnidentifiedImageError as error:
         if content.startswith(_TIFF_MAGIC):
             raise ValueError(
@@ -105,38 +153,13 @@ def _open(content: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ValueError(f"the image is too large to be decoded safely: {error}") from error
     except _DAMAGE as error:
-        raise _damaged(content, error) from error
+        raise ValueError(f"not a complete image file ({len(content)} bytes): {error}") from error
 
 
-def _load(content: bytes, frame: int) -> Image.Image:
-    opened = _open(content)
-    try:
-        if frame:
-            if frame >= (frames := getattr(opened, "n_frames", 1)):
-                raise _NoSuchFrameError(frame, frames)
-            opened.seek(frame)
-        opened.load()
-    except _NoSuchFrameError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"the image is too large to be decoded safely: {error}") from error
-    except _DAMAGE as error:
-        raise _damaged(content, error) from error
-    deep = deeper_than_read(content, opened)
-    if deep or opened.mode not in (*_EIGHT_BIT_MODES, *_DEEP_MODES):
-        raise ValueError(
-            f"{deep or f'an image of mode {opened.mode!r}'} cannot be read at its full depth: save"
-            " it as 8-bit colour, as 16-bit grey, or as .npy"
-        )
-    return opened
-
-
-# What Pillow's decoders raise for damaged files.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error)
-
-
-def _damaged(content: bytes, error: Exception) -> ValueError:
-    return ValueError(f"not a complete image file ({len(content)} bytes): {error}")
+_DAMAGE = (
+    *(OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError),
+    struct.error,
+)
 
 
 class _NoSuchFrameError(ValueError):
@@ -155,24 +178,23 @@ def deeper_than_read(content: bytes, opened: Image.Image) -> str | None:
     return None
 
 
+def _is_signed(opened: Image.Image) -> bool:
+    return opened.format == "TIFF" and opened.tag_v2.get(_TIFF_SAMPLE_FORMAT, (1,))[0] == 2
+
+
 def _deep_pixels(opened: Image.Image, window: Window) -> np.ndarray:
-    """Brings one channel of 16 or 32 bits to 8, uint8 (h, w)."""
+    """Brings one channel of 16 or 32 bits, or of 8 with a sign, to uint8 (h, w)."""
     tags = opened.tag_v2 if opened.format == "TIFF" else {}
     pixels = np.asarray(opened)
+    # Pillow has no such modes and keeps the bits.
+    if opened.mode == "L":
+        pixels = pixels.view(np.int8)
     unsigned = tags.get(_TIFF_SAMPLE_FORMAT, (1,))[0] == 1
     if opened.mode == "I" and tags.get(_TIFF_BITS) == (32,) and unsigned:
-        pixels = pixels.view(np.uint32)  # Pillow has no such mode and keeps the bits
+        pixels = pixels.view(np.uint32)
     grey = to_uint8(pixels, window)
     # Pillow turns "white is zero" round for 8 bits only.
     return 255 - grey if tags.get(_TIFF_PHOTOMETRIC) == 0 else grey
-
-
-def _load_npy(content: bytes) -> np.ndarray:
-    try:
-        return np.load(io.BytesIO(content), allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError, MemoryError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"not a complete .npy file of numbers: {reason}") from error
 
 
 def _from_array(pixels: np.ndarray, window: Window, frame: int) -> Image.Image | np.ndarray:

@@ -11,6 +11,7 @@ from medmamba_jax.data.images.windowing import Window, to_uint8
 
 _MAGIC_OFFSET, _MAGIC = 128, b"DICM"
 _GREY = ("MONOCHROME1", "MONOCHROME2")
+_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 
 
 def is_dicom(content: bytes) -> bool:
@@ -47,13 +48,16 @@ def read_dicom(content: bytes, *, window: Window, frame: int) -> np.ndarray:
         frames = _frames(header)
         if frame < frames:
             stored = pydicom.pixels.pixel_array(header, index=frame)
+            _apply_frame_settings(header, frame)
+            values = _values(stored, header)
+            said = _file_window(header) if window == "auto" else None
     except Exception as error:  # pydicom and its decoders raise anything for damaged files
         problem = " ".join(str(error).split())
         raise ValueError(f"not a DICOM image that pydicom can read: {problem}") from error
     if frame >= frames:
         raise ValueError(f"frame {frame} was asked for (data.frame), but there are {frames}")
     if header.PhotometricInterpretation == "PALETTE COLOR":
-        return to_uint8(pydicom.pixels.apply_color_lut(stored, header), "full")
+        return to_uint8(values, "full")
     if header.PhotometricInterpretation not in _GREY:
         if stored.dtype != np.uint8 or stored.ndim != 3:
             raise ValueError(
@@ -61,9 +65,14 @@ def read_dicom(content: bytes, *, window: Window, frame: int) -> np.ndarray:
                 f" {stored.shape} {header.PhotometricInterpretation}: convert it"
             )
         return stored
-    _apply_frame_settings(header, frame)
-    values = pydicom.pixels.apply_modality_lut(stored, header)
-    grey = _windowed(values, stored, header, window)
+    if window == "full":
+        grey = to_uint8(values.astype(np.float64), _full_range(header))
+    elif said:
+        grey = _windowed(values.astype(np.float64), *said)
+    elif window == "auto" and header.BitsStored == 8 and np.array_equal(values, stored):
+        grey = to_uint8(stored, "auto")
+    else:
+        grey = to_uint8(values.astype(np.float64), window)
     return 255 - grey if header.PhotometricInterpretation == "MONOCHROME1" else grey
 
 
@@ -106,19 +115,30 @@ def _apply_frame_settings(header: Any, frame: int) -> None:
                 header.update(settings)
 
 
-def _windowed(values: np.ndarray, stored: np.ndarray, header: Any, window: Window) -> np.ndarray:
-    if window == "full":
-        return to_uint8(values, _full_range(header))
-    if window != "auto":
-        return to_uint8(values.astype(np.float64), window)
+def _values(stored: np.ndarray, header: Any) -> np.ndarray:
+    """Looks stored pixels up in a palette, or brings grey ones to the modality's units."""
+    pixels = _pydicom().pixels
+    if header.PhotometricInterpretation == "PALETTE COLOR":
+        return pixels.apply_color_lut(stored, header)
+    if header.PhotometricInterpretation in _GREY:
+        return pixels.apply_modality_lut(stored, header)
+    return stored
+
+
+def _file_window(header: Any) -> tuple[float, float, str] | None:
+    """Returns the file's first window: center, width and function."""
     if header.get("WindowCenter") is None or header.get("WindowWidth") is None:
-        untouched = stored.dtype == np.uint8 and np.array_equal(values, stored)
-        return stored if untouched else to_uint8(values, "auto")
-    center, width = _first(header.WindowCenter), _first(header.WindowWidth)
+        return None
     function = (header.get("VOILUTFunction") or "LINEAR").upper()
-    if width <= 0:
-        raise ValueError(f"the file's window has the width {width:g}: set data.window to LOW,HIGH")
-    values = values.astype(np.float64)
+    return _first(header.WindowCenter), _first(header.WindowWidth), function
+
+
+def _windowed(values: np.ndarray, center: float, width: float, function: str) -> np.ndarray:
+    if width <= 0 or function not in _FUNCTIONS:
+        raise ValueError(
+            f"the file's window has the width {width:g} and the function {function}: set"
+            " data.window to LOW,HIGH"
+        )
     if function == "SIGMOID":
         return to_uint8(special.expit(4 * (values - center) / width), (0.0, 1.0))
     if function == "LINEAR_EXACT":

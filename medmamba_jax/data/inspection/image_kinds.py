@@ -3,9 +3,8 @@
 import io
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from medmamba_jax.data.images.decoding import deeper_than_read
+from medmamba_jax.data.images.decoding import deeper_than_read, load_npy, open_header
 from medmamba_jax.data.images.dicom import is_dicom
 
 _NPY_MAGIC = b"\x93NUMPY"
@@ -31,14 +30,14 @@ def image_kind(image: bytes | np.ndarray) -> str:
         return _array_kind("array", image)
     if image.startswith(_NPY_MAGIC):
         try:
-            return _array_kind("npy", np.load(io.BytesIO(image), allow_pickle=False))
-        except (ValueError, EOFError):
+            return _array_kind("npy", load_npy(image))
+        except ValueError:
             return "npy, damaged"
     if is_dicom(image):
         return _dicom_kind(image)
     try:
-        opened = Image.open(io.BytesIO(image))
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError):
+        opened = open_header(image)
+    except ValueError:
         return "no image that can be opened"
     if deep := deeper_than_read(image, opened):
         return deep.removeprefix("a ")
@@ -50,9 +49,9 @@ def _dicom_kind(content: bytes) -> str:
 
     try:
         header = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
+        return f"DICOM, {header.get('BitsStored')}-bit {header.get('PhotometricInterpretation')}"
     except Exception:  # pydicom raises anything for damaged files
         return "DICOM, damaged"
-    return f"DICOM, {header.get('BitsStored')}-bit {header.get('PhotometricInterpretation')}"
 
 
 def _array_kind(what: str, pixels: np.ndarray) -> str:

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image, ImageCms
 
 from medmamba_jax.data.images.decoding import (
-    IMAGE_SUFFIXES,
     count_frames,
     is_image_file,
     open_image,
 )
+from medmamba_jax.data.inspection.image_kinds import image_kind
 
 ORIENTATION = 0x0112
 RAMP = np.arange(0, 63000, 15, dtype=np.uint16).reshape(60, 70)  # 4,200 levels
@@ -171,6 +171,14 @@ class TestMoreThanEightBits:
         opened = open_image(tiff(unsigned, photometric=1, bits=32))
         np.testing.assert_array_equal(opened, by_hand(unsigned, 0, int(unsigned.max())))
 
+    def test_8_bits_with_a_sign(self):
+        signed = np.arange(-128, 127, dtype=np.int8).reshape(15, 17)
+        image = tiff(signed, photometric=1, bits=8, sample_format=2)
+        np.testing.assert_array_equal(open_image(image), by_hand(signed, -128, 126))
+        np.testing.assert_array_equal(
+            open_image(image, window=(-100, 100)), by_hand(signed, -100, 100)
+        )
+
     def test_white_is_zero(self):
         expected = 255 - by_hand(RAMP, 0, int(RAMP.max()))
         np.testing.assert_array_equal(open_image(tiff(RAMP, photometric=0, bits=16)), expected)
@@ -307,15 +315,41 @@ class TestDamage:
         with pytest.raises(ValueError, match="not an image file"):
             open_image(deep)
 
+    @pytest.mark.filterwarnings("ignore")  # Pillow warns of some damage, too
+    @pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "npy"])
+    def test_what_is_damaged_anywhere_is_opened_or_refused_with_a_value_error(self, format):
+        image = Image.fromarray(noise(16, 20, 3))
+        exif = Image.Exif()
+        exif[ORIENTATION] = 6
+        options = {} if format in ("BMP", "GIF", "npy") else {"exif": exif}
+        whole = npy(noise(16, 20)) if format == "npy" else saved(image, format, **options)
+        rng = np.random.default_rng(0)
+        refused = 0
+        for _ in range(150):
+            damaged = bytearray(whole)
+            for place in rng.integers(0, min(len(whole), 150), 2):
+                damaged[place] = rng.integers(0, 256)
+            try:
+                count_frames(bytes(damaged))
+                open_image(bytes(damaged))
+            except ValueError:
+                refused += 1
+            image_kind(bytes(damaged))
+        assert refused
+
+    def test_damaged_exif_is_refused(self):
+        content = saved(Image.fromarray(noise(8, 8, 3)), "WEBP", exif=b"Exif\0\0XX*\0nothing here")
+        with pytest.raises(ValueError, match="not a complete image file"):
+            open_image(content)
+
 
 class TestIsImageFile:
     def test_by_its_ending(self, tmp_path):
-        for suffix in IMAGE_SUFFIXES:
-            (tmp_path / f"a{suffix}").touch()
-            (tmp_path / f"b{suffix.upper()}").touch()
-        (tmp_path / "notes.txt").touch()
-        images = {path.name for path in tmp_path.iterdir() if is_image_file(path)}
-        assert len(images) == 2 * len(IMAGE_SUFFIXES) and "notes.txt" not in images
+        suffixes = "png jpg jpeg tif tiff bmp webp gif npy dcm dicom".split()
+        wanted = {f"a.{s}" for s in suffixes} | {f"b.{s.upper()}" for s in suffixes}
+        for name in (*wanted, "notes.txt"):
+            (tmp_path / name).touch()
+        assert {path.name for path in tmp_path.iterdir() if is_image_file(path)} == wanted
 
     @pytest.mark.parametrize("name", ["IM0001", "1.2.840.113619.2.55"])
     def test_dicom_without_an_ending(self, tmp_path, name):

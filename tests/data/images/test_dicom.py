@@ -118,8 +118,14 @@ class TestWindows:
         assert_rounds(open_image(image, window="full"), scaled(5 - 2.0 * twelve, 5 - 2 * 4095, 5))
 
     def test_a_window_of_no_width_is_refused(self):
-        with pytest.raises(ValueError, match=r"width 0: set data\.window"):
+        with pytest.raises(ValueError, match=r"width 0 .*: set data\.window"):
             open_image(dicom(CT, WindowCenter=40, WindowWidth=0))
+
+    def test_a_window_of_an_unknown_function_is_refused(self):
+        image = dicom(CT, WindowCenter=40, WindowWidth=80, VOILUTFunction="GAMMA")
+        with pytest.raises(ValueError, match=r"function GAMMA: set data\.window"):
+            open_image(image)
+        open_image(image, window=(0.0, 80.0))
 
     def test_enhanced_files_say_it_by_frame(self):
         header = dataset(np.stack([CT, CT]))
@@ -167,6 +173,14 @@ class TestMonochrome:
             open_image(dicom(EIGHT, RescaleSlope=1, RescaleIntercept=0)), EIGHT
         )
         np.testing.assert_array_equal(open_image(dicom(EIGHT, "MONOCHROME1")), 255 - EIGHT)
+
+    @pytest.mark.parametrize("bits", [1, 6])
+    def test_fewer_than_eight_bits_are_brought_to_eight(self, bits):
+        few = EIGHT >> (8 - bits)
+        few[0, :2] = 0, 2**bits - 1
+        for window in ("auto", "full"):
+            image = dicom(few, BitsStored=bits)
+            assert_rounds(open_image(image, window=window), scaled(few, 0, 2**bits - 1))
 
     def test_eight_bits_follow_a_window(self):
         assert_rounds(open_image(dicom(EIGHT), window=(50.0, 150.0)), scaled(EIGHT, 50, 150))
@@ -237,6 +251,18 @@ class TestDamage:
     def test_half_a_file_is_refused(self, length):
         with pytest.raises(ValueError, match="not a DICOM image that pydicom can read"):
             open_image(dicom(CT)[:length])
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"RescaleSlope": None, "RescaleIntercept": None},
+            {"ModalityLUTSequence": [Dataset()]},
+            {"WindowCenter": [None, 1], "WindowWidth": [1, 2]},
+        ],
+    )
+    def test_settings_that_say_nothing_are_refused(self, settings):
+        with pytest.raises(ValueError, match="not a DICOM image that pydicom can read"):
+            open_image(dicom(CT, **settings))
 
     def test_a_file_without_pixels_is_refused(self):
         header = dataset(CT)
