@@ -1,6 +1,7 @@
 """The `data` section of a run's configuration."""
 
 import dataclasses
+import math
 import re
 from numbers import Integral, Real
 from pathlib import Path
@@ -260,7 +261,7 @@ def _is_integer(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _are_strings(values: tuple[Any, ...]) -> bool:

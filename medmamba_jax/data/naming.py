@@ -7,9 +7,14 @@ from medmamba_jax.data.dataset import Split
 _LISTED = 5
 
 
-def listed(items: Sequence[object]) -> str:
-    """Returns the first few of some items as text, and how many more there are."""
-    more = len(items) - _LISTED
+def listed(items: Sequence[object], count: int | None = None) -> str:
+    """Returns the first few of some items as text, and how many more there are.
+
+    Args:
+        items: all of them, or the first of `count`.
+        count: how many there are; as many as `items` if None.
+    """
+    more = (len(items) if count is None else count) - _LISTED
     return "; ".join(map(str, items[:_LISTED])) + (f"; and {more} more" if more > 0 else "")
 
 

@@ -121,11 +121,18 @@ def _source(data: Any, assigned: np.ndarray | None, parts: list[tuple[OwnImages,
         labels = as_labels(labels)
     except ValueError as error:
         raise ValueError(f"data: {error}") from error
+    groups = _of_all(groups, "groups")
     return Source(
         name=type(data).__name__,
         description=f"images of a {type(data).__module__}.{type(data).__qualname__}",
         class_names=class_names,
-        images=_OwnSplit(places, labels, _of_all(groups, "groups"), _of_all(weights, "weights")),
+        images=_OwnSplit(
+            places,
+            labels,
+            # As text only here: patient 1 of one split may be 1.0 in another.
+            None if groups is None else groups.astype(str),
+            _of_all(weights, "weights"),
+        ),
         assigned=assigned,
         task="multilabel" if labels.ndim == 2 else "multiclass",
     )
@@ -166,7 +173,7 @@ def _groups(data: Any, where: str) -> np.ndarray | None:
     groups = getattr(data, "groups", None)
     if groups is None:
         return None
-    groups = np.asarray(groups).astype(str)
+    groups = np.asarray(groups)
     if groups.shape != (len(data),):
         raise ValueError(f"{where}.groups has the shape {groups.shape}, not one for each image")
     return groups

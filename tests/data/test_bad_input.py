@@ -565,6 +565,11 @@ def negative_label(folder):
     return npz(folder, y=labels)
 
 
+@mistake(r"x\[3\] has the patient \(group\) 'nan', which names nobody", "of its own where none")
+def patient_of_an_npz_that_is_not_known(folder):
+    return npz(folder, groups=np.where(np.arange(60) % 20 == 3, np.nan, np.arange(60) // 2))
+
+
 @mistake(r"arrays\.npz has images of 1 class\(es\) \['0'\]", "two or more are needed")
 def labels_of_one_class(folder):
     return npz(folder, y=np.zeros(60, int))
@@ -677,6 +682,20 @@ def dictionary_of_other_splits(folder):
 def label_without_a_class_name(folder):
     items = [*GOOD, {"image": ARRAYS["x"][0], "label": 1000}]
     return {"own": {"train": Own(items), "test": Own(GOOD), "val": Own(GOOD)}}
+
+
+@mistake(r"data\[7\] has the patient \(group\) 'None'", "give each image one")
+def object_with_a_patient_that_is_not_known(folder):
+    own = Own(GOOD)
+    own.groups = [None if i == 7 else f"p{i // 2}" for i in range(60)]
+    return {"own": own}
+
+
+@mistake(r"of the patients \(groups\) are in more than one split: '1\.0' \(data\['train'\]\[1\]")
+def patients_that_are_integers_in_one_split(folder):
+    train, test = Own(GOOD[:40]), Own(GOOD[40:])
+    train.groups, test.groups = np.arange(40), np.r_[1.0, np.arange(41.0, 60.0)]
+    return {"own": {"train": train, "test": test}}
 
 
 @mistake(r"same pixels .*60 times: data\['train'\]\[2\] in train = data\['test'\]\[2\] in test")

@@ -28,6 +28,8 @@ def test_names_in_the_configuration_are_those_of_the_tables():
         ("resize", "box"),
         ("mean", 0.5),
         ("mean", ()),
+        ("mean", (float("nan"),)),
+        ("std", (float("inf"),)),
         ("std", (0.5, 0.0, 0.5)),
         ("window", "wide"),
         ("window", (5, 5)),

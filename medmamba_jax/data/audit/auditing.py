@@ -38,8 +38,8 @@ def audit(
 
     Groups are compared, and every image is decoded once, in threads. Synthetic images are not:
     no two of them are one. What is found is kept in `config.cache_folder`, under a name that
-    follows from the version of this audit, the preprocessing and the images (and when files were
-    last written), so that the next run with the same images need not look again; unreadable images
+    follows from the version of this audit, the preprocessing and the images (and when each file
+    was written), so that the next run with the same images need not look again; unreadable images
     are looked at again each time.
 
     Errors are an empty split, an image that cannot be decoded, one class only in train, and a
@@ -116,7 +116,7 @@ def _check_images(dataset: Dataset, findings: Findings, allowed: bool) -> None:
         logging.warning(
             "nearly the same pixels are in two splits, %s: %s. Are they of one patient?",
             _times(findings.num_near),
-            listed(near_images(dataset, findings)),
+            listed(near_images(dataset, findings), findings.num_near),
         )
 
 
@@ -134,10 +134,10 @@ def _look(
     say: Callable[[str], None],
 ) -> Findings:
     splits = dataset.splits
-    # A file of the same name and size may hold another image; one of the same age hardly does.
+    # A file of the same name and size may hold another image; one of the same time hardly does.
     files = [split.files if isinstance(split, AllFrames) else split for split in splits.values()]
-    changes = [split.last_change() for split in files if isinstance(split, FileSplit)]
-    state = [VERSION, preprocessing.to_dict(), digests, changes]
+    times = [split.times_written() for split in files if isinstance(split, FileSplit)]
+    state = [VERSION, preprocessing.to_dict(), digests, times]
     key = hashlib.sha256(json.dumps(state).encode()).hexdigest()
     path = config.cache_folder / "audit" / f"{key[:32]}.json"
     findings = Findings.read(path, key)

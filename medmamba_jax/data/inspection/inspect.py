@@ -127,18 +127,19 @@ def _remarks(dataset: Dataset, findings: Findings) -> list[str]:
     )
     across, within = identical_images(dataset, findings)
     found = {
-        "cannot be read": unreadable_images(dataset, findings),
-        "the same pixels again in a split": within,
+        "cannot be read": _listed(unreadable_images(dataset, findings)),
+        "the same pixels again in a split": _listed(within),
     }
     if len(dataset.splits) > 1:
-        found["the same pixels in several splits"] = across
-        found["nearly the same pixels in two splits"] = near_images(dataset, findings)
+        found["the same pixels in several splits"] = _listed(across)
+        near = _listed(near_images(dataset, findings), findings.num_near)
+        found["nearly the same pixels in two splits"] = near
         if _knows_patients(dataset):
-            found["patients in several splits"] = shared_groups(dataset)
+            found["patients in several splits"] = _listed(shared_groups(dataset))
     return [
         f"sizes: {image_sizes(findings)}",
         f"kinds: {', '.join(f'{kind} ({count:,})' for kind, count in kinds.most_common())}",
-        *(f"{what}: {_listed(items)}" for what, items in found.items()),
+        *(f"{what}: {items}" for what, items in found.items()),
     ]
 
 
@@ -146,8 +147,10 @@ def _knows_patients(dataset: Dataset) -> bool:
     return any(split.groups is not None for split in dataset.splits.values())
 
 
-def _listed(items: list[str]) -> str:
-    return f"{len(items):,}: {listed(items)}" if items else "none"
+def _listed(items: list[str], count: int | None = None) -> str:
+    """Returns how many there are, of which `items` may be the first, and a few of them."""
+    count = len(items) if count is None else count
+    return f"{count:,}: {listed(items, count)}" if items else "none"
 
 
 def _draw(dataset: Dataset, findings: Findings, augment: str | None, path: Path) -> None:

@@ -18,7 +18,7 @@ from medmamba_jax.data.images.preprocessing import Preprocessing, decoded
 _FORMAT = 1  # of the files; another number and none of the old is found again
 _SHAPE = np.dtype("<u4")  # height, width and channels stand before the pixels
 _SHAPE_BYTES = 3 * _SHAPE.itemsize
-_WRITTEN_AT_ONCE = 256  # images
+_WRITTEN_AT_ONCE = 64  # images, all in memory, at their own size if they are to be augmented
 
 
 class Prepared:

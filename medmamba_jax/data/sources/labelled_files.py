@@ -1,5 +1,6 @@
 """Labelled image files below a folder."""
 
+import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,7 +10,7 @@ from absl import logging
 
 from medmamba_jax.data.config import ALL_FRAMES, DataConfig
 from medmamba_jax.data.dataset import Example, digest
-from medmamba_jax.data.images.decoding import open_image
+from medmamba_jax.data.images.decoding import count_frames, open_image
 from medmamba_jax.data.naming import listed
 
 
@@ -66,9 +67,10 @@ class FileSplit:
             self.weights,
         )
 
-    def last_change(self) -> int:
-        """Returns when the newest file was written, in nanoseconds."""
-        return max((self._path(i).stat().st_mtime_ns for i in range(len(self))), default=0)
+    def times_written(self) -> str:
+        """Tells these files from others of their names and sizes by when each was written."""
+        times = [self._path(index).stat().st_mtime_ns for index in range(len(self))]
+        return hashlib.sha256(np.array(times, np.int64).tobytes()).hexdigest()
 
     def take(self, rows: np.ndarray) -> "FileSplit":
         """Returns the images of these rows."""
@@ -90,11 +92,14 @@ def readable(root: Path, names: Sequence[str], config: DataConfig) -> np.ndarray
     Returns:
         Whether each file can be read, bool (n,).
     """
-    frame = 0 if config.frame == ALL_FRAMES else config.frame
 
     def problem(name: str) -> str | None:
         try:
-            open_image((root / name).read_bytes(), window=config.window, frame=frame)
+            image, frames = (root / name).read_bytes(), (config.frame,)
+            if config.frame == ALL_FRAMES:
+                frames = range(count_frames(image))
+            for frame in frames:
+                open_image(image, window=config.window, frame=frame)
         except (OSError, ValueError) as error:
             return str(error)
         return None

@@ -9,6 +9,8 @@ import numpy as np
 from medmamba_jax.data.dataset import Dataset, Split
 from medmamba_jax.data.labels import check_multiclass, check_multilabel
 
+_UNKNOWN_GROUPS = ("", "nan", "None", "<NA>")  # missing values of Python, NumPy and pandas as text
+
 
 class Images(Split, Protocol):
     """A split that can be divided, and whose images have names."""
@@ -33,7 +35,8 @@ class Source:
             test at least; None where images have to be split.
 
     Raises:
-        ValueError: if a label does not fit the task or the classes.
+        ValueError: if a label does not fit the task or the classes, or the group of an image is
+            not known where groups are.
     """
 
     name: str
@@ -50,6 +53,13 @@ class Source:
             check_multilabel(labels, len(self.class_names), what, self.images.describe)
         else:
             check_multiclass(labels, len(self.class_names), what)
+        if self.images.groups is not None:
+            for row in np.flatnonzero(np.isin(self.images.groups, _UNKNOWN_GROUPS))[:1]:
+                raise ValueError(
+                    f"{self.images.describe(row)} has the patient (group)"
+                    f" {str(self.images.groups[row])!r}, which names nobody: give each image one,"
+                    " of its own where none is known"
+                )
 
     def dataset(self, rows: Mapping[str, np.ndarray], how: str = "") -> Dataset:
         """Returns the images of these rows as splits; `how` says where the rows are from."""

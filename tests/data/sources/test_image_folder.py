@@ -1,7 +1,9 @@
+import io
 import logging
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from medmamba_jax.data import DataConfig, build_dataset
 
@@ -114,6 +116,20 @@ def test_damaged_files_are_dropped_on_request(make_folder, noise_png, caplog):
     assert sum(map(len, splits.values())) == 20
     assert not damaged & set.union(*splits.values())
     assert "2 of 22 image files cannot be read" in caplog.text
+
+
+def test_a_file_with_a_damaged_frame_is_dropped_where_all_are_read(tmp_path, noise_png):
+    for i in range(40):
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i:02}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        frames = [Image.open(io.BytesIO(noise_png(100 * i + frame))) for frame in range(3)]
+        frames[0].save(path, save_all=True, append_images=frames[1:])
+    damaged = tmp_path / "images" / "a" / "00.tif"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    settings = {"root": str(tmp_path / "images"), "allow_unreadable": True}
+    for frame, count in ((0, 40), (2, 39), (-1, 3 * 39)):
+        config = DataConfig(source="image_folder", frame=frame, **settings)
+        assert sum(map(len, build_dataset(config).splits.values())) == count
 
 
 @pytest.mark.parametrize(
