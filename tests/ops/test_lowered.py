@@ -99,6 +99,15 @@ def test_a_damaged_file_is_made_again(problem, arguments, cache, content):
     assert export.deserialize(bytearray(file.read_bytes())).out_avals
 
 
+def test_a_file_that_cannot_be_written_leaves_nothing(problem, arguments, cache, monkeypatch):
+    def no_room(*paths):
+        raise OSError("no room")
+
+    monkeypatch.setattr(module.os, "replace", no_room)
+    assert kernels(for_cuda(lowered(make_segment_ends, problem, adjoint=False), arguments))
+    assert not list(cache.iterdir())
+
+
 def test_without_a_cache_nothing_is_written(problem, arguments, cache):
     jax.config.update("jax_compilation_cache_dir", None)
     for_cuda(lowered(make_segment_ends, problem, adjoint=False), arguments)
