@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
         else:
             typed = config_flags.get_override_values(flags.FLAGS["config"])
             run, setup = evaluate_best, prepare_evaluation(workdir, changes=typed)
-    except (ValueError, FileNotFoundError, NotImplementedError, DataUnavailableError) as error:
+    except (ValueError, OSError, NotImplementedError, DataUnavailableError) as error:
         fail(error)
     try:
         run(setup)  # outside of the above: such an error in here is not the user's
@@ -87,6 +87,8 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def fail(error: object) -> None:
     """Prints one line naming cause and remedy, and exits with code 2."""
+    if isinstance(error, OSError) and error.errno is not None:  # not one of ours, which say more
+        error = f"{error.strerror}: {error.filename}; check the path, and who may read and write it"
     print("error: " + " ".join(str(error).split()), file=sys.stderr)
     sys.exit(2)
 

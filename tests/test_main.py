@@ -41,6 +41,7 @@ MISTAKES = {
     f"--config={ROOT}/configs/quickstart.py:huge": "sizes are full and testing; got 'huge'",
     f"--config={ROOT}/configs/image_folder.py": "data.root is unset",
     "--mode=evaluate": "holds no run",
+    f"--workdir={ROOT}/LICENSE/run": f"Not a directory: {ROOT}/LICENSE/run",
     "--bogus=1": "Unknown command line flag 'bogus'",
     "extra": "unexpected argument 'extra'",
 }

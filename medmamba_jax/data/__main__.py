@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         print(options.run(options))
-    except (DataUnavailableError, FileNotFoundError, ValueError) as error:
+    except (DataUnavailableError, OSError, ValueError) as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
     return 0
