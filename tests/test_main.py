@@ -86,6 +86,7 @@ def test_help_is_about_this_program(tmp_path):
     assert "--workdir" in result.stdout and "<train|evaluate>" in result.stdout
 
 
+@pytest.mark.slow
 def test_folder_of_images_from_training_to_evaluation(tmp_path):
     rng = np.random.default_rng(0)
     for name, level in (("a", 60), ("b", 180)):

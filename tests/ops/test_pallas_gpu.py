@@ -174,7 +174,11 @@ def check_image(case: ImageCase):
             ImageCase(1, 5, 4, 32, 12, keep_states=False), id="steps read, recompute", marks=slow
         ),
         pytest.param(ImageCase(2, 4, 4, 32, 8, "bfloat16"), id="bfloat16", marks=slow),
-        pytest.param(ImageCase(1, 4, 5, 32, 4, config=KernelConfig(4, 1, 2, 3, 2)), id="segments"),
+        pytest.param(
+            ImageCase(1, 4, 5, 32, 4, config=KernelConfig(4, 1, 2, 3, 2)),
+            id="segments",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(ImageCase(2, 5, 9, 64, 20, "bfloat16"), id="bfloat16, steps read"),
         pytest.param(ImageCase(3, 9, 5, 96, 6), id="odd sides"),
         pytest.param(ImageCase(128, 14, 14, 96, 3), id="whole tiles"),

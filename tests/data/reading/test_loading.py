@@ -255,7 +255,14 @@ class TestBalancedSampler:
         assert (self.drawn(2 * STEPS, seed=8)[1] != images.ravel()).mean() > 0.4
 
     @pytest.mark.parametrize(
-        "options", [{"start_step": STEPS + 1}, {"start_step": STEPS + 1, "num_workers": 2}]
+        "options",
+        [
+            {"start_step": STEPS + 1},
+            pytest.param(
+                {"start_step": STEPS + 1, "num_workers": 2},
+                marks=pytest.mark.slow,
+            ),
+        ],
     )
     def test_resuming_and_workers_change_nothing(self, options):
         expected = take(self.batches(), 3 * STEPS)[STEPS + 1 :]
