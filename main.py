@@ -60,6 +60,9 @@ def main(argv: list[str]) -> None:
     except NonFiniteLossError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print(f"interrupted; the same line continues the run in {workdir}", file=sys.stderr)
+        sys.exit(130)
 
 
 def default_workdir() -> str:

@@ -139,6 +139,16 @@ class DataConfig:
         self._require("source", self.source in SOURCES, f"one of {SOURCES}")
         for field in _STRINGS:
             self._require(field, isinstance(getattr(self, field), str), "a string")
+        self._require(
+            "table",
+            not self.table or self.source == "csv",
+            f"empty for source {self.source!r}; or set data.source=csv",
+        )
+        self._require(
+            "root",
+            not self.root or self.source != "csv",
+            "empty for source 'csv', whose paths are relative to the folder of data.table",
+        )
         self._require_columns()
         self._require("splits", self.splits in PUBLIC_SPLITS, f"one of {PUBLIC_SPLITS}")
         self._require(

@@ -20,7 +20,7 @@ from medmamba_jax.data.public.splits import require_splits, split_rows
 from medmamba_jax.data.sources.tfds_split import TfdsSplit, read_index
 from medmamba_jax.data.splits.splitting import split_off, stratified_split
 
-_DEFAULT_DATA_DIR = "~/tensorflow_datasets"
+DEFAULT_DATA_DIR = "~/tensorflow_datasets"
 _VAL_NAMES = ("val", "validation", "valid")
 
 
@@ -42,7 +42,7 @@ def build_tfds(config: DataConfig) -> Dataset:
         ValueError: if there is no data set of this name, it is not split as `config.splits` says,
             or what was found is not the expected data set.
     """
-    root = Path(config.root or _DEFAULT_DATA_DIR).expanduser()
+    root = Path(config.root or DEFAULT_DATA_DIR).expanduser()
     if config.name in CATALOGUE:
         return _public(CATALOGUE[config.name], root, config)
     return _own(root, config)

@@ -106,7 +106,7 @@ def _import_torch(path):
         import torch
     except ImportError as error:
         raise ImportError(
-            f"{path} needs PyTorch: pip install 'medmamba-jax[torch]', or save the weights as "
+            f"{path} needs PyTorch: pip install torch, or save the weights as "
             ".safetensors, which needs nothing more"
         ) from error
     return torch

@@ -111,6 +111,13 @@ def fit(setup: Setup) -> dict[str, dict[str, Any]]:
                 print(epoch_line(row, setup.experiment.train, progress, best_by), flush=True)
                 if warning := unpredicted.warning(validated["per_class"]):
                     print(warning, flush=True)
+            if progress.epoch < setup.experiment.train.epochs:
+                print(
+                    f"stopped: in {setup.experiment.train.patience} epochs, which is "
+                    f"train.patience, val {setup.description.best_metric} got no better than in "
+                    f"epoch {progress.best_epoch}",
+                    flush=True,
+                )
     return evaluate_best(setup)
 
 

@@ -118,7 +118,7 @@ def _best_metric(options: TrainConfig, dataset: Dataset) -> tuple[str, str]:
         return "auc", " (auto)"
     counts = class_counts(dataset.splits["train"].labels, len(dataset.class_names))
     smallest, largest = int(counts.min()), int(counts.max())
-    sizes = f" (auto: training classes have {smallest} to {largest} images)"
+    sizes = f" (auto, as training classes have from {smallest} to {largest} images)"
     return ("balanced_accuracy" if largest > _IMBALANCED * smallest else "auc"), sizes
 
 

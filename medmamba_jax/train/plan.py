@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from medmamba_jax.checkpoints import Progress
+from medmamba_jax.data import Dataset
 from medmamba_jax.train.reporting import versions
 from medmamba_jax.train.setup import Setup
 from medmamba_jax.train.step import TrainState
@@ -20,6 +21,7 @@ def plan(setup: Setup, state: TrainState, progress: Progress) -> str:
     counts = dataset.counts()
     height, width = setup.description.preprocessing.image_size
     sizes = ", ".join(f"{len(dataset.splits[split])} {split}" for split in splits)
+    left_out = len(dataset.splits["train"]) - setup.steps * train.batch_size
     lines = [
         ("parameters", _parameters(state.params)),
         ("model", f"{experiment.model['variant']}, {model.block}, {model.compute_dtype}"),
@@ -30,11 +32,13 @@ def plan(setup: Setup, state: TrainState, progress: Progress) -> str:
             ("", f"{split:<6}" + ", ".join(f"{name} {n}" for name, n in counts[split].items()))
             for split in splits
         ),
+        *_patients(dataset),
         ("cache", setup.caches),
         (
             "training",
             f"{train.epochs} epochs of {setup.steps} steps, batch {train.batch_size}, "
-            f"{_SAMPLERS[train.sampler]}",
+            f"{_SAMPLERS[train.sampler]}"
+            + (f", {left_out} images left out of each epoch, others each time" if left_out else ""),
         ),
         ("loss", setup.objective.loss_text),
         *_weights(dataset.splits["train"].weights),
@@ -52,6 +56,12 @@ def _weights(weights: np.ndarray | None) -> list[tuple[str, str]]:
     if weights is None:
         return []
     return [("weights", f"of images, in training: {weights.min():g}..{weights.max():g}")]
+
+
+def _patients(dataset: Dataset) -> list[tuple[str, str]]:
+    if dataset.synthetic or dataset.splits["train"].groups is not None:
+        return []
+    return [("patients", "not named: whether one is in two splits was not checked")]
 
 
 def _scans(names: tuple[str, ...]) -> str:

@@ -284,6 +284,21 @@ def header_in_another_spelling(folder):
     return table(folder, header="path,label,split,Patient-ID")
 
 
+@mistake("has the column 'Subject': if it names patients", "set data.group_column=Subject; if not")
+def patients_under_another_name(folder):
+    return table(folder, header="path,label,split,Subject")
+
+
+@mistake("data.table must be empty for source 'image_folder'", "or set data.source=csv")
+def table_for_a_folder(folder):
+    return images(folder, table=table(folder)["table"])
+
+
+@mistake("data.root must be empty for source 'csv'", "relative to the folder of data.table")
+def root_for_a_table(folder):
+    return {**table(folder), "root": str(folder)}
+
+
 @mistake(r"images\.csv, line 2: /data/00\.png is an absolute path", "write it relative")
 def absolute_path(folder):
     return table(folder, ("a/00.png", "/data/00.png"))

@@ -71,7 +71,7 @@ def test_what_a_run_leaves_behind(experiment, images, tmp_path, capsys, monkeypa
     assert list((tmp_path / "tensorboard").glob("events*"))
     assert {p.name for p in (tmp_path / "checkpoints").iterdir()} >= {"2", str(best["epoch"])}
     printed = capsys.readouterr().out
-    assert "best by     val auc (auto: training classes have 10 to 10 images)" in printed
+    assert "best by     val auc (auto, as training classes have from 10 to 10 images)" in printed
     assert "SYNTHETIC" in printed and "279,226" in printed and "'chunked'" in printed
     assert printed.index("compiling") < printed.index("epoch 1/2")
 
@@ -146,6 +146,7 @@ def test_patience_stops_early_and_an_unpredicted_class_is_told(
     (place,) = (i for i, line in enumerate(lines) if line.startswith("warning:"))
     assert "not predicted 'dark' for 3 epochs (5 validation" in lines[place]
     assert lines[place - 1].startswith("epoch 3/5")
+    assert lines[place + 1].startswith("stopped: in 2 epochs") and "epoch 1" in lines[place + 1]
 
 
 def test_multilabel_from_training_to_evaluation(experiment, marked_images, tmp_path, capsys):

@@ -95,8 +95,7 @@ def _pydicom() -> Any:
         import pydicom
     except ModuleNotFoundError as error:
         raise DataUnavailableError(
-            'DICOM files are read by pydicom, which is not installed: pip install "medmamba-jax'
-            '[dicom]"'
+            "DICOM files are read by pydicom, which is not installed: pip install pydicom"
         ) from error
     return pydicom
 

@@ -23,6 +23,8 @@ from medmamba_jax.data.inspection.augmentation_sheet import augmentation_sheet
 from medmamba_jax.data.inspection.contact_sheet import contact_sheet
 from medmamba_jax.data.inspection.image_kinds import image_kind
 from medmamba_jax.data.naming import listed
+from medmamba_jax.data.public.catalogue import CATALOGUE
+from medmamba_jax.data.tfds_source import DEFAULT_DATA_DIR
 
 _SHOWN = 8  # images of a class
 _AUGMENTED = 6  # images in all
@@ -92,7 +94,8 @@ def _config(options: argparse.Namespace) -> DataConfig:
         return DataConfig(source="csv", table=str(path), **columns)
     if suffix == ".npz" or path.is_file():
         return DataConfig(source="npz", root=str(path))
-    if len(path.parts) > 1:
+    prepared = Path(options.data_dir or DEFAULT_DATA_DIR).expanduser() / options.what
+    if options.what not in CATALOGUE and not prepared.is_dir():
         raise FileNotFoundError(f"no folder or file {path}: give one, or a name that `list` shows")
     return DataConfig(
         source="tfds", name=options.what, root=options.data_dir, splits=options.splits

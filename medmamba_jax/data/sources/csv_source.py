@@ -1,6 +1,7 @@
 """Images and labels named by a CSV table."""
 
 import dataclasses
+import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
@@ -40,6 +41,8 @@ def find_table(config: DataConfig) -> Source:
     class_names, labels = _labels(table, config.label_columns)
     splits = table.find(config.split_column, _DEFAULTS["split_column"])
     groups = table.find(config.group_column, _DEFAULTS["group_column"])
+    if groups is None and config.group_column:
+        _require_no_patients(table)
     weights = table.find(config.weight_column, _DEFAULTS["weight_column"])
     images = FileSplit(
         table.path.parent,
@@ -130,6 +133,16 @@ def _yes_or_no(table: CsvTable, column: str) -> np.ndarray:
             )
         values.append(np.nan if value == -1 else value)
     return np.array(values, np.float32)
+
+
+def _require_no_patients(table: CsvTable) -> None:
+    """Refuses a table whose patients would go unnoticed under another name."""
+    for name in table.header:
+        if re.search("patient|subject|person|participant", name, re.IGNORECASE):
+            raise ValueError(
+                f"{table.path} has the column {name!r}: if it names patients, whose images must"
+                f" stay in one split, set data.group_column={name}; if not, data.group_column=''"
+            )
 
 
 def _groups(table: CsvTable, groups: list[str], column: str) -> np.ndarray:

@@ -34,7 +34,8 @@ class CsvTable:
         if name not in self.header:
             raise ValueError(
                 f"{self.path} has no column {name!r}; its first line, which names the columns, is"
-                f" {', '.join(self.header)!r}"
+                f" {', '.join(self.header)!r}: name the column that is meant (data.path_column,"
+                " data.label_column and so on; of inspect --path-column, --label-column)"
             )
         index = self.header.index(name)
         return [row[index] for row in self.rows]

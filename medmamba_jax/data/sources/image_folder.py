@@ -137,11 +137,14 @@ def _labelled_files(folder: Path) -> list[tuple[Path, str]]:
         if not class_folder.is_dir() or class_folder.name.startswith("."):
             skipped += 1
             continue
+        before = len(files)
         for path in sorted(class_folder.iterdir()):
             if not path.name.startswith(".") and path.is_file() and is_image_file(path):
                 files.append((path, class_folder.name))
             else:
                 skipped += 1
+        if len(files) == before:
+            logging.warning("%s holds no images and is no class", class_folder)
     if skipped and files:
         logging.warning("%s: skipped %d entries that are no images", folder, skipped)
     return files

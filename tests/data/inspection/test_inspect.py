@@ -104,7 +104,7 @@ def test_augmentation_is_drawn(inspect, folder):
     [
         (["no/folder"], "no folder or file no/folder: give one"),
         (["no.csv"], "no file no.csv"),
-        (["no_such_set", "--data-dir", "."], "data.name = 'no_such_set' is no public set"),
+        (["no_such_set", "--data-dir", "."], "no folder or file no_such_set: give one"),
         (["images", "--output", "nowhere/x.png"], "nowhere/x.png cannot be written"),
         (["images", "--group-pattern", "(x"], "data.group_pattern must be"),
     ],
