@@ -47,7 +47,13 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("argument", MISTAKES)
+# A process each, most of whose time goes into imports.
+FEW = ("--config.train.lrr=3", "--config=nowhere.py", "--mode=evaluate")
+
+
+@pytest.mark.parametrize(
+    "argument", [x if x in FEW else pytest.param(x, marks=pytest.mark.slow) for x in MISTAKES]
+)
 def test_a_mistake_is_one_line_and_exit_code_2(argument, tmp_path):
     result = run(argument, cwd=tmp_path)
     assert result.returncode == 2, result.stderr

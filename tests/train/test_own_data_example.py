@@ -3,9 +3,12 @@
 import pathlib
 import re
 
+import pytest
+
 DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "data.md"
 
 
+@pytest.mark.slow
 def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
     (example,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
     # As the other tests train, so that what they have compiled is used.

@@ -304,6 +304,7 @@ class TestManualFiles:
             build(NAME, manual_dir=str(manual))
 
 
+@pytest.mark.slow
 def test_splits_are_read_by_workers(tmp_path, build, images, zipped):
     (tmp_path / "inner.zip").write_bytes(inner_zip(zipped, images))
     split = build(NAME, manual_dir=str(tmp_path)).splits["test"]

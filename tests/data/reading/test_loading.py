@@ -376,7 +376,7 @@ class TestClosing:
                 print(len(multiprocessing.active_children()))
     """)
 
-    @pytest.mark.parametrize("num_workers", [0, 2])
+    @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
     @pytest.mark.parametrize("ending", ["close", "leave open"])
     def test_nothing_is_left_behind(self, tmp_path, ending, num_workers):
         program = tmp_path / "program.py"
