@@ -62,25 +62,38 @@ def test_a_mistake_is_one_line_and_exit_code_2(argument, tmp_path):
     assert "Traceback" not in result.stdout and not list(tmp_path.rglob("run.json"))
 
 
-def test_an_error_inside_the_step_keeps_its_traceback(tmp_path):
+def run_with_a_step_that_raises(error, cwd):
     program = f"""if True:
         import runpy, sys
         from medmamba_jax.train import setup
 
         def broken_step(state, batch, *, spec):
-            raise ValueError("not the user's mistake")
+            raise {error}
 
         setup.train_step = broken_step
         sys.argv = ["main.py", "--config={ROOT}/configs/quickstart.py:testing"]
         runpy.run_path({str(ROOT / "main.py")!r}, run_name="__main__")
     """
-    result = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-c", program],
-        cwd=tmp_path,
+        cwd=cwd,
         env=environment(),
         capture_output=True,
         text=True,
     )
+
+
+@pytest.mark.slow
+def test_an_interrupt_is_one_line(tmp_path):
+    result = run_with_a_step_that_raises("KeyboardInterrupt", tmp_path)
+    assert result.returncode == 130
+    assert (
+        result.stderr == "interrupted; the same line continues the run in runs/quickstart_testing\n"
+    )
+
+
+def test_an_error_inside_the_step_keeps_its_traceback(tmp_path):
+    result = run_with_a_step_that_raises("""ValueError("not the user's mistake")""", tmp_path)
     assert result.returncode == 1, result.stderr
     assert "Traceback" in result.stderr and "in broken_step" in result.stderr
     assert "error: not the user's mistake" not in result.stderr.splitlines()
