@@ -38,9 +38,9 @@ def audit(
 
     Groups are compared, and every image is decoded once, in threads. Synthetic images are not:
     no two of them are one. What is found is kept in `config.cache_folder`, under a name that
-    follows from the version of this audit, the preprocessing and the images (and when each file
-    was written), so that the next run with the same images need not look again; unreadable images
-    are looked at again each time.
+    follows from the version of this audit, the preprocessing and the content of the images, so
+    that the next run with the same images need not decode them; unreadable images are looked at
+    again each time.
 
     Errors are an empty split, an image that cannot be decoded, one class only in train, and a
     group, or images that are equal pixel for pixel, in two splits; `allow_overlap` makes a
@@ -134,10 +134,10 @@ def _look(
     say: Callable[[str], None],
 ) -> Findings:
     splits = dataset.splits
-    # A file of the same name and size may hold another image; one of the same time hardly does.
+    # Digests of files see their names and sizes only, and another image may have both.
     files = [split.files if isinstance(split, AllFrames) else split for split in splits.values()]
-    times = [split.times_written() for split in files if isinstance(split, FileSplit)]
-    state = [VERSION, preprocessing.to_dict(), digests, times]
+    contents = [split.contents() for split in files if isinstance(split, FileSplit)]
+    state = [VERSION, preprocessing.to_dict(), digests, contents]
     key = hashlib.sha256(json.dumps(state).encode()).hexdigest()
     path = config.cache_folder / "audit" / f"{key[:32]}.json"
     findings = Findings.read(path, key)
