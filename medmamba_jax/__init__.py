@@ -6,7 +6,14 @@ from medmamba_jax.interop import load_torch, load_torch_state_dict, to_torch_sta
 from medmamba_jax.models import VARIANTS, MedMamba, MedMambaConfig
 from medmamba_jax.ops.selective_scan import selective_scan
 from medmamba_jax.ops.ss2d_scan import ss2d_scan
-from medmamba_jax.train import Experiment, at_size, default_config, evaluate, train
+from medmamba_jax.train import (
+    Experiment,
+    at_size,
+    default_config,
+    evaluate,
+    medmnist_config,
+    train,
+)
 from medmamba_jax.version import __version__
 
 __all__ = [
@@ -23,6 +30,7 @@ __all__ = [
     "load_best",
     "load_torch",
     "load_torch_state_dict",
+    "medmnist_config",
     "selective_scan",
     "ss2d_scan",
     "to_torch_state_dict",

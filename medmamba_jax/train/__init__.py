@@ -6,8 +6,9 @@ from medmamba_jax.train.evaluation import (
     evaluate_best,
     prepare_evaluation,
 )
-from medmamba_jax.train.experiment import Experiment, at_size, default_config
+from medmamba_jax.train.experiment import Experiment
 from medmamba_jax.train.loop import fit, prepare_training, train
+from medmamba_jax.train.recipes import at_size, default_config, medmnist_config
 
 __all__ = [
     "Experiment",
@@ -17,6 +18,7 @@ __all__ = [
     "evaluate",
     "evaluate_best",
     "fit",
+    "medmnist_config",
     "prepare_evaluation",
     "prepare_training",
     "train",

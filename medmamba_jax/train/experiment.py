@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict
 
 from medmamba_jax.data import DataConfig
 from medmamba_jax.models import MedMambaConfig
@@ -55,7 +55,7 @@ class Experiment:
 
     @classmethod
     def from_config_dict(cls, config: ConfigDict) -> "Experiment":
-        """Reads what a config file returned; `default_config` shows the keys."""
+        """Reads what a config file returned; `recipes.default_config` shows the keys."""
         return cls.from_dict(config.to_dict())
 
     @classmethod
@@ -87,36 +87,3 @@ class Experiment:
             "data": dataclasses.asdict(self.data),
             "train": dataclasses.asdict(self.train),
         }
-
-
-def default_config() -> ConfigDict:
-    """Returns the configuration that every file in `configs/` starts from.
-
-    Its keys are those of `DataConfig`, `TrainConfig` and, under `model`, `variant` and
-    `MODEL_OPTIONS`.
-    """
-    model = {"variant": "medmamba_t", **MODEL_OPTIONS}
-    model["scan_implementation"] = config_dict.placeholder(str)
-    return ConfigDict(
-        {
-            "model": model,
-            "data": dataclasses.asdict(DataConfig()),
-            "train": dataclasses.asdict(TrainConfig()),
-        }
-    )
-
-
-def at_size(config: ConfigDict, size: str) -> ConfigDict:
-    """Returns the configuration as it is for "full", and shrunk to try it out for "testing".
-
-    Raises:
-        ValueError: if the size is another.
-    """
-    if size == "testing":
-        config.model.variant = "medmamba_nano"
-        config.data.image_size = 32
-        config.train.epochs = 2
-        config.train.batch_size = 8
-    elif size != "full":
-        raise ValueError(f"sizes are full and testing; got {size!r}")
-    return config

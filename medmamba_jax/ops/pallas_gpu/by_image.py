@@ -11,8 +11,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 
 @functools.cache
-def by_image(function: Callable, mode) -> Callable:
+def by_image(function: Callable, mode, unsplit_mode=None) -> Callable:
     """Returns `function(mode, *arrays)` as a function of the arrays that XLA may split by image.
+
+    JAX traces the function with the whole batch before XLA splits it; `unsplit_mode`, if given, is
+    the mode for that, which runs only if nothing is split.
 
     A kernel is opaque to JAX: without this, vmap would add a grid axis to it, and a batch sharded
     over devices would be gathered on each. The arrays are (u, packed, step, bias, A, D, ...), all
@@ -51,7 +54,8 @@ def by_image(function: Callable, mode) -> Callable:
         results = (axes("o", i, len(x.shape), True) for i, x in enumerate(results))
         return f"{', '.join(operands)} -> {', '.join(results)}"
 
-    partitioned = custom_partitioning(lambda *arrays: call(*arrays))
+    unsplit = functools.partial(function, mode if unsplit_mode is None else unsplit_mode)
+    partitioned = custom_partitioning(lambda *arrays: unsplit(*arrays))
     partitioned.def_partition(
         partition=partition, infer_sharding_from_operands=infer, sharding_rule=rule
     )

@@ -37,6 +37,7 @@ class Mode:
         otherwise writes them again when it begins.
       config: how to cut the scan up, or None for `choose_config`.
       interpret: whether the kernels run in the interpreter, on any backend.
+      keep_lowered: whether kernels are lowered by themselves and kept, see `lowered`.
     """
 
     four_orders: bool
@@ -45,6 +46,7 @@ class Mode:
     keep_states: bool = True
     config: KernelConfig | None = None
     interpret: bool = False
+    keep_lowered: bool = True
 
 
 def scan_image(u, dt, B, C, *, dt_weight, dt_bias, A, D, **mode) -> jax.Array:
@@ -116,17 +118,17 @@ def _scan(mode, u, packed, step, bias, A, D):
     Returns y like u: with four orders the sum of the directions, otherwise each by itself.
     """
     mode = dataclasses.replace(mode, keep_states=False)
-    return by_image(_forward, mode)(u, packed, step, bias, A, D)[0]
+    return _split(_forward, mode)(u, packed, step, bias, A, D)[0]
 
 
 def _scan_forward(mode, *arrays):
-    y, *kept = by_image(_forward, mode)(*arrays)
+    y, *kept = _split(_forward, mode)(*arrays)
     return y, (arrays, kept)
 
 
 def _scan_backward(mode, residuals, dy):
     arrays, kept = residuals
-    du, dpacked, *others = by_image(_backward, mode)(*arrays, dy, *kept)
+    du, dpacked, *others = _split(_backward, mode)(*arrays, dy, *kept)
     if not mode.rank:
         step = arrays[2]
         return du, dpacked, others[0].astype(step.dtype), *(x.sum(0) for x in others[1:])
@@ -134,6 +136,12 @@ def _scan_backward(mode, residuals, dy):
 
 
 _scan.defvjp(_scan_forward, _scan_backward)
+
+
+def _split(function, mode: Mode):
+    """`by_image`; lowering kernels for the whole batch would be in vain where devices share it."""
+    whole = dataclasses.replace(mode, keep_lowered=jax.device_count() == 1)
+    return by_image(function, mode, whole)
 
 
 def _config(mode: Mode, u, packed) -> KernelConfig:
@@ -160,8 +168,8 @@ def _problem(mode: Mode, u, packed, step) -> Problem:
 
 
 def _kernel(mode: Mode, make, p: Problem, **options):
-    if mode.interpret:
-        return make(p, **options, interpret=True)
+    if mode.interpret or not mode.keep_lowered:
+        return make(p, **options, interpret=mode.interpret)
     return lowered(make, p, **options)
 
 
