@@ -9,6 +9,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from medmamba_jax.data.public.locking import alone
+
 _TIMEOUT_SECONDS = 30
 _CHUNK_BYTES = 1 << 20
 
@@ -18,16 +20,23 @@ def download(url: str, target: Path) -> None:
 
     Until the last byte is there the file is called `<target>.part`. Beside it `<target>.part.tag`
     keeps what the server said the file's version is: a file that has changed since is downloaded
-    from its start, as is one whose server names no version or sends no parts.
+    from its start, as is one whose server names no version or sends no parts. If another process
+    downloads the same file, this one waits for it by the lock `<target>.lock`.
 
     Args:
         url: http or https.
-        target: the file to write; its folder is made.
+        target: the file to write, unless it is there; its folder is made.
 
     Raises:
         OSError: if the server cannot be reached, refuses, or stops before the end.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    with alone(target.with_name(f"{target.name}.lock"), f"downloading {target}"):
+        if not target.exists():
+            _download(url, target)
+
+
+def _download(url: str, target: Path) -> None:
     part = target.with_name(f"{target.name}.part")
     tag = target.with_name(f"{part.name}.tag")
     try:

@@ -59,7 +59,7 @@ class Obtained:
 
     def discarded(self, reason: str) -> DataUnavailableError:
         """Removes the download, and returns the error that says so."""
-        self.location.unlink()
+        self.location.unlink(missing_ok=True)  # another process may have found the same
         url = self.public_set.archive.url
         return _unavailable(self.public_set, f"the download from {url} {reason}")
 

@@ -1,5 +1,6 @@
 """Archives of the published layouts, served over HTTP by a server that can fail on purpose."""
 
+import contextlib
 import dataclasses
 import hashlib
 import http.server
@@ -20,6 +21,7 @@ class Server(http.server.ThreadingHTTPServer):
     Attributes:
         files: name -> content.
         break_after: bytes after which a connection is closed; None for never.
+        go_on: without it, an answer stops half-way.
         sends_parts: whether Range is understood.
         names_versions: whether an answer carries an ETag.
         asked_for: the Range header of every request.
@@ -29,6 +31,8 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files = {}
         self.break_after = None
+        self.go_on = threading.Event()
+        self.go_on.set()
         self.sends_parts = True
         self.names_versions = True
         self.asked_for = []
@@ -61,7 +65,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("ETag", version)
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
-        self.wfile.write(content[start:][: server.break_after])
+        answer = content[start:][: server.break_after]
+        with contextlib.suppress(ConnectionError):  # the client may have ended
+            self.wfile.write(answer[: len(answer) // 2])
+            server.go_on.wait()
+            self.wfile.write(answer[len(answer) // 2 :])
 
     def log_message(self, *_):
         pass
@@ -74,6 +82,7 @@ def server(monkeypatch):
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield server
+        server.go_on.set()
         server.shutdown()
         thread.join()
 
