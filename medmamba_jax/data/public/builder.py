@@ -67,11 +67,16 @@ class PublicSetBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             supervised_keys=("image", "label"),
         )
 
+    @property
+    def download_dir(self) -> Path:
+        """Where downloads are kept."""
+        return Path(self.data_dir_root) / "downloads" / self._public_set.name
+
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         obtained = obtain(
             self._public_set,
             # Not through `dl_manager`, which cannot go on with a download that broke off.
-            download_dir=Path(self.data_dir_root) / "downloads" / self._public_set.name,
+            download_dir=self.download_dir,
             manual_dir=self._manual_dir,
             accept_changed=self._accept_changed,
         )
@@ -92,8 +97,9 @@ def prepare(
 ) -> Path:
     """Writes a set below `data_dir`, unless that has been done; returns its TFDS directory.
 
-    Licence and citation are logged when it is written. A file that may have been changed goes to a
-    directory of its own, so that one who asks for the published images later does not get others.
+    Licence and citation are logged when it is written, and afterwards which download is not needed
+    any more. A file that may have been changed goes to a directory of its own, so that one who asks
+    for the published images later does not get others.
 
     Raises:
         DataUnavailableError: if the images can neither be downloaded nor found in `manual_dir`.
@@ -116,6 +122,20 @@ def prepare(
         except FileExistsError:  # another process was faster, with the same images
             if not builder.data_path.exists():
                 raise
+        if manual_dir is None:
+            logging.warning(
+                "%s is prepared in %s. Nothing reads the download %s any more: it may be deleted",
+                public_set.name,
+                builder.data_dir,
+                builder.download_dir / public_set.archive.name,
+            )
+    elif manual_dir is not None:
+        logging.warning(
+            "%s was prepared before, in %s, and data.manual_dir is not read again: delete that"
+            " folder to prepare the set anew",
+            public_set.name,
+            builder.data_dir,
+        )
     return Path(builder.data_dir)
 
 

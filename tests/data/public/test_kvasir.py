@@ -39,6 +39,30 @@ def test_a_download(publish, build, images, zipped, contents):
     assert merged == {content: name.split("/")[0] for name, content in images.items()}
 
 
+def test_what_is_left_of_a_download_is_said(publish, build, images, zipped, caplog, tmp_path):
+    publish("kvasir", archive(zipped, images))
+    build("kvasir")
+    download = tmp_path / "tfds" / "downloads" / "kvasir" / "kvasir-dataset.zip"
+    assert f"Nothing reads the download {download} any more: it may be deleted" in caplog.text
+    download.unlink()
+    caplog.clear()
+    assert build("kvasir").counts()["train"]
+    assert "download" not in caplog.text
+
+
+def test_a_folder_that_is_not_read_again_is_named(build, images, zipped, caplog, tmp_path):
+    (tmp_path / "kvasir.zip").write_bytes(archive(zipped, images))
+    build("kvasir", manual_dir=str(tmp_path))
+    assert "deleted" not in caplog.text and "not read again" not in caplog.text
+    caplog.clear()
+    build("kvasir", manual_dir=str(tmp_path))
+    prepared = tmp_path / "tfds" / "kvasir" / "2.0.0"
+    assert f"before, in {prepared}, and data.manual_dir is not read again" in caplog.text
+    caplog.clear()
+    build("kvasir")
+    assert "not read again" not in caplog.text
+
+
 def test_a_missing_class(publish, build, images, zipped):
     kept = {name: content for name, content in images.items() if not name.startswith("polyps")}
     publish("kvasir", archive(zipped, kept))
