@@ -140,5 +140,5 @@ def prepare(
 
 
 def _stored_name(public_set: PublicSet, accept_changed: bool) -> str:
-    changed = accept_changed and public_set.archive.identified
-    return f"{public_set.name}_changed" if changed else public_set.name
+    told_apart = public_set.archive.identified or public_set.mistaken is not None
+    return f"{public_set.name}_changed" if accept_changed and told_apart else public_set.name

@@ -1,10 +1,11 @@
 """Archives that have a folder of images for every class."""
 
+import collections
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from medmamba_jax.data.public.archives import Files
+from medmamba_jax.data.public.archives import Files, open_files
 from medmamba_jax.data.public.facts import PublicImage
 from medmamba_jax.data.public.listing import Entry, is_image, read_listed
 
@@ -16,6 +17,18 @@ def class_folder_reader(class_names: Sequence[str]) -> Callable[[Path], Iterator
         class_names=class_names,
         entries=functools.partial(_by_class_folder, class_names=class_names),
     )
+
+
+def count_by_class_folder(location: Path, class_names: Sequence[str]) -> dict[str, int]:
+    """Returns class name -> number of images, by the names of files alone.
+
+    Raises:
+        zipfile.BadZipFile: if an archive is damaged.
+        ValueError: if a class has no images, or the class folders occur in more than one place.
+    """
+    with open_files(location) as files:
+        entries = _by_class_folder(files, class_names)
+    return collections.Counter(entry.label for entry in entries.values())
 
 
 def _by_class_folder(files: Files, class_names: Sequence[str]) -> dict[str, Entry]:

@@ -86,6 +86,8 @@ class PublicSet:
         read: from the archive, or the folder that the user gave, to the images. Raises ValueError
             if what is there is not this set.
         paper_is_official: whether the authors used the publisher's split.
+        mistaken: from the archive, or the folder that the user gave, to why it is not this set,
+            though it has its layout; None if it may be. For sets without a checksum.
     """
 
     name: str
@@ -100,6 +102,7 @@ class PublicSet:
     splits: tuple[str, ...]
     read: Callable[[Path], Iterator[PublicImage]]
     paper_is_official: bool = False
+    mistaken: Callable[[Path], str | None] | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:

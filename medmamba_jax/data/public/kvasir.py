@@ -1,6 +1,8 @@
 """Kvasir, version 1: endoscopy of the digestive tract."""
 
-from medmamba_jax.data.public.class_folders import class_folder_reader
+from pathlib import Path
+
+from medmamba_jax.data.public.class_folders import class_folder_reader, count_by_class_folder
 from medmamba_jax.data.public.facts import Archive, PublicSet, Scores
 
 _CLASS_NAMES = (
@@ -13,6 +15,17 @@ _CLASS_NAMES = (
     "polyps",
     "ulcerative-colitis",
 )
+
+
+def _second_version(location: Path) -> str | None:
+    """Version 2 has folders of the same names, with twice the images."""
+    if count_by_class_folder(location, _CLASS_NAMES) != dict.fromkeys(_CLASS_NAMES, 1000):
+        return None
+    return (
+        "it holds 8,000 images, as version 2 of Kvasir does (kvasir-dataset-v2.zip): get version 1,"
+        " kvasir-dataset.zip, with 4,000"
+    )
+
 
 KVASIR = PublicSet(
     name="kvasir",
@@ -31,4 +44,5 @@ KVASIR = PublicSet(
     scores=Scores(78.7, 78.8, 97.0, 78.6, 78.8, 0.973),
     splits=("paper",),
     read=class_folder_reader(_CLASS_NAMES),
+    mistaken=_second_version,
 )

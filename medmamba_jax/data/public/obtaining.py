@@ -17,6 +17,7 @@ from medmamba_jax.data.public.facts import Archive, PublicSet
 _DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)
 # Of an OSError: bz2's own, and a place in the file that cannot be; others are the disk's.
 _DAMAGED_ERRNO = (None, errno.EINVAL)
+_ACCEPT = "accept it as it is with data.accept_changed_files=True"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +75,13 @@ def obtain(
         download_dir: where downloads are kept.
         manual_dir: where the user put the archive, or what is in it; None to download it. The
             archive is taken where it is there under its published name, and else the folder.
-        accept_changed: take a file whose checksum is not the published one's.
+        accept_changed: take a file whose checksum is not the published one's, and what
+            `PublicSet.mistaken` refuses.
 
     Raises:
         DataUnavailableError: if the download fails.
         FileNotFoundError: if there is no `manual_dir`.
-        ValueError: if a file that the user gave is not the published one.
+        ValueError: if what the user gave is not what is published.
     """
     archive = public_set.archive
     if manual_dir is None:
@@ -92,14 +94,19 @@ def obtain(
             f"no directory {manual_dir}: set data.manual_dir to the directory that holds"
             f" {archive.name} from {public_set.page}, or what is in it"
         )
-    if accept_changed or obtained.location.is_dir():
+    if accept_changed:
+        return obtained
+    if public_set.mistaken is not None:
+        with obtained.explained():
+            if mistake := public_set.mistaken(obtained.location):
+                raise ValueError(f"{mistake}, or {_ACCEPT}")
+    if obtained.location.is_dir():
         return obtained
     if difference := _difference(archive, obtained.location):
         if obtained.downloaded:
             raise obtained.discarded(difference)
         raise ValueError(
-            f"{obtained.location} {difference}: get it again from {public_set.page}, or accept it"
-            " as it is with data.accept_changed_files=True"
+            f"{obtained.location} {difference}: get it again from {public_set.page}, or {_ACCEPT}"
         )
     return obtained
 

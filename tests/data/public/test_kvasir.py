@@ -70,12 +70,39 @@ def test_a_missing_class(publish, build, images, zipped):
         build("kvasir")
 
 
-def test_the_second_version_is_told_from_the_first(publish, build, images, zipped, caplog):
-    """Its folders are named alike, but it has 8,000 images."""
+def test_other_counts_than_the_published_are_said(publish, build, images, zipped, caplog):
     publish("kvasir", archive(zipped, images))
     build("kvasir")
     assert "kvasir, images: {'dyed-lifted-polyps': 10," in caplog.text
     assert "'dyed-lifted-polyps': 500," in caplog.text
+
+
+@pytest.fixture
+def second_version(images, zipped, tmp_path):
+    """A folder with the archive of version 2: folders of the same names, 1,000 images each."""
+    image = next(iter(images.values()))
+    names = [f"kvasir-dataset-v2/{label}/{i}.jpg" for label in CLASSES for i in range(1000)]
+    folder = tmp_path / "manual"
+    folder.mkdir()
+    (folder / "kvasir-dataset-v2.zip").write_bytes(zipped(dict.fromkeys(names, image)))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["kvasir-dataset-v2.zip", "kvasir-dataset.zip"])
+def test_the_second_version_is_refused(second_version, build, name, tmp_path):
+    (second_version / "kvasir-dataset-v2.zip").rename(second_version / name)
+    with pytest.raises(ValueError, match=r"cannot be used: .* version 2 .*: get .*-dataset\.zip"):
+        build("kvasir", manual_dir=str(second_version))
+    assert not (tmp_path / "tfds" / "kvasir" / "2.0.0").exists()
+
+
+def test_the_second_version_can_be_accepted(second_version, build, images, zipped):
+    dataset = build("kvasir", manual_dir=str(second_version), accept_changed_files=True)
+    assert sum(map(len, dataset.splits.values())) == 8000
+    # The first is not mistaken for it afterwards.
+    (second_version / "kvasir-dataset.zip").write_bytes(archive(zipped, images))
+    dataset = build("kvasir", manual_dir=str(second_version))
+    assert sum(map(len, dataset.splits.values())) == PER_CLASS * len(CLASSES)
 
 
 @pytest.mark.parametrize("kind", ["official", "patient"])
