@@ -5,6 +5,7 @@ returns what the user would set: `data` settings, and under "own" an object pass
 patterns are found in the message: the file or row, the cause and the remedy.
 """
 
+import io
 import os
 import pathlib
 import re
@@ -515,6 +516,17 @@ def npz_with_a_flipped_bit(folder):
 @mistake(r"arrays\.npz: y is no array of numbers", "Pickled objects are not loaded: save arrays")
 def pickled_labels(folder):
     return npz(folder, y=np.array([*range(59), None], object))
+
+
+@mistake(r"arrays\.npz: y claims to be int64 \(10000000000000,\), .* holds 480", "get it again")
+def labels_that_claim_a_giant_shape(folder):
+    settings = npz(folder, y=None)
+    header = io.BytesIO()
+    claim = {"descr": "<i8", "fortran_order": False, "shape": (10**13,)}
+    np.lib.format.write_array_header_1_0(header, claim)
+    with zipfile.ZipFile(settings["root"], "a") as archive:
+        archive.writestr("y.npy", header.getvalue() + ARRAYS["y"].tobytes())
+    return settings
 
 
 @mistake(r"arrays\.npz: x is no array of numbers", "Pickled objects are not loaded: save arrays")

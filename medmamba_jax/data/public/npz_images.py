@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from medmamba_jax.data.public.facts import PublicImage
+from medmamba_jax.data.sources.npy_header import NpyHeader, read_npy_header
 
 _SPLITS = ("train", "val", "test")
 _PNG_COMPRESSION = 3  # at 224 px 2.5 times faster than Pillow's 6, and no larger
@@ -36,64 +37,68 @@ def read_npz(
     if location.is_dir():
         raise ValueError(f"it holds no file {file_name}")
     with zipfile.ZipFile(location) as archive:
-        labels = {split: _labels(archive, split, num_classes) for split in _SPLITS}
+        # Before labels are loaded, whose number might be anything.
+        counts = {split: _count(archive, split, shape) for split in _SPLITS}
+        labels = {split: _labels(archive, split, counts[split], num_classes) for split in _SPLITS}
         for split in _SPLITS:
-            with _array(archive, f"{split}_images") as (stream, dtype, found):
-                expected = (len(labels[split]), *shape)
-                if dtype != np.uint8 or found != expected:
-                    raise ValueError(
-                        f"{split}_images is {dtype} {found}, but should be uint8 {expected}"
-                    )
+            with _array(archive, f"{split}_images") as (stream, header):
                 for i, label in enumerate(labels[split]):
                     yield PublicImage(
                         f"{split}_images[{i:06d}]",
-                        _png(_values(stream, dtype, shape).reshape(shape)),
-                        label,
+                        _png(_values(stream, header.dtype, shape)),
+                        int(label),
                         split=split,
                     )
 
 
-def _labels(archive: zipfile.ZipFile, split: str, num_classes: int) -> list[int]:
-    with _array(archive, f"{split}_labels") as (stream, dtype, shape):
+def _count(archive: zipfile.ZipFile, split: str, shape: tuple[int, ...]) -> int:
+    header = _header(archive, f"{split}_images")
+    expected = (*header.shape[:1], *shape)
+    if header.dtype != np.uint8 or header.shape != expected:
+        raise ValueError(f"{header.name} is {header}, but should be uint8 {expected}")
+    return header.shape[0]
+
+
+def _labels(archive: zipfile.ZipFile, split: str, count: int, num_classes: int) -> np.ndarray:
+    with _array(archive, f"{split}_labels") as (stream, header):
         # One column, as published, or a vector, as some re-saved files have.
-        is_column = len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)
-        if not (np.issubdtype(dtype, np.integer) and is_column):
+        if not (np.issubdtype(header.dtype, np.integer) and header.shape in ((count, 1), (count,))):
             raise ValueError(
-                f"{split}_labels is {dtype} {shape}, but should be integers (n, 1) or (n,)"
+                f"{header.name} is {header}, but should be integers ({count}, 1) or ({count},), one"
+                f" for each of {split}_images"
             )
-        labels = _values(stream, dtype, shape)
+        header.require_small()
+        labels = _values(stream, header.dtype, (count,))
     for wrong in np.flatnonzero((labels < 0) | (labels >= num_classes))[:1]:
         raise ValueError(
             f"{split}_labels[{wrong}] is {labels[wrong]}, but there are {num_classes} classes"
             f" (0..{num_classes - 1})"
         )
-    return labels.tolist()
+    return labels
+
+
+def _header(archive: zipfile.ZipFile, name: str) -> NpyHeader:
+    """Returns the header of an array that can be read value after value."""
+    if f"{name}.npy" not in archive.namelist():
+        raise ValueError(f"there is no array {name!r} in it; it has {archive.namelist()}")
+    header = read_npy_header(archive, name)
+    if header.dtype.hasobject:
+        raise ValueError(
+            f"{name} is pickled, and unpickling runs whatever code is in it: save it again as an"
+            " array of numbers"
+        )
+    if header.fortran_order:
+        raise ValueError(f"{name} is in Fortran order: save numpy.ascontiguousarray of it")
+    return header
 
 
 @contextlib.contextmanager
-def _array(
-    archive: zipfile.ZipFile, name: str
-) -> Iterator[tuple[BinaryIO, np.dtype, tuple[int, ...]]]:
-    """Opens an array of an npz file; gives its bytes, dtype and shape. Never unpickles."""
-    if f"{name}.npy" not in archive.namelist():
-        raise ValueError(f"there is no array {name!r} in it; it has {archive.namelist()}")
+def _array(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[BinaryIO, NpyHeader]]:
+    """Opens an array of an npz file at its first value."""
+    header = _header(archive, name)
     with archive.open(f"{name}.npy") as stream:
-        version = np.lib.format.read_magic(stream)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read_header is None:
-            raise ValueError(f"{name} is in version {version} of the npy format: save it again")
-        shape, fortran_order, dtype = read_header(stream)
-        if dtype.hasobject:
-            raise ValueError(
-                f"{name} is pickled, and unpickling runs whatever code is in it: save it again as"
-                " an array of numbers"
-            )
-        if fortran_order:
-            raise ValueError(f"{name} is in Fortran order: save numpy.ascontiguousarray of it")
-        yield stream, dtype, shape
+        stream.read(header.offset)
+        yield stream, header
 
 
 def _values(stream: BinaryIO, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
@@ -101,7 +106,7 @@ def _values(stream: BinaryIO, dtype: np.dtype, shape: tuple[int, ...]) -> np.nda
     content = stream.read(values * dtype.itemsize)
     if len(content) < values * dtype.itemsize:
         raise ValueError(f"an array ends {values * dtype.itemsize - len(content)} bytes too early")
-    return np.frombuffer(content, dtype)
+    return np.frombuffer(content, dtype).reshape(shape)
 
 
 def _png(pixels: np.ndarray) -> bytes:

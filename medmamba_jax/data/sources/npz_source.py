@@ -1,7 +1,9 @@
 """Images and labels as arrays in an npz file."""
 
+import contextlib
 import zipfile
 import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.dataset import InMemorySplit
 from medmamba_jax.data.labels import as_labels
 from medmamba_jax.data.sources.class_names import require_classes
+from medmamba_jax.data.sources.npy_header import NpyHeader, read_npy_header
 from medmamba_jax.data.sources.source import Source
 
 _LAYOUTS = (
@@ -32,24 +35,22 @@ def find_arrays(config: DataConfig) -> Source:
         ValueError: if the file is damaged, lacks an array, or arrays do not fit one another.
     """
     path = _path(config)
-    arrays = _arrays(path)
-    if "x" in arrays:
-        parts = {"": ("x", "y", "groups")}
-    else:
-        found = [name for name in ("train", "val", "test") if f"{name}_images" in arrays]
-        parts = {n: (f"{n}_images", f"{n}_labels", f"{n}_groups") for n in found}
-        if not {"train", "test"} <= parts.keys():
-            raise ValueError(f"{path} holds {sorted(arrays)}: it must hold {_LAYOUTS}")
+    with _opened(path) as file:
+        if "x" in file.files:
+            parts = {"": ("x", "y", "groups")}
+        else:
+            found = [name for name in ("train", "val", "test") if f"{name}_images" in file.files]
+            parts = {n: (f"{n}_images", f"{n}_labels", f"{n}_groups") for n in found}
+            if not {"train", "test"} <= parts.keys():
+                raise ValueError(f"{path} holds {sorted(file.files)}: it must hold {_LAYOUTS}")
+        arrays = _arrays(path, file, parts.values())
     images, names, labels, groups = [], [], [], []
     for image_key, label_key, group_key in parts.values():
-        if label_key not in arrays:
-            raise ValueError(f"{path} has {image_key} but no {label_key}: add the labels")
-        found = _images(path, image_key, arrays[image_key])
-        images += list(found)  # views, so that splits do not copy the pixels
-        names += [f"{image_key}[{row}]" for row in range(len(found))]
-        labels.append(_part_of(path, label_key, arrays[label_key], image_key, len(found)))
+        images += list(arrays[image_key])  # views, so that splits do not copy the pixels
+        names += [f"{image_key}[{row}]" for row in range(len(arrays[image_key]))]
+        labels.append(_without_column(arrays[label_key]))
         if group_key in arrays:
-            groups.append(_part_of(path, group_key, arrays[group_key], image_key, len(found)))
+            groups.append(_without_column(arrays[group_key]))
     if groups and len(groups) < len(parts):
         raise ValueError(f"{path} has groups for some splits only: add them for all")
     class_names, labels = _classes(path, names, _joined(path, labels), arrays.get("class_names"))
@@ -74,7 +75,8 @@ def _path(config: DataConfig) -> Path:
     return path
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     if not zipfile.is_zipfile(path):
         raise ValueError(
             f"{path} is not an npz file, or is cut off ({path.stat().st_size} bytes): save it by"
@@ -82,39 +84,66 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         )
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {key: _array(path, key, file) for key in file.files}
+            yield file
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}): get it again") from error
 
 
-def _array(path: Path, key: str, file: np.lib.npyio.NpzFile) -> np.ndarray:
+def _arrays(
+    path: Path, file: np.lib.npyio.NpzFile, parts: Iterable[tuple[str, str, str]]
+) -> dict[str, np.ndarray]:
+    """Loads the arrays of all parts, after their headers were found to fit one another."""
+    keys = []
+    for image_key, label_key, group_key in parts:
+        if label_key not in file.files:
+            raise ValueError(f"{path} has {image_key} but no {label_key}: add the labels")
+        images = _header(path, file, image_key)
+        if len(images.shape) not in (3, 4) or images.dtype.kind not in "biuf" or not images.nbytes:
+            raise ValueError(
+                f"{path}: {image_key} must be numbers (n, h, w) or (n, h, w, channels); got"
+                f" {images}"
+            )
+        keys.append(image_key)
+        for key in (label_key, group_key):
+            if key in file.files:
+                _check_part(path, _header(path, file, key), images)
+                keys.append(key)
+    if "class_names" in file.files:
+        _check_size(path, _header(path, file, "class_names"))
+        keys.append("class_names")
+    return {key: file[key] for key in keys}
+
+
+def _header(path: Path, file: np.lib.npyio.NpzFile, key: str) -> NpyHeader:
     try:
-        array = file[key]
-    except ValueError as error:  # of objects, or no array
+        header = read_npy_header(file.zip, key)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if header.dtype.hasobject:
         raise ValueError(
-            f"{path}: {key} is no array of numbers or text ({error}). Pickled objects are not"
+            f"{path}: {key} is no array of numbers or text, but of objects. Pickled objects are not"
             " loaded: save arrays of one shape and dtype"
-        ) from error
-    if not isinstance(array, np.ndarray):
-        raise ValueError(f"{path}: {key} is no array; save arrays by numpy.savez")
-    return array
-
-
-def _images(path: Path, key: str, images: np.ndarray) -> np.ndarray:
-    if images.ndim not in (3, 4) or images.dtype.kind not in "biuf" or not images.size:
-        raise ValueError(
-            f"{path}: {key} must be numbers (n, h, w) or (n, h, w, channels); got {images.dtype}"
-            f" {images.shape}"
         )
-    return images
+    return header
 
 
-def _part_of(path: Path, key: str, array: np.ndarray, image_key: str, count: int) -> np.ndarray:
-    if array.ndim < 1 or len(array) != count:
+def _check_part(path: Path, part: NpyHeader, images: NpyHeader) -> None:
+    if part.shape[:1] != images.shape[:1]:
         raise ValueError(
-            f"{path}: {key} has the shape {array.shape}, but {image_key} holds {count} images:"
-            " one of each belongs together"
+            f"{path}: {part.name} has the shape {part.shape}, but {images.name} holds"
+            f" {images.shape[0]} images: one of each belongs together"
         )
+    _check_size(path, part)
+
+
+def _check_size(path: Path, header: NpyHeader) -> None:
+    try:
+        header.require_small()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _without_column(array: np.ndarray) -> np.ndarray:
     return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
 
 

@@ -4,6 +4,7 @@ import hashlib
 import io
 import pathlib
 import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from medmamba_jax.data import DataUnavailableError
 from medmamba_jax.data.public.catalogue import CATALOGUE
+from medmamba_jax.data.sources import npy_header
 
 REAL = pathlib.Path(__file__).parents[4] / "shared" / "data" / "medmnist"
 SIZES = {"train": 11, "val": 5, "test": 7}
@@ -137,7 +139,10 @@ STRUCTURES = {
     ),
     "images as floats": (changed("val_images", np.float32), "val_images is float32"),
     "colour": (changed("val_images", lambda x: np.stack([x] * 3, -1)), r"\(5, 28, 28, 3\), but"),
-    "an image fewer": (changed("test_images", lambda x: x[1:]), r"test_images is uint8 \(6, 28"),
+    "an image fewer": (
+        changed("test_images", lambda x: x[1:]),
+        r"test_labels is uint8 \(7, 1\), but should be integers \(6, 1\) or \(6,\)",
+    ),
     "labels as floats": (changed("train_labels", np.float64), "train_labels is float64"),
     "one-hot labels": (changed("train_labels", lambda x: np.hstack([x, 1 - x])), r"\(11, 2\), but"),
     "label out of range": (
@@ -175,6 +180,42 @@ def test_a_pickle_is_not_opened(tmp_path, build, gray):
     with pytest.raises(ValueError, match=r"train_images is pickled, .* save it again"):
         build("breastmnist", manual_dir=str(tmp_path), accept_changed_files=True)
     assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        (
+            "val_labels",
+            (10**13, 1),
+            r"val_labels claims to be uint8 \(10000000000000, 1\), .* holds",
+        ),
+        (
+            "test_images",
+            (10**13, 28, 28),
+            r"test_images claims to be uint8 \(10000000000000, 28, 28",
+        ),
+    ],
+)
+def test_what_claims_to_be_larger_than_it_is(tmp_path, build, gray, name, shape, message):
+    header = io.BytesIO()
+    claim = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, claim)
+    values = gray.pop(name).tobytes()
+    file = tmp_path / "breastmnist.npz"
+    file.write_bytes(npz(gray))
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr(f"{name}.npy", header.getvalue() + values)
+    with pytest.raises(ValueError, match=message):
+        build("breastmnist", manual_dir=str(tmp_path), accept_changed_files=True)
+
+
+def test_labels_that_could_not_be_loaded_are_not(tmp_path, build, gray, monkeypatch):
+    monkeypatch.setattr(npy_header, "_LARGEST", 80)
+    gray["train_labels"] = gray["train_labels"].astype(np.int64)
+    (tmp_path / "breastmnist.npz").write_bytes(npz(gray))
+    with pytest.raises(ValueError, match=r"train_labels is int64 \(11, 1\), 88 bytes, of which 80"):
+        build("breastmnist", manual_dir=str(tmp_path), accept_changed_files=True)
 
 
 def flipped(content):

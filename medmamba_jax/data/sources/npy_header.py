@@ -1,0 +1,84 @@
+"""What an array in an npz file claims to be, before anything is made room for."""
+
+import dataclasses
+import io
+import math
+import zipfile
+
+import numpy as np
+
+_LONGEST = 1 << 16  # bytes; NumPy itself refuses headers of more than 10,000 characters
+_LARGEST = 1 << 30  # bytes of an array other than images
+_VERSIONS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class NpyHeader:
+    """The header of an array.
+
+    Attributes:
+        name: of the array; for messages.
+        dtype, shape: of the array.
+        fortran_order: whether the first axis varies fastest.
+        offset: bytes before the values.
+    """
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    fortran_order: bool
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.shape}"
+
+    def require_small(self) -> None:
+        """Raises ValueError if this is too large for labels, groups or names."""
+        if self.nbytes > _LARGEST:
+            raise ValueError(
+                f"{self.name} is {self}, {self.nbytes:,} bytes, of which {_LARGEST:,} are allowed:"
+                " save it with a smaller dtype, or get the file elsewhere"
+            )
+
+
+def read_npy_header(archive: zipfile.ZipFile, name: str) -> NpyHeader:
+    """Reads the header of an array in an npz file, and no more.
+
+    Args:
+        archive: the npz file.
+        name: of the array; it is there.
+
+    Raises:
+        zipfile.BadZipFile, zlib.error, EOFError, OSError: if the file is damaged.
+        ValueError: if it is no array, or the file holds fewer values than the header claims.
+    """
+    member = f"{name}.npy" if f"{name}.npy" in archive.namelist() else name
+    with archive.open(member) as stream:
+        start = io.BytesIO(stream.read(_LONGEST))
+    try:
+        version = np.lib.format.read_magic(start)
+        read = _VERSIONS.get(version)
+        found = None if read is None else read(start)
+    except Exception as error:  # a damaged header is parsed as Python, which raises anything
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{name} is no array; save arrays by numpy.savez ({reason})") from error
+    if found is None:
+        raise ValueError(f"{name} is in version {version} of the npy format: save it again")
+    shape, fortran_order, dtype = found
+    if any(side < 0 for side in shape):
+        raise ValueError(f"{name} claims to be of shape {shape}: get it again")
+    header = NpyHeader(name, dtype, shape, fortran_order, start.tell())
+    held = archive.getinfo(member).file_size - header.offset
+    if not dtype.hasobject and header.nbytes > held:
+        raise ValueError(
+            f"{name} claims to be {header}, {header.nbytes:,} bytes, but the file holds {held:,}:"
+            " get it again"
+        )
+    return header
