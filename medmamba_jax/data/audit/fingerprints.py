@@ -2,13 +2,13 @@
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image
 
+from medmamba_jax.data.cpus import usable_cpus
 from medmamba_jax.data.dataset import Split
 
 Decode = Callable[[bytes | np.ndarray], np.ndarray]
@@ -39,14 +39,14 @@ class Fingerprints:
 
 
 def fingerprint(split: Split, decode: Decode) -> Fingerprints:
-    """Decodes every image of a split once, in as many threads as there are cores.
+    """Decodes every image of a split once, in as many threads as there are CPUs.
 
     Args:
         split: the images.
         decode: to uint8 (h, w, c), as for the model; raises ValueError for a damaged image.
     """
     rows = range(len(split))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cpus()) as pool:
         found = list(pool.map(lambda row: _of_image(split, row, decode), rows))
     problems = {row: result for row, result in enumerate(found) if isinstance(result, str)}
     blank = ("", (0, 0), np.zeros(4, np.uint64), np.zeros(_HASH_WIDTH * _HASH_HEIGHT, np.float32))

@@ -12,6 +12,7 @@ import numpy as np
 import PIL
 from tqdm import tqdm
 
+from medmamba_jax.data.cpus import usable_cpus
 from medmamba_jax.data.dataset import Example, Split
 from medmamba_jax.data.images.preprocessing import Preprocessing, decoded
 
@@ -179,7 +180,7 @@ class OnDisk:
                 str(partial), "group_size:1,uncompressed"
             )
             with (
-                ThreadPoolExecutor() as pool,
+                ThreadPoolExecutor(usable_cpus()) as pool,
                 tqdm(total=count, desc="caching", unit="image", leave=False, disable=None) as bar,
             ):
                 for start in range(0, count, _WRITTEN_AT_ONCE):

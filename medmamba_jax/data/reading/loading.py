@@ -1,7 +1,6 @@
 """Batches of images: Grain pipelines with an order that only the seed and the step decide."""
 
 import dataclasses
-import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -10,6 +9,7 @@ import numpy as np
 from absl import flags
 from numpy.typing import ArrayLike
 
+from medmamba_jax.data.cpus import usable_cpus
 from medmamba_jax.data.dataset import Split
 from medmamba_jax.data.images.augmentation import POLICIES
 from medmamba_jax.data.images.preprocessing import Preprocessing, decoded
@@ -262,7 +262,7 @@ def _batches(rows: grain.MapDataset, local_batch_size: int, num_workers: int) ->
     if num_workers < 0:
         raise ValueError(f"num_workers must be 0 or more; got {num_workers}")
     source = _Parts(rows, local_batch_size)
-    threads = min(_MAX_READING_THREADS, _cores())
+    threads = min(_MAX_READING_THREADS, usable_cpus())
     parts = grain.MapDataset.source(source).to_iter_dataset(
         grain.ReadOptions(
             num_threads=threads, prefetch_buffer_size=threads * _PREFETCHED_PARTS_PER_THREAD
@@ -281,10 +281,3 @@ def _batches(rows: grain.MapDataset, local_batch_size: int, num_workers: int) ->
         batches, prefetch_buffer_size=_PREFETCHED_BATCHES
     )
     return BatchIterator(iter(batches))
-
-
-def _cores() -> int:
-    """Cores that this process may use, where the system tells; a container may have few of many."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

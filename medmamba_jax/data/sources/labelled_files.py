@@ -9,6 +9,7 @@ import numpy as np
 from absl import logging
 
 from medmamba_jax.data.config import ALL_FRAMES, DataConfig
+from medmamba_jax.data.cpus import usable_cpus
 from medmamba_jax.data.dataset import Example, digest
 from medmamba_jax.data.images.decoding import count_frames, open_image
 from medmamba_jax.data.naming import listed
@@ -108,7 +109,7 @@ def readable(root: Path, names: Sequence[str], config: DataConfig) -> np.ndarray
             return str(error)
         return None
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(usable_cpus()) as pool:
         problems = list(pool.map(problem, names))
     unreadable = [
         f"{root / name} ({why})" for name, why in zip(names, problems, strict=True) if why
