@@ -1,15 +1,15 @@
 """Opening an image without losing anything in silence."""
 
-import contextlib
 import io
-import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
+from medmamba_jax.data.images.damage import damage_told
+from medmamba_jax.data.images.deep_colour import find_deep_colour, read_deep_colour
 from medmamba_jax.data.images.dicom import count_dicom_frames, is_dicom, read_dicom
+from medmamba_jax.data.images.tiff_directories import is_tiff, tiff_directories
 from medmamba_jax.data.images.windowing import Window, to_uint8
 
 IMAGE_SUFFIXES = (
@@ -22,7 +22,6 @@ _RETURNED_AS = {"1": "L", "P": "RGB", "PA": "RGB", "CMYK": "RGB", "YCbCr": "RGB"
 _EIGHT_BIT_MODES = ("L", "LA", "RGB", "RGBA", *_RETURNED_AS)
 _DEEP_MODES = ("I;16", "I;16B", "I", "F")
 _NPY_MAGIC = b"\x93NUMPY"
-_TIFF_MAGIC = (b"II*\0", b"MM\0*")
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_BIT_DEPTH_OFFSET = 24
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
@@ -62,9 +61,10 @@ def open_image(
         the pixels of both.
 
     Raises:
-        DataUnavailableError: if it is DICOM and pydicom is not installed.
+        DataUnavailableError: if it is DICOM and pydicom is not installed, or 16-bit colour and
+            imagecodecs is not.
         ValueError: if the image is damaged, is not of these kinds, lacks the frame, holds NaN or
-            infinity, or is of a kind that Pillow reads at less than its full depth.
+            infinity, or is of a kind that cannot be read at its full depth.
     """
     if isinstance(image, np.ndarray):
         return _from_array(image, window, frame)
@@ -72,6 +72,10 @@ def open_image(
         return _from_array(load_npy(image), window, frame)
     if is_dicom(image):
         return Image.fromarray(read_dicom(image, window=window, frame=frame))
+    if frame and frame >= (frames := count_frames(image)):
+        raise _NoSuchFrameError(frame, frames)
+    if deep := find_deep_colour(image, frame):
+        return read_deep_colour(image, deep, window=window, frame=frame)
     opened = _load(image, frame)
     if opened.mode in _EIGHT_BIT_MODES and not _is_signed(opened):
         mode = _RETURNED_AS.get(opened.mode, opened.mode)
@@ -90,8 +94,11 @@ def count_frames(image: bytes) -> int:
         return 1
     if is_dicom(image):
         return count_dicom_frames(image)
+    if is_tiff(image):
+        with damage_told(image):
+            return sum(1 for _ in tiff_directories(image))
     opened = open_header(image)
-    with _damage_told(image):
+    with damage_told(image):
         return getattr(opened, "n_frames", 1)
 
 
@@ -101,7 +108,7 @@ def open_header(content: bytes) -> Image.Image:
     Raises:
         ValueError: if its header is damaged or of another kind.
     """
-    with _damage_told(content):
+    with damage_told(content):
         return Image.open(io.BytesIO(content), formats=_FORMATS)
 
 
@@ -120,10 +127,8 @@ def load_npy(content: bytes) -> np.ndarray:
 
 def _load(content: bytes, frame: int) -> Image.Image:
     opened = open_header(content)
-    with _damage_told(content):
+    with damage_told(content):
         if frame:
-            if frame >= (frames := getattr(opened, "n_frames", 1)):
-                raise _NoSuchFrameError(frame, frames)
             opened.seek(frame)
         opened.load()
         ImageOps.exif_transpose(opened, in_place=True)
@@ -131,35 +136,9 @@ def _load(content: bytes, frame: int) -> Image.Image:
     if deep or opened.mode not in (*_EIGHT_BIT_MODES, *_DEEP_MODES):
         raise ValueError(
             f"{deep or f'an image of mode {opened.mode!r}'} cannot be read at its full depth: save"
-            " it as 8-bit colour, as 16-bit grey, or as .npy"
+            " it as grey or RGB, or as .npy"
         )
     return opened
-
-
-@contextlib.contextmanager
-def _damage_told(content: bytes) -> Iterator[None]:
-    """Makes a ValueError of all that Pillow raises for damaged files."""
-    try:
-        yield
-    except _NoSuchFrameError:
-        raise
-    except UnidentifiedImageError as error:
-        if content.startswith(_TIFF_MAGIC):
-            raise ValueError(
-                "a TIFF of a kind that Pillow cannot read: save it as 8-bit colour or 8- or 16-bit"
-                " grey, or as .npy"
-            ) from error
-        raise ValueError(f"not an image file ({len(content)} bytes)") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"the image is too large to be decoded safely: {error}") from error
-    except _DAMAGE as error:
-        raise ValueError(f"not a complete image file ({len(content)} bytes): {error}") from error
-
-
-_DAMAGE = (
-    *(OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError),
-    struct.error,
-)
 
 
 class _NoSuchFrameError(ValueError):
@@ -168,13 +147,13 @@ class _NoSuchFrameError(ValueError):
 
 
 def deeper_than_read(content: bytes, opened: Image.Image) -> str | None:
-    """Names files whose 16 bits a channel Pillow reads as 8 without a word."""
+    """Names files whose 16 bits a channel Pillow reads as 8, and nothing else here reads."""
     if opened.mode not in _EIGHT_BIT_MODES:
         return None
     if content.startswith(_PNG_SIGNATURE) and content[_PNG_BIT_DEPTH_OFFSET] == 16:
-        return "a 16-bit PNG with colour or alpha"
+        return "animated 16-bit PNG"
     if opened.format == "TIFF" and max(opened.tag_v2.get(_TIFF_BITS, (8,))) > 8:
-        return "a 16-bit TIFF with colour"
+        return f"16-bit {opened.mode} TIFF"
     return None
 
 

@@ -5,6 +5,7 @@ import io
 import numpy as np
 
 from medmamba_jax.data.images.decoding import deeper_than_read, load_npy, open_header
+from medmamba_jax.data.images.deep_colour import find_deep_colour
 from medmamba_jax.data.images.dicom import is_dicom
 
 _NPY_MAGIC = b"\x93NUMPY"
@@ -36,11 +37,13 @@ def image_kind(image: bytes | np.ndarray) -> str:
     if is_dicom(image):
         return _dicom_kind(image)
     try:
+        if deep_colour := find_deep_colour(image):
+            return str(deep_colour)
         opened = open_header(image)
     except ValueError:
         return "no image that can be opened"
     if deep := deeper_than_read(image, opened):
-        return deep.removeprefix("a ")
+        return deep
     return f"{opened.format}, {_MODES.get(opened.mode, opened.mode)}"
 
 

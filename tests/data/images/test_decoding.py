@@ -2,7 +2,6 @@
 
 import io
 import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -44,19 +43,6 @@ def by_hand(pixels, low, high):
         half = 2 * rest - (high - low)
         result.append(whole + (half > 0 or (half == 0 and whole % 2 == 1)))
     return np.array(result, np.uint8).reshape(pixels.shape)
-
-
-def png_chunk(kind, data):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def sixteen_bit_png(color_type):
-    """A black PNG of 16 bits a channel, which Pillow cannot write."""
-    samples = {2: 3, 4: 2, 6: 4}[color_type]
-    header = struct.pack(">IIBBBBB", 4, 4, 16, color_type, 0, 0, 0)
-    rows = zlib.compress((b"\0" + bytes(4 * 2 * samples)) * 4)
-    chunks = [(b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
 
 
 def tiff(pixels, *, photometric, bits, sample_format=1):
@@ -196,22 +182,9 @@ class TestMoreThanEightBits:
     def test_one_value_only_is_black(self):
         np.testing.assert_array_equal(open_image(np.full((3, 4), 77, np.int16)), np.zeros((3, 4)))
 
-    @pytest.mark.parametrize("color_type", [2, 4, 6])
-    def test_deep_colour_png_is_refused(self, color_type):
-        png = sixteen_bit_png(color_type)
-        assert Image.open(io.BytesIO(png)).mode in ("RGB", "RGBA", "LA")  # 8 bits, silently
-        with pytest.raises(ValueError, match=r"16-bit PNG with colour or alpha .* save it as"):
-            open_image(png)
-
-    def test_deep_colour_tiff_is_refused(self):
-        content = tiff(RAMP.reshape(20, 70, 3), photometric=2, bits=16)
-        assert Image.open(io.BytesIO(content)).mode == "RGB"  # 8 bits, silently
-        with pytest.raises(ValueError, match=r"16-bit TIFF with colour .* save it as"):
-            open_image(content)
-
-    def test_a_tiff_that_pillow_does_not_know_is_called_that(self):
+    def test_a_tiff_of_an_unknown_kind_is_called_that(self):
         content = tiff(RAMP.astype(np.float64), photometric=1, bits=64, sample_format=3)
-        with pytest.raises(ValueError, match="TIFF of a kind that Pillow cannot read"):
+        with pytest.raises(ValueError, match="a TIFF of a kind that cannot be read: save it as"):
             open_image(content)
 
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

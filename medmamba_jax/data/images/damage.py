@@ -1,0 +1,32 @@
+"""One kind of error for all that damaged image files raise."""
+
+import contextlib
+import struct
+from collections.abc import Iterator
+
+from PIL import Image, UnidentifiedImageError
+
+from medmamba_jax.data.images.tiff_directories import is_tiff
+
+_DAMAGE = (
+    *(OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError),
+    struct.error,
+)
+
+
+@contextlib.contextmanager
+def damage_told(content: bytes) -> Iterator[None]:
+    """Makes a ValueError of all that is raised for damaged files."""
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        if is_tiff(content):
+            raise ValueError(
+                "a TIFF of a kind that cannot be read: save it as grey or RGB of 8 or 16 bits, or"
+                " as .npy"
+            ) from error
+        raise ValueError(f"not an image file ({len(content)} bytes)") from error
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"the image is too large to be decoded safely: {error}") from error
+    except _DAMAGE as error:
+        raise ValueError(f"not a complete image file ({len(content)} bytes): {error}") from error

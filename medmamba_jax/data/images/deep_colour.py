@@ -1,0 +1,166 @@
+"""16-bit colour of PNG and TIFF, which Pillow reads at half its depth or not at all.
+
+It is read by imagecodecs (the extra `colour16`).
+"""
+
+import dataclasses
+import io
+from itertools import islice
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+from medmamba_jax.data.dataset import DataUnavailableError
+from medmamba_jax.data.images.damage import damage_told
+from medmamba_jax.data.images.tiff_directories import is_tiff, tiff_directories
+from medmamba_jax.data.images.windowing import Window, to_uint8
+
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_BIT_DEPTH_OFFSET, _PNG_COLOUR_TYPE_OFFSET = 24, 25
+_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC = 256, 257, 258, 262
+_SAMPLES, _PLANES, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 277, 284, 338, 339
+_PLANES_APART, _UNSIGNED = 2, 1
+_ORIENTATION = ExifTags.Base.Orientation
+
+
+@dataclasses.dataclass(frozen=True)
+class DeepColour:
+    """What the header of an image of 16 bits a channel says.
+
+    Attributes:
+        format: "PNG" or "TIFF".
+        colours: 1 (grey) or 3 (RGB).
+        alpha: whether alpha follows them.
+        premultiplied: whether they are multiplied by it.
+        apart: whether a TIFF's channels lie one after the other.
+        shape: a TIFF's (h, w, channels).
+        orientation: a TIFF's, as EXIF numbers it; a PNG may say it behind its pixels.
+    """
+
+    format: str
+    colours: int
+    alpha: bool = False
+    premultiplied: bool = False
+    apart: bool = False
+    shape: tuple[int, int, int] | None = None
+    orientation: int | None = None
+
+    def __str__(self) -> str:
+        colour = "colour" if self.colours == 3 else "grey"
+        return f"{self.format}, 16-bit {colour}{' with alpha' * self.alpha}"
+
+
+_OF_PNG = {  # by colour type
+    2: DeepColour("PNG", 3),
+    4: DeepColour("PNG", 1, alpha=True),
+    6: DeepColour("PNG", 3, alpha=True),
+}
+_OF_TIFF = {  # by photometric interpretation, samples and extra samples; as Pillow takes 8 bits
+    (1, 2, (1,)): DeepColour("TIFF", 1, alpha=True, premultiplied=True),
+    (1, 2, (2,)): DeepColour("TIFF", 1, alpha=True),
+    (2, 3, ()): DeepColour("TIFF", 3),
+    (2, 4, ()): DeepColour("TIFF", 3, alpha=True),
+    (2, 4, (0,)): DeepColour("TIFF", 3),
+    (2, 4, (1,)): DeepColour("TIFF", 3, alpha=True, premultiplied=True),
+    (2, 4, (2,)): DeepColour("TIFF", 3, alpha=True),
+}
+
+
+def find_deep_colour(content: bytes, frame: int = 0) -> DeepColour | None:
+    """Returns what the header says of a frame that `read_deep_colour` reads, None of others.
+
+    Raises:
+        ValueError: if the header is damaged, or promises more pixels than Pillow would decode.
+    """
+    with damage_told(content):
+        if content.startswith(_PNG_START):
+            return _of_png(content)
+        if is_tiff(content):
+            for tags in islice(tiff_directories(content), frame, frame + 1):
+                return _of_tiff(tags)
+    return None
+
+
+def read_deep_colour(
+    content: bytes, header: DeepColour, *, window: Window, frame: int
+) -> Image.Image:
+    """Decodes an image at its full depth and brings it to 8 bits, turned upright.
+
+    All colours have one window. Alpha has none: 0..65535 becomes 0..255.
+
+    Args:
+        content: the file.
+        header: what `find_deep_colour` returns for it.
+        window: what becomes 0..255, see `to_uint8`.
+        frame: 0-based.
+
+    Returns:
+        An image of mode LA, RGB or RGBA.
+
+    Raises:
+        DataUnavailableError: if imagecodecs is not installed.
+        ValueError: if the file is damaged.
+    """
+    with damage_told(content):
+        pixels = _decode(content, header, frame)
+        orientation = header.orientation
+        if orientation is None:
+            orientation = Image.open(io.BytesIO(content)).getexif().get(_ORIENTATION, 1)
+    colours, alpha = pixels[..., : header.colours], pixels[..., header.colours :]
+    if header.premultiplied:
+        divided = colours.astype(np.uint32) * 65535 // np.maximum(alpha, 1)
+        colours = np.minimum(divided, 65535).astype(np.uint16)
+    channels = to_uint8(colours, window)
+    if header.alpha:
+        channels = np.concatenate([channels, to_uint8(alpha, "full")], axis=-1)
+    image = Image.fromarray(channels)
+    image.getexif()[_ORIENTATION] = orientation
+    ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def _of_png(content: bytes) -> DeepColour | None:
+    if content[_PNG_BIT_DEPTH_OFFSET:_PNG_COLOUR_TYPE_OFFSET] != b"\x10":
+        return None
+    opened = Image.open(io.BytesIO(content), formats=("PNG",))
+    return None if opened.is_animated else _OF_PNG.get(content[_PNG_COLOUR_TYPE_OFFSET])
+
+
+def _of_tiff(tags: ImageFileDirectory_v2) -> DeepColour | None:
+    samples, photometric = tags.get(_SAMPLES, 1), tags.get(_PHOTOMETRIC)
+    found = _OF_TIFF.get((photometric, samples, tags.get(_EXTRA_SAMPLES, ())))
+    if {*tags.get(_BITS, ())} != {16} or {*tags.get(_SAMPLE_FORMAT, (1,))} != {_UNSIGNED}:
+        return None
+    if found is None:
+        return None
+    height, width = tags.get(_HEIGHT, 0), tags.get(_WIDTH, 0)
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and height * width > 2 * limit:
+        raise Image.DecompressionBombError(f"{height * width} pixels, more than {2 * limit}")
+    return dataclasses.replace(
+        found,
+        apart=tags.get(_PLANES) == _PLANES_APART,
+        shape=(height, width, samples),
+        orientation=tags.get(_ORIENTATION, 1),
+    )
+
+
+def _decode(content: bytes, header: DeepColour, frame: int) -> np.ndarray:
+    """Returns uint16 (h, w, channels)."""
+    try:
+        import imagecodecs
+    except ModuleNotFoundError as error:
+        raise DataUnavailableError(
+            f"{header}, is read by imagecodecs, which is not installed: pip install imagecodecs"
+        ) from error
+    try:
+        if header.format == "PNG":
+            return imagecodecs.png_decode(content)
+        pixels = imagecodecs.tiff_decode(content, frame)
+    except (imagecodecs.PngError, imagecodecs.TiffError) as error:
+        raise ValueError(str(error)) from error
+    pixels = np.moveaxis(pixels, 0, -1) if header.apart else pixels
+    if pixels.shape != header.shape or pixels.dtype != np.uint16:
+        raise ValueError(f"{pixels.dtype} {pixels.shape} was found, {header.shape} was promised")
+    return pixels
