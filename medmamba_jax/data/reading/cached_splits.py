@@ -107,7 +107,7 @@ class InMemory:
 
 
 class OnDisk:
-    """Keeps all images in an ArrayRecord file, which is written before the first is read.
+    """Keeps all images in an ArrayRecord file, which is written by `open`, or the first read.
 
     The file is named by the content of the images and by their preprocessing, so that a later run
     finds it and one with other images does not. It gets that name when it is complete.
@@ -145,15 +145,24 @@ class OnDisk:
             ValueError: if an image cannot be decoded.
         """
         with self._lock:
-            if self._reader is not None:
-                return
-            if self._path is None:
-                self._path = self._folder / f"{self._prepared.key()}.array_record"
-            reader = self._existing()
-            if reader is None:
+            if not self._found():
                 self._write()
-                reader = self._existing()
-            self._reader = reader
+                self._reader = self._existing()
+
+    def find(self) -> bool:
+        """Opens the file if it exists and is whole, and returns whether it does.
+
+        The first time, every image is read for its content.
+        """
+        with self._lock:
+            return self._found()
+
+    def _found(self) -> bool:
+        if self._path is None:
+            self._path = self._folder / f"{self._prepared.key()}.array_record"
+        if self._reader is None:
+            self._reader = self._existing()
+        return self._reader is not None
 
     def _existing(self) -> Any:
         from array_record.python import array_record_module

@@ -13,20 +13,21 @@ turns them otherwise; of all others the decoded and resized ones. Nothing is los
 | auto | some | disk, as on the right | disk, as on the right |
 
 Worker processes share no memory. "Fits" means: all kept splits together take half of the memory, or
-of the room on the disk, that is free when the run begins.
+of the room on the disk, that is free when the run begins. What an earlier run has written to the
+disk fits, too, whatever is left there.
 """
 
 import dataclasses
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import psutil
 
 from medmamba_jax.data.config import DataConfig
-from medmamba_jax.data.dataset import Dataset
+from medmamba_jax.data.dataset import Dataset, Split
 from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.data.reading.cached_splits import CachedSplit, InMemory, OnDisk, Prepared
 
@@ -41,7 +42,7 @@ def cached(
     """Returns the data set with its splits behind caches, and where these are, for the log.
 
     Pixels and order stay as they are. Nothing is decoded here but a sample of images that are to
-    be augmented, to know their size.
+    be augmented, to know their size, and nothing is written: see `open_caches`.
 
     Raises:
         ValueError: if `config.cache_dir` cannot be written to, or an image cannot be decoded.
@@ -54,12 +55,14 @@ def cached(
         prepared = Prepared(split, preprocessing, resized=not augmented)
         size = 0 if config.cache == "none" else _size(prepared)
         kind = choose(config.cache, size, augmented, config.num_workers, free)
-        if kind == "none":
-            splits[name] = split
-        else:
+        if kind != "none":
             free[kind] -= size
             images = InMemory(prepared) if kind == "memory" else _on_disk(prepared, folder)
-            splits[name] = CachedSplit(split, images)
+        elif (
+            config.cache == "auto" and not augmented and (images := _found(prepared, folder, size))
+        ):
+            kind = "disk"
+        splits[name] = split if kind == "none" else CachedSplit(split, images)
         texts.append(f"{name} {_TEXTS[kind].format(size=_readable(size), folder=folder)}")
     return dataclasses.replace(dataset, splits=splits), ", ".join(texts)
 
@@ -69,6 +72,18 @@ _TEXTS = {
     "memory": "{size} in memory",
     "disk": "{size} in {folder}",
 }
+
+
+def open_caches(splits: Iterable[Split]) -> None:
+    """Opens the caches on disk that hold these splits; files that are missing are written.
+
+    Raises:
+        OSError: if one cannot be written.
+        ValueError: if an image cannot be decoded.
+    """
+    for split in splits:
+        if isinstance(split, CachedSplit) and isinstance(split.images, OnDisk):
+            split.images.open()
 
 
 def choose(
@@ -113,6 +128,15 @@ def _size(prepared: Prepared) -> int:
 def _free_disk(folder: Path) -> int:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     return shutil.disk_usage(existing).free if os.access(existing, os.W_OK) else 0
+
+
+def _found(prepared: Prepared, folder: Path, size: int) -> OnDisk | None:
+    """The cache on disk, if it exists; images are read for it only if a file is large enough."""
+    if any(file.stat().st_size > size for file in folder.glob("*.array_record")):
+        images = OnDisk(prepared, folder)
+        if images.find():
+            return images
+    return None
 
 
 def _on_disk(prepared: Prepared, folder: Path) -> OnDisk:

@@ -18,7 +18,7 @@ from medmamba_jax.data import (
 )
 from medmamba_jax.data.reading import caching
 from medmamba_jax.data.reading.cached_splits import CachedSplit, InMemory, OnDisk, Prepared
-from medmamba_jax.data.reading.caching import available_memory, cached, choose
+from medmamba_jax.data.reading.caching import available_memory, cached, choose, open_caches
 
 COUNT = 20
 PREPROCESSING = Preprocessing((32, 40), 3, "bilinear", (0.5,), (0.5,))
@@ -280,6 +280,57 @@ class TestCached:
         dataset, text = cached(original, Preprocessing.from_config(config, 3), config)
         assert dataset.splits == original.splits
         assert text == "train not kept, val not kept, test not kept"
+
+    def test_what_is_there_is_used_though_nothing_is_free(self, noise_png, tmp_path, monkeypatch):
+        config = DataConfig(image_size=64, cache="disk", cache_dir=str(tmp_path))
+        preprocessing = Preprocessing.from_config(config, 3)
+        written, _ = cached(self.dataset(noise_png), preprocessing, config)
+        open_caches(written.splits[name] for name in ("train", "val"))
+        assert len(list(tmp_path.iterdir())) == 2
+        monkeypatch.setattr(caching, "available_memory", lambda: 0)
+        monkeypatch.setattr(caching, "_free_disk", lambda folder: 0)
+
+        original = self.dataset(noise_png)
+        config = dataclasses.replace(config, cache="auto")
+        dataset, text = cached(original, preprocessing, config)
+        assert text == f"train 0.2 MiB in {tmp_path}, val 0.2 MiB in {tmp_path}, test not kept"
+        open_caches(dataset.splits.values())
+        for row in range(COUNT):
+            image = dataset.splits["train"][row]["image"]
+            np.testing.assert_array_equal(image, written.splits["train"][row]["image"])
+        assert set(original.splits["train"].reads) == {1}  # for its content
+        assert len(list(tmp_path.iterdir())) == 2
+
+        (tmp_path / "0.array_record").write_bytes(bytes(1000))
+        larger = dataclasses.replace(config, image_size=128)
+        original = self.dataset(noise_png)
+        _, text = cached(original, Preprocessing.from_config(larger, 3), larger)
+        assert text == "train not kept, val not kept, test not kept"
+        assert not any(split.reads.any() for split in original.splits.values())
+
+    def test_what_is_augmented_is_not_looked_for(self, noise_png, tmp_path, monkeypatch):
+        config = DataConfig(
+            image_size=32, augmentation="light", cache="disk", cache_dir=str(tmp_path)
+        )
+        preprocessing = Preprocessing.from_config(config, 3)
+        open_caches(cached(self.dataset(noise_png), preprocessing, config)[0].splits.values())
+        monkeypatch.setattr(caching, "available_memory", lambda: 0)
+        auto = dataclasses.replace(config, cache="auto")
+        dataset, _ = cached(self.dataset(noise_png), preprocessing, auto)
+        assert not isinstance(dataset.splits["train"], CachedSplit)
+        assert isinstance(dataset.splits["val"].images, OnDisk)
+
+    def test_files_are_written_when_they_are_opened(self, noise_png, tmp_path):
+        original = self.dataset(noise_png)
+        config = DataConfig(image_size=64, cache="disk", cache_dir=str(tmp_path))
+        dataset, _ = cached(original, Preprocessing.from_config(config, 3), config)
+        assert list(tmp_path.iterdir()) == []
+        open_caches([original.splits["test"], dataset.splits["val"]])
+        (file,) = tmp_path.iterdir()
+        written = file.stat().st_mtime_ns
+        dataset.splits["val"][3]
+        assert file.stat().st_mtime_ns == written
+        assert set(original.splits["val"].reads) == {2} and not original.splits["test"].reads.any()
 
     @pytest.mark.parametrize("name", ["file/cache", "file"])
     def test_a_folder_that_cannot_be_is_refused(self, noise_png, tmp_path, name):
