@@ -12,6 +12,7 @@ import numpy as np
 
 from medmamba_jax.checkpoints import CheckpointStore, RunDescription
 from medmamba_jax.data import OwnData, as_dataset, build_dataset, eval_batches
+from medmamba_jax.data.reading.caching import open_caches
 from medmamba_jax.train.experiment import Experiment
 from medmamba_jax.train.metrics import METRICS
 from medmamba_jax.train.setup import Setup, prepare, restore
@@ -23,6 +24,7 @@ CHANGEABLE = (
     *("data.root", "data.table", "data.split_file", "data.manual_dir", "data.num_workers"),
     *("data.cache", "data.cache_dir", "train.batch_size"),
 )
+SPLITS = ("val", "test")  # that are evaluated
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -60,6 +62,7 @@ def prepare_evaluation(
             other classes), or they do not fit the devices.
         DataUnavailableError: if there are no images.
         NotImplementedError: if the run's scan does not run on these devices.
+        OSError: if a file cannot be read or written, such as a cache on a full disk.
     """
     workdir = pathlib.Path(workdir).resolve()
     description = RunDescription.read(workdir)
@@ -90,6 +93,7 @@ def prepare_evaluation(
     with CheckpointStore(checkpoint_dir(workdir)) as store:
         if store.best_epoch() is None:
             raise FileNotFoundError(f"{workdir} has no checkpoint yet; train for one epoch first")
+    open_caches(setup.dataset.splits[name] for name in SPLITS)
     return dataclasses.replace(setup, description=description)
 
 
@@ -106,7 +110,7 @@ def evaluate_best(setup: Setup) -> dict[str, dict[str, Any]]:
         epoch = store.best_epoch()
         state, _ = restore(setup, store, epoch)
     results = {}
-    for split in ("val", "test"):
+    for split in SPLITS:
         results[split] = {
             "split": split,
             "task": setup.dataset.task,

@@ -20,6 +20,7 @@ from medmamba_jax.data import (
     train_batches,
     write_split_table,
 )
+from medmamba_jax.data.reading.caching import open_caches
 from medmamba_jax.train.config import BEST_METRICS
 from medmamba_jax.train.evaluation import NonFiniteLossError, evaluate_best, evaluate_split
 from medmamba_jax.train.experiment import Experiment
@@ -61,6 +62,7 @@ def prepare_training(
             do not pass `audit`, or the workdir holds another experiment.
         DataUnavailableError, FileNotFoundError: if there are no images.
         NotImplementedError: if the scan asked for does not run on these devices.
+        OSError: if a file cannot be read or written, such as a cache on a full disk.
     """
     workdir = pathlib.Path(workdir).resolve()
     settings = experiment.data
@@ -77,6 +79,7 @@ def prepare_training(
     with CheckpointStore(checkpoint_dir(workdir)) as store:
         claim(workdir, setup.description, started=store.latest_epoch() is not None)
     write_split_table(workdir / SPLIT_TABLE, dataset)
+    open_caches(setup.dataset.splits.values())  # large, so not before all else is known to be right
     return setup
 
 
