@@ -45,7 +45,7 @@ def test_training_finds_them_written(on_disk, images, tmp_path):
 
 
 def test_a_full_disk_stops_training_before_it_starts(on_disk, images, tmp_path, full_disk):
-    with pytest.raises(OSError, match=r"cannot write the cache .*: make room, or set") as error:
+    with pytest.raises(OSError, match=r"cache \(write.* too large\): make room, or set") as error:
         prepare_training(on_disk, tmp_path / "run", images)
     assert error.value.errno is None  # the message is whole, and main.py prints it
     assert not caches(tmp_path)

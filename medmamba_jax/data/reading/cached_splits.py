@@ -200,9 +200,10 @@ class OnDisk:
             writer.close()
             partial.replace(self._path)
         except RuntimeError as error:
+            reason = str(error).partition(";")[0]  # what follows names the file again
             raise OSError(
-                f"cannot write the cache {partial} ({error}): make room, or set data.cache_dir to"
-                " another folder or data.cache to none"
+                f"cannot write the cache in {self._folder} ({reason}): make room, or set"
+                " data.cache_dir to another folder or data.cache to none"
             ) from error
         finally:
             partial.unlink(missing_ok=True)
