@@ -1,4 +1,4 @@
-"""One kind of error for all that damaged image files raise."""
+"""Errors of image files: one kind for all that damage raises."""
 
 import contextlib
 import struct
@@ -14,11 +14,20 @@ _DAMAGE = (
 )
 
 
+class NoSuchFrameError(ValueError):
+    """A file has fewer frames than were asked for."""
+
+    def __init__(self, frame: int, frames: int):
+        super().__init__(f"frame {frame} was asked for (data.frame), but there are {frames}")
+
+
 @contextlib.contextmanager
 def damage_told(content: bytes) -> Iterator[None]:
     """Makes a ValueError of all that is raised for damaged files."""
     try:
         yield
+    except NoSuchFrameError:
+        raise
     except UnidentifiedImageError as error:
         if is_tiff(content):
             raise ValueError(

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from medmamba_jax.data.images.damage import damage_told
+from medmamba_jax.data.images.damage import NoSuchFrameError, damage_told
 from medmamba_jax.data.images.deep_colour import find_deep_colour, read_deep_colour
-from medmamba_jax.data.images.dicom import count_dicom_frames, is_dicom, read_dicom
+from medmamba_jax.data.images.dicom import DicomFile, count_dicom_frames, is_dicom
 from medmamba_jax.data.images.tiff_directories import is_tiff, tiff_directories
 from medmamba_jax.data.images.windowing import Window, to_uint8
 
@@ -42,17 +42,18 @@ def is_image_file(path: Path) -> bool:
 
 
 def open_image(
-    image: bytes | np.ndarray, *, window: Window = "auto", frame: int = 0
+    image: bytes | np.ndarray | DicomFile, *, window: Window = "auto", frame: int = 0
 ) -> Image.Image | np.ndarray:
     """Opens and fully decodes an image, in 8 bits, turned upright by its EXIF orientation.
 
     Colour profiles (ICC) are not applied: the pixels are those of the file.
 
     Args:
-        image: the bytes of an image file (PNG, JPEG, TIFF, BMP, WebP, GIF, .npy or DICOM), or an
-            array (h, w) or (h, w, c) of any real dtype, with any number of channels.
+        image: the bytes of an image file (PNG, JPEG, TIFF, BMP, WebP, GIF, .npy or DICOM), or what
+            `parsed` makes of it, or an array (h, w) or (h, w, c) of any real dtype, with any number
+            of channels.
         window: what becomes 0..255 of an image with more than 8 bits; see `to_uint8`, and
-            `read_dicom` for DICOM. 8 bits are not touched.
+            `DicomFile` for DICOM. 8 bits are not touched.
         frame: 0-based, of a DICOM file, TIFF, GIF or WebP that holds several.
 
     Returns:
@@ -68,12 +69,11 @@ def open_image(
     """
     if isinstance(image, np.ndarray):
         return _from_array(image, window, frame)
+    image = parsed(image)
+    if isinstance(image, DicomFile):
+        return Image.fromarray(image.read(window=window, frame=frame))
     if image.startswith(_NPY_MAGIC):
         return _from_array(load_npy(image), window, frame)
-    if is_dicom(image):
-        return Image.fromarray(read_dicom(image, window=window, frame=frame))
-    if frame and frame >= (frames := count_frames(image)):
-        raise _NoSuchFrameError(frame, frames)
     if deep := find_deep_colour(image, frame):
         return read_deep_colour(image, deep, window=window, frame=frame)
     opened = _load(image, frame)
@@ -81,6 +81,18 @@ def open_image(
         mode = _RETURNED_AS.get(opened.mode, opened.mode)
         return opened if mode == opened.mode else opened.convert(mode)
     return Image.fromarray(_deep_pixels(opened, window))
+
+
+def parsed(image: bytes | np.ndarray | DicomFile) -> bytes | np.ndarray | DicomFile:
+    """Parses a DICOM file once for all of its frames; other images are returned themselves.
+
+    Raises:
+        DataUnavailableError: if it is DICOM and pydicom is not installed.
+        ValueError: if it is DICOM and damaged.
+    """
+    if isinstance(image, np.ndarray | DicomFile) or not is_dicom(image):
+        return image
+    return DicomFile(image)
 
 
 def count_frames(image: bytes) -> int:
@@ -129,7 +141,7 @@ def _load(content: bytes, frame: int) -> Image.Image:
     opened = open_header(content)
     with damage_told(content):
         if frame:
-            opened.seek(frame)
+            _seek(opened, frame)
         opened.load()
         ImageOps.exif_transpose(opened, in_place=True)
     deep = deeper_than_read(content, opened)
@@ -141,9 +153,11 @@ def _load(content: bytes, frame: int) -> Image.Image:
     return opened
 
 
-class _NoSuchFrameError(ValueError):
-    def __init__(self, frame: int, frames: int):
-        super().__init__(f"frame {frame} was asked for (data.frame), but there are {frames}")
+def _seek(opened: Image.Image, frame: int) -> None:
+    try:
+        opened.seek(frame)
+    except EOFError as error:
+        raise NoSuchFrameError(frame, getattr(opened, "n_frames", 1)) from error
 
 
 def deeper_than_read(content: bytes, opened: Image.Image) -> str | None:
@@ -183,7 +197,7 @@ def _from_array(pixels: np.ndarray, window: Window, frame: int) -> Image.Image |
             f" {pixels.shape}"
         )
     if frame:
-        raise _NoSuchFrameError(frame, 1)
+        raise NoSuchFrameError(frame, 1)
     pixels = to_uint8(pixels, window)
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[..., 0]

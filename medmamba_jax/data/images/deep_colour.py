@@ -5,14 +5,13 @@ It is read by imagecodecs (the extra `colour16`).
 
 import dataclasses
 import io
-from itertools import islice
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from medmamba_jax.data.dataset import DataUnavailableError
-from medmamba_jax.data.images.damage import damage_told
+from medmamba_jax.data.images.damage import NoSuchFrameError, damage_told
 from medmamba_jax.data.images.tiff_directories import is_tiff, tiff_directories
 from medmamba_jax.data.images.windowing import Window, to_uint8
 
@@ -71,14 +70,17 @@ def find_deep_colour(content: bytes, frame: int = 0) -> DeepColour | None:
     """Returns what the header says of a frame that `read_deep_colour` reads, None of others.
 
     Raises:
-        ValueError: if the header is damaged, or promises more pixels than Pillow would decode.
+        ValueError: if a TIFF lacks the frame, the header is damaged, or it promises more pixels
+            than Pillow would decode.
     """
     with damage_told(content):
-        if content.startswith(_PNG_START):
+        if content.startswith(_PNG_START) and not frame:
             return _of_png(content)
         if is_tiff(content):
-            for tags in islice(tiff_directories(content), frame, frame + 1):
-                return _of_tiff(tags)
+            for index, tags in enumerate(tiff_directories(content)):
+                if index == frame:
+                    return _of_tiff(tags)
+            raise NoSuchFrameError(frame, index + 1)
     return None
 
 

@@ -1,16 +1,20 @@
 """Reading DICOM files as 8-bit pixels, by pydicom (the extra `dicom`)."""
 
+import contextlib
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from scipy import special
 
 from medmamba_jax.data.dataset import DataUnavailableError
+from medmamba_jax.data.images.damage import NoSuchFrameError
 from medmamba_jax.data.images.windowing import Window, to_uint8
 
 _MAGIC_OFFSET, _MAGIC = 128, b"DICM"
 _GREY = ("MONOCHROME1", "MONOCHROME2")
+_PIXEL_GROUP = 0x0028  # of tags that describe pixels
 _FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 
 
@@ -19,61 +23,71 @@ def is_dicom(content: bytes) -> bool:
     return content[_MAGIC_OFFSET : _MAGIC_OFFSET + len(_MAGIC)] == _MAGIC
 
 
-def read_dicom(content: bytes, *, window: Window, frame: int) -> np.ndarray:
-    """Decodes a frame of a DICOM file and brings it to 8 bits as DICOM prescribes.
-
-    In this order: the modality's transformation (RescaleSlope and RescaleIntercept, or its table),
-    then the window, then the inversion of MONOCHROME1, whose smallest values are white. All
-    three may be given by frame. "auto" is the file's first window (WindowCenter, WindowWidth,
-    VOILUTFunction; PS3.3, C.11.2.1), else the frame's own range, but 8-bit pixels without either
-    are not touched; "full" is what the stored bits can hold; (low, high) is in the modality's
-    units, such as Hounsfield. Colour of 8 bits is taken as it is. A table of values of interest
-    (VOI LUT) and a padding value are not applied.
+class DicomFile:
+    """A parsed DICOM file, whose frames can be read one by one; threads may share it.
 
     Args:
         content: the file.
-        window: see above.
-        frame: 0-based.
-
-    Returns:
-        uint8 (h, w), or (h, w, 3) for colour.
 
     Raises:
         DataUnavailableError: if pydicom is not installed.
-        ValueError: if the file is damaged, holds no such image, or has colour of more than 8 bits.
+        ValueError: if the file is damaged.
     """
-    pydicom = _pydicom()
-    try:
-        header = pydicom.dcmread(io.BytesIO(content))
-        frames = _frames(header)
-        if frame < frames:
-            stored = pydicom.pixels.pixel_array(header, index=frame)
-            _apply_frame_settings(header, frame)
+
+    def __init__(self, content: bytes):
+        pydicom = _pydicom()
+        with _damage_told():
+            self._header = pydicom.dcmread(io.BytesIO(content))
+
+    def read(self, *, window: Window, frame: int) -> np.ndarray:
+        """Decodes a frame and brings it to 8 bits as DICOM prescribes.
+
+        In this order: the modality's transformation (RescaleSlope and RescaleIntercept, or its
+        table), then the window, then the inversion of MONOCHROME1, whose smallest values are
+        white. All three may be given by frame. "auto" is the file's first window (WindowCenter,
+        WindowWidth, VOILUTFunction; PS3.3, C.11.2.1), else the frame's own range, but 8-bit pixels
+        without either are not touched; "full" is what the stored bits can hold; (low, high) is in
+        the modality's units, such as Hounsfield. Colour of 8 bits is taken as it is. A table of
+        values of interest (VOI LUT) and a padding value are not applied.
+
+        Args:
+            window: see above.
+            frame: 0-based.
+
+        Returns:
+            uint8 (h, w), or (h, w, 3) for colour.
+
+        Raises:
+            ValueError: if the file is damaged, holds no such image, or has colour of more than 8
+                bits.
+        """
+        with _damage_told():
+            frames = _frames(self._header)
+        if frame >= frames:
+            raise NoSuchFrameError(frame, frames)
+        with _damage_told():
+            stored = _pydicom().pixels.pixel_array(self._header, index=frame)
+            header = _header_of_frame(self._header, frame)
             values = _values(stored, header)
             said = _file_window(header) if window == "auto" else None
-    except Exception as error:  # pydicom and its decoders raise anything for damaged files
-        problem = " ".join(str(error).split())
-        raise ValueError(f"not a DICOM image that pydicom can read: {problem}") from error
-    if frame >= frames:
-        raise ValueError(f"frame {frame} was asked for (data.frame), but there are {frames}")
-    if header.PhotometricInterpretation == "PALETTE COLOR":
-        return to_uint8(values, "full")
-    if header.PhotometricInterpretation not in _GREY:
-        if stored.dtype != np.uint8 or stored.ndim != 3:
-            raise ValueError(
-                f"only grey and 8-bit colour DICOM can be read; got {stored.dtype}"
-                f" {stored.shape} {header.PhotometricInterpretation}: convert it"
-            )
-        return stored
-    if window == "full":
-        grey = to_uint8(values.astype(np.float64), _full_range(header))
-    elif said:
-        grey = _windowed(values.astype(np.float64), *said)
-    elif window == "auto" and header.BitsStored == 8 and np.array_equal(values, stored):
-        grey = to_uint8(stored, "auto")
-    else:
-        grey = to_uint8(values.astype(np.float64), window)
-    return 255 - grey if header.PhotometricInterpretation == "MONOCHROME1" else grey
+        if header.PhotometricInterpretation == "PALETTE COLOR":
+            return to_uint8(values, "full")
+        if header.PhotometricInterpretation not in _GREY:
+            if stored.dtype != np.uint8 or stored.ndim != 3:
+                raise ValueError(
+                    f"only grey and 8-bit colour DICOM can be read; got {stored.dtype}"
+                    f" {stored.shape} {header.PhotometricInterpretation}: convert it"
+                )
+            return stored
+        if window == "full":
+            grey = to_uint8(values.astype(np.float64), _full_range(header))
+        elif said:
+            grey = _windowed(values.astype(np.float64), *said)
+        elif window == "auto" and header.BitsStored == 8 and np.array_equal(values, stored):
+            grey = to_uint8(stored, "auto")
+        else:
+            grey = to_uint8(values.astype(np.float64), window)
+        return 255 - grey if header.PhotometricInterpretation == "MONOCHROME1" else grey
 
 
 def count_dicom_frames(content: bytes) -> int:
@@ -84,10 +98,17 @@ def count_dicom_frames(content: bytes) -> int:
         ValueError: if the file is damaged.
     """
     pydicom = _pydicom()
-    try:
+    with _damage_told():
         return _frames(pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True))
-    except Exception as error:
-        raise ValueError(f"not a DICOM file that pydicom can read: {error}") from error
+
+
+@contextlib.contextmanager
+def _damage_told() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # pydicom and its decoders raise anything for damaged files
+        problem = " ".join(str(error).split())
+        raise ValueError(f"not a DICOM image that pydicom can read: {problem}") from error
 
 
 def _pydicom() -> Any:
@@ -104,14 +125,16 @@ def _frames(header: Any) -> int:
     return int(header.get("NumberOfFrames") or 1)
 
 
-def _apply_frame_settings(header: Any, frame: int) -> None:
-    """Brings what enhanced multi-frame files say for this frame to where others say it."""
+def _header_of_frame(header: Any, frame: int) -> Any:
+    """Returns what describes a frame's pixels, where files of one frame say it."""
+    own = header.group_dataset(_PIXEL_GROUP)
     shared = header.get("SharedFunctionalGroupsSequence") or []
     of_frames = header.get("PerFrameFunctionalGroupsSequence") or []
     for groups in (*shared[:1], *of_frames[frame : frame + 1]):
         for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
             for settings in (groups.get(name) or [])[:1]:
-                header.update(settings)
+                own.update(settings)
+    return own
 
 
 def _values(stored: np.ndarray, header: Any) -> np.ndarray:

@@ -2,11 +2,12 @@
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
 from medmamba_jax.data.dataset import Example, Split
-from medmamba_jax.data.images.decoding import count_frames, open_image
+from medmamba_jax.data.images.decoding import count_frames, open_image, parsed
 from medmamba_jax.data.images.windowing import Window
 
 
@@ -28,6 +29,7 @@ class AllFrames:
     def __init__(self, split: Split, window: Window = "auto"):
         self.files = split
         self._window = window
+        self._opened: tuple[int, dict[str, Any]] | None = None
         with ThreadPoolExecutor() as pool:
             counts = np.fromiter(pool.map(self._count, range(len(split))), int, len(split))
         self._file = np.repeat(np.arange(len(split)), counts)
@@ -52,9 +54,20 @@ class AllFrames:
         return len(self._file)
 
     def __getitem__(self, index: int) -> Example:
-        example = self.files[int(self._file[index])]
+        example = self._open(int(self._file[index]))
         pixels = open_image(example["image"], window=self._window, frame=int(self._frames[index]))
         return {"image": np.asarray(pixels), "label": example["label"]}
+
+    def _open(self, row: int) -> dict[str, Any]:
+        """Reads a file, or finds it still there: most passes read frame after frame."""
+        opened = self._opened
+        if opened is None or opened[0] != row:
+            example = self.files[row]
+            self._opened = opened = row, example | {"image": parsed(example["image"])}
+        return opened[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": None}
 
     def describe(self, index: int) -> str:
         return f"{self.files.describe(int(self._file[index]))}, frame {self._frames[index]}"

@@ -2,12 +2,13 @@
 
 import io
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from medmamba_jax.data import DataUnavailableError
-from medmamba_jax.data.images.decoding import count_frames, open_image
+from medmamba_jax.data.images.decoding import count_frames, open_image, parsed
 
 pydicom = pytest.importorskip("pydicom", reason="the extra dicom is not installed")
 
@@ -17,6 +18,7 @@ from pydicom.pixels import apply_modality_lut, apply_windowing  # noqa: E402
 from pydicom.uid import (  # noqa: E402
     CTImageStorage,
     ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     JPEGBaseline8Bit,
     generate_uid,
 )
@@ -200,9 +202,11 @@ class TestColour:
         opened = np.asarray(open_image(dicom(ybr, "YBR_FULL"))).astype(int)
         np.testing.assert_allclose(opened, self.PIXELS, atol=3)
 
-    def test_a_palette_is_looked_up(self):
+    @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+    def test_a_palette_is_looked_up(self, syntax):
         table = np.random.default_rng(2).integers(0, 256, (3, 256), dtype=np.uint8)
         header = dataset(EIGHT, "PALETTE COLOR")
+        header.file_meta.TransferSyntaxUID = syntax
         for name, row in zip(("Red", "Green", "Blue"), table, strict=True):
             setattr(header, f"{name}PaletteColorLookupTableDescriptor", [256, 0, 8])
             setattr(header, f"{name}PaletteColorLookupTableData", row.tobytes())
@@ -239,6 +243,26 @@ class TestFrames:
         np.testing.assert_array_equal(open_image(image, frame=2), self.STACK[2])
         with pytest.raises(ValueError, match=r"frame 3 was asked for .*there are 3"):
             open_image(image, frame=3)
+
+    def test_a_parsed_file_gives_each_frame_its_own_settings_in_any_order(self):
+        header = dataset(np.stack([CT] * 3))
+        frames = [Dataset() for _ in range(3)]
+        for frame, slope in zip(frames, (1, 3), strict=False):  # the last says nothing
+            rescale = Dataset()
+            rescale.RescaleSlope, rescale.RescaleIntercept = slope, 0
+            frame.PixelValueTransformationSequence = [rescale]
+        header.PerFrameFunctionalGroupsSequence = frames
+        image = parsed(content(header))
+        for frame, slope in ((1, 3), (0, 1), (2, 1), (1, 3)):
+            opened = open_image(image, frame=frame, window=(0.0, 5000.0))
+            assert_rounds(opened, scaled(slope * CT.astype(float), 0, 5000))
+
+    def test_threads_may_share_a_parsed_file(self):
+        stack = np.random.default_rng(4).integers(0, 256, (40, 16, 16), dtype=np.uint8)
+        image = parsed(dicom(stack))
+        with ThreadPoolExecutor(8) as pool:
+            opened = list(pool.map(lambda i: np.asarray(open_image(image, frame=i)), range(40)))
+        np.testing.assert_array_equal(opened, stack)
 
     def test_one_frame(self):
         assert count_frames(dicom(EIGHT)) == 1

@@ -1,5 +1,7 @@
 import dataclasses
 import io
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -32,6 +34,45 @@ def test_each_frame_is_an_image_with_its_file_s_label_and_group():
 def test_each_frame_has_its_file_s_weight():
     files = InMemorySplit([tiff(10, 11), tiff(20)], [1, 0], weights=[3, 0.5])
     np.testing.assert_array_equal(AllFrames(files).weights, [3, 3, 0.5])
+
+
+class Counting:
+    """Counts how often each file is read."""
+
+    def __init__(self, split):
+        self.split, self.labels, self.groups = split, split.labels, split.groups
+        self.weights = split.weights
+        self.reads = np.zeros(len(split), int)
+
+    def __len__(self):
+        return len(self.split)
+
+    def __getitem__(self, index):
+        self.reads[index] += 1
+        return self.split[index]
+
+    def describe(self, index):
+        return self.split.describe(index)
+
+
+def test_in_order_a_file_is_read_once_and_not_for_every_frame():
+    files = Counting(InMemorySplit([tiff(*range(30)), tiff(*range(20))], [0, 1]))
+    frames = AllFrames(files)
+    files.reads[:] = 0
+    assert [frames[i]["image"][0, 0] for i in range(50)] == [*range(30), *range(20)]
+    assert files.reads.tolist() == [1, 1]
+
+
+def test_threads_and_processes_may_share_it():
+    frames = AllFrames(InMemorySplit([tiff(*range(30)), tiff(*range(20))], [0, 1]))
+    expected = [*range(30), *range(20)] * 8
+    order = np.random.default_rng(0).permutation(len(expected))
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda i: frames[int(i) % 50]["image"][0, 0], order))
+    assert found == [expected[i] for i in order]
+    size = len(pickle.dumps(AllFrames(frames.files)))
+    assert len(pickle.dumps(frames)) == size  # without the file that was read last
+    assert pickle.loads(pickle.dumps(frames))[49]["image"][0, 0] == 19
 
 
 def test_without_groups_the_frames_of_a_file_are_one():
