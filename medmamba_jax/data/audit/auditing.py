@@ -17,6 +17,7 @@ from medmamba_jax.data.audit.overlaps import (
 )
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.dataset import Dataset
+from medmamba_jax.data.images.decoders import decoder_versions
 from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.sources.frames import AllFrames
@@ -38,9 +39,9 @@ def audit(
 
     Groups are compared, and every image is decoded once, in threads. Synthetic images are not:
     no two of them are one. What is found is kept in `config.cache_folder`, under a name that
-    follows from the version of this audit, the preprocessing and the content of the images, so
-    that the next run with the same images need not decode them; unreadable images are looked at
-    again each time.
+    follows from the versions of this audit and of the decoders, the preprocessing and the content
+    of the images, so that the next run with the same images need not decode them; unreadable images
+    are looked at again each time.
 
     Errors are an empty split, an image that cannot be decoded, one class only in train, and a
     group, or images that are equal pixel for pixel, in two splits; `allow_overlap` makes a
@@ -137,7 +138,7 @@ def _look(
     # Digests of files see their names and sizes only, and another image may have both.
     files = [split.files if isinstance(split, AllFrames) else split for split in splits.values()]
     contents = [split.contents() for split in files if isinstance(split, FileSplit)]
-    state = [VERSION, preprocessing.to_dict(), digests, contents]
+    state = [VERSION, decoder_versions(), preprocessing.to_dict(), digests, contents]
     key = hashlib.sha256(json.dumps(state).encode()).hexdigest()
     path = config.cache_folder / "audit" / f"{key[:32]}.json"
     findings = Findings.read(path, key)

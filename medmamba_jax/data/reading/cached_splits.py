@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import PIL
 from tqdm import tqdm
 
 from medmamba_jax.data.cpus import usable_cpus
 from medmamba_jax.data.dataset import Example, Split
+from medmamba_jax.data.images.decoders import decoder_versions
 from medmamba_jax.data.images.preprocessing import Preprocessing, decoded
 
 _FORMAT = 1  # of the files; another number and none of the old is found again
@@ -50,7 +50,7 @@ class Prepared:
             ("mean", "std") if self.resized else ("mean", "std", "image_size", "resize_filter")
         ):
             del settings[name]
-        key = hashlib.sha256(f"{_FORMAT} {PIL.__version__} {settings}".encode())
+        key = hashlib.sha256(f"{_FORMAT} {decoder_versions()} {settings}".encode())
         with ThreadPoolExecutor() as pool:
             for content in pool.map(self._content, range(len(self))):
                 key.update(content)

@@ -1,0 +1,76 @@
+"""What decides pixels is part of the names of all that is kept of them."""
+
+from importlib import metadata
+
+import numpy as np
+import PIL
+import pytest
+
+from medmamba_jax.data import DataConfig, Dataset, InMemorySplit, Preprocessing
+from medmamba_jax.data.audit import auditing
+from medmamba_jax.data.images.decoders import decoder_versions
+from medmamba_jax.data.reading import cached_splits
+
+PREPROCESSING = Preprocessing(
+    image_size=(8, 8), channels=1, resize_filter="bilinear", mean=(0.5,), std=(0.5,)
+)
+SPLIT = InMemorySplit(
+    list(np.random.default_rng(0).integers(0, 256, (4, 8, 8), np.uint8)), [0, 1] * 2
+)
+
+
+def test_versions_are_those_that_the_libraries_tell():
+    versions = decoder_versions()
+    assert versions["pillow"] == PIL.__version__
+    for name in ("pydicom", "imagecodecs"):
+        library = pytest.importorskip(name)
+        assert versions[name] == library.__version__
+
+
+def test_what_is_not_installed_is_left_out(monkeypatch):
+    def version(name):
+        if name != "pillow":
+            raise metadata.PackageNotFoundError(name)
+        return "1.2"
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert decoder_versions() == {"pillow": "1.2"}
+
+
+@pytest.fixture(params=["pillow", "pydicom", "imagecodecs"])
+def another_version(request, monkeypatch):
+    """Returns a function after whose call the version of a library is another."""
+    version = metadata.version
+
+    def another(name):
+        return "0.0" if name == request.param else version(name)
+
+    return lambda: monkeypatch.setattr(metadata, "version", another)
+
+
+def test_a_cache_of_decoded_images_has_another_name(another_version):
+    prepared = cached_splits.Prepared(SPLIT, PREPROCESSING, resized=True)
+    before = prepared.key()
+    assert prepared.key() == before
+    another_version()
+    assert prepared.key() != before
+
+
+def test_what_an_audit_found_has_another_name(another_version, tmp_path):
+    config = DataConfig(cache_dir=str(tmp_path))
+    dataset = Dataset("own", "made by hand", ("a", "b"), {"train": SPLIT}, synthetic=False)
+
+    def files():
+        auditing.audit(
+            dataset,
+            PREPROCESSING,
+            config,
+            allow_overlap=False,
+            digests={"train": SPLIT.digest()},
+            say=lambda line: None,
+        )
+        return len([*(config.cache_folder / "audit").iterdir()])
+
+    assert files() == files() == 1
+    another_version()
+    assert files() == 2
