@@ -46,7 +46,8 @@ def audit(
     Errors are an empty split, an image that cannot be decoded, one class only in train, and a
     group, or images that are equal pixel for pixel, in two splits; `allow_overlap` makes a
     warning of the latter two. Warnings are nearly identical images in two splits, identical ones
-    in one split, and a class that a split lacks.
+    in one split, a class that a split lacks, and DICOM files with and without a window where
+    `data.window` is "auto".
 
     Args:
         dataset: the images.
@@ -65,6 +66,12 @@ def audit(
     if not dataset.synthetic:
         findings = _look(dataset, preprocessing, config, digests, say)
         _check_images(dataset, findings, allow_overlap)
+        if preprocessing.window == "auto" and all(findings.windows):
+            logging.warning(
+                "%d DICOM files name no window and %d name one, so that their contrasts differ: set"
+                " data.window to LOW,HIGH for all",
+                *findings.windows,
+            )
         say(f"all {_total(dataset):,} images can be read, {image_sizes(findings)}")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from medmamba_jax.data.audit.fingerprints import Decode, Fingerprints, fingerprint, near_pairs
 from medmamba_jax.data.dataset import Split
 
-VERSION = 1  # of what is found; another one makes the pass again
+VERSION = 2  # of what is found; another one makes the pass again
 
 _MOST_NEAR_PAIRS = 1000
 
@@ -28,6 +28,7 @@ class Findings:
         near: pairs from two splits that are nearly equal, see `near_pairs`; 1,000 at most.
         num_near: how many such pairs there are.
         sizes: (width, height, number of images), the most frequent first.
+        windows: numbers of grey DICOM files that do not say their window, and that do.
     """
 
     unreadable: list[tuple[Image, str]]
@@ -35,6 +36,7 @@ class Findings:
     near: list[tuple[Image, Image]]
     num_near: int
     sizes: list[tuple[int, int, int]]
+    windows: tuple[int, int]
 
     @classmethod
     def of(cls, splits: Mapping[str, Split], decode: Decode) -> "Findings":
@@ -59,6 +61,10 @@ class Findings:
             near=near[:_MOST_NEAR_PAIRS],
             num_near=sum(map(len, pairs.values())),
             sizes=_sizes(prints),
+            windows=tuple(
+                sum(int((found.windows == said).sum()) for found in prints.values())
+                for said in (0, 1)
+            ),
         )
 
     def write(self, path: Path, key: str) -> None:
@@ -81,6 +87,7 @@ class Findings:
                 near=[(tuple(one), tuple(other)) for one, other in values["near"]],
                 num_near=values["num_near"],
                 sizes=[tuple(size) for size in values["sizes"]],
+                windows=tuple(values["windows"]),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None

@@ -10,6 +10,7 @@ from PIL import Image
 
 from medmamba_jax.data.cpus import usable_cpus
 from medmamba_jax.data.dataset import Split
+from medmamba_jax.data.images.dicom import has_window
 
 Decode = Callable[[bytes | np.ndarray], np.ndarray]
 
@@ -17,6 +18,7 @@ _HASH_WIDTH, _HASH_HEIGHT = 17, 16
 _MOST_BITS_APART = 10
 _LEAST_CORRELATION = 0.98
 _BLOCK = 256
+_NO_DICOM = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Fingerprints:
         sizes: (width, height) in pixels (n, 2).
         dhashes: 256 bits each, uint64 (n, 4).
         thumbnails: 17 x 16 pixels of mean 0 and norm 1, float32 (n, 272).
+        windows: whether a DICOM file says its window (n,): 1 or 0; -1 of other images.
         problems: row -> why it could not be decoded.
     """
 
@@ -35,6 +38,7 @@ class Fingerprints:
     sizes: np.ndarray
     dhashes: np.ndarray
     thumbnails: np.ndarray
+    windows: np.ndarray
     problems: dict[int, str]
 
 
@@ -49,12 +53,18 @@ def fingerprint(split: Split, decode: Decode) -> Fingerprints:
     with ThreadPoolExecutor(usable_cpus()) as pool:
         found = list(pool.map(lambda row: _of_image(split, row, decode), rows))
     problems = {row: result for row, result in enumerate(found) if isinstance(result, str)}
-    blank = ("", (0, 0), np.zeros(4, np.uint64), np.zeros(_HASH_WIDTH * _HASH_HEIGHT, np.float32))
-    sha256, sizes, dhashes, thumbnails = zip(
+    thumbnail = np.zeros(_HASH_WIDTH * _HASH_HEIGHT, np.float32)
+    blank = ("", (0, 0), np.zeros(4, np.uint64), thumbnail, _NO_DICOM)
+    sha256, sizes, dhashes, thumbnails, windows = zip(
         *(blank if isinstance(result, str) else result for result in found), strict=True
     )
     return Fingerprints(
-        np.array(sha256), np.array(sizes), np.array(dhashes), np.array(thumbnails), problems
+        np.array(sha256),
+        np.array(sizes),
+        np.array(dhashes),
+        np.array(thumbnails),
+        np.array(windows),
+        problems,
     )
 
 
@@ -93,9 +103,11 @@ def near_pairs(one: Fingerprints, other: Fingerprints) -> np.ndarray:
 
 
 def _of_image(split: Split, row: int, decode: Decode):
-    """Returns sha256, size, dhash and thumbnail; or what is wrong, as text."""
+    """Returns sha256, size, dhash, thumbnail and window; or what is wrong, as text."""
     try:
-        pixels = np.ascontiguousarray(decode(split[row]["image"]))
+        image = split[row]["image"]
+        pixels = np.ascontiguousarray(decode(image))
+        window = has_window(image) if isinstance(image, bytes) else None
     except (OSError, ValueError) as error:
         return str(error)
     identity = hashlib.sha256(f"{pixels.shape} ".encode())
@@ -106,4 +118,5 @@ def _of_image(split: Split, row: int, decode: Decode):
     dhash = np.packbits(thumbnail[:, 1:] > thumbnail[:, :-1]).view(np.uint64)
     thumbnail = thumbnail.ravel() - thumbnail.mean()
     norm = np.linalg.norm(thumbnail)
-    return identity.hexdigest(), grey.shape[::-1], dhash, thumbnail / (norm or 1)
+    window = _NO_DICOM if window is None else int(window)
+    return identity.hexdigest(), grey.shape[::-1], dhash, thumbnail / (norm or 1), window

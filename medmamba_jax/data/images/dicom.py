@@ -102,6 +102,23 @@ def count_dicom_frames(content: bytes) -> int:
         return _frames(pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True))
 
 
+def has_window(content: bytes) -> bool | None:
+    """Whether a grey DICOM file says the window of its first frame; None for other files.
+
+    Raises:
+        DataUnavailableError: if pydicom is not installed.
+        ValueError: if the file is damaged.
+    """
+    if not is_dicom(content):
+        return None
+    pydicom = _pydicom()
+    with _damage_told():
+        header = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
+        if header.get("PhotometricInterpretation") not in _GREY:
+            return None
+        return _file_window(_header_of_frame(header, 0)) is not None
+
+
 @contextlib.contextmanager
 def _damage_told() -> Iterator[None]:
     try:

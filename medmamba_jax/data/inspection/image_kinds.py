@@ -6,7 +6,7 @@ import numpy as np
 
 from medmamba_jax.data.images.decoding import deeper_than_read, load_npy, open_header
 from medmamba_jax.data.images.deep_colour import find_deep_colour
-from medmamba_jax.data.images.dicom import is_dicom
+from medmamba_jax.data.images.dicom import has_window, is_dicom
 
 _NPY_MAGIC = b"\x93NUMPY"
 _MODES = {
@@ -52,7 +52,8 @@ def _dicom_kind(content: bytes) -> str:
 
     try:
         header = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
-        return f"DICOM, {header.get('BitsStored')}-bit {header.get('PhotometricInterpretation')}"
+        window = {True: " with a window", False: " without a window"}.get(has_window(content), "")
+        return f"DICOM, {header.BitsStored}-bit {header.PhotometricInterpretation}{window}"
     except Exception:  # pydicom raises anything for damaged files
         return "DICOM, damaged"
 

@@ -7,8 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from medmamba_jax.data import DataUnavailableError
+from medmamba_jax.data import DataConfig, DataUnavailableError, InMemorySplit, Preprocessing
+from medmamba_jax.data import Dataset as ImageDataset
+from medmamba_jax.data.audit.auditing import audit
 from medmamba_jax.data.images.decoding import count_frames, open_image, parsed
+from medmamba_jax.data.inspection.image_kinds import image_kind
 
 pydicom = pytest.importorskip("pydicom", reason="the extra dicom is not installed")
 
@@ -268,6 +271,45 @@ class TestFrames:
         assert count_frames(dicom(EIGHT)) == 1
         with pytest.raises(ValueError, match="there are 1"):
             open_image(dicom(EIGHT), frame=1)
+
+
+class TestFilesWithAndWithoutAWindow:
+    @pytest.fixture
+    def warnings_of(self, tmp_path, caplog):
+        def warnings_of(images, window="auto"):
+            config = DataConfig(cache_dir=str(tmp_path), window=window)
+            split = InMemorySplit(images, [i % 2 for i in range(len(images))])
+            caplog.clear()
+            audit(
+                ImageDataset("own", "made by hand", ("a", "b"), {"train": split}, synthetic=False),
+                Preprocessing.from_config(config, 1),
+                config,
+                allow_overlap=False,
+                digests={"train": split.digest()},
+                say=lambda line: None,
+            )
+            return [record.getMessage() for record in caplog.records]
+
+        return warnings_of
+
+    def test_are_warned_of_whenever_they_are_mixed(self, warnings_of):
+        stack = [np.roll(CT, shift) for shift in (0, 500, 1000, 1500)]
+        said = {"WindowCenter": 40, "WindowWidth": 400}
+        some = [dicom(stack[0]), dicom(stack[1], **said), dicom(stack[2], **said)]
+        for _ in range(2):  # the second time of what was kept
+            (warning,) = warnings_of(some)
+            assert warning.startswith("1 DICOM files name no window and 2 name one")
+        assert not warnings_of(some, window=(0.0, 1000.0))
+        assert not warnings_of([dicom(pixels) for pixels in stack])
+        assert not warnings_of([dicom(pixels, **said) for pixels in stack])
+        assert not warnings_of([*some[1:], stack[0], dicom(TestColour.PIXELS, "RGB")])
+
+    def test_inspect_tells_them_apart(self):
+        assert image_kind(dicom(CT)) == "DICOM, 16-bit MONOCHROME2 without a window"
+        said = dicom(CT, "MONOCHROME1", WindowCenter=40, WindowWidth=400)
+        assert image_kind(said) == "DICOM, 16-bit MONOCHROME1 with a window"
+        assert image_kind(dicom(TestColour.PIXELS, "RGB")) == "DICOM, 8-bit RGB"
+        assert image_kind(said[:140]) == "DICOM, damaged"
 
 
 class TestDamage:
