@@ -115,7 +115,7 @@ class Preprocessing:
             uint8 (h, w, channels); an array that is like this already is returned itself.
 
         Raises:
-            DataUnavailableError: if it is DICOM and pydicom is not installed.
+            DataUnavailableError: if the package that reads such files is not installed.
             ValueError: if `open_image` refuses the image, it does not have the model's channels, or
                 it holds several frames and `frame` says that they are images of their own.
         """
