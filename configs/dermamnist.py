@@ -6,7 +6,7 @@ Claim: the authors report accuracy 77.9 %, F1 51.6 % and AUC 0.917 on MedMNIST's
 Command: python main.py --config=configs/dermamnist.py
     That takes the images of 28 px; --config.data.name=dermamnist_64, _128 or _224 takes larger
     ones. All are resized to 224 px. The paper resizes, too; from which size is not said. The file
-    is downloaded, or taken from a folder: --config.data.manual_dir=path/to/folder The licence is
+    is downloaded, or taken from a folder: --config.data.manual_dir=path/to/folder. The licence is
     CC BY-NC 4.0: not for commercial use.
 Expected: not run here, since the published file could not be had; the builder was tested on small
     files of the same layout.

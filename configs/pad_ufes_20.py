@@ -6,8 +6,8 @@ Command: python main.py --config=configs/pad_ufes_20.py
     The images (2,298, 3.6 GB) are downloaded, or taken from the archive or its extracted folder
     that you fetched yourself: --config.data.manual_dir=path/to/folder
     The paper's split is by image: one patient's images (1,373 patients) get into different parts,
-    and the scores flatter, of which the run only warns. Split by patient:
-    --config.data.splits=patient
+    and the scores flatter, of which the run only warns, since this file sets data.allow_overlap.
+    Split by patient: --config.data.splits=patient --config.data.allow_overlap=False
 Expected: not run here, neither the training nor the download; the builder was tested on a small
     archive of the same layout. Somebody else's replication with a split by image reached accuracy
     47.2 % and AUC 0.714. There are 52 melanomas among the 2,298 images.
@@ -24,5 +24,6 @@ def get_config(size="full"):
     config = default_config()
     config.data.source = "tfds"
     config.data.name = "pad_ufes_20"
+    config.data.allow_overlap = True  # the paper's split is taken as it is
     config.train.patience = 20
     return at_size(config, size)

@@ -6,7 +6,7 @@ Claim: the authors report accuracy 54.3 %, F1 36.1 % and AUC 0.747 on MedMNIST's
 Command: python main.py --config=configs/retinamnist.py
     That takes the images of 28 px; --config.data.name=retinamnist_64, _128 or _224 takes larger
     ones. All are resized to 224 px. The paper resizes, too; from which size is not said. The file
-    is downloaded, or taken from a folder: --config.data.manual_dir=path/to/folder The classes are
+    is downloaded, or taken from a folder: --config.data.manual_dir=path/to/folder. The classes are
     grades; --config.train.loss=ordinal learns them as such.
 Expected: not run here, since the published file could not be had; the builder was tested on small
     files of the same layout.

@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import re
 
 import pytest
 
@@ -15,7 +16,8 @@ LARGE = {
     "xray": "cpn_xray",
     "pad_ufes_20": "pad_ufes_20",
 }
-MEDMNIST = [name for name in CATALOGUE if "mnist" in name]
+MEDMNIST = [name for name in CATALOGUE if name.endswith("mnist")]
+PUBLIC = LARGE | {name: name for name in MEDMNIST}
 
 
 def module(file):
@@ -35,6 +37,7 @@ def test_recipe_of_the_large_sets(file):
     assert full == experiment(file, "full")
     assert (full.data.source, full.data.name, full.data.splits) == ("tfds", LARGE[file], "paper")
     assert full.data.image_size == 224 and full.data.augmentation == "none"
+    assert full.data.allow_overlap
     assert full.model["variant"] == "medmamba_t"
     recipe = {
         "optimizer": "adamw",
@@ -50,9 +53,11 @@ def test_recipe_of_the_large_sets(file):
 
 @pytest.mark.parametrize("name", MEDMNIST)
 def test_recipe_of_medmnist(name):
-    full = experiment("medmnist", name)
-    assert (full.data.source, full.data.name) == ("tfds", name)
+    full = experiment(name)
+    assert full == experiment(name, "full")
+    assert (full.data.source, full.data.name, full.data.splits) == ("tfds", name, "paper")
     assert full.data.image_size == 224 and full.data.augmentation == "none"
+    assert full.data.allow_overlap
     recipe = {
         "optimizer": "adamw",
         "lr": 1e-3,
@@ -76,7 +81,7 @@ def test_docstrings_name_the_metric_that_stops_early(file):
     assert ("without a better validation AUC" in text) != uneven
 
 
-@pytest.mark.parametrize("file", [*LARGE, "image_folder", "quickstart"])
+@pytest.mark.parametrize("file", [*PUBLIC, "image_folder", "quickstart"])
 def test_every_config_can_be_tried_out(file):
     full, small = experiment(file), experiment(file, "testing")
     assert (small.model["variant"], small.data.image_size) == ("medmamba_nano", 32)
@@ -86,21 +91,25 @@ def test_every_config_can_be_tried_out(file):
         experiment(file, "huge")
 
 
-def test_medmnist_can_be_tried_out():
-    small = experiment("medmnist", "bloodmnist_64-testing")
-    assert (small.data.name, small.data.image_size) == ("bloodmnist_64", 32)
-    with pytest.raises(ValueError, match="got 'huge'"):
-        experiment("medmnist", "bloodmnist-huge")
+def test_every_public_set_has_a_config():
+    sets = {re.sub(r"_(64|128|224)$", "", name) for name in CATALOGUE}
+    assert set(PUBLIC.values()) == sets and len(sets) == 14
+    assert {path.stem for path in CONFIGS.glob("*.py")} == {*PUBLIC, "image_folder", "quickstart"}
 
 
-@pytest.mark.parametrize("file", [*LARGE, "medmnist"])
+@pytest.mark.parametrize("file", PUBLIC)
 def test_docstrings_give_the_scores_of_the_catalogue(file):
     text = " ".join(module(file).__doc__.split())
-    for name, public_set in CATALOGUE.items():
-        scores = public_set.scores
-        if name == LARGE.get(file):
-            sizes = " / ".join(map(str, public_set.split_sizes.values()))
-            assert f"accuracy {scores.accuracy} %" in text and f"({sizes})" in text
-            assert f"AUC {scores.auc:.3f}" in text
-        elif file == "medmnist" and name.endswith("mnist"):
-            assert f"{name} {scores.accuracy} {scores.f1} {scores.auc:.3f}" in text
+    public_set = CATALOGUE[PUBLIC[file]]
+    scores = public_set.scores
+    sizes = " / ".join(map(str, public_set.split_sizes.values()))
+    assert f"accuracy {scores.accuracy} %" in text and f"({sizes})" in text
+    assert f"AUC {scores.auc:.3f}" in text and f"--config=configs/{file}.py" in text
+
+
+@pytest.mark.parametrize("file", PUBLIC)
+def test_docstrings_give_the_steps(file):
+    train = experiment(file).train
+    steps = CATALOGUE[PUBLIC[file]].split_sizes["train"] // train.batch_size
+    text = " ".join(module(file).__doc__.split())
+    assert f"{train.epochs} epochs of {steps} steps at 224 px and batch {train.batch_size}" in text

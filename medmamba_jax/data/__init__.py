@@ -8,7 +8,6 @@ from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.data.own_data import OwnData, as_dataset
 from medmamba_jax.data.reading.loading import eval_batches, steps_per_epoch, train_batches
 from medmamba_jax.data.splits.split_table import write_split_table
-from medmamba_jax.data.tfds_source import has_published_split
 
 __all__ = [
     "DataConfig",
@@ -22,7 +21,6 @@ __all__ = [
     "audit",
     "build_dataset",
     "eval_batches",
-    "has_published_split",
     "steps_per_epoch",
     "train_batches",
     "write_split_table",

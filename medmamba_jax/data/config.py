@@ -83,8 +83,8 @@ class DataConfig:
             all sources but "tfds".
         split_file: a CSV file with the columns path and split that says where each image belongs,
             such as the `split.csv` of a run. "" means none. For all sources but "tfds".
-        allow_overlap: only warn of a patient, or an image, that is in two splits. Published splits
-            ("paper" and "official") are as they are and only warned of in any case.
+        allow_overlap: only warn of a patient, or an image, that is in two splits, as the configs of
+            the paper's sets do, whose published splits are what they are.
         allow_unreadable: drop image files that cannot be decoded instead of stopping. Read by
             the sources "image_folder" and "csv".
         num_workers: Grain worker processes; 0 decodes in threads of this process.

@@ -48,11 +48,6 @@ def build_tfds(config: DataConfig) -> Dataset:
     return _own(root, config)
 
 
-def has_published_split(config: DataConfig) -> bool:
-    """Whether a set is split as others have reported it, whatever overlap there is in that."""
-    return config.source == "tfds" and config.name in CATALOGUE and config.splits != "patient"
-
-
 def _public(public_set: PublicSet, root: Path, config: DataConfig) -> Dataset:
     require_splits(public_set, config.splits)  # before gigabytes are downloaded
     import tensorflow_datasets as tfds

@@ -16,7 +16,6 @@ from medmamba_jax.data import (
     as_dataset,
     audit,
     build_dataset,
-    has_published_split,
     train_batches,
     write_split_table,
 )
@@ -72,7 +71,6 @@ def prepare_training(
         dataset,
         setup.description.preprocessing,
         settings,
-        allow_overlap=settings.allow_overlap or (data is None and has_published_split(settings)),
         digests=setup.description.images_sha256,
         say=functools.partial(print, flush=True),
     )

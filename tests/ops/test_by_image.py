@@ -33,6 +33,11 @@ class Mode(types.SimpleNamespace):
 
 MODE = Mode(rank=0, interpret=False)
 PROJECTED = Mode(rank=4, interpret=False)  # step is a parameter then
+WHOLE = Mode(rank=4, interpret=False, tells=2)
+
+
+def tells_its_mode(mode, u, *others):
+    return u * mode.tells
 
 
 def test_a_batch_on_several_devices_stays_there(arrays):
@@ -53,6 +58,21 @@ def test_a_batch_on_several_devices_stays_there(arrays):
     for output, expected in zip(outputs, stand_in(MODE, *arrays), strict=True):
         assert output.sharding.spec[0] == "data"
         np.testing.assert_allclose(output, expected, rtol=1e-6)
+
+
+def test_the_mode_for_the_whole_batch_runs_only_if_nothing_is_split():
+    devices = jax.devices()
+    if len(devices) < 2:
+        pytest.skip(f"needs 2 devices, has {len(devices)}")
+    arrays = [jnp.ones((8, 3)), jnp.ones((8, 3)), *4 * [jnp.ones(3)]]
+    run = jax.jit(by_image(tells_its_mode, Mode(rank=4, interpret=False, tells=1), WHOLE))
+    mesh = Mesh(np.array(devices[:2]), ("data",))
+    split = [
+        jax.device_put(x, NamedSharding(mesh, PartitionSpec("data") if i < 2 else PartitionSpec()))
+        for i, x in enumerate(arrays)
+    ]
+    np.testing.assert_array_equal(run(*split), 1)
+    np.testing.assert_array_equal(run(*arrays), WHOLE.tells)
 
 
 def test_vmap_folds_images_together(arrays):

@@ -31,7 +31,6 @@ def audit(
     preprocessing: Preprocessing,
     config: DataConfig,
     *,
-    allow_overlap: bool,
     digests: Mapping[str, str],
     say: Callable[[str], None],
 ) -> None:
@@ -44,16 +43,15 @@ def audit(
     are looked at again each time.
 
     Errors are an empty split, an image that cannot be decoded, one class only in train, and a
-    group, or images that are equal pixel for pixel, in two splits; `allow_overlap` makes a
-    warning of the latter two. Warnings are nearly identical images in two splits, identical ones
+    group, or images that are equal pixel for pixel, in two splits; `config.allow_overlap` makes
+    a warning of the latter two. Warnings are nearly identical images in two splits, identical ones
     in one split, a class that a split lacks, and DICOM files with and without a window where
     `data.window` is "auto".
 
     Args:
         dataset: the images.
         preprocessing: how they are decoded.
-        config: where what is found is kept.
-        allow_overlap: see above.
+        config: whether overlap is allowed, and where what is found is kept.
         digests: of the splits.
         say: is told what is neither an error nor a warning, in a line each.
 
@@ -62,10 +60,10 @@ def audit(
         ValueError: see above; the message names the files and ids.
     """
     _check_classes(dataset)
-    _check_groups(dataset, allow_overlap)
+    _check_groups(dataset, config.allow_overlap)
     if not dataset.synthetic:
         findings = _look(dataset, preprocessing, config, digests, say)
-        _check_images(dataset, findings, allow_overlap)
+        _check_images(dataset, findings, config.allow_overlap)
         if preprocessing.window == "auto" and all(findings.windows):
             logging.warning(
                 "%d DICOM files name no window and %d name one, so that their contrasts differ: set"

@@ -65,7 +65,6 @@ def run(tmp_path, caplog):
                 data,
                 Preprocessing.from_config(config, channels),
                 config,
-                allow_overlap=config.allow_overlap,
                 digests={name: split.digest() for name, split in data.splits.items()},
                 say=told.append,
             )
@@ -274,5 +273,5 @@ def test_a_cache_that_cannot_be_written_is_only_warned_of(disjoint, tmp_path, ca
     digests = {name: split.digest() for name, split in data.splits.items()}
     told = []
     preprocessing = Preprocessing.from_config(config, 1)
-    audit(data, preprocessing, config, allow_overlap=False, digests=digests, say=told.append)
+    audit(data, preprocessing, config, digests=digests, say=told.append)
     assert "could not be written" in caplog.text and "can be read" in told[-1]

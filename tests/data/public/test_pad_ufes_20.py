@@ -7,7 +7,9 @@ import zipfile
 import numpy as np
 import pytest
 
+import medmamba_jax as mm
 from medmamba_jax.data.public.catalogue import CATALOGUE
+from medmamba_jax.train import prepare_training
 
 NAME = "pad_ufes_20"
 CLASSES = CATALOGUE[NAME].class_names
@@ -75,6 +77,21 @@ def test_a_download(publish, build, rows, images, zipped, contents, kind):
     assert bool(shared) == (kind == "paper")
     shares = [len(split) / len(rows) for split in splits.values()]
     np.testing.assert_allclose(shares, [1384 / 2298, 227 / 2298, 687 / 2298], atol=0.03)
+
+
+def test_patients_in_two_splits_stop_a_run_unless_that_is_allowed(
+    tmp_path, publish, rows, images, zipped, caplog
+):
+    publish(NAME, archive(zipped, table(rows), images))
+    config = mm.at_size(mm.default_config(), "testing")
+    config.data.source, config.data.name, config.data.root = "tfds", NAME, str(tmp_path / "tfds")
+    config.data.cache_dir = str(tmp_path / "cache")
+    with pytest.raises(ValueError, match=r"patients \(groups\) are in more than .* PAT_"):
+        prepare_training(mm.Experiment.from_config_dict(config), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    config.data.allow_overlap = True  # as configs/pad_ufes_20.py does
+    prepare_training(mm.Experiment.from_config_dict(config), tmp_path / "run")
+    assert "patients (groups) are in more than one split" in caplog.text
 
 
 def test_the_extracted_folder(tmp_path, publish, build, rows, images, contents, zipped):

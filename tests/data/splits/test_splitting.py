@@ -30,7 +30,9 @@ def assert_no_group_twice(rows, groups):
 
 
 def share_of_classes(rows, labels):
-    return np.array([np.bincount(labels[part]) for part in rows.values()]) / np.bincount(labels)
+    return np.array(
+        [np.bincount(labels[part], minlength=labels.max() + 1) for part in rows.values()]
+    ) / np.bincount(labels)
 
 
 def test_images_are_split_to_the_image_and_in_proportion():
@@ -126,6 +128,22 @@ def test_equal_parts_are_no_worse_than_those_of_scikit_learn(seed):
     def worst(parts):
         rows = {part: np.flatnonzero(parts == part) for part in range(5)}
         return abs(share_of_classes(rows, labels) - 0.2).max()
+
+    assert worst(ours) <= worst(theirs)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_parts_are_no_worse_than_folds_of_scikit_learn_put_together(seed):
+    """What one would do with scikit-learn, which knows folds of one size only."""
+    labels, groups = patients(seed, count=40, images=200)
+    ours = stratified_split(labels, val_fraction=0.1, test_fraction=0.3, seed=seed, groups=groups)
+    splitter = StratifiedGroupKFold(10, shuffle=True, random_state=seed)
+    folds = [test for _, test in splitter.split(labels, labels, groups)]
+    cut = {"train": folds[:6], "val": folds[6:7], "test": folds[7:]}
+    theirs = {name: np.concatenate(parts) for name, parts in cut.items()}
+
+    def worst(rows):
+        return abs(share_of_classes(rows, labels) - FRACTIONS[:, None]).max()
 
     assert worst(ours) <= worst(theirs)
 
