@@ -65,7 +65,6 @@ def test_what_an_audit_found_has_another_name(another_version, tmp_path):
             dataset,
             PREPROCESSING,
             config,
-            allow_overlap=False,
             digests={"train": SPLIT.digest()},
             say=lambda line: None,
         )

@@ -284,7 +284,6 @@ class TestFilesWithAndWithoutAWindow:
                 ImageDataset("own", "made by hand", ("a", "b"), {"train": split}, synthetic=False),
                 Preprocessing.from_config(config, 1),
                 config,
-                allow_overlap=False,
                 digests={"train": split.digest()},
                 say=lambda line: None,
             )
