@@ -14,6 +14,7 @@ from medmamba_jax.checkpoints import CheckpointStore, RunDescription
 from medmamba_jax.data import OwnData, as_dataset, build_dataset, eval_batches
 from medmamba_jax.data.reading.caching import open_caches
 from medmamba_jax.train.experiment import Experiment
+from medmamba_jax.train.hosts import is_first, say
 from medmamba_jax.train.metrics import METRICS
 from medmamba_jax.train.setup import Setup, prepare, restore
 from medmamba_jax.train.step import TrainState
@@ -121,9 +122,10 @@ def evaluate_best(setup: Setup) -> dict[str, dict[str, Any]]:
             **evaluate_split(setup, state, split),
         }
         path = setup.workdir / "results" / f"{split}.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(results[split], indent=2) + "\n")
-        print(f"\n{_table(results[split])}\n{path}", flush=True)
+        if is_first():
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(results[split], indent=2) + "\n")
+        say(f"\n{_table(results[split])}\n{path}")
     return results
 
 

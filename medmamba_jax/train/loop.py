@@ -1,7 +1,6 @@
 """The training loop: train, validate, log and save, epoch by epoch."""
 
 import dataclasses
-import functools
 import pathlib
 import time
 from typing import Any
@@ -23,6 +22,7 @@ from medmamba_jax.data.reading.caching import open_caches
 from medmamba_jax.train.config import BEST_METRICS
 from medmamba_jax.train.evaluation import NonFiniteLossError, evaluate_best, evaluate_split
 from medmamba_jax.train.experiment import Experiment
+from medmamba_jax.train.hosts import is_first, say
 from medmamba_jax.train.metrics import LOGGED, METRICS
 from medmamba_jax.train.plan import plan
 from medmamba_jax.train.reporting import MetricWriter, epoch_line
@@ -72,11 +72,12 @@ def prepare_training(
         setup.description.preprocessing,
         settings,
         digests=setup.description.images_sha256,
-        say=functools.partial(print, flush=True),
+        say=say,
     )
     with CheckpointStore(checkpoint_dir(workdir)) as store:
         claim(workdir, setup.description, started=store.latest_epoch() is not None)
-    write_split_table(workdir / SPLIT_TABLE, dataset)
+    if is_first():
+        write_split_table(workdir / SPLIT_TABLE, dataset)
     open_caches(setup.dataset.splits.values())  # large, so not before all else is known to be right
     return setup
 
@@ -93,7 +94,7 @@ def fit(setup: Setup) -> dict[str, dict[str, Any]]:
     """
     with CheckpointStore(checkpoint_dir(setup.workdir)) as store:
         state, progress = start_or_resume(setup, store)
-        print(plan(setup, state, progress), flush=True)
+        say(plan(setup, state, progress))
         unpredicted = UnpredictedClasses(setup.experiment.train, setup.dataset.task)
         with (
             MetricWriter(setup.workdir, progress.epoch) as writer,
@@ -101,23 +102,22 @@ def fit(setup: Setup) -> dict[str, dict[str, Any]]:
             jax.transfer_guard("disallow"),
         ):
             if _finished(setup.experiment, progress):
-                print(f"nothing left to train after epoch {progress.epoch}", flush=True)
+                say(f"nothing left to train after epoch {progress.epoch}")
             else:
-                print("compiling the training step, up to a minute on a CPU ...", flush=True)
+                say("compiling the training step, up to a minute on a CPU ...")
             while not _finished(setup.experiment, progress):
                 state, progress, row, validated = _run_epoch(setup, state, progress, batches)
                 writer.write(row)
                 store.save(progress, state.to_parts())
                 best_by = setup.description.best_metric
-                print(epoch_line(row, setup.experiment.train, progress, best_by), flush=True)
+                say(epoch_line(row, setup.experiment.train, progress, best_by))
                 if warning := unpredicted.warning(validated["per_class"]):
-                    print(warning, flush=True)
+                    say(warning)
             if progress.epoch < setup.experiment.train.epochs:
-                print(
+                say(
                     f"stopped: in {setup.experiment.train.patience} epochs, which is "
                     f"train.patience, val {setup.description.best_metric} got no better than in "
-                    f"epoch {progress.best_epoch}",
-                    flush=True,
+                    f"epoch {progress.best_epoch}"
                 )
     return evaluate_best(setup)
 

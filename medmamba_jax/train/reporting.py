@@ -11,6 +11,7 @@ from tensorboardX import SummaryWriter
 
 from medmamba_jax.checkpoints import Progress
 from medmamba_jax.train.config import TrainConfig
+from medmamba_jax.train.hosts import is_first
 
 METRICS_FILE = "metrics.jsonl"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scikit-learn")
@@ -19,6 +20,8 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 class MetricWriter:
     """Appends one line an epoch to `metrics.jsonl` and writes the same numbers for TensorBoard.
 
+    Of several hosts the first one does so, and the others write nothing.
+
     Args:
         workdir: of the run.
         epoch: epochs already finished. Lines of later epochs, left by a run that stopped before
@@ -26,6 +29,9 @@ class MetricWriter:
     """
 
     def __init__(self, workdir: pathlib.Path, epoch: int):
+        self._events = None
+        if not is_first():
+            return
         self._path = workdir / METRICS_FILE
         kept = [row for row in read_metrics(workdir) if row["epoch"] <= epoch]
         self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
@@ -37,10 +43,13 @@ class MetricWriter:
         return self
 
     def __exit__(self, *exception) -> None:
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
 
     def write(self, row: dict[str, Any]) -> None:
         """Writes a flat row with the key `epoch`; None becomes null and is no event."""
+        if self._events is None:
+            return
         with self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         for name, value in row.items():

@@ -87,7 +87,7 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, dataset: Dataset) -> 
         task=dataset.task,
         best_metric=objective.best_metric,
         dataset=dataset.name,
-        # After everything that is quick to check: of a TFDS set this reads every image.
+        # After everything that is quick to check: of one's own objects this reads every image.
         images_sha256={name: split.digest() for name, split in dataset.splits.items()},
         synthetic=dataset.synthetic,
     )

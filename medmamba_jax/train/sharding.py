@@ -27,6 +27,8 @@ class DataParallel:
 
     def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Puts this host's part of a batch on its devices; the result is the global batch."""
-        return {
-            name: jax.make_array_from_process_local_data(self.batch, x) for name, x in batch.items()
-        }
+        with jax.transfer_guard("allow"):  # of several hosts JAX takes it for an implicit transfer
+            return {
+                name: jax.make_array_from_process_local_data(self.batch, x)
+                for name, x in batch.items()
+            }

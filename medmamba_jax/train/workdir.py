@@ -5,6 +5,7 @@ import pathlib
 
 from medmamba_jax.checkpoints import RunDescription
 from medmamba_jax.checkpoints.description import CHECKPOINTS
+from medmamba_jax.train.hosts import is_first
 from medmamba_jax.train.reporting import versions
 
 SPLIT_TABLE = "split.csv"
@@ -47,6 +48,8 @@ def claim(workdir: pathlib.Path, description: RunDescription, *, started: bool) 
                 f"{workdir} holds another run: {'; '.join(differences)}. Give another --workdir, "
                 "or the settings that run was started with"
             )
+    if not is_first():
+        return
     description.write(workdir)
     (workdir / "config.json").write_text(config + "\n")
     (workdir / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n")

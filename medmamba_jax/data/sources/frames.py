@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from medmamba_jax.data.cpus import usable_cpus
 from medmamba_jax.data.dataset import Example, Split
 from medmamba_jax.data.images.decoding import count_frames, open_image, parsed
 from medmamba_jax.data.images.windowing import Window
@@ -30,7 +31,7 @@ class AllFrames:
         self.files = split
         self._window = window
         self._opened: tuple[int, dict[str, Any]] | None = None
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor(usable_cpus()) as pool:
             counts = np.fromiter(pool.map(self._count, range(len(split))), int, len(split))
         self._file = np.repeat(np.arange(len(split)), counts)
         self._frames = np.concatenate([np.arange(0), *map(np.arange, counts)])

@@ -3,6 +3,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 import textwrap
 from itertools import islice
 
@@ -357,6 +358,7 @@ class TestEvalBatches:
 class TestClosing:
     PROGRAM = textwrap.dedent("""
         import sys
+import time
         import numpy as np
         from medmamba_jax.data import InMemorySplit, Preprocessing, train_batches
 
@@ -393,7 +395,11 @@ class TestClosing:
         assert finished.stderr == ""
         expected = [str(num_workers)] + (["0"] if ending == "close" else [])
         assert finished.stdout.split() == expected
-        assert _shared_memory() <= before
+        # What tests beside this one use at the moment goes away; what the program left would not.
+        until = time.monotonic() + 30
+        while not (left := _shared_memory()) <= before and time.monotonic() < until:
+            time.sleep(0.1)
+        assert left <= before
 
     def test_a_closed_iterator_says_so(self):
         batches = train_batches(numbered(SIZE), PREPROCESSING, "none", batch_size=BATCH, seed=0)
