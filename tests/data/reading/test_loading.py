@@ -3,8 +3,8 @@ import io
 import os
 import subprocess
 import sys
-import time
 import textwrap
+import time
 from itertools import islice
 
 import numpy as np
@@ -358,7 +358,6 @@ class TestEvalBatches:
 class TestClosing:
     PROGRAM = textwrap.dedent("""
         import sys
-import time
         import numpy as np
         from medmamba_jax.data import InMemorySplit, Preprocessing, train_batches
 
