@@ -167,7 +167,8 @@ class Dataset:
         name: short name for logs and reports.
         description: one line saying what the images are.
         class_names: label -> name.
-        splits: split name -> images; the training program reads "train", "val" and "test".
+        splits: split name -> images; the training program reads "train", "val" and, if there is
+            one, "test".
         synthetic: whether the images are drawn by a program; reports must say so.
         task: "multiclass", every image shows one class; or "multilabel", an image shows any of
             the classes, or none. A single class makes it a binary classification.

@@ -9,8 +9,8 @@ from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.dataset import Dataset, Example, content, digest
 from medmamba_jax.data.labels import as_labels
 from medmamba_jax.data.sources.source import Source
+from medmamba_jax.data.split_names import SPLITS
 from medmamba_jax.data.splits.split_source import split_source
-from medmamba_jax.data.splits.splitting import SPLITS
 from medmamba_jax.data.weights import as_weights
 
 
@@ -38,7 +38,8 @@ def as_dataset(data: OwnData, config: DataConfig) -> Dataset:
     Args:
         data: a data set, which is returned as it is; or any object with `len`, `[]` and
             `class_names`, which is split as the configuration says (see `split_source`); or
-            such objects by the names "train", "val" and "test", of which val may be missing.
+            such objects by the names "train", "val" and "test", of which val or test may be
+            missing.
             Every label is read once here, and to identify images everything once more.
         config: for the split.
 
@@ -50,9 +51,9 @@ def as_dataset(data: OwnData, config: DataConfig) -> Dataset:
         return data
     if not isinstance(data, Mapping):
         return split_source(_source(data, None, [(data, "")]), config)
-    if not {"train", "test"} <= set(data) <= set(SPLITS):
+    if "train" not in data or len(data) == 1 or not set(data) <= set(SPLITS):
         raise ValueError(
-            f"data has the keys {list(data)}; it must have 'train' and 'test', and may have 'val'"
+            f"data has the keys {list(data)}; it must have 'train', and 'val' or 'test' or both"
         )
     parts = [(data[name], name) for name in SPLITS if name in data]
     assigned = np.concatenate([np.full(_length(part), name) for part, name in parts])

@@ -18,10 +18,10 @@ from medmamba_jax.data.public.catalogue import CATALOGUE
 from medmamba_jax.data.public.facts import PublicSet
 from medmamba_jax.data.public.splits import require_splits, split_rows
 from medmamba_jax.data.sources.tfds_split import TfdsSplit, read_index
+from medmamba_jax.data.split_names import SPLITS, split_named
 from medmamba_jax.data.splits.splitting import split_off, stratified_split
 
 DEFAULT_DATA_DIR = "~/tensorflow_datasets"
-_VAL_NAMES = ("val", "validation", "valid")
 
 
 def build_tfds(config: DataConfig) -> Dataset:
@@ -30,10 +30,11 @@ def build_tfds(config: DataConfig) -> Dataset:
     A public set is prepared in `config.root` first, unless that has been done. Any other TFDS data
     set has to be there already, in the ArrayRecord format, with an `Image` called "image" and a
     `ClassLabel` called "label". Its own splits are used, "validation" and "valid" as val. If there
-    are just train and test, val is split off train, `config.val_fraction` of both together; if
-    there is just train, all is split. Both by `config.split_seed`, classes in proportion. A text
-    called "patient" gives the groups, and no patient comes into two splits that are made here; it
-    is empty everywhere or nowhere. One called "filename" names images in messages.
+    are train and test, but no val, that is split off train, `config.val_fraction` of both
+    together; if there is just train, all is split. Both by `config.split_seed`, classes in
+    proportion. A text called "patient" gives the groups, and no patient comes into two splits that
+    are made here; it is empty everywhere or nowhere. One called "filename" names images in
+    messages.
 
     Raises:
         DataUnavailableError: if the images can neither be downloaded nor found in
@@ -155,18 +156,13 @@ def _require_every_patient(splits: Mapping[str, TfdsSplit]) -> None:
 def _own_splits(builder: Any) -> dict[str, str]:
     """Returns our names of the splits -> those under which they are stored."""
     stored = list(builder.info.splits)
-    val = [name for name in _VAL_NAMES if name in stored]
-    if "train" not in stored or len(val) > 1 or (val and "test" not in stored):
+    names = {split: [name for name in stored if split_named(name) == split] for split in SPLITS}
+    if not names["train"] or max(map(len, names.values())) > 1:
         raise ValueError(
-            f"{builder.name} has the splits {stored}; needed are train, val and test, or train and"
-            " test, or train alone"
+            f"{builder.name} has the splits {stored}; needed are train, and one each for val and"
+            " test, which may be missing"
         )
-    names = {"train": "train"}
-    if val:
-        names["val"] = val[0]
-    if "test" in stored:
-        names["test"] = "test"
-    return names
+    return {split: found[0] for split, found in names.items() if found}
 
 
 def _completed(splits: dict[str, TfdsSplit], config: DataConfig) -> dict[str, TfdsSplit]:

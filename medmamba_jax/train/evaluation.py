@@ -25,7 +25,7 @@ CHANGEABLE = (
     *("data.root", "data.table", "data.split_file", "data.manual_dir", "data.num_workers"),
     *("data.cache", "data.cache_dir", "train.batch_size"),
 )
-SPLITS = ("val", "test")  # that are evaluated
+_EVALUATED = ("val", "test")  # the latter where there is one
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -94,12 +94,12 @@ def prepare_evaluation(
     with CheckpointStore(checkpoint_dir(workdir)) as store:
         if store.best_epoch() is None:
             raise FileNotFoundError(f"{workdir} has no checkpoint yet; train for one epoch first")
-    open_caches(setup.dataset.splits[name] for name in SPLITS)
+    open_caches(setup.dataset.splits[name] for name in _evaluated(setup))
     return dataclasses.replace(setup, description=description)
 
 
 def evaluate_best(setup: Setup) -> dict[str, dict[str, Any]]:
-    """Evaluates the best checkpoint on "val" and "test", prints and writes the results.
+    """Evaluates the best checkpoint on "val" and "test", if there is one; prints and writes that.
 
     Returns:
         As `fit`.
@@ -111,7 +111,7 @@ def evaluate_best(setup: Setup) -> dict[str, dict[str, Any]]:
         epoch = store.best_epoch()
         state, _ = restore(setup, store, epoch)
     results = {}
-    for split in SPLITS:
+    for split in _evaluated(setup):
         results[split] = {
             "split": split,
             "task": setup.dataset.task,
@@ -127,6 +127,10 @@ def evaluate_best(setup: Setup) -> dict[str, dict[str, Any]]:
             path.write_text(json.dumps(results[split], indent=2) + "\n")
         say(f"\n{_table(results[split])}\n{path}")
     return results
+
+
+def _evaluated(setup: Setup) -> list[str]:
+    return [name for name in _EVALUATED if name in setup.dataset.splits]
 
 
 def evaluate_split(setup: Setup, state: TrainState, split: str) -> dict[str, Any]:

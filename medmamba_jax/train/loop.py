@@ -86,8 +86,8 @@ def fit(setup: Setup) -> dict[str, dict[str, Any]]:
     """Trains what `prepare_training` returned; see `train`.
 
     Returns:
-        split ("val", "test") -> what `METRICS` report of the best checkpoint, which is also in
-        `results/<split>.json`.
+        split ("val" and, if there is one, "test") -> what `METRICS` report of the best checkpoint,
+        which is also in `results/<split>.json`.
 
     Raises:
         NonFiniteLossError: if the loss becomes NaN or infinite; earlier checkpoints are intact.

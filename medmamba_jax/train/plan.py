@@ -17,7 +17,7 @@ _SAMPLERS = {"shuffle": "shuffled", "balanced": "classes equally often"}
 def plan(setup: Setup, state: TrainState, progress: Progress) -> str:
     """Returns what is about to happen, as text."""
     experiment, dataset, model = setup.experiment, setup.dataset, setup.description.model
-    train, splits = experiment.train, ("train", "val", "test")
+    train, splits = experiment.train, tuple(dataset.splits)
     counts = dataset.counts()
     height, width = setup.description.preprocessing.image_size
     sizes = ", ".join(f"{len(dataset.splits[split])} {split}" for split in splits)

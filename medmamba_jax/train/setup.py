@@ -65,7 +65,7 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, dataset: Dataset) -> 
         NotImplementedError: if the scan asked for does not run on these devices.
     """
     options = experiment.train
-    missing = [name for name in ("train", "val", "test") if name not in dataset.splits]
+    missing = [name for name in ("train", "val") if name not in dataset.splits]
     if missing:
         raise ValueError(f"the data set {dataset.name!r} lacks the splits {missing}")
     objective = make_objective(options, dataset)

@@ -192,8 +192,8 @@ def class_folders_that_differ_by_case(folder):
     return images(folder)
 
 
-@mistake("has a train folder but no test folder", "add test/<class>/")
-def no_test_folder(folder):
+@mistake("has the folder train, but none for val or test", "add val/<class>/, or put")
+def no_other_folder(folder):
     (folder / "train").mkdir()
     for name in "ab":
         (folder / name).rename(folder / "train" / name)
@@ -375,9 +375,9 @@ def unknown_split(folder):
     return table(folder, ("a/00.png,a,train", "a/00.png,a,training"))
 
 
-@mistake("no row is for test in the column 'split'", "add some, or set data.split_column=''")
+@mistake("no row is for val or test in the column 'split'", "add some, or set data.split_column=''")
 def split_without_images(folder):
-    text = pathlib.Path(table(folder)["table"]).read_text().replace(",test,", ",val,")
+    text = re.sub(",(test|val),", ",train,", pathlib.Path(table(folder)["table"]).read_text())
     replace(folder / "images.csv", text.encode())
     return {"source": "csv", "table": str(folder / "images.csv")}
 
@@ -700,7 +700,7 @@ def element_with_a_pillow_image(folder):
     return {"own": Own([{"image": Image.new("L", (8, 8)), "label": 0}])}
 
 
-@mistake(r"data has the keys \['train', 'valid'\]", "must have 'train' and 'test'")
+@mistake(r"data has the keys \['train', 'valid'\]", "must have 'train', and 'val' or 'test'")
 def dictionary_of_other_splits(folder):
     return {"own": {"train": Own(GOOD), "valid": Own(GOOD)}}
 

@@ -96,6 +96,12 @@ def test_val_is_split_off_train(prepare, build, caplog):
     assert "8 images for val off the split train by the seed 0" in caplog.text
 
 
+def test_missing_test_stays_missing(prepare, build):
+    written = prepare({"train": 12, "validation": 6})
+    splits = {name: contents(split) for name, split in build().splits.items()}
+    assert splits == {"train": written["train"], "val": written["validation"]}
+
+
 def test_everything_is_split(prepare, build):
     written = prepare({"train": 40})
     splits = {name: contents(split) for name, split in build().splits.items()}
@@ -135,9 +141,7 @@ def test_a_patient_for_some_images_only(prepare, build):
         build()
 
 
-@pytest.mark.parametrize(
-    "sizes", [{"test": 4}, {"train": 4, "val": 4}, {"train": 4, "val": 4, "valid": 4, "test": 4}]
-)
+@pytest.mark.parametrize("sizes", [{"test": 4}, {"train": 4, "val": 4, "valid": 4, "test": 4}])
 def test_splits_that_will_not_do(prepare, build, sizes):
     prepare(sizes)
     with pytest.raises(ValueError, match=r"own has the splits .*; needed are train"):

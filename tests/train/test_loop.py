@@ -251,6 +251,16 @@ def test_missing_split_and_single_class_validation(experiment, images, tmp_path)
         )
 
 
+def test_without_a_test_split_val_is_reported(experiment, images, tmp_path, capsys, caplog):
+    splits = {name: images.splits[name] for name in ("train", "val")}
+    dataset = dataclasses.replace(images, splits=splits)
+    results = mm.train(experiment(epochs=1), tmp_path, dataset)
+    assert list(results) == ["val"] and mm.evaluate(tmp_path, dataset) == results
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["val.json"]
+    assert "no test images: what is reported is of val" in caplog.text
+    assert "images      SYNTHETIC, 20 train, 10 val, 32x32 px" in capsys.readouterr().out
+
+
 def test_evaluating_nothing(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no run"):
         mm.evaluate(tmp_path)

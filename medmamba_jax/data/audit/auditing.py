@@ -45,8 +45,8 @@ def audit(
     Errors are an empty split, an image that cannot be decoded, one class only in train, and a
     group, or images that are equal pixel for pixel, in two splits; `config.allow_overlap` makes
     a warning of the latter two. Warnings are nearly identical images in two splits, identical ones
-    in one split, a class that a split lacks, and DICOM files with and without a window where
-    `data.window` is "auto".
+    in one split, a class that a split lacks, no images for testing, and DICOM files with and
+    without a window where `data.window` is "auto".
 
     Args:
         dataset: the images.
@@ -74,6 +74,11 @@ def audit(
 
 
 def _check_classes(dataset: Dataset) -> None:
+    if "test" not in dataset.splits:
+        logging.warning(
+            "no test images: what is reported is of val, by which the best epoch is chosen, and"
+            " so too good"
+        )
     for name, split in dataset.splits.items():
         if not len(split):
             raise ValueError(f"no images are in {name}: add some, or split the images otherwise")

@@ -12,11 +12,8 @@ from medmamba_jax.data.sources.class_names import in_natural_order, require_clas
 from medmamba_jax.data.sources.csv_table import CsvTable, read_csv_table
 from medmamba_jax.data.sources.labelled_files import FileSplit, readable
 from medmamba_jax.data.sources.source import Source
+from medmamba_jax.data.split_names import split_named
 from medmamba_jax.data.weights import are_weights
-
-SPLIT_NAMES = {"train": "train", "test": "test"} | dict.fromkeys(
-    ("val", "validation", "valid"), "val"
-)
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(DataConfig)}
 _UNKNOWN = ("", "nan")
@@ -174,16 +171,16 @@ def _weights(table: CsvTable, texts: list[str], column: str) -> np.ndarray:
 
 def _assigned(table: CsvTable, splits: list[str], column: str) -> np.ndarray:
     for row, split in enumerate(splits):
-        if split.casefold() not in SPLIT_NAMES:
+        if split_named(split) is None:
             raise ValueError(
                 f"{table.path}, {table.where(row)}: {column!r} is {split!r}; write train, val or"
                 " test"
             )
-    assigned = np.array([SPLIT_NAMES[split.casefold()] for split in splits])
-    for name in ("train", "test"):
-        if not (assigned == name).any():
+    assigned = np.array([split_named(split) for split in splits])
+    for names in (("train",), ("val", "test")):
+        if not np.isin(assigned, names).any():
             raise ValueError(
-                f"{table.path}: no row is for {name} in the column {column!r}; add some, or set"
-                " data.split_column='' to have all images split by the seed"
+                f"{table.path}: no row is for {' or '.join(names)} in the column {column!r}; add"
+                " some, or set data.split_column='' to have all images split by the seed"
             )
     return assigned

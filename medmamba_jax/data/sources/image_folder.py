@@ -12,16 +12,16 @@ from medmamba_jax.data.images.decoding import is_image_file
 from medmamba_jax.data.sources.class_names import in_natural_order, require_classes
 from medmamba_jax.data.sources.labelled_files import FileSplit, readable
 from medmamba_jax.data.sources.source import Source
-
-_VAL_FOLDERS = ("val", "validation", "valid")
+from medmamba_jax.data.split_names import split_named
 
 
 def find_image_folder(config: DataConfig) -> Source:
     """Finds image files in `<root>/{train,val,test}/<class>/` or `<root>/<class>/`.
 
-    The first layout is taken when `<root>/train` exists; `val` may also be called `validation` or
-    `valid`, or be missing. Classes are the folder names, sorted as text but numbers by value.
-    What is hidden or no image is skipped and counted in the log.
+    The first layout is taken where the root has folders of these names; `val` may also be called
+    `validation` or `valid`, and one of val and test may be missing. Classes are the folder names,
+    sorted as text but numbers by value. What is hidden or no image is skipped and counted in the
+    log.
 
     Raises:
         FileNotFoundError: if `config.root` is not a directory.
@@ -90,25 +90,26 @@ def _groups(names: list[str], pattern: str) -> np.ndarray | None:
 
 def _split_folders(root: Path) -> dict[str, Path]:
     """Returns split name -> folder; the single name "all" if the root holds class folders."""
-    if not (root / "train").is_dir():
-        for name in (*_VAL_FOLDERS, "test"):
-            if (root / name).is_dir():
-                raise ValueError(
-                    f"{root} has a {name} folder but no train folder: add train/<class>/"
-                )
+    folders: dict[str, Path] = {}
+    for path in sorted(root.iterdir()):
+        split = split_named(path.name) if path.is_dir() else None
+        if split in folders:
+            raise ValueError(
+                f"{root} has the folders {folders[split].name} and {path.name}, both for {split}:"
+                " keep one of them"
+            )
+        if split is not None:
+            folders[split] = path
+    if not folders:
         return {"all": root}
-    folders = {"train": root / "train"}
-    val_names = [name for name in _VAL_FOLDERS if (root / name).is_dir()]
-    if len(val_names) > 1:
-        raise ValueError(f"{root} has the validation folders {val_names}: keep one of them")
-    if val_names:
-        folders["val"] = root / val_names[0]
-    if not (root / "test").is_dir():
+    lacking = "train" if "train" not in folders else "val or test" if len(folders) == 1 else ""
+    if lacking:
+        found = ", ".join(path.name for path in folders.values())
         raise ValueError(
-            f"{root} has a train folder but no test folder: add test/<class>/, or put the class"
-            " folders directly into the root to have all images split by the seed"
+            f"{root} has the folder {found}, but none for {lacking}: add {lacking.split()[0]}"
+            "/<class>/, or put the class folders directly into the root to have all images split"
+            " by the seed"
         )
-    folders["test"] = root / "test"
     return folders
 
 

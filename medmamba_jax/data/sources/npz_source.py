@@ -24,9 +24,9 @@ _LAYOUTS = (
 def find_arrays(config: DataConfig) -> Source:
     """Reads the npz file `config.root` into memory; what is pickled is refused.
 
-    It holds `train_images` (n, h, w) or (n, h, w, c), `train_labels`, and the same for val, which
-    may be missing, and test; or `x` and `y`. Labels are integers (n,) or (n, 1), or of a
-    multi-label set (n, K) of 1, 0 and NaN or -1 for not known. There may be `groups`
+    It holds `train_images` (n, h, w) or (n, h, w, c), `train_labels`, and the same for val
+    and test, one of which may be missing; or `x` and `y`. Labels are integers (n,) or (n, 1), or
+    of a multi-label set (n, K) of 1, 0 and NaN or -1 for not known. There may be `groups`
     (`train_groups`, ...), the patient of each image, and `class_names` (K,), which labels are
     indices into; without, classes are named by the integers that occur.
 
@@ -41,7 +41,7 @@ def find_arrays(config: DataConfig) -> Source:
         else:
             found = [name for name in ("train", "val", "test") if f"{name}_images" in file.files]
             parts = {n: (f"{n}_images", f"{n}_labels", f"{n}_groups") for n in found}
-            if not {"train", "test"} <= parts.keys():
+            if "train" not in parts or len(parts) == 1:
                 raise ValueError(f"{path} holds {sorted(file.files)}: it must hold {_LAYOUTS}")
         arrays = _arrays(path, file, parts.values())
     images, names, labels, groups = [], [], [], []

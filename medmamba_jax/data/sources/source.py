@@ -32,7 +32,7 @@ class Source:
         name, description, class_names, synthetic, task: as of `Dataset`.
         images: all of them.
         assigned: the split of each image, "train", "val" or "test" (n,), with images in train and
-            test at least; None where images have to be split.
+            one of the others at least; None where images have to be split.
 
     Raises:
         ValueError: if a label does not fit the task or the classes, or the group of an image is

@@ -8,8 +8,9 @@ from absl import logging
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.sources.source import Source
+from medmamba_jax.data.split_names import SPLITS
 from medmamba_jax.data.splits.split_table import read_split_table
-from medmamba_jax.data.splits.splitting import SPLITS, fold_split, split_off, stratified_split
+from medmamba_jax.data.splits.splitting import fold_split, split_off, stratified_split
 
 Rows = dict[str, np.ndarray]
 
@@ -19,8 +20,9 @@ def split_source(source: Source, config: DataConfig) -> Dataset:
 
     The first of these that applies: by `config.split_file`; into `config.fold`; as they were found
     split, where a missing val is split off train, as large as `config.val_fraction` of train and
-    test together; by `config.val_fraction` and `config.test_fraction`. What is split here is
-    stratified by class, keeps groups together, and depends on `config.split_seed` alone.
+    test together, while a missing test stays so; by `config.val_fraction` and
+    `config.test_fraction`. What is split here is stratified by class, keeps groups together, and
+    depends on `config.split_seed` alone.
 
     Raises:
         FileNotFoundError: if there is no file `config.split_file`.
@@ -44,7 +46,7 @@ def _by_file(source: Source, config: DataConfig) -> tuple[Rows, str]:
     path = Path(config.split_file).expanduser()
     names = [source.images.name(row) for row in range(len(source.images))]
     assigned = read_split_table(path, names)
-    return {name: np.flatnonzero(assigned == name) for name in SPLITS}, f"split by {path}"
+    return _present(assigned), f"split by {path}"
 
 
 def _by_fold(source: Source, config: DataConfig) -> tuple[Rows, str]:
@@ -77,8 +79,8 @@ def _by_fractions(source: Source, config: DataConfig) -> tuple[Rows, str]:
 
 
 def _as_found(source: Source, config: DataConfig) -> tuple[Rows, str]:
-    rows = {name: np.flatnonzero(source.assigned == name) for name in SPLITS}
-    if len(rows["val"]):
+    rows = _present(source.assigned)
+    if "val" in rows:
         return rows, ""
     train, groups = rows["train"], source.images.groups
     count = round(config.val_fraction * (len(train) + len(rows["test"])))
@@ -95,6 +97,11 @@ def _as_found(source: Source, config: DataConfig) -> tuple[Rows, str]:
     return {"train": train[kept], "val": train[val], "test": rows["test"]}, how
 
 
+def _present(assigned: np.ndarray) -> Rows:
+    rows = {name: np.flatnonzero(assigned == name) for name in SPLITS}
+    return {name: part for name, part in rows.items() if len(part)}
+
+
 def _by(source: Source) -> str:
     groups = source.images.groups
     return "by image" if groups is None else f"by {len(np.unique(groups))} patients (groups)"
@@ -107,7 +114,7 @@ def _shares(rows: Rows) -> str:
 
 def _require_train_classes(dataset: Dataset) -> None:
     counts = dataset.counts()
-    for name in ("val", "test"):
+    for name in counts:
         for label, count in counts[name].items():
             if count and not counts["train"][label]:
                 raise ValueError(

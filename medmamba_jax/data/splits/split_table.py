@@ -10,7 +10,7 @@ from medmamba_jax.data.dataset import Dataset, Split
 from medmamba_jax.data.naming import listed, short_name
 from medmamba_jax.data.sources.csv_table import read_csv_table
 from medmamba_jax.data.sources.frames import AllFrames
-from medmamba_jax.data.splits.splitting import SPLITS
+from medmamba_jax.data.split_names import split_named
 
 _MULTILABEL_SEPARATOR = "|"
 
@@ -56,7 +56,7 @@ def read_split_table(path: Path, names: Sequence[str]) -> np.ndarray:
         zip(table.column("path"), table.column("split"), strict=True)
     ):
         where = f"{path}, {table.where(row)}"
-        if split not in SPLITS:
+        if split_named(split) is None:
             raise ValueError(f"{where}: the split is {split!r}; write train, val or test")
         if name in split_of:
             raise ValueError(f"{where}: {name} has a row already; leave one")
@@ -65,14 +65,14 @@ def read_split_table(path: Path, names: Sequence[str]) -> np.ndarray:
                 f"{where}: {name} is none of the images; take the row out, or set data.split_file"
                 " to the table of these images"
             )
-        split_of[name] = split
+        split_of[name] = split_named(split)
     lacking = [name for name in names if name not in split_of]
     if lacking:
         raise ValueError(
             f"{path} lacks {len(lacking)} of the {len(names)} images: {listed(lacking)}; add a row"
             " for each"
         )
-    for split in SPLITS:
+    for split in ("train", "val"):
         if split not in split_of.values():
             raise ValueError(f"{path} has no row of the split {split}: add some")
     return np.array([split_of[name] for name in names])

@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
+from medmamba_jax.data.split_names import SPLITS
 from medmamba_jax.data.splits.proportions import deal_groups
-
-SPLITS = ("train", "val", "test")
 
 _REMEDY = "add images, leave the class out, or change the fractions"
 

@@ -74,6 +74,13 @@ def test_missing_val_rows_are_split_off_train(make_table):
     assert "val split off train by image, seed 0" in dataset.description
 
 
+def test_missing_test_rows_stay_missing(make_table):
+    dataset = make_table(
+        lines("path,label,split", lambda i: f"{'ab'[i % 2]},{'Valid' if i < 10 else 'Train'}")
+    )
+    assert {name: len(split) for name, split in dataset.splits.items()} == {"train": 30, "val": 10}
+
+
 def test_several_label_columns_make_a_multi_label_set(make_table):
     cells = ["1,0", "0,1.0", "1,-1", ",1", "nan,0.0"]
     dataset = make_table(

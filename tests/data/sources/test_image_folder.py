@@ -36,6 +36,11 @@ def contents(dataset):
     }
 
 
+def test_two_folders_however_capitalised(make_folder):
+    dataset = build(make_folder({"Train/a": 3, "Train/b": 2, "VAL/a": 1, "VAL/b": 1}))
+    assert dataset.counts() == {"train": {"a": 3, "b": 2}, "val": {"a": 1, "b": 1}}
+
+
 @pytest.mark.parametrize("val_name", ["val", "validation", "valid"])
 def test_three_folders_are_the_three_splits(make_folder, val_name):
     root = make_folder(
@@ -136,12 +141,12 @@ def test_a_file_with_a_damaged_frame_is_dropped_where_all_are_read(tmp_path, noi
     ("folders", "problem"),
     [
         ({"only": 4}, "1 class"),
-        ({"train/a": 2, "train/b": 2, "val/a": 1}, "no test folder"),
-        ({"test/a": 2, "test/b": 2}, "no train folder"),
-        ({"val/a": 2, "val/b": 2}, "no train folder"),
+        ({"train/a": 2, "train/b": 2}, "none for val or test"),
+        ({"test/a": 2, "test/b": 2}, "none for train"),
+        ({"Val/a": 2, "Val/b": 2}, "the folder Val, but none for train"),
         (
             {"train/a": 1, "train/b": 1, "val/a": 1, "valid/a": 1, "test/a": 1},
-            r"validation folders \['val', 'valid'\]",
+            "the folders val and valid, both for val",
         ),
         (
             {"train/a": 2, "train/b": 2, "val/c": 1, "test/a": 1},

@@ -75,6 +75,14 @@ def test_missing_val_is_split_off_train(build):
     assert [len(split) for split in build(arrays).splits.values()] == [25, 5, 20]
 
 
+def test_missing_test_stays_missing(build):
+    arrays = {key: array for key, array in medmnist().items() if "test" not in key}
+    assert {name: len(split) for name, split in build(arrays).splits.items()} == {
+        "train": 30,
+        "val": 10,
+    }
+
+
 def test_real_arrays_are_read(real_data):
     settings = {"source": "npz", "root": str(real_data / "medmnist" / "breastmnist.npz")}
     dataset = build_dataset(DataConfig(**settings))

@@ -77,6 +77,22 @@ def test_a_split_that_was_written_is_read(folder, tmp_path):
     assert {name: split.digest() for name, split in second.splits.items()} == digests
 
 
+@pytest.mark.parametrize("spelling", ["Train,VALID", "train,validation"])
+def test_a_table_of_ones_own_may_be_without_test(folder, tmp_path, spelling):
+    train, val = spelling.split(",")
+    path = tmp_path / "split.csv"
+    files = [path.relative_to(folder).as_posix() for path in sorted(folder.glob("*/*.png"))]
+    rows = [f"{name},{val if i % 3 == 0 else train}" for i, name in enumerate(files)]
+    path.write_text("\n".join(["path,split", *rows]))
+    dataset = build(folder, split_file=str(path))
+    assert names(dataset) == {
+        "train": [name for i, name in enumerate(files) if i % 3],
+        "val": files[::3],
+    }
+    write_split_table(tmp_path / "again.csv", dataset)
+    assert names(build(folder, split_file=str(tmp_path / "again.csv"))) == names(dataset)
+
+
 def test_labels_of_a_multi_label_set_are_written_by_name(tmp_path):
     split = InMemorySplit(np.zeros((3, 8, 8), np.uint8), [[1, 1], [0, -1], [0, 1]])
     dataset = Dataset("own", "", ("x", "y"), {"train": split}, synthetic=True, task="multilabel")
