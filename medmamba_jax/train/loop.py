@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from medmamba_jax.checkpoints import CheckpointStore, Progress
@@ -33,14 +34,14 @@ from medmamba_jax.train.workdir import SPLIT_TABLE, checkpoint_dir, claim
 
 
 def train(
-    experiment: Experiment, workdir: str | pathlib.Path, data: OwnData | None = None
+    experiment: Experiment | ConfigDict, workdir: str | pathlib.Path, data: OwnData | None = None
 ) -> dict[str, dict[str, Any]]:
     """Trains until the last epoch or early stopping, then evaluates the best checkpoint.
 
     A workdir that holds a run of the same experiment is continued where it stopped.
 
     Args:
-        experiment: the configuration.
+        experiment: the configuration, also as a config file returns it.
         workdir: folder of the run, created if it does not exist.
         data: images to use in place of those that `experiment.data` names: a `Dataset`, or objects
             of your own, see `medmamba_jax.data.as_dataset`.
@@ -52,7 +53,7 @@ def train(
 
 
 def prepare_training(
-    experiment: Experiment, workdir: str | pathlib.Path, data: OwnData | None = None
+    experiment: Experiment | ConfigDict, workdir: str | pathlib.Path, data: OwnData | None = None
 ) -> Setup:
     """Does what a caller's mistake can stop, and makes the workdir this run's; see `train`.
 
@@ -63,6 +64,8 @@ def prepare_training(
         NotImplementedError: if the scan asked for does not run on these devices.
         OSError: if a file cannot be read or written, such as a cache on a full disk.
     """
+    if isinstance(experiment, ConfigDict):
+        experiment = Experiment.from_config_dict(experiment)
     workdir = pathlib.Path(workdir).resolve()
     settings = experiment.data
     dataset = build_dataset(settings) if data is None else as_dataset(data, settings)
