@@ -1,4 +1,4 @@
-"""Evaluation: logits of a split, the metrics of them, and `results/<split>.json`."""
+"""Evaluation: logits of a split, the metrics of them, and `results/`."""
 
 import copy
 import dataclasses
@@ -16,6 +16,7 @@ from medmamba_jax.data.reading.caching import open_caches
 from medmamba_jax.train.experiment import Experiment
 from medmamba_jax.train.hosts import is_first, say
 from medmamba_jax.train.metrics import METRICS
+from medmamba_jax.train.predictions import write_predictions
 from medmamba_jax.train.setup import Setup, prepare, restore
 from medmamba_jax.train.step import TrainState
 from medmamba_jax.train.workdir import checkpoint_dir, differing_images
@@ -110,8 +111,10 @@ def evaluate_best(setup: Setup) -> dict[str, dict[str, Any]]:
     with CheckpointStore(checkpoint_dir(setup.workdir)) as store:
         epoch = store.best_epoch()
         state, _ = restore(setup, store, epoch)
+    folder = setup.workdir / "results"
     results = {}
     for split in _evaluated(setup):
+        labels, logits = _outputs(setup, state, split)
         results[split] = {
             "split": split,
             "task": setup.dataset.task,
@@ -119,12 +122,14 @@ def evaluate_best(setup: Setup) -> dict[str, dict[str, Any]]:
             "best_metric": setup.description.best_metric,
             "dataset": setup.dataset.name,
             "synthetic": setup.dataset.synthetic,
-            **evaluate_split(setup, state, split),
+            **_metrics(setup, labels, logits),
         }
-        path = setup.workdir / "results" / f"{split}.json"
+        path = folder / f"{split}.json"
         if is_first():
-            path.parent.mkdir(exist_ok=True)
+            folder.mkdir(exist_ok=True)
             path.write_text(json.dumps(results[split], indent=2) + "\n")
+            table = folder / f"{split}_predictions.csv"
+            write_predictions(table, setup.dataset, split, labels, logits)
         say(f"\n{_table(results[split])}\n{path}")
     return results
 
@@ -135,6 +140,15 @@ def _evaluated(setup: Setup) -> list[str]:
 
 def evaluate_split(setup: Setup, state: TrainState, split: str) -> dict[str, Any]:
     """Runs a split once, every image exactly once, and returns what `METRICS` report."""
+    return _metrics(setup, *_outputs(setup, state, split))
+
+
+def _metrics(setup: Setup, labels: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
+    return METRICS[setup.dataset.task](labels, logits, setup.dataset.class_names)
+
+
+def _outputs(setup: Setup, state: TrainState, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns labels (n,) or (n, K) and logits (n, K) of every image of a split, in its order."""
     batches = eval_batches(
         setup.dataset.splits[split],
         setup.description.preprocessing,
@@ -157,7 +171,7 @@ def evaluate_split(setup: Setup, state: TrainState, split: str) -> dict[str, Any
             f"the model's outputs on {split!r} are not finite after step {int(state.step)}; lower "
             "train.lr or set train.clip_norm=1.0 in a new --workdir"
         )
-    return METRICS[setup.dataset.task](labels[mask], logits[mask], setup.dataset.class_names)
+    return labels[mask], logits[mask]
 
 
 # Of the metrics that a task has, what stands above the table and its columns of numbers.

@@ -66,6 +66,8 @@ def test_what_a_run_leaves_behind(experiment, images, tmp_path, capsys, monkeypa
     for key in ("loss", "accuracy", "auc", "f1", "balanced_accuracy"):
         assert best[key] == rows[best["epoch"] - 1][f"val/{key}"]
     assert json.loads((tmp_path / "results" / "test.json").read_text())["num_examples"] == 9
+    with (tmp_path / "results" / "test_predictions.csv").open() as file:
+        assert len(list(file)) == 1 + 9
     assert json.loads((tmp_path / "config.json").read_text())["train"]["epochs"] == 2
     assert json.loads((tmp_path / "versions.json").read_text())["jax"] == jax.__version__
     assert list((tmp_path / "tensorboard").glob("events*"))
@@ -256,7 +258,8 @@ def test_without_a_test_split_val_is_reported(experiment, images, tmp_path, caps
     dataset = dataclasses.replace(images, splits=splits)
     results = mm.train(experiment(epochs=1), tmp_path, dataset)
     assert list(results) == ["val"] and mm.evaluate(tmp_path, dataset) == results
-    assert [path.name for path in (tmp_path / "results").iterdir()] == ["val.json"]
+    written = {path.name for path in (tmp_path / "results").iterdir()}
+    assert written == {"val.json", "val_predictions.csv"}
     assert "no test images: what is reported is of val" in caplog.text
     assert "images      SYNTHETIC, 20 train, 10 val, 32x32 px" in capsys.readouterr().out
 

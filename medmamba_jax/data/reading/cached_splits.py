@@ -15,6 +15,7 @@ from medmamba_jax.data.cpus import usable_cpus
 from medmamba_jax.data.dataset import Example, Split
 from medmamba_jax.data.images.decoders import decoder_versions
 from medmamba_jax.data.images.preprocessing import Preprocessing, decoded
+from medmamba_jax.data.naming import short_name
 
 _FORMAT = 1  # of the files; another number and none of the old is found again
 _SHAPE = np.dtype("<u4")  # height, width and channels stand before the pixels
@@ -84,6 +85,9 @@ class CachedSplit:
     def __getitem__(self, index: int) -> Example:
         label = self.labels[index]
         return {"image": self.images[index], "label": label if label.ndim else int(label)}
+
+    def name(self, index: int) -> str:
+        return short_name(self._split, index)
 
     def describe(self, index: int) -> str:
         return self._split.describe(index)

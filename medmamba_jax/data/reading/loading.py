@@ -154,8 +154,8 @@ def eval_batches(
     """Iterates once over the split in order; every image counts exactly once.
 
     The last global batch is filled up with black images whose mask is False, so that all batches
-    have one shape and all hosts the same number of steps. Hosts share a batch as in
-    `train_batches`; the arguments are the same, too.
+    have one shape and all hosts the same number of steps. Of each global batch the first host reads
+    the first rows, and so on; the arguments are those of `train_batches`.
 
     Returns:
         An iterator over {"image": uint8 (b, h, w, c), "label": as of `train_batches`, "mask": bool
@@ -168,7 +168,8 @@ def eval_batches(
     if len(split) == 0:
         raise ValueError("the split to evaluate holds no images")
     padded_length = -(-len(split) // batch_size) * batch_size
-    rows = grain.MapDataset.range(padded_length)[process_index::process_count]
+    shares = np.arange(padded_length).reshape(-1, process_count, local_batch_size)
+    rows = grain.MapDataset.source(shares[:, process_index].ravel())
     return _batches(rows.map(_EvalExample(split, preprocessing)), local_batch_size, num_workers)
 
 

@@ -340,9 +340,8 @@ class TestEvalBatches:
                 assert batch["label"].dtype == np.int32 and batch["mask"].dtype == np.bool_
                 np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["label"])
                 np.testing.assert_array_equal(batch["image"][~batch["mask"]], 0)
-            # Row r of the global batch is row r // hosts of host r % hosts.
-            row_labels = np.stack([batch["label"] for batch in host_batches], axis=1).ravel()
-            row_masks = np.stack([batch["mask"] for batch in host_batches], axis=1).ravel()
+            row_labels = np.concatenate([batch["label"] for batch in host_batches])
+            row_masks = np.concatenate([batch["mask"] for batch in host_batches])
             seen += row_labels[row_masks].tolist()
         assert seen == list(range(count))
 
