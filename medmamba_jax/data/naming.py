@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 
-from medmamba_jax.data.dataset import Split
+import numpy as np
+
+from medmamba_jax.data.dataset import Dataset, Split
 
 _LISTED = 5
+_BETWEEN_CLASSES = "|"
 
 
 def listed(items: Sequence[object], count: int | None = None) -> str:
@@ -21,3 +24,12 @@ def listed(items: Sequence[object], count: int | None = None) -> str:
 def short_name(split: Split, row: int) -> str:
     """Names an image without the folder that all lie in, which may move."""
     return getattr(split, "name", split.describe)(row)
+
+
+def label_name(dataset: Dataset, split: Split, row: int) -> str:
+    """Names the class of an image; of a multi-label set all that it shows, with "|" between."""
+    label = split.labels[row]
+    if dataset.task == "multilabel":
+        shown = np.flatnonzero(label == 1)
+        return _BETWEEN_CLASSES.join(dataset.class_names[k] for k in shown)
+    return dataset.class_names[label]

@@ -4,7 +4,7 @@ import numpy as np
 
 from medmamba_jax.data.audit.findings import Findings, Image
 from medmamba_jax.data.dataset import Dataset
-from medmamba_jax.data.naming import short_name
+from medmamba_jax.data.naming import label_name, short_name
 
 
 def shared_groups(dataset: Dataset) -> list[str]:
@@ -23,10 +23,16 @@ def shared_groups(dataset: Dataset) -> list[str]:
 
 
 def identical_images(dataset: Dataset, findings: Findings) -> tuple[list[str], list[str]]:
-    """Names sets of equal images: those in more than one split, and those in one."""
+    """Names sets of equal images: those in more than one split, and those in one.
+
+    Where they are not all of one class, that is named, too.
+    """
     across, within = [], []
     for images in findings.identical:
         text = " = ".join(_named(dataset, image) for image in images)
+        classes = {label_name(dataset, dataset.splits[name], row): None for name, row in images}
+        if len(classes) > 1:
+            text += f" (labelled {', '.join(map(repr, classes))})"
         (across if len({name for name, _ in images}) > 1 else within).append(text)
     return across, within
 

@@ -6,13 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from medmamba_jax.data.dataset import Dataset, Split
-from medmamba_jax.data.naming import listed, short_name
+from medmamba_jax.data.dataset import Dataset
+from medmamba_jax.data.naming import label_name, listed, short_name
 from medmamba_jax.data.sources.csv_table import read_csv_table
 from medmamba_jax.data.sources.frames import AllFrames
 from medmamba_jax.data.split_names import split_named
-
-_MULTILABEL_SEPARATOR = "|"
 
 
 def write_split_table(path: Path, dataset: Dataset) -> None:
@@ -30,7 +28,9 @@ def write_split_table(path: Path, dataset: Dataset) -> None:
                 split = split.files
             for row in range(len(split)):
                 group = "" if split.groups is None else split.groups[row]
-                writer.writerow([short_name(split, row), name, _label(dataset, split, row), group])
+                writer.writerow(
+                    [short_name(split, row), name, label_name(dataset, split, row), group]
+                )
     partial.replace(path)
 
 
@@ -76,11 +76,3 @@ def read_split_table(path: Path, names: Sequence[str]) -> np.ndarray:
         if split not in split_of.values():
             raise ValueError(f"{path} has no row of the split {split}: add some")
     return np.array([split_of[name] for name in names])
-
-
-def _label(dataset: Dataset, split: Split, row: int) -> str:
-    label = split.labels[row]
-    if dataset.task == "multilabel":
-        shown = np.flatnonzero(label == 1)
-        return _MULTILABEL_SEPARATOR.join(dataset.class_names[k] for k in shown)
-    return dataset.class_names[label]

@@ -110,8 +110,11 @@ def test_an_image_in_two_splits_stops_the_run_whatever_its_file(run, disjoint, e
 
 def test_what_is_twice_in_one_split_is_only_warned_of(run, disjoint, caplog):
     disjoint["train"][5] = disjoint["train"][0]
+    disjoint["test"][4] = disjoint["test"][2]
     run(dataset(disjoint))
-    assert "in one split again, once: train0.png in train = train5.png in train" in caplog.text
+    assert "train0.png in train = train5.png in train (labelled 'a', 'b')" in caplog.text
+    assert "in one split again, 2 times" in caplog.text
+    assert re.search(r"test2\.png in test = test4\.png in test(;|$)", caplog.text, re.MULTILINE)
 
 
 def jpeg(image):
