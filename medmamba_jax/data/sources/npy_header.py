@@ -57,7 +57,8 @@ def read_npy_header(archive: zipfile.ZipFile, name: str) -> NpyHeader:
 
     Raises:
         zipfile.BadZipFile, zlib.error, EOFError, OSError: if the file is damaged.
-        ValueError: if it is no array, or the file holds fewer values than the header claims.
+        ValueError: if it is no array, its values are of no bytes, or the file holds fewer values
+            than the header claims.
     """
     member = f"{name}.npy" if f"{name}.npy" in archive.namelist() else name
     with archive.open(member) as stream:
@@ -75,6 +76,8 @@ def read_npy_header(archive: zipfile.ZipFile, name: str) -> NpyHeader:
     if any(side < 0 for side in shape):
         raise ValueError(f"{name} claims to be of shape {shape}: get it again")
     header = NpyHeader(name, dtype, shape, fortran_order, start.tell())
+    if not dtype.itemsize:
+        raise ValueError(f"{name} is {header}, values of 0 bytes each: save it with another dtype")
     held = archive.getinfo(member).file_size - header.offset
     if not dtype.hasobject and header.nbytes > held:
         raise ValueError(

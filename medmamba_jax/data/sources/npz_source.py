@@ -14,6 +14,7 @@ from medmamba_jax.data.labels import as_labels
 from medmamba_jax.data.sources.class_names import require_classes
 from medmamba_jax.data.sources.npy_header import NpyHeader, read_npy_header
 from medmamba_jax.data.sources.source import Source
+from medmamba_jax.data.split_names import SPLITS, split_named
 
 _LAYOUTS = (
     "{train,val,test}_images and _labels, as MedMNIST has them, or x and y, which are split by the"
@@ -25,10 +26,10 @@ def find_arrays(config: DataConfig) -> Source:
     """Reads the npz file `config.root` into memory; what is pickled is refused.
 
     It holds `train_images` (n, h, w) or (n, h, w, c), `train_labels`, and the same for val
-    and test, one of which may be missing; or `x` and `y`. Labels are integers (n,) or (n, 1), or
-    of a multi-label set (n, K) of 1, 0 and NaN or -1 for not known. There may be `groups`
-    (`train_groups`, ...), the patient of each image, and `class_names` (K,), which labels are
-    indices into; without, classes are named by the integers that occur.
+    (or valid, or validation) and test, one of which may be missing; or `x` and `y`. Labels are
+    integers (n,) or (n, 1), or of a multi-label set (n, K) of 1, 0 and NaN or -1 for not known.
+    There may be `groups` (`train_groups`, ...), the patient of each image, and `class_names` (K,),
+    text, which labels are indices into; without, classes are named by the integers that occur.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -39,15 +40,15 @@ def find_arrays(config: DataConfig) -> Source:
         if "x" in file.files:
             parts = {"": ("x", "y", "groups")}
         else:
-            found = [name for name in ("train", "val", "test") if f"{name}_images" in file.files]
-            parts = {n: (f"{n}_images", f"{n}_labels", f"{n}_groups") for n in found}
+            parts = _splits(path, file.files)
             if "train" not in parts or len(parts) == 1:
                 raise ValueError(f"{path} holds {sorted(file.files)}: it must hold {_LAYOUTS}")
         arrays = _arrays(path, file, parts.values())
-    images, names, labels, groups = [], [], [], []
-    for image_key, label_key, group_key in parts.values():
+    images, names, assigned, labels, groups = [], [], [], [], []
+    for split, (image_key, label_key, group_key) in parts.items():
         images += list(arrays[image_key])  # views, so that splits do not copy the pixels
         names += [f"{image_key}[{row}]" for row in range(len(arrays[image_key]))]
+        assigned += [split] * len(arrays[image_key])
         labels.append(_without_column(arrays[label_key]))
         if group_key in arrays:
             groups.append(_without_column(arrays[group_key]))
@@ -59,7 +60,7 @@ def find_arrays(config: DataConfig) -> Source:
         description=f"arrays of {path}",
         class_names=class_names,
         images=InMemorySplit(images, labels, np.concatenate(groups) if groups else None, names),
-        assigned=None if "x" in arrays else np.array([name.partition("_")[0] for name in names]),
+        assigned=None if "x" in arrays else np.array(assigned),
         task="multilabel" if labels.ndim == 2 else "multiclass",
     )
 
@@ -73,6 +74,25 @@ def _path(config: DataConfig) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}: set data.root to the npz file")
     return path
+
+
+def _splits(path: Path, keys: Iterable[str]) -> dict[str, tuple[str, str, str]]:
+    """Returns the names of the arrays of each split that there is: images, labels and groups."""
+    prefixes: dict[str, str] = {}
+    for prefix in (key.removesuffix("_images") for key in keys if key.endswith("_images")):
+        split = split_named(prefix)
+        if split in prefixes:
+            raise ValueError(
+                f"{path} has both {prefixes[split]}_images and {prefix}_images, which are {split}:"
+                " keep one of them"
+            )
+        if split is not None:
+            prefixes[split] = prefix
+    return {
+        split: tuple(f"{prefixes[split]}_{what}" for what in ("images", "labels", "groups"))
+        for split in SPLITS
+        if split in prefixes
+    }
 
 
 @contextlib.contextmanager
@@ -109,9 +129,23 @@ def _arrays(
                 _check_part(path, _header(path, file, key), images)
                 keys.append(key)
     if "class_names" in file.files:
-        _check_size(path, _header(path, file, "class_names"))
+        names = _header(path, file, "class_names")
+        _check_size(path, names)
+        if len(names.shape) != 1 or names.dtype.kind not in "US":
+            raise ValueError(f"{path}: class_names must be text (classes,); got {names}")
         keys.append("class_names")
-    return {key: file[key] for key in keys}
+    return {key: _array(path, file, key) for key in keys}
+
+
+def _array(path: Path, file: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
+    try:
+        return file[key]
+    except (ValueError, MemoryError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{path}: {key} cannot be loaded ({reason}): get the file again, or, if it is larger"
+            " than the memory, save its images as files"
+        ) from error
 
 
 def _header(path: Path, file: np.lib.npyio.NpzFile, key: str) -> NpyHeader:
@@ -158,7 +192,7 @@ def _classes(
     path: Path, image_names: list[str], labels: np.ndarray, names: np.ndarray | None
 ) -> tuple[tuple[str, ...], np.ndarray]:
     if names is not None:
-        names = tuple(names.astype(str).ravel().tolist())
+        names = _as_text(path, names)
     if labels.ndim == 2:
         names = names or tuple(map(str, range(labels.shape[1])))
         if len(names) != labels.shape[1]:
@@ -178,3 +212,12 @@ def _classes(
         names = tuple(map(str, found.tolist()))
         require_classes(names, str(path))
     return names, labels.astype(np.int32)
+
+
+def _as_text(path: Path, names: np.ndarray) -> tuple[str, ...]:
+    try:
+        return tuple(
+            (np.char.decode(names, "utf-8") if names.dtype.kind == "S" else names).tolist()
+        )
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: class_names are not UTF-8: save them as text") from error

@@ -57,6 +57,11 @@ CLAIMS = {
     "one too many": ({"shape": (61,)}, r"y claims to be int16 \(61,\), 122 bytes, .* holds 120"),
     "more than an integer of 64 bits": ({"shape": (10**30, 10**30)}, "y claims to be int16"),
     "long texts": ({"descr": "<U250000000", "shape": (12,)}, "y claims to be <U250000000"),
+    "texts of no letters": (
+        {"descr": "<U0", "shape": (10**12,)},
+        r"y is <U0 \(1000000000000,\), values of 0 bytes each: save it with another",
+    ),
+    "values of no bytes": ({"descr": "|V0", "shape": (3,)}, r"y is \|V0 \(3,\), values of 0 bytes"),
     "less than nothing": ({"shape": (-12, -5)}, r"y claims to be of shape \(-12, -5\)"),
 }
 
@@ -67,6 +72,22 @@ def test_a_claim_that_is_not_true_takes_no_memory(claim, compression):
     changes, message = CLAIMS[claim]
     with pytest.raises(ValueError, match=message):
         header(npy(VALUES, **changes), compression)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("shape", [(20, 8, 9), (20, 10**7, 10**8)])
+def test_a_directory_that_claims_more_than_there_is(tmp_path, shape, compression):
+    path = tmp_path / "set.npz"
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("x.npy", npy(np.ones((20, 8, 8), np.uint8), shape=shape))
+        archive.writestr("y.npy", npy(np.arange(20) % 2))
+        for entry in archive.infolist():
+            entry.file_size = 10**17
+    with pytest.raises(
+        ValueError, match=r"set\.npz: x cannot be loaded \(.*get the file"
+    ) as caught:
+        build_dataset(DataConfig(source="npz", root=str(path)))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_long_header_is_not_read():

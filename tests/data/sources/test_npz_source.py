@@ -92,3 +92,39 @@ def test_real_arrays_are_read(real_data):
         "test": 156,
     }
     assert dataset.counts()["test"] == {"0": 42, "1": 114}
+
+
+@pytest.mark.parametrize("name", ["valid", "validation", "VAL"])
+def test_the_usual_spellings_of_val_are_val(build, name):
+    renamed = {key.replace("val", name): array for key, array in medmnist().items()}
+    splits = build(renamed).splits
+    assert {split: len(found) for split, found in splits.items()} == {
+        "train": 30,
+        "val": 10,
+        "test": 20,
+    }
+    np.testing.assert_array_equal(splits["val"][3]["image"], IMAGES[33])
+    assert splits["val"].describe(3) == f"{name}_images[3]"
+
+
+def test_two_names_of_one_split_are_refused(build):
+    more = {"valid_images": IMAGES[:2], "valid_labels": np.arange(2)}
+    with pytest.raises(
+        ValueError, match=r"set\.npz has both val_images and valid_images.*keep one"
+    ):
+        build(medmnist(**more))
+
+
+@pytest.mark.parametrize(
+    "names", [np.arange(3), np.array([["a", "b", "c"]]), np.array("a"), np.ones(3, "?")]
+)
+def test_class_names_are_a_row_of_text(build, names):
+    with pytest.raises(ValueError, match=r"set\.npz: class_names must be text \(classes,\); got"):
+        build(medmnist(class_names=names))
+
+
+def test_class_names_may_be_bytes(build):
+    names = np.array([name.encode() for name in ("normal", "Rückfall", "ill")])
+    assert build(medmnist(class_names=names)).class_names == ("normal", "Rückfall", "ill")
+    with pytest.raises(ValueError, match=r"set\.npz: class_names are not UTF-8"):
+        build(medmnist(class_names=np.array([b"\xff", b"b", b"c"])))
