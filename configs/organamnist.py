@@ -5,7 +5,8 @@ Claim: the authors report accuracy 94.6 %, F1 93.8 % and AUC 0.998 on MedMNIST's
 Command: python main.py --config=configs/organamnist.py
     That takes the images of 28 px; --config.data.name=organamnist_64, _128 or _224 takes larger
     ones. All are resized to 224 px. The paper resizes, too; from which size is not said. The file
-    is downloaded, or taken from a folder: --config.data.manual_dir=path/to/folder
+    is downloaded, or taken from a folder: --config.data.manual_dir=path/to/folder. Of images that
+    are in two of these splits the run only warns, since data.allow_overlap is set.
 Expected: not run here, since the published file could not be had; the builder was tested on small
     files of the same layout.
 Cost: 100 epochs of 270 steps at 224 px and batch 128. At the 85 ms a step that MedMamba-T took on

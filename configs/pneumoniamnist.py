@@ -5,7 +5,8 @@ Claim: the authors report accuracy 89.9 %, F1 88.6 % and AUC 0.965 on MedMNIST's
 Command: python main.py --config=configs/pneumoniamnist.py
     That takes the images of 28 px; --config.data.name=pneumoniamnist_64, _128 or _224 takes larger
     ones. All are resized to 224 px. The paper resizes, too; from which size is not said. The file
-    is downloaded, or taken from a folder: --config.data.manual_dir=path/to/folder
+    is downloaded, or taken from a folder: --config.data.manual_dir=path/to/folder. Of images that
+    are in two of these splits the run only warns, since data.allow_overlap is set.
 Expected: of a copy that lacks 11 of the training images (read with --config.data.source=npz
     --config.data.root=FILE) accuracy 79.5 % and AUC 0.957 with seed 0; see docs/results.md. The
     published file could not be had.

@@ -7,7 +7,8 @@ Command: python main.py --config=configs/retinamnist.py
     That takes the images of 28 px; --config.data.name=retinamnist_64, _128 or _224 takes larger
     ones. All are resized to 224 px. The paper resizes, too; from which size is not said. The file
     is downloaded, or taken from a folder: --config.data.manual_dir=path/to/folder. The classes are
-    grades; --config.train.loss=ordinal learns them as such.
+    grades; --config.train.loss=ordinal learns them as such. Of images that are in two of these
+    splits the run only warns, since data.allow_overlap is set.
 Expected: not run here, since the published file could not be had; the builder was tested on small
     files of the same layout.
 Cost: 100 epochs of 8 steps at 224 px and batch 128. At the 85 ms a step that MedMamba-T took on an

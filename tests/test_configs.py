@@ -105,6 +105,7 @@ def test_docstrings_give_the_scores_of_the_catalogue(file):
     sizes = " / ".join(map(str, public_set.split_sizes.values()))
     assert f"accuracy {scores.accuracy} %" in text and f"({sizes})" in text
     assert f"AUC {scores.auc:.3f}" in text and f"--config=configs/{file}.py" in text
+    assert "the run only warns, since" in text and "data.allow_overlap" in text
 
 
 @pytest.mark.parametrize("file", PUBLIC)

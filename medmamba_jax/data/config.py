@@ -79,10 +79,10 @@ class DataConfig:
         test_fraction: the same for testing.
         split_seed: seed of those splits, and of the phantom drawings.
         fold: "2/5" tests on the second of five folds of all images, and splits val off the
-            others; splits that the data bring are set aside. "" means no cross-validation. For
-            all sources but "tfds".
+            others; splits that the data bring are set aside. "" means no cross-validation. Not
+            for sets of your own that source "tfds" reads; nor is `split_file`.
         split_file: a CSV file with the columns path and split that says where each image belongs,
-            such as the `split.csv` of a run. "" means none. For all sources but "tfds".
+            such as the `split.csv` of a run. "" means none.
         allow_overlap: only warn of a patient, or an image, that is in two splits, as the configs of
             the paper's sets do, whose published splits are what they are.
         allow_unreadable: drop image files that cannot be decoded instead of stopping. Read by
@@ -192,14 +192,7 @@ class DataConfig:
             "an integer in [0, 2**32)",
         )
         self._require("fold", not self.fold or self.fold_of is not None, 'like "2/5", or empty')
-        for field in ("fold", "split_file"):
-            alone = self.source != "tfds" and not (self.fold and self.split_file)
-            self._require(
-                field,
-                not getattr(self, field) or alone,
-                "empty for source 'tfds' (see data.splits), and one of data.fold and"
-                " data.split_file always",
-            )
+        self._require("fold", not (self.fold and self.split_file), "empty with data.split_file")
         for field in ("allow_overlap", "allow_unreadable"):
             self._require(field, isinstance(getattr(self, field), bool), "True or False")
         self._require(

@@ -17,8 +17,10 @@ from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.public.catalogue import CATALOGUE
 from medmamba_jax.data.public.facts import PublicSet
 from medmamba_jax.data.public.splits import require_splits, split_rows
+from medmamba_jax.data.sources.source import Source
 from medmamba_jax.data.sources.tfds_split import TfdsSplit, read_index
 from medmamba_jax.data.split_names import SPLITS, split_named
+from medmamba_jax.data.splits.split_source import split_source
 from medmamba_jax.data.splits.splitting import split_off, stratified_split
 
 DEFAULT_DATA_DIR = "~/tensorflow_datasets"
@@ -50,7 +52,9 @@ def build_tfds(config: DataConfig) -> Dataset:
 
 
 def _public(public_set: PublicSet, root: Path, config: DataConfig) -> Dataset:
-    require_splits(public_set, config.splits)  # before gigabytes are downloaded
+    dealt = bool(config.fold or config.split_file)
+    if not dealt:
+        require_splits(public_set, config.splits)  # before gigabytes are downloaded
     import tensorflow_datasets as tfds
 
     from medmamba_jax.data.public.builder import STORED_SPLIT, prepare
@@ -64,7 +68,24 @@ def _public(public_set: PublicSet, root: Path, config: DataConfig) -> Dataset:
     builder = tfds.builder_from_directory(directory)
     everything = _open(builder, STORED_SPLIT, builder.name)
     # TFDS shuffles what it writes; by name, the same images are always split in the same way.
-    everything = everything.subset(np.argsort(everything.filenames))
+    everything = everything.take(np.argsort(everything.filenames))
+    _warn_of_difference(
+        f"{builder.name}, images", _counts(public_set, everything), public_set.class_counts
+    )
+    source = Source(
+        name=builder.name,
+        description=builder.info.description,
+        class_names=tuple(builder.info.features["label"].names),
+        images=everything,
+        assigned=None if dealt else _assigned(public_set, everything, builder.name, config),
+    )
+    return split_source(source, config)
+
+
+def _assigned(
+    public_set: PublicSet, everything: TfdsSplit, name: str, config: DataConfig
+) -> np.ndarray:
+    """Returns the split of each image, as `config.splits` says."""
     rows = split_rows(
         public_set,
         config.splits,
@@ -73,13 +94,13 @@ def _public(public_set: PublicSet, root: Path, config: DataConfig) -> Dataset:
         published=everything.published,
         seed=config.split_seed,
     )
-    _warn_of_difference(
-        f"{builder.name}, images", _counts(public_set, everything), public_set.class_counts
-    )
     if config.splits == "paper" or public_set.paper_is_official:
         sizes = {name: len(part) for name, part in rows.items()}
-        _warn_of_difference(f"{builder.name}, splits", sizes, public_set.split_sizes)
-    return _dataset(builder, {name: everything.subset(part) for name, part in rows.items()})
+        _warn_of_difference(f"{name}, splits", sizes, public_set.split_sizes)
+    assigned = np.empty(len(everything), object)
+    for split, part in rows.items():
+        assigned[part] = split
+    return assigned
 
 
 def _counts(public_set: PublicSet, split: TfdsSplit) -> dict[str, int]:
@@ -97,6 +118,12 @@ def _warn_of_difference(
 def _own(root: Path, config: DataConfig) -> Dataset:
     if config.splits == "patient":
         raise ValueError(f"data.splits='patient' is for public sets, and {config.name} is none")
+    for field in ("fold", "split_file"):
+        if getattr(config, field):
+            raise ValueError(
+                f"data.{field} is not for sets that you prepared with TFDS, such as {config.name}:"
+                " leave it empty, and set data.split_seed for other splits"
+            )
     builder = _find(root, config.name)
     _require_readable(builder)
     splits = {
@@ -188,7 +215,7 @@ def _completed(splits: dict[str, TfdsSplit], config: DataConfig) -> dict[str, Tf
         ),
         config.split_seed,
     )
-    return splits | {name: train.subset(part) for name, part in rows.items()}
+    return splits | {name: train.take(part) for name, part in rows.items()}
 
 
 def _open(builder: Any, stored: str, where: str) -> TfdsSplit:

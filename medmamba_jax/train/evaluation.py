@@ -42,7 +42,8 @@ def evaluate(
 
     Args:
         workdir: folder of the run.
-        data: images to use in place of those that the run names; as in `train`.
+        data: images to use in place of those that the run names; as in `train`. What is found of
+            other images than the run's is printed and returned, but not written into its folder.
         changes: settings in place of the run's, by names in `CHANGEABLE`.
 
     Returns, raises:
@@ -85,7 +86,8 @@ def prepare_evaluation(
             f"{dataset.name!r} are {dataset.task}"
         )
     setup = prepare(experiment, workdir, dataset)
-    problems = differing_images(description, setup.description)
+    other_images = differing_images(description, setup.description)
+    problems = list(other_images)
     if own and setup.dataset.class_names == description.class_names:
         problems = []  # other images of the same classes are the caller's own choice
     if setup.description.preprocessing != description.preprocessing:
@@ -96,7 +98,7 @@ def prepare_evaluation(
         if store.best_epoch() is None:
             raise FileNotFoundError(f"{workdir} has no checkpoint yet; train for one epoch first")
     open_caches(setup.dataset.splits[name] for name in _evaluated(setup))
-    return dataclasses.replace(setup, description=description)
+    return dataclasses.replace(setup, description=description, of_the_run=not other_images)
 
 
 def evaluate_best(setup: Setup) -> dict[str, dict[str, Any]]:
@@ -124,13 +126,14 @@ def evaluate_best(setup: Setup) -> dict[str, dict[str, Any]]:
             "synthetic": setup.dataset.synthetic,
             **_metrics(setup, labels, logits),
         }
-        path = folder / f"{split}.json"
-        if is_first():
+        say(f"\n{_table(results[split])}")
+        if is_first() and setup.of_the_run:
             folder.mkdir(exist_ok=True)
+            path = folder / f"{split}.json"
             path.write_text(json.dumps(results[split], indent=2) + "\n")
+            say(str(path))
             table = folder / f"{split}_predictions.csv"
             write_predictions(table, setup.dataset, split, labels, logits)
-        say(f"\n{_table(results[split])}\n{path}")
     return results
 
 

@@ -55,7 +55,16 @@ class Experiment:
 
     @classmethod
     def from_config_dict(cls, config: ConfigDict) -> "Experiment":
-        """Reads what a config file returned; `recipes.default_config` shows the keys."""
+        """Reads what a config file returned; `recipes.default_config` shows the keys.
+
+        Raises:
+            ValueError: if it is nothing of the kind, or as `from_dict`.
+        """
+        if not isinstance(config, ConfigDict):
+            raise ValueError(
+                f"a config is a ConfigDict, such as medmamba_jax.default_config() returns; got a"
+                f" {type(config).__name__}"
+            )
         return cls.from_dict(config.to_dict())
 
     @classmethod

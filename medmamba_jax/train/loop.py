@@ -64,7 +64,7 @@ def prepare_training(
         NotImplementedError: if the scan asked for does not run on these devices.
         OSError: if a file cannot be read or written, such as a cache on a full disk.
     """
-    if isinstance(experiment, ConfigDict):
+    if not isinstance(experiment, Experiment):
         experiment = Experiment.from_config_dict(experiment)
     workdir = pathlib.Path(workdir).resolve()
     settings = experiment.data

@@ -18,7 +18,8 @@ def write_predictions(
     The columns are path (or another name of the image), label and predicted, by name of the class,
     and the probability of each class, `p_<class>`. Of a multi-label set, where an image shows any
     number of classes, label and predicted are a column for each class: `label_<class>`, 1, 0 or
-    empty for not known, and `predicted_<class>`, 1 where the probability is above 0.5.
+    empty for not known, and `predicted_<class>`, 1 where the probability is above 0.5. Written
+    whole or not at all.
 
     Args:
         path: the file; its folder exists.
@@ -42,8 +43,10 @@ def write_predictions(
         cells = [
             [names[label], names[row.argmax()]] for label, row in zip(labels, logits, strict=True)
         ]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", *columns, *(f"p_{name}" for name in names)])
         for row, (said, values) in enumerate(zip(cells, p, strict=True)):
             writer.writerow([short_name(images, row), *said, *(f"{value:.6g}" for value in values)])
+    partial.replace(path)

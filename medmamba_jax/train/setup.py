@@ -41,6 +41,7 @@ class Setup:
         steps: training steps in an epoch.
         scans: names of the scan's implementations, one for each stage.
         train_step, eval_step: the jitted steps.
+        of_the_run: whether the images are the run's own, whose results are kept in the workdir.
     """
 
     experiment: Experiment
@@ -55,6 +56,7 @@ class Setup:
     scans: tuple[str, ...]
     train_step: Any
     eval_step: Any
+    of_the_run: bool = True
 
 
 def prepare(experiment: Experiment, workdir: pathlib.Path, dataset: Dataset) -> Setup:

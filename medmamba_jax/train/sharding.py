@@ -16,7 +16,8 @@ class DataParallel:
     """
 
     def __init__(self, batch_size: int):
-        devices = jax.devices()
+        # By host: what a host puts lies together, in the order of hosts.
+        devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
         if batch_size % len(devices):
             raise ValueError(
                 f"train.batch_size = {batch_size} must be a multiple of the {len(devices)} devices"

@@ -61,10 +61,15 @@ def differing_images(old: RunDescription, new: RunDescription) -> list[str]:
         return [f"the labels were {old.task}, are {new.task}"]
     if old.class_names != new.class_names:
         return [f"classes were {old.class_names}, are {new.class_names}"]
+    before, now = old.images_sha256, new.images_sha256
     return [
-        f"the images of split {name!r} changed"
-        for name, digest in old.images_sha256.items()
-        if new.images_sha256.get(name) != digest
+        *(f"there was no split {name!r}" for name in now if name not in before),
+        *(f"the split {name!r} is missing" for name in before if name not in now),
+        *(
+            f"the images of split {name!r} changed"
+            for name in before
+            if name in now and now[name] != before[name]
+        ),
     ]
 
 

@@ -192,6 +192,16 @@ def class_folders_that_differ_by_case(folder):
     return images(folder)
 
 
+@mistake("none of the 2 image files of test can be read", "replace them")
+def every_test_image_damaged(folder):
+    for name in "ab":
+        (folder / "train").mkdir(exist_ok=True)
+        (folder / name).rename(folder / "train" / name)
+        (folder / "test" / name).mkdir(parents=True)
+        (folder / "test" / name / "x.png").write_bytes(b"no image")
+    return images(folder, allow_unreadable=True)
+
+
 @mistake("has the folder train, but none for val or test", "add val/<class>/, or put")
 def no_other_folder(folder):
     (folder / "train").mkdir()
@@ -656,7 +666,7 @@ def split_file_without_val(folder):
     return split_file(folder, lambda rows: [row.replace(",val", ",train") for row in rows])
 
 
-@mistake("data.fold must be empty .* one of data.fold and data.split_file")
+@mistake("data.fold must be empty with data.split_file")
 def fold_and_split_file(folder):
     return split_file(folder, lambda rows: rows) | {"fold": "1/5"}
 

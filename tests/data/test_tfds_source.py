@@ -169,6 +169,12 @@ def test_patients_are_for_public_sets(prepare, build):
         build(splits="patient")
 
 
+def test_folds_are_not_for_own_sets(prepare, build):
+    prepare({"train": 4})
+    with pytest.raises(ValueError, match=r"data\.fold is not for sets that you prepared .* own"):
+        build(fold="1/2")
+
+
 @pytest.mark.parametrize("name", ["mnist", "kvasr", "../own", "", "own:7.0.0"])
 def test_a_name_that_is_not_there(tmp_path, prepare, build, name):
     prepare({"train": 4})

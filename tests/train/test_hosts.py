@@ -1,5 +1,6 @@
 """Several hosts, as real JAX processes on this machine's CPU."""
 
+import csv
 import json
 import os
 import socket
@@ -40,6 +41,7 @@ DataParallel.put_batch = recorded
 config = mm.default_config()
 config.model.variant, config.data.image_size = "medmamba_nano", 32
 config.train.batch_size, config.train.epochs = 8, 2
+config.data.cache_dir = f"{folder}/cache"
 results = mm.train(mm.Experiment.from_config_dict(config), f"{folder}/run", data=Discs())
 with open(f"{folder}/host{index}.json", "w") as file:
     json.dump({"seen": seen, "results": results}, file)
@@ -69,6 +71,11 @@ def run(folder, hosts, devices):
     return [json.loads((folder / f"host{i}.json").read_text()) for i in range(hosts)], printed
 
 
+def read_predictions(folder):
+    with (folder / "run/results/test_predictions.csv").open(newline="") as file:
+        return list(csv.reader(file))
+
+
 @pytest.mark.slow
 def test_two_hosts_train_as_one_with_two_devices(tmp_path):
     (alone,), _ = run(tmp_path / "one", hosts=1, devices=2)
@@ -88,5 +95,9 @@ def test_two_hosts_train_as_one_with_two_devices(tmp_path):
             np.testing.assert_allclose(
                 hosts[0]["results"][split][key], alone["results"][split][key], rtol=1e-3
             )
+    written = [read_predictions(tmp_path / name) for name in ("one", "two")]
+    assert [row[:2] for row in written[0]] == [row[:2] for row in written[1]]  # path and label
+    p = [np.array([row[3:] for row in rows[1:]], float) for rows in written]
+    np.testing.assert_allclose(*p, rtol=0.01)
     assert "epoch 2/2" in printed[0] and "epoch" not in printed[1]
     assert len((tmp_path / "two/run/metrics.jsonl").read_text().splitlines()) == 2

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import chex
 import jax
@@ -96,6 +97,7 @@ def test_load_best_predicts_what_was_reported(images, trained):
     assert float(accuracy) == pytest.approx(results["test"]["accuracy"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_one_and_eight_devices_give_the_same_losses(
     experiment, images, trained, tmp_path, monkeypatch
 ):
@@ -117,6 +119,7 @@ def test_a_batch_that_devices_cannot_share(experiment, images, tmp_path, monkeyp
         mm.train(experiment(batch_size=12), tmp_path, images)
 
 
+@pytest.mark.slow
 def test_non_finite_loss_names_the_step_and_frees_the_workdir(experiment, images, tmp_path):
     with pytest.raises(NonFiniteLossError, match=r"step [2-4]: loss") as error:
         mm.train(experiment(lr=1e30), tmp_path, images)
@@ -193,6 +196,7 @@ def test_the_sampler_of_the_configuration_draws_the_images(experiment, images, t
         assert [sum(next(batches)["label"]) for _ in range(4)] == [4] * 4
 
 
+@pytest.mark.slow
 def test_image_weights_change_training_and_are_told(experiment, images, trained, tmp_path, capsys):
     train = images.splits["train"]
     pixels = [train[i]["image"] for i in range(20)]
@@ -262,6 +266,33 @@ def test_without_a_test_split_val_is_reported(experiment, images, tmp_path, caps
     assert written == {"val.json", "val_predictions.csv"}
     assert "no test images: what is reported is of val" in caplog.text
     assert "images      SYNTHETIC, 20 train, 10 val, 32x32 px" in capsys.readouterr().out
+
+
+def test_results_of_other_images_are_not_kept_as_the_runs(images, run_of_two_epochs):
+    folder = run_of_two_epochs / "results"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    others = {"train": images.splits["val"], "val": images.splits["test"]}
+    results = mm.evaluate(run_of_two_epochs, dataclasses.replace(images, splits=others))
+    assert results["val"]["num_examples"] == 9 and "test" not in results
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_split_that_comes_or_goes_is_another_run(experiment, images, trained, tmp_path, lost):
+    run = shutil.copytree(trained[0], tmp_path / "run")
+    less = dataclasses.replace(images, splits={k: images.splits[k] for k in ("train", "val")})
+    if not lost:  # as if the run had had no test images
+        description = RunDescription.read(run)
+        digests = {k: v for k, v in description.images_sha256.items() if k != "test"}
+        dataclasses.replace(description, images_sha256=digests).write(run)
+    expected = "the split 'test' is missing" if lost else "there was no split 'test'"
+    with pytest.raises(ValueError, match=expected):
+        mm.train(experiment(epochs=3), run, less if lost else images)
+
+
+def test_a_config_that_is_none(tmp_path):
+    with pytest.raises(ValueError, match=r"a config is a ConfigDict, .* got a dict"):
+        mm.train({"model": {}}, tmp_path)
 
 
 def test_evaluating_nothing(tmp_path):

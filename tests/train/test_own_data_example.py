@@ -14,6 +14,7 @@ def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
     (example,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
     assert len([line for line in example.splitlines() if line]) == 10
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where the default cache is
     exec(compile(example, DOCUMENT.name, "exec"), {})
     results = json.loads((tmp_path / "runs/noise/results/test.json").read_text())
     assert results["num_examples"] == 27 and results["auc"] > 0.8

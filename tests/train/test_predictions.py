@@ -21,7 +21,9 @@ def table(tmp_path):
         dataset = Dataset("own", "own images", classes, {"test": split}, False, task)
         write_predictions(tmp_path / "p.csv", dataset, "test", split.labels, logits)
         with (tmp_path / "p.csv").open(newline="") as file:
-            return list(csv.DictReader(file))
+            rows = list(csv.DictReader(file))
+        assert column(rows, "path") == [split.name(i) for i in range(len(labels))]
+        return rows
 
     return table
 
@@ -40,7 +42,6 @@ def test_the_figures_reported_follow_from_the_rows(table):
     p = np.array([column(rows, f"p_{name}") for name in classes], float).T
     np.testing.assert_allclose(p.sum(1), 1, atol=1e-5)
     assert roc_auc_score(labels, p, multi_class="ovr") == pytest.approx(reported["auc"], abs=1e-6)
-    assert len(set(column(rows, "path"))) == 40
 
 
 def test_several_labels_an_image(table):

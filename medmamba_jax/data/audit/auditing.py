@@ -59,7 +59,7 @@ def audit(
         DataUnavailableError: if a package that reads the images is missing.
         ValueError: see above; the message names the files and ids.
     """
-    _check_classes(dataset)
+    _check_splits(dataset)
     _check_groups(dataset, config.allow_overlap)
     if not dataset.synthetic:
         findings = _look(dataset, preprocessing, config, digests, say)
@@ -73,7 +73,7 @@ def audit(
         say(f"all {_total(dataset):,} images can be read, {image_sizes(findings)}")
 
 
-def _check_classes(dataset: Dataset) -> None:
+def _check_splits(dataset: Dataset) -> None:
     if "test" not in dataset.splits:
         logging.warning(
             "no test images: what is reported is of val, by which the best epoch is chosen, and"

@@ -10,7 +10,7 @@ from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.sources.class_names import in_natural_order, require_classes
 from medmamba_jax.data.sources.csv_table import CsvTable, read_csv_table
-from medmamba_jax.data.sources.labelled_files import FileSplit, readable
+from medmamba_jax.data.sources.labelled_files import FileSplit, readable, require_some_of_each
 from medmamba_jax.data.sources.source import Source
 from medmamba_jax.data.split_names import split_named
 from medmamba_jax.data.weights import are_weights
@@ -50,8 +50,11 @@ def find_table(config: DataConfig) -> Source:
     )
     assigned = None if splits is None else _assigned(table, splits, config.split_column)
     if config.allow_unreadable:
-        kept = np.flatnonzero(readable(images.root, names, config))
-        images, assigned = images.take(kept), None if assigned is None else assigned[kept]
+        kept = readable(images.root, names, config)
+        images = images.take(np.flatnonzero(kept))
+        if assigned is not None:
+            require_some_of_each(assigned, kept)
+            assigned = assigned[kept]
     return Source(
         name=table.path.stem,
         description=f"images of the table {table.path}",

@@ -10,7 +10,7 @@ from absl import logging
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.images.decoding import is_image_file
 from medmamba_jax.data.sources.class_names import in_natural_order, require_classes
-from medmamba_jax.data.sources.labelled_files import FileSplit, readable
+from medmamba_jax.data.sources.labelled_files import FileSplit, readable, require_some_of_each
 from medmamba_jax.data.sources.source import Source
 from medmamba_jax.data.split_names import split_named
 
@@ -41,6 +41,7 @@ def find_image_folder(config: DataConfig) -> Source:
         labels += [label for _, label in files]
         assigned += [split] * len(files)
     kept = readable(root, names, config) if config.allow_unreadable else np.ones(len(names), bool)
+    require_some_of_each(np.array(assigned), kept)
     class_names = in_natural_order(np.array(labels)[kept].tolist())
     require_classes(class_names, str(root), hint=_files_among(folders.values()))
     index = {name: i for i, name in enumerate(class_names)}

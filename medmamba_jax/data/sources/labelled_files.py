@@ -91,6 +91,16 @@ class FileSplit:
         return self.root / self.names[index]
 
 
+def require_some_of_each(assigned: np.ndarray, kept: np.ndarray) -> None:
+    """Raises ValueError if a split (n,) has no image among those that are kept, bool (n,)."""
+    for split in np.unique(assigned):
+        if not (assigned[kept] == split).any():
+            raise ValueError(
+                f"none of the {(assigned == split).sum()} image files of {split} can be read:"
+                " replace them"
+            )
+
+
 def readable(root: Path, names: Sequence[str], config: DataConfig) -> np.ndarray:
     """Decodes every file as the configuration says, and names the damaged ones in the log.
 

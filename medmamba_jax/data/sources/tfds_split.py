@@ -82,6 +82,10 @@ class TfdsSplit:
         record = self._records[int(self._index.places[index])]
         return {"image": record["image"], "label": int(record["label"])}
 
+    def name(self, index: int) -> str:
+        """The file's name, where the set knows it."""
+        return self.filenames[index] or self.describe(index)
+
     def describe(self, index: int) -> str:
         filename = self.filenames[index]
         return f"{filename or f'record {self._index.places[index]}'} of {self._where}"
@@ -90,5 +94,6 @@ class TfdsSplit:
         """Identifies images by their encoded bytes."""
         return digest(self.labels, map(bytes, self._index.images_sha256))
 
-    def subset(self, rows: np.ndarray) -> "TfdsSplit":
+    def take(self, rows: np.ndarray) -> "TfdsSplit":
+        """Returns the images of these rows."""
         return TfdsSplit(self._records, self._index.take(rows), self._where)

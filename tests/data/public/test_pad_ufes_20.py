@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import medmamba_jax as mm
+from medmamba_jax.data import write_split_table
 from medmamba_jax.data.public.catalogue import CATALOGUE
 from medmamba_jax.train import prepare_training
 
@@ -92,6 +93,25 @@ def test_patients_in_two_splits_stop_a_run_unless_that_is_allowed(
     config.data.allow_overlap = True  # as configs/pad_ufes_20.py does
     prepare_training(mm.Experiment.from_config_dict(config), tmp_path / "run")
     assert "patients (groups) are in more than one split" in caplog.text
+
+
+def test_folds_keep_patients_together_and_can_be_written_and_read(
+    tmp_path, publish, build, rows, images, zipped
+):
+    publish(NAME, archive(zipped, table(rows), images))
+    tested = []
+    for fold in (1, 2, 3):
+        dataset = build(NAME, fold=f"{fold}/3")
+        groups = [set(split.groups) for split in dataset.splits.values()]
+        assert sum(map(len, groups)) == len(set.union(*groups)) == PATIENTS
+        test = dataset.splits["test"]
+        tested += [test.name(i) for i in range(len(test))]
+    assert sorted(tested) == sorted(images)
+    write_split_table(tmp_path / "split.csv", dataset)
+    again = build(NAME, split_file=str(tmp_path / "split.csv"))
+    assert {name: split.digest() for name, split in again.splits.items()} == {
+        name: split.digest() for name, split in dataset.splits.items()
+    }
 
 
 def test_the_extracted_folder(tmp_path, publish, build, rows, images, contents, zipped):
