@@ -66,8 +66,8 @@ def audit(
         _check_images(dataset, findings, config.allow_overlap)
         if preprocessing.window == "auto" and all(findings.windows):
             logging.warning(
-                "%d DICOM files name no window and %d name one, so that their contrasts differ: set"
-                " data.window to LOW,HIGH for all",
+                "%d DICOM images name no window and %d name one, so that their contrasts differ:"
+                " set data.window to LOW,HIGH for all",
                 *findings.windows,
             )
         say(f"all {_total(dataset):,} images can be read, {image_sizes(findings)}")
@@ -154,7 +154,7 @@ def _look(
     findings = Findings.read(path, key)
     if findings is None:
         say(f"looking at {_total(dataset):,} images for damage and overlap ...")
-        findings = Findings.of(splits, preprocessing.decode)
+        findings = Findings.of(splits, preprocessing.decode, preprocessing.frame)
         if not findings.unreadable:
             try:
                 findings.write(path, key)

@@ -11,7 +11,7 @@ from pathlib import Path
 from medmamba_jax.data.audit.fingerprints import Decode, Fingerprints, fingerprint, near_pairs
 from medmamba_jax.data.dataset import Split
 
-VERSION = 2  # of what is found; another one makes the pass again
+VERSION = 3  # of what is found; another one makes the pass again
 
 _MOST_NEAR_PAIRS = 1000
 
@@ -28,7 +28,7 @@ class Findings:
         near: pairs from two splits that are nearly equal, see `near_pairs`; 1,000 at most.
         num_near: how many such pairs there are.
         sizes: (width, height, number of images), the most frequent first.
-        windows: numbers of grey DICOM files that do not say their window, and that do.
+        windows: numbers of grey DICOM images that do not say their window, and that do.
     """
 
     unreadable: list[tuple[Image, str]]
@@ -39,9 +39,9 @@ class Findings:
     windows: tuple[int, int]
 
     @classmethod
-    def of(cls, splits: Mapping[str, Split], decode: Decode) -> "Findings":
+    def of(cls, splits: Mapping[str, Split], decode: Decode, frame: int = 0) -> "Findings":
         """Decodes every image once, see `fingerprint`."""
-        prints = {name: fingerprint(split, decode) for name, split in splits.items()}
+        prints = {name: fingerprint(split, decode, frame) for name, split in splits.items()}
         pairs = {
             (one, other): near_pairs(prints[one], prints[other])
             for one, other in combinations(prints, 2)

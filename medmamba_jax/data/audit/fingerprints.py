@@ -10,7 +10,8 @@ from PIL import Image
 
 from medmamba_jax.data.cpus import usable_cpus
 from medmamba_jax.data.dataset import Split
-from medmamba_jax.data.images.dicom import has_window
+from medmamba_jax.data.images.dicom import DicomFile, is_dicom
+from medmamba_jax.data.sources.frames import AllFrames
 
 Decode = Callable[[bytes | np.ndarray], np.ndarray]
 
@@ -30,7 +31,7 @@ class Fingerprints:
         sizes: (width, height) in pixels (n, 2).
         dhashes: 256 bits each, uint64 (n, 4).
         thumbnails: 17 x 16 pixels of mean 0 and norm 1, float32 (n, 272).
-        windows: whether a DICOM file says its window (n,): 1 or 0; -1 of other images.
+        windows: whether a DICOM file says the window of the frame (n,): 1 or 0; -1 of other images.
         problems: row -> why it could not be decoded.
     """
 
@@ -42,16 +43,17 @@ class Fingerprints:
     problems: dict[int, str]
 
 
-def fingerprint(split: Split, decode: Decode) -> Fingerprints:
+def fingerprint(split: Split, decode: Decode, frame: int = 0) -> Fingerprints:
     """Decodes every image of a split once, in as many threads as there are CPUs.
 
     Args:
         split: the images.
         decode: to uint8 (h, w, c), as for the model; raises ValueError for a damaged image.
+        frame: which one of a file with several `decode` reads.
     """
     rows = range(len(split))
     with ThreadPoolExecutor(usable_cpus()) as pool:
-        found = list(pool.map(lambda row: _of_image(split, row, decode), rows))
+        found = list(pool.map(lambda row: _of_image(split, row, decode, frame), rows))
     problems = {row: result for row, result in enumerate(found) if isinstance(result, str)}
     thumbnail = np.zeros(_HASH_WIDTH * _HASH_HEIGHT, np.float32)
     blank = ("", (0, 0), np.zeros(4, np.uint64), thumbnail, _NO_DICOM)
@@ -102,12 +104,12 @@ def near_pairs(one: Fingerprints, other: Fingerprints) -> np.ndarray:
     return np.concatenate(pairs)
 
 
-def _of_image(split: Split, row: int, decode: Decode):
+def _of_image(split: Split, row: int, decode: Decode, frame: int):
     """Returns sha256, size, dhash, thumbnail and window; or what is wrong, as text."""
     try:
         image = split[row]["image"]
         pixels = np.ascontiguousarray(decode(image))
-        window = has_window(image) if isinstance(image, bytes) else None
+        window = _has_window(split, row, image, frame)
     except (OSError, ValueError) as error:
         return str(error)
     identity = hashlib.sha256(f"{pixels.shape} ".encode())
@@ -120,3 +122,11 @@ def _of_image(split: Split, row: int, decode: Decode):
     norm = np.linalg.norm(thumbnail)
     window = _NO_DICOM if window is None else int(window)
     return identity.hexdigest(), grey.shape[::-1], dhash, thumbnail / (norm or 1), window
+
+
+def _has_window(split: Split, row: int, image: bytes | np.ndarray, frame: int) -> bool | None:
+    if isinstance(split, AllFrames):
+        return split.has_window(row)
+    if isinstance(image, bytes) and is_dicom(image):
+        return DicomFile(image).has_window(frame)
+    return None

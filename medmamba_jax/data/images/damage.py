@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from PIL import Image, UnidentifiedImageError
 
-from medmamba_jax.data.images.tiff_directories import is_tiff
+from medmamba_jax.data.images.signatures import is_tiff
 
 _DAMAGE = (
     *(OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError),

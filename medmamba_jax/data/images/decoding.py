@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT
 
 from medmamba_jax.data.images.damage import NoSuchFrameError, damage_told
 from medmamba_jax.data.images.deep_colour import find_deep_colour, read_deep_colour
 from medmamba_jax.data.images.dicom import DicomFile, count_dicom_frames, is_dicom
-from medmamba_jax.data.images.tiff_directories import is_tiff, tiff_directories
+from medmamba_jax.data.images.signatures import is_npy, is_tiff, png_bit_depth
+from medmamba_jax.data.images.tiff import TiffFile
 from medmamba_jax.data.images.windowing import Window, to_uint8
 
 IMAGE_SUFFIXES = (
@@ -21,10 +23,6 @@ _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF")
 _RETURNED_AS = {"1": "L", "P": "RGB", "PA": "RGB", "CMYK": "RGB", "YCbCr": "RGB"}
 _EIGHT_BIT_MODES = ("L", "LA", "RGB", "RGBA", *_RETURNED_AS)
 _DEEP_MODES = ("I;16", "I;16B", "I", "F")
-_NPY_MAGIC = b"\x93NUMPY"
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_BIT_DEPTH_OFFSET = 24
-_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
 _DICOM_HEADER = 132  # bytes
 
 
@@ -42,7 +40,7 @@ def is_image_file(path: Path) -> bool:
 
 
 def open_image(
-    image: bytes | np.ndarray | DicomFile, *, window: Window = "auto", frame: int = 0
+    image: bytes | np.ndarray | DicomFile | TiffFile, *, window: Window = "auto", frame: int = 0
 ) -> Image.Image | np.ndarray:
     """Opens and fully decodes an image, in 8 bits, turned upright by its EXIF orientation.
 
@@ -67,15 +65,14 @@ def open_image(
         ValueError: if the image is damaged, is not of these kinds, lacks the frame, holds NaN or
             infinity, or is of a kind that cannot be read at its full depth.
     """
-    if isinstance(image, np.ndarray):
-        return _from_array(image, window, frame)
     image = parsed(image)
     if isinstance(image, DicomFile):
         return Image.fromarray(image.read(window=window, frame=frame))
-    if image.startswith(_NPY_MAGIC):
-        return _from_array(load_npy(image), window, frame)
+    if isinstance(image, np.ndarray):
+        return _from_array(image, window, frame)
     if deep := find_deep_colour(image, frame):
-        return read_deep_colour(image, deep, window=window, frame=frame)
+        content = image.content if isinstance(image, TiffFile) else image
+        return read_deep_colour(content, deep, window=window, frame=frame)
     opened = _load(image, frame)
     if opened.mode in _EIGHT_BIT_MODES and not _is_signed(opened):
         mode = _RETURNED_AS.get(opened.mode, opened.mode)
@@ -83,16 +80,22 @@ def open_image(
     return Image.fromarray(_deep_pixels(opened, window))
 
 
-def parsed(image: bytes | np.ndarray | DicomFile) -> bytes | np.ndarray | DicomFile:
-    """Parses a DICOM file once for all of its frames; other images are returned themselves.
+def parsed(
+    image: bytes | np.ndarray | DicomFile | TiffFile,
+) -> bytes | np.ndarray | DicomFile | TiffFile:
+    """Does once what `open_image` would do for each frame; GIF, WebP, ... are returned themselves.
 
     Raises:
         DataUnavailableError: if it is DICOM and pydicom is not installed.
-        ValueError: if it is DICOM and damaged.
+        ValueError: if it is DICOM or .npy and damaged.
     """
-    if isinstance(image, np.ndarray | DicomFile) or not is_dicom(image):
+    if not isinstance(image, bytes):
         return image
-    return DicomFile(image)
+    if is_dicom(image):
+        return DicomFile(image)
+    if is_npy(image):
+        return load_npy(image)
+    return TiffFile(image) if is_tiff(image) else image
 
 
 def count_frames(image: bytes) -> int:
@@ -102,13 +105,13 @@ def count_frames(image: bytes) -> int:
         DataUnavailableError: if it is DICOM and pydicom is not installed.
         ValueError: if the file is damaged or no image.
     """
-    if image.startswith(_NPY_MAGIC):
+    if is_npy(image):
         return 1
     if is_dicom(image):
         return count_dicom_frames(image)
     if is_tiff(image):
         with damage_told(image):
-            return sum(1 for _ in tiff_directories(image))
+            return TiffFile(image).count_frames()
     opened = open_header(image)
     with damage_told(image):
         return getattr(opened, "n_frames", 1)
@@ -137,10 +140,15 @@ def load_npy(content: bytes) -> np.ndarray:
         raise ValueError(f"not a complete .npy file of numbers: {reason}") from error
 
 
-def _load(content: bytes, frame: int) -> Image.Image:
-    opened = open_header(content)
+def _load(image: bytes | TiffFile, frame: int) -> Image.Image:
+    if isinstance(image, TiffFile):
+        content = image.content
+        with damage_told(content):
+            opened = Image.open(image.beginning_with(frame), formats=("TIFF",))
+    else:
+        content, opened = image, open_header(image)
     with damage_told(content):
-        if frame:
+        if frame and image is content:
             _seek(opened, frame)
         opened.load()
         ImageOps.exif_transpose(opened, in_place=True)
@@ -164,15 +172,15 @@ def deeper_than_read(content: bytes, opened: Image.Image) -> str | None:
     """Names files whose 16 bits a channel Pillow reads as 8, and nothing else here reads."""
     if opened.mode not in _EIGHT_BIT_MODES:
         return None
-    if content.startswith(_PNG_SIGNATURE) and content[_PNG_BIT_DEPTH_OFFSET] == 16:
+    if png_bit_depth(content) == 16:
         return "animated 16-bit PNG"
-    if opened.format == "TIFF" and max(opened.tag_v2.get(_TIFF_BITS, (8,))) > 8:
+    if opened.format == "TIFF" and max(opened.tag_v2.get(BITSPERSAMPLE, (8,))) > 8:
         return f"16-bit {opened.mode} TIFF"
     return None
 
 
 def _is_signed(opened: Image.Image) -> bool:
-    return opened.format == "TIFF" and opened.tag_v2.get(_TIFF_SAMPLE_FORMAT, (1,))[0] == 2
+    return opened.format == "TIFF" and opened.tag_v2.get(SAMPLEFORMAT, (1,))[0] == 2
 
 
 def _deep_pixels(opened: Image.Image, window: Window) -> np.ndarray:
@@ -182,12 +190,12 @@ def _deep_pixels(opened: Image.Image, window: Window) -> np.ndarray:
     # Pillow has no such modes and keeps the bits.
     if opened.mode == "L":
         pixels = pixels.view(np.int8)
-    unsigned = tags.get(_TIFF_SAMPLE_FORMAT, (1,))[0] == 1
-    if opened.mode == "I" and tags.get(_TIFF_BITS) == (32,) and unsigned:
+    unsigned = tags.get(SAMPLEFORMAT, (1,))[0] == 1
+    if opened.mode == "I" and tags.get(BITSPERSAMPLE) == (32,) and unsigned:
         pixels = pixels.view(np.uint32)
     grey = to_uint8(pixels, window)
     # Pillow turns "white is zero" round for 8 bits only.
-    return 255 - grey if tags.get(_TIFF_PHOTOMETRIC) == 0 else grey
+    return 255 - grey if tags.get(PHOTOMETRIC_INTERPRETATION) == 0 else grey
 
 
 def _from_array(pixels: np.ndarray, window: Window, frame: int) -> Image.Image | np.ndarray:

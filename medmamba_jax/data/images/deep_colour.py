@@ -5,22 +5,34 @@ It is read by imagecodecs (the extra `colour16`).
 
 import dataclasses
 import io
+import logging
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    EXTRASAMPLES,
+    IMAGELENGTH,
+    IMAGEWIDTH,
+    PHOTOMETRIC_INTERPRETATION,
+    PLANAR_CONFIGURATION,
+    SAMPLEFORMAT,
+    SAMPLESPERPIXEL,
+    ImageFileDirectory_v2,
+)
 
 from medmamba_jax.data.dataset import DataUnavailableError
-from medmamba_jax.data.images.damage import NoSuchFrameError, damage_told
-from medmamba_jax.data.images.tiff_directories import is_tiff, tiff_directories
+from medmamba_jax.data.images.damage import damage_told
+from medmamba_jax.data.images.signatures import png_bit_depth
+from medmamba_jax.data.images.tiff import TiffFile
 from medmamba_jax.data.images.windowing import Window, to_uint8
 
-_PNG_START = b"\x89PNG\r\n\x1a\n"
-_PNG_BIT_DEPTH_OFFSET, _PNG_COLOUR_TYPE_OFFSET = 24, 25
-_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC = 256, 257, 258, 262
-_SAMPLES, _PLANES, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 277, 284, 338, 339
+_PNG_COLOUR_TYPE_OFFSET = 25
 _PLANES_APART, _UNSIGNED = 2, 1
 _ORIENTATION = ExifTags.Base.Orientation
+
+# libpng's, of how imagecodecs calls it; the pixels are right.
+logging.getLogger("imagecodecs").addFilter(lambda log: "Interlace handl" not in log.getMessage())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,22 +78,24 @@ _OF_TIFF = {  # by photometric interpretation, samples and extra samples; as Pil
 }
 
 
-def find_deep_colour(content: bytes, frame: int = 0) -> DeepColour | None:
+def find_deep_colour(image: bytes | TiffFile, frame: int = 0) -> DeepColour | None:
     """Returns what the header says of a frame that `read_deep_colour` reads, None of others.
+
+    Args:
+        image: a TIFF, or the bytes of another file.
+        frame: 0-based.
 
     Raises:
         ValueError: if a TIFF lacks the frame, the header is damaged, or it promises more pixels
             than Pillow would decode.
     """
-    with damage_told(content):
-        if content.startswith(_PNG_START) and not frame:
-            return _of_png(content)
-        if is_tiff(content):
-            for index, tags in enumerate(tiff_directories(content)):
-                if index == frame:
-                    return _of_tiff(tags)
-            raise NoSuchFrameError(frame, index + 1)
-    return None
+    if isinstance(image, TiffFile):
+        with damage_told(image.content):
+            return _of_tiff(image.tags(frame))
+    if frame or png_bit_depth(image) != 16:
+        return None
+    with damage_told(image):
+        return _of_png(image)
 
 
 def read_deep_colour(
@@ -123,26 +137,24 @@ def read_deep_colour(
 
 
 def _of_png(content: bytes) -> DeepColour | None:
-    if content[_PNG_BIT_DEPTH_OFFSET:_PNG_COLOUR_TYPE_OFFSET] != b"\x10":
-        return None
     opened = Image.open(io.BytesIO(content), formats=("PNG",))
     return None if opened.is_animated else _OF_PNG.get(content[_PNG_COLOUR_TYPE_OFFSET])
 
 
 def _of_tiff(tags: ImageFileDirectory_v2) -> DeepColour | None:
-    samples, photometric = tags.get(_SAMPLES, 1), tags.get(_PHOTOMETRIC)
-    found = _OF_TIFF.get((photometric, samples, tags.get(_EXTRA_SAMPLES, ())))
-    if {*tags.get(_BITS, ())} != {16} or {*tags.get(_SAMPLE_FORMAT, (1,))} != {_UNSIGNED}:
+    samples, photometric = tags.get(SAMPLESPERPIXEL, 1), tags.get(PHOTOMETRIC_INTERPRETATION)
+    found = _OF_TIFF.get((photometric, samples, tags.get(EXTRASAMPLES, ())))
+    if {*tags.get(BITSPERSAMPLE, ())} != {16} or {*tags.get(SAMPLEFORMAT, (1,))} != {_UNSIGNED}:
         return None
     if found is None:
         return None
-    height, width = tags.get(_HEIGHT, 0), tags.get(_WIDTH, 0)
+    height, width = tags.get(IMAGELENGTH, 0), tags.get(IMAGEWIDTH, 0)
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and height * width > 2 * limit:
         raise Image.DecompressionBombError(f"{height * width} pixels, more than {2 * limit}")
     return dataclasses.replace(
         found,
-        apart=tags.get(_PLANES) == _PLANES_APART,
+        apart=tags.get(PLANAR_CONFIGURATION) == _PLANES_APART,
         shape=(height, width, samples),
         orientation=tags.get(_ORIENTATION, 1),
     )

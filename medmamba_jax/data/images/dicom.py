@@ -89,6 +89,31 @@ class DicomFile:
             grey = to_uint8(values.astype(np.float64), window)
         return 255 - grey if header.PhotometricInterpretation == "MONOCHROME1" else grey
 
+    def has_window(self, frame: int) -> bool | None:
+        """Whether the file says the window of a grey frame; None if it is not grey.
+
+        Args:
+            frame: 0-based.
+
+        Raises:
+            ValueError: if the file is damaged.
+        """
+        with _damage_told():
+            if self._header.get("PhotometricInterpretation") not in _GREY:
+                return None
+            return _file_window(_header_of_frame(self._header, frame)) is not None
+
+    def kind(self) -> str:
+        """Returns what the header says of depth and colour, such as "12-bit MONOCHROME2".
+
+        Raises:
+            ValueError: if it says nothing of colour.
+        """
+        with _damage_told():
+            bits = self._header.get("BitsStored")
+            depth = "" if bits is None else f"{bits}-bit "
+            return f"{depth}{self._header.PhotometricInterpretation}"
+
 
 def count_dicom_frames(content: bytes) -> int:
     """Returns the number of frames, without decoding any.
@@ -100,23 +125,6 @@ def count_dicom_frames(content: bytes) -> int:
     pydicom = _pydicom()
     with _damage_told():
         return _frames(pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True))
-
-
-def has_window(content: bytes) -> bool | None:
-    """Whether a grey DICOM file says the window of its first frame; None for other files.
-
-    Raises:
-        DataUnavailableError: if pydicom is not installed.
-        ValueError: if the file is damaged.
-    """
-    if not is_dicom(content):
-        return None
-    pydicom = _pydicom()
-    with _damage_told():
-        header = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
-        if header.get("PhotometricInterpretation") not in _GREY:
-            return None
-        return _file_window(_header_of_frame(header, 0)) is not None
 
 
 @contextlib.contextmanager

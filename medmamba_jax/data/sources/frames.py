@@ -9,7 +9,9 @@ import numpy as np
 from medmamba_jax.data.cpus import usable_cpus
 from medmamba_jax.data.dataset import Example, Split
 from medmamba_jax.data.images.decoding import count_frames, open_image, parsed
+from medmamba_jax.data.images.dicom import DicomFile
 from medmamba_jax.data.images.windowing import Window
+from medmamba_jax.data.naming import short_name
 
 
 class AllFrames:
@@ -69,6 +71,14 @@ class AllFrames:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_opened": None}
+
+    def has_window(self, index: int) -> bool | None:
+        """Whether a grey frame's DICOM file says its window; None of other frames."""
+        file = self._open(int(self._file[index]))["image"]
+        return file.has_window(int(self._frames[index])) if isinstance(file, DicomFile) else None
+
+    def name(self, index: int) -> str:
+        return f"{short_name(self.files, int(self._file[index]))}, frame {self._frames[index]}"
 
     def describe(self, index: int) -> str:
         return f"{self.files.describe(int(self._file[index]))}, frame {self._frames[index]}"

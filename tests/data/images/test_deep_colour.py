@@ -1,6 +1,7 @@
 """16-bit colour, written byte by byte here and read at its full depth."""
 
 import io
+import logging
 import struct
 import sys
 import zlib
@@ -37,6 +38,19 @@ def png(pixels, before=b"", after=b""):
     header = struct.pack(">IIBBBBB", width, height, 16, COLOUR_TYPES[channels], 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
     data = chunk(b"IHDR", header) + before + chunk(b"IDAT", zlib.compress(rows)) + after
+    return b"\x89PNG\r\n\x1a\n" + data + chunk(b"IEND", b"")
+
+
+def interlaced(pixels):
+    """A PNG's seven passes (Adam7), for RGB."""
+    height, width, _ = pixels.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 1)
+    passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2)]
+    rows = b""
+    for top, left, down, right in [*passes, (0, 1, 2, 2), (1, 0, 2, 1)]:
+        for row in pixels[top::down, left::right]:
+            rows += b"\0" + row.astype(">u2").tobytes()
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows))
     return b"\x89PNG\r\n\x1a\n" + data + chunk(b"IEND", b"")
 
 
@@ -162,6 +176,13 @@ class TestPixels:
         pixels = noise(9, 8, 4) // np.array([50, 20, 5, 2], np.uint16)
         opened = np.asarray(open_image(written(pixels), window=window))
         np.testing.assert_array_equal(opened, expected(pixels, *bounds))
+
+    def test_an_interlaced_png_is_read_without_a_word(self, caplog):
+        pixels = noise(16, 24, 3)
+        np.testing.assert_array_equal(open_image(interlaced(pixels)), expected(pixels))
+        assert not caplog.records
+        logging.getLogger("imagecodecs").warning("of something else")
+        assert len(caplog.records) == 1
 
     def test_one_pixel(self, written):
         opened = open_image(written(np.array([[[7, 7, 7, 65535]]], np.uint16)))

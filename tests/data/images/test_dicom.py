@@ -12,6 +12,7 @@ from medmamba_jax.data import Dataset as ImageDataset
 from medmamba_jax.data.audit.auditing import audit
 from medmamba_jax.data.images.decoding import count_frames, open_image, parsed
 from medmamba_jax.data.inspection.image_kinds import image_kind
+from medmamba_jax.data.sources.frames import AllFrames
 
 pydicom = pytest.importorskip("pydicom", reason="the extra dicom is not installed")
 
@@ -276,9 +277,10 @@ class TestFrames:
 class TestFilesWithAndWithoutAWindow:
     @pytest.fixture
     def warnings_of(self, tmp_path, caplog):
-        def warnings_of(images, window="auto"):
-            config = DataConfig(cache_dir=str(tmp_path), window=window)
+        def warnings_of(images, window="auto", frame=0):
+            config = DataConfig(cache_dir=str(tmp_path), window=window, frame=frame)
             split = InMemorySplit(images, [i % 2 for i in range(len(images))])
+            split = AllFrames(split) if frame == -1 else split
             caplog.clear()
             audit(
                 ImageDataset("own", "made by hand", ("a", "b"), {"train": split}, synthetic=False),
@@ -298,11 +300,50 @@ class TestFilesWithAndWithoutAWindow:
         some = [dicom(stack[0]), dicom(stack[1], **said), dicom(stack[2], **said)]
         for _ in range(2):  # the second time of what was kept
             (warning,) = warnings_of(some)
-            assert warning.startswith("1 DICOM files name no window and 2 name one")
+            assert warning.startswith("1 DICOM images name no window and 2 name one")
         assert not warnings_of(some, window=(0.0, 1000.0))
         assert not warnings_of([dicom(pixels) for pixels in stack])
         assert not warnings_of([dicom(pixels, **said) for pixels in stack])
         assert not warnings_of([*some[1:], stack[0], dicom(TestColour.PIXELS, "RGB")])
+
+    @staticmethod
+    def by_frame(*windows):
+        """Frames whose own windows are these; of None nothing is said."""
+        rng = np.random.default_rng(len(windows))
+        header = dataset(np.stack([rng.permuted(CT) for _ in windows]))
+        header.PerFrameFunctionalGroupsSequence = [Dataset() for _ in windows]
+        for groups, center in zip(header.PerFrameFunctionalGroupsSequence, windows, strict=True):
+            if center is not None:
+                voi = Dataset()
+                voi.WindowCenter, voi.WindowWidth = center, 400
+                groups.FrameVOILUTSequence = [voi]
+        return content(header)
+
+    def test_of_the_frame_that_is_read(self, warnings_of):
+        some = [self.by_frame(40, None), self.by_frame(40, 50, 60)]
+        assert not warnings_of(some)
+        (warning,) = warnings_of(some, frame=1)
+        assert warning.startswith("1 DICOM images name no window and 1 name one")
+
+    def test_of_all_frames_where_all_are_images(self, warnings_of):
+        some = [self.by_frame(40, 50), dicom(np.stack([CT, CT.T, -CT]))]
+        (warning,) = warnings_of(some, frame=-1)
+        assert warning.startswith("3 DICOM images name no window and 2 name one")
+        others = [self.by_frame(60), np.ascontiguousarray(CT[:, ::2])]
+        assert not warnings_of([some[0], *others], frame=-1)
+        assert not warnings_of([some[1], *others[1:]], frame=-1)
+
+    def test_inspect_parses_a_file_once(self, monkeypatch):
+        reads = []
+        read = pydicom.dcmread
+        monkeypatch.setattr(pydicom, "dcmread", lambda *a, **b: reads.append(1) or read(*a, **b))
+        image_kind(dicom(CT))
+        assert len(reads) == 1
+
+    def test_inspect_names_a_file_that_does_not_say_its_depth(self):
+        header = dataset(CT)
+        del header.BitsStored
+        assert image_kind(content(header)) == "DICOM, MONOCHROME2 without a window"
 
     def test_inspect_tells_them_apart(self):
         assert image_kind(dicom(CT)) == "DICOM, 16-bit MONOCHROME2 without a window"

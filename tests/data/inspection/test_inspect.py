@@ -49,8 +49,8 @@ def test_a_folder_is_counted_and_drawn(inspect, folder):
         "sizes: 30x20 px",
         "kinds: PNG, 8-bit grey (7)",
         "cannot be read: none",
-        "the same pixels again in a split: 2: 10/p0_0.png in all = 9/p0_1.png in all;"
-        " 10/p0_1.png in all = 9/p1_2.png in all",
+        "the same pixels again in a split: 2: 10/p0_0.png in all = 9/p0_1.png in all (labelled"
+        " '10', '9'); 10/p0_1.png in all = 9/p1_2.png in all (labelled '10', '9')",
         "picture: images.png",
     ]
     tile = pixels("images.png")[22:150, 4:132]

@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from medmamba_jax.data import DataConfig, InMemorySplit, build_dataset
+from medmamba_jax.data.build import FINDERS
+from medmamba_jax.data.naming import short_name
 from medmamba_jax.data.sources.frames import AllFrames
 
 
@@ -34,6 +36,19 @@ def test_each_frame_is_an_image_with_its_file_s_label_and_group():
 def test_each_frame_has_its_file_s_weight():
     files = InMemorySplit([tiff(10, 11), tiff(20)], [1, 0], weights=[3, 0.5])
     np.testing.assert_array_equal(AllFrames(files).weights, [3, 3, 0.5])
+
+
+def test_a_frame_is_named_without_the_folder_that_all_lie_in(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            (tmp_path / name / f"{number}.tif").write_bytes(tiff(1, 2))
+    config = DataConfig(source="image_folder", root=str(tmp_path))
+    files = FINDERS["image_folder"](config).images
+    frames = AllFrames(files)
+    assert short_name(frames, 1) == f"{short_name(files, 0)}, frame 1"
+    assert str(tmp_path) not in short_name(frames, 1)
+    assert short_name(AllFrames(InMemorySplit([tiff(1, 2)], [0])), 1) == "image 0, frame 1"
 
 
 class Counting:

@@ -1,0 +1,101 @@
+"""TIFF files, whose frames can be reached without a walk through those before."""
+
+import io
+import struct
+import threading
+
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+from medmamba_jax.data.images.damage import NoSuchFrameError
+from medmamba_jax.data.images.signatures import is_large_tiff
+
+
+class TiffFile:
+    """A TIFF that keeps where the directory of each frame is; threads may share it.
+
+    A directory says where the next one is, so that the last of n frames is n steps away. What
+    raises OSError, SyntaxError or struct.error here is a damaged file.
+
+    Args:
+        content: the file, which begins as TIFF files do.
+    """
+
+    def __init__(self, content: bytes):
+        self.content = content
+        large, order = is_large_tiff(content), ">" if content.startswith(b"MM") else "<"
+        # Of a directory's number of tags, and of a place in the file.
+        self._number, self._place = (f"{order}{kind}" for kind in ("QQ" if large else "HI"))
+        self._tag_size = 20 if large else 12  # bytes
+        self._link = 8 if large else 4  # where the header says the place of the first directory
+        self._places: list[int] = []
+        self._seen: set[int] = set()
+        self._lock = threading.Lock()
+
+    def count_frames(self) -> int:
+        """Returns how many frames there are."""
+        with self._lock:
+            while self._step():
+                pass
+        return len(self._places)
+
+    def tags(self, frame: int) -> ImageFileDirectory_v2:
+        """Returns what a frame says of itself: values by number, tuples where several may be.
+
+        Raises:
+            NoSuchFrameError: if there are fewer frames.
+        """
+        directory = ImageFileDirectory_v2(self._header(frame))
+        file = io.BytesIO(self.content)
+        file.seek(directory.next)
+        directory.load(file)
+        return directory
+
+    def beginning_with(self, frame: int) -> io.BytesIO:
+        """Returns the file as if a frame were its first.
+
+        Raises:
+            NoSuchFrameError: if there are fewer frames.
+        """
+        return _Reheaded(self.content, self._header(frame))
+
+    def _header(self, frame: int) -> bytes:
+        with self._lock:
+            while len(self._places) <= frame:
+                if not self._step():
+                    raise NoSuchFrameError(frame, len(self._places))
+            place = struct.pack(self._place, self._places[frame])
+        return self.content[: self._link] + place
+
+    def _step(self) -> bool:
+        """Finds the place of one more directory; False if there is none."""
+        link = self._link
+        if self._places:
+            last = self._places[-1]
+            (tags,) = struct.unpack_from(self._number, self.content, last)
+            link = last + struct.calcsize(self._number) + tags * self._tag_size
+        (place,) = struct.unpack_from(self._place, self.content, link)
+        if place in self._seen or (not place and self._places):
+            return False
+        if not 0 < place < len(self.content):
+            raise OSError(f"frame {len(self._places)} is not in it")
+        self._places.append(place)
+        self._seen.add(place)
+        return True
+
+
+class _Reheaded(io.BytesIO):
+    """A file that is read with another header, without a copy of the rest.
+
+    `getvalue` has the header of the file: libtiff, which Pillow gives that, is told the place of
+    the directory beside it.
+    """
+
+    def __init__(self, content: bytes, header: bytes):
+        super().__init__(content)
+        self._header = header
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        start = self.tell()
+        found = super().read(size)
+        header = self._header[start:]
+        return (header + found[len(header) :])[: len(found)] if header else found

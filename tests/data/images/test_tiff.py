@@ -1,0 +1,82 @@
+"""TIFF stacks, written by Pillow."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image, TiffImagePlugin
+
+from medmamba_jax.data import InMemorySplit
+from medmamba_jax.data.images.damage import NoSuchFrameError
+from medmamba_jax.data.images.decoding import count_frames, open_image, parsed
+from medmamba_jax.data.sources.frames import AllFrames
+
+
+def stack(count, *, shape=(6, 7), dtype=np.uint8, **options):
+    pixels = np.random.default_rng(0).integers(0, 250, (count, *shape)).astype(dtype)
+    pages = [Image.fromarray(page) for page in pixels]
+    buffer = io.BytesIO()
+    pages[0].save(buffer, "TIFF", save_all=True, append_images=pages[1:], **options)
+    return buffer.getvalue(), pixels
+
+
+@pytest.mark.parametrize(  # Pillow writes large ones without compression only
+    ("compression", "large"),
+    [(None, False), (None, True), ("tiff_lzw", False), ("tiff_deflate", False)],
+)
+def test_each_frame_in_any_order(compression, large):
+    content, pixels = stack(9, compression=compression, big_tiff=large)
+    assert content.startswith(b"II+\0" if large else b"II*\0")
+    assert count_frames(content) == 9
+    file = parsed(content)
+    for frame in (4, 0, 8, 3, 4):
+        np.testing.assert_array_equal(open_image(file, frame=frame), pixels[frame])
+        np.testing.assert_array_equal(open_image(content, frame=frame), pixels[frame])
+    for _ in range(2):
+        with pytest.raises(NoSuchFrameError, match=r"frame 9 was asked for .*there are 9"):
+            open_image(file, frame=9)
+
+
+def test_directories_that_lead_back_are_counted_once():
+    content, pixels = stack(3)
+    file = parsed(content)
+    with Image.open(io.BytesIO(content)) as opened:
+        opened.seek(2)
+        at = opened.tag_v2._offset
+    (tags,) = struct.unpack_from("<H", content, at)
+    link = at + 2 + 12 * tags
+    assert content[link : link + 4] == bytes(4)
+    round_trip = content[:link] + content[4:8] + content[link + 4 :]
+    assert count_frames(round_trip) == 3
+    np.testing.assert_array_equal(open_image(file, frame=2), pixels[2])
+
+
+def test_the_first_frames_of_a_file_that_is_cut_off_can_be_read():
+    content, pixels = stack(3, shape=(40, 40))
+    file = parsed(content[:3400])
+    np.testing.assert_array_equal(open_image(file), pixels[0])
+    for _ in range(2):  # nothing is remembered that is not so
+        with pytest.raises(ValueError, match="frame 2 is not in it"):
+            open_image(file, frame=2)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_the_work_grows_with_the_number_of_frames_and_not_with_its_square(compression, monkeypatch):
+    loads = []
+    load = TiffImagePlugin.ImageFileDirectory_v2.load
+
+    def counted(self, file):
+        loads.append(1)
+        load(self, file)
+
+    monkeypatch.setattr(TiffImagePlugin.ImageFileDirectory_v2, "load", counted)
+    taken = []
+    for count in (10, 40):
+        content, pixels = stack(count, dtype=np.uint16, compression=compression)
+        loads.clear()
+        frames = AllFrames(InMemorySplit([content], [0]), (0.0, 255.0))
+        found = np.stack([frames[i]["image"] for i in range(count)])
+        np.testing.assert_array_equal(found, pixels)
+        taken.append(len(loads))
+    assert 0 < taken[1] <= 4 * taken[0]
