@@ -6,9 +6,11 @@ python main.py --config=configs/xray.py --config.train.lr=1e-3 --workdir=runs/lr
 python main.py --workdir=runs/lr3 --mode=evaluate
 """
 
+import difflib
 import pathlib
 import re
 import sys
+from logging import Formatter
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -75,6 +77,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; a mistake ends the program with one line and exit code 2."""
     if not any(re.match(r"--?config(=|$)", argument) for argument in argv):
         argv = [argv[0], f"--config={pathlib.Path(__file__).parent / QUICKSTART}", *argv[1:]]
+    require_config_file(argv)
     try:
         rest = flags.FLAGS(argv)
         _CONFIG.value.to_dict()  # a file that cannot be read shows only when it is looked into
@@ -85,7 +88,22 @@ def parse_flags(argv: list[str]) -> list[str]:
     except (flags.Error, KeyError, TypeError, ValueError, OSError) as error:
         # ml_collections puts whole tracebacks into messages; the cause is their last line.
         lines = [line for line in str(error).splitlines() if line.strip()]
-        fail(lines[-1] if "Traceback" in str(error) else error)
+        cause = re.sub(r"^\w+Error: ", "", lines[-1]) if "Traceback" in str(error) else error
+        fail(cause)
+
+
+def require_config_file(argv: list[str]) -> None:
+    """Ends the program with one line if --config names no file."""
+    for argument in argv:
+        if match := re.match(r"--?config=([^:]+)", argument):
+            path = pathlib.Path(match[1])
+            if not path.is_file():
+                known = sorted(
+                    p.stem for p in (pathlib.Path(__file__).parent / "configs").glob("*.py")
+                )
+                similar = difflib.get_close_matches(path.stem, known, n=1)
+                meant = f" (did you mean configs/{similar[0]}.py?)" if similar else ""
+                fail(f"there is no config file {path}{meant}; configs/ has {', '.join(known)}")
 
 
 def fail(error: object) -> None:
@@ -98,4 +116,5 @@ def fail(error: object) -> None:
 
 if __name__ == "__main__":
     logging.set_verbosity(logging.WARNING)
+    logging.get_absl_handler().setFormatter(Formatter("warning: %(message)s"))
     app.run(main, flags_parser=parse_flags)

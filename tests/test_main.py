@@ -37,8 +37,9 @@ MISTAKES = {
     "--config.model.variant=xl": "model.variant must be one of medmamba_t",
     "--config.data.image_size=20": "data.image_size must be",
     "--config.train.batch_size=5000": "batch size must be between 1 and",
-    "--config=nowhere.py": "nowhere.py",
-    f"--config={ROOT}/configs/quickstart.py:huge": "sizes are full and testing; got 'huge'",
+    "--config=nowhere.py": "there is no config file nowhere.py; configs/ has bloodmnist, ",
+    "--config=configs/imagefolder.py:x": "(did you mean configs/image_folder.py?)",
+    f"--config={ROOT}/configs/quickstart.py:huge": "error: sizes are full and testing; got 'huge'",
     f"--config={ROOT}/configs/image_folder.py": "data.root is unset",
     "--mode=evaluate": "holds no run",
     f"--workdir={ROOT}/LICENSE/run": f"Not a directory: {ROOT}/LICENSE/run",
@@ -163,6 +164,9 @@ def test_killed_and_started_again_ends_as_if_never_killed(tmp_path):
     while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
         assert killed.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
+    killed.send_signal(signal.SIGSTOP)
+    refused = run(*options, "--workdir=killed", cwd=tmp_path)
+    assert refused.returncode == 2 and "another process is training in" in refused.stderr
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     resumed = run(*options, "--workdir=killed", cwd=tmp_path)

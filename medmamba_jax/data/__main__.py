@@ -5,6 +5,7 @@ A mistake is answered with one line and exit code 2.
 
 import argparse
 import sys
+from logging import basicConfig
 
 from absl import logging
 
@@ -38,5 +39,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    basicConfig(format="warning: %(message)s")
     logging.set_verbosity(logging.WARNING)
     sys.exit(main())

@@ -1,5 +1,6 @@
 """The training loop: train, validate, log and save, epoch by epoch."""
 
+import contextlib
 import dataclasses
 import pathlib
 import time
@@ -30,7 +31,7 @@ from medmamba_jax.train.reporting import MetricWriter, epoch_line
 from medmamba_jax.train.setup import Setup, prepare, start_or_resume
 from medmamba_jax.train.step import TrainState
 from medmamba_jax.train.unpredicted import UnpredictedClasses
-from medmamba_jax.train.workdir import SPLIT_TABLE, checkpoint_dir, claim
+from medmamba_jax.train.workdir import SPLIT_TABLE, checkpoint_dir, claim, hold_workdir
 
 
 def train(
@@ -59,7 +60,8 @@ def prepare_training(
 
     Raises:
         ValueError: if the experiment, the images and the devices do not fit together, the images
-            do not pass `audit`, or the workdir holds another experiment.
+            do not pass `audit`, the workdir holds another experiment, or another process is
+            training there.
         DataUnavailableError, FileNotFoundError: if there are no images.
         NotImplementedError: if the scan asked for does not run on these devices.
         OSError: if a file cannot be read or written, such as a cache on a full disk.
@@ -77,12 +79,16 @@ def prepare_training(
         digests=setup.description.images_sha256,
         say=say,
     )
-    with CheckpointStore(checkpoint_dir(workdir)) as store:
-        claim(workdir, setup.description, started=store.latest_epoch() is not None)
-    if is_first():
-        write_split_table(workdir / SPLIT_TABLE, dataset)
-    open_caches(setup.dataset.splits.values())  # large, so not before all else is known to be right
-    return setup
+    with contextlib.ExitStack() as on_error:
+        if lock := hold_workdir(workdir):
+            on_error.callback(lock.close)
+        with CheckpointStore(checkpoint_dir(workdir)) as store:
+            claim(workdir, setup.description, started=store.latest_epoch() is not None)
+        if is_first():
+            write_split_table(workdir / SPLIT_TABLE, dataset)
+        open_caches(setup.dataset.splits.values())  # large, so not before all else is right
+        on_error.pop_all()
+    return dataclasses.replace(setup, lock=lock)
 
 
 def fit(setup: Setup) -> dict[str, dict[str, Any]]:
@@ -95,7 +101,10 @@ def fit(setup: Setup) -> dict[str, dict[str, Any]]:
     Raises:
         NonFiniteLossError: if the loss becomes NaN or infinite; earlier checkpoints are intact.
     """
-    with CheckpointStore(checkpoint_dir(setup.workdir)) as store:
+    with (
+        contextlib.closing(setup.lock) if setup.lock else contextlib.nullcontext(),
+        CheckpointStore(checkpoint_dir(setup.workdir)) as store,
+    ):
         state, progress = start_or_resume(setup, store)
         say(plan(setup, state, progress))
         unpredicted = UnpredictedClasses(setup.experiment.train, setup.dataset.task)

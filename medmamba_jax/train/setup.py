@@ -10,6 +10,7 @@ import jax
 from medmamba_jax.checkpoints import CheckpointStore, Progress, RunDescription
 from medmamba_jax.data import Dataset, Preprocessing, steps_per_epoch
 from medmamba_jax.data.reading.caching import cached
+from medmamba_jax.locking import Lock
 from medmamba_jax.models.scans import scans
 from medmamba_jax.train.experiment import Experiment
 from medmamba_jax.train.objective import Objective, make_objective
@@ -41,6 +42,7 @@ class Setup:
         steps: training steps in an epoch.
         scans: names of the scan's implementations, one for each stage.
         train_step, eval_step: the jitted steps.
+        lock: keeps other processes from training in the workdir until it is closed.
         of_the_run: whether the images are the run's own, whose results are kept in the workdir.
     """
 
@@ -56,6 +58,7 @@ class Setup:
     scans: tuple[str, ...]
     train_step: Any
     eval_step: Any
+    lock: Lock | None = None
     of_the_run: bool = True
 
 

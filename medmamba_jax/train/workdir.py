@@ -5,6 +5,7 @@ import pathlib
 
 from medmamba_jax.checkpoints import RunDescription
 from medmamba_jax.checkpoints.description import CHECKPOINTS
+from medmamba_jax.locking import Lock, hold
 from medmamba_jax.train.hosts import is_first
 from medmamba_jax.train.reporting import versions
 
@@ -24,6 +25,27 @@ RESUMABLE = {
 def checkpoint_dir(workdir: pathlib.Path) -> pathlib.Path:
     """Where the run's checkpoints lie."""
     return workdir / CHECKPOINTS
+
+
+def hold_workdir(workdir: pathlib.Path) -> Lock | None:
+    """Keeps other processes from training in the workdir, until what is returned is closed.
+
+    Of several hosts the first holds it, for all; the others get None.
+
+    Raises:
+        OSError: if the workdir cannot be made or written to.
+        ValueError: if another process is training there.
+    """
+    if not is_first():
+        return None
+    workdir.mkdir(parents=True, exist_ok=True)
+    held = hold(workdir / "lock")
+    if held is None:
+        raise ValueError(
+            f"another process is training in {workdir}: wait until it ends, or give another"
+            " --workdir"
+        )
+    return held
 
 
 def claim(workdir: pathlib.Path, description: RunDescription, *, started: bool) -> None:

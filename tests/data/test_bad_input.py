@@ -224,7 +224,7 @@ def class_that_train_lacks(folder):
     return images(folder)
 
 
-@mistake("30 directly in it", r"is data\.root = .*images meant")
+@mistake("30 directly in it", r"give each class a folder, or, .* set data\.root to .*images")
 def root_that_is_a_class(folder):
     return images(folder / "a")
 

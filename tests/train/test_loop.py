@@ -290,6 +290,14 @@ def test_a_split_that_comes_or_goes_is_another_run(experiment, images, trained, 
         mm.train(experiment(epochs=3), run, less if lost else images)
 
 
+def test_one_process_at_a_time_trains_in_a_workdir(experiment, images, tmp_path):
+    held = prepare_training(experiment(), tmp_path, images)
+    with pytest.raises(ValueError, match=r"another process is training in .* another --workdir"):
+        prepare_training(experiment(), tmp_path, images)
+    held.lock.close()
+    prepare_training(experiment(), tmp_path, images).lock.close()
+
+
 def test_a_config_that_is_none(tmp_path):
     with pytest.raises(ValueError, match=r"a config is a ConfigDict, .* got a dict"):
         mm.train({"model": {}}, tmp_path)

@@ -16,7 +16,7 @@ from medmamba_jax.data.audit.overlaps import (
     unreadable_images,
 )
 from medmamba_jax.data.config import DataConfig
-from medmamba_jax.data.dataset import Dataset
+from medmamba_jax.data.dataset import Dataset, Split
 from medmamba_jax.data.images.decoders import decoder_versions
 from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.data.naming import listed
@@ -88,10 +88,20 @@ def _check_splits(dataset: Dataset) -> None:
             f"train has images of one class only: {dataset.counts()['train']}; add images of the"
             " others"
         )
+    if dataset.task == "multilabel" and all(_one_hot(split) for split in dataset.splits.values()):
+        logging.warning(
+            "every image shows one class and no more: if that is always so, give one label an image"
+            " in place of %d, for a multi-class set",
+            len(dataset.class_names),
+        )
     for name, row in counts.items():
         lacking = [repr(dataset.class_names[label]) for label in np.flatnonzero(row == 0)]
         if lacking:
             logging.warning("no image of %s shows %s", name, listed(lacking))
+
+
+def _one_hot(split: Split) -> bool:
+    return split.labels.shape[1] > 1 and bool((split.labels.sum(1) == 1).all())
 
 
 def _check_groups(dataset: Dataset, allowed: bool) -> None:

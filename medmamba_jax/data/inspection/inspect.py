@@ -18,7 +18,7 @@ from medmamba_jax.data.build import BUILDERS, FINDERS
 from medmamba_jax.data.config import PUBLIC_SPLITS, DataConfig
 from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.images.augmentation import POLICIES
-from medmamba_jax.data.images.decoding import open_image
+from medmamba_jax.data.images.decoding import IMAGE_SUFFIXES, open_image
 from medmamba_jax.data.inspection.augmentation_sheet import augmentation_sheet
 from medmamba_jax.data.inspection.contact_sheet import contact_sheet
 from medmamba_jax.data.inspection.image_kinds import image_kind
@@ -92,6 +92,8 @@ def _config(options: argparse.Namespace) -> DataConfig:
     suffix = path.suffix.lower()
     if suffix == ".csv":
         return DataConfig(source="csv", table=str(path), **columns)
+    if suffix in IMAGE_SUFFIXES:
+        raise ValueError(f"{path} is a single image: give the folder of all, or a table")
     if suffix == ".npz" or path.is_file():
         return DataConfig(source="npz", root=str(path))
     prepared = Path(options.data_dir or DEFAULT_DATA_DIR).expanduser() / options.what

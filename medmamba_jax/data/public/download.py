@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from medmamba_jax.data.public.locking import alone
+from medmamba_jax.locking import alone
 
 _TIMEOUT_SECONDS = 30
 _CHUNK_BYTES = 1 << 20

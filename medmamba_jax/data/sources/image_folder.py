@@ -9,6 +9,7 @@ from absl import logging
 
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.images.decoding import is_image_file
+from medmamba_jax.data.naming import listed
 from medmamba_jax.data.sources.class_names import in_natural_order, require_classes
 from medmamba_jax.data.sources.labelled_files import FileSplit, readable, require_some_of_each
 from medmamba_jax.data.sources.source import Source
@@ -92,8 +93,11 @@ def _groups(names: list[str], pattern: str) -> np.ndarray | None:
 def _split_folders(root: Path) -> dict[str, Path]:
     """Returns split name -> folder; the single name "all" if the root holds class folders."""
     folders: dict[str, Path] = {}
+    others = []
     for path in sorted(root.iterdir()):
         split = split_named(path.name) if path.is_dir() else None
+        if path.is_dir() and split is None and not path.name.startswith("."):
+            others.append(path.name)
         if split in folders:
             raise ValueError(
                 f"{root} has the folders {folders[split].name} and {path.name}, both for {split}:"
@@ -111,17 +115,34 @@ def _split_folders(root: Path) -> dict[str, Path]:
             "/<class>/, or put the class folders directly into the root to have all images split"
             " by the seed"
         )
+    if others:
+        logging.warning(
+            "left out the folders %s of %s, which are no train, val or test: rename what should"
+            " be one",
+            listed(others),
+            root,
+        )
     return folders
 
 
 def _where_images_are(folder: Path) -> str:
-    """A hint for a root that is a level too deep, or too high."""
+    """A hint for images that lie a level too deep, or too high."""
     here = [path for path in folder.iterdir() if path.is_file() and is_image_file(path)]
     if here:
-        return f", but {len(here)} directly in it: is data.root = {folder.parent} meant?"
-    for path in sorted(folder.glob("*/*/*")):
-        if path.is_file() and is_image_file(path):
-            return f", but in those of {path.parent.parent}: is that what data.root should be?"
+        return (
+            f", but {len(here)} directly in it: give each class a folder, or, if this is one class"
+            f" of several, set data.root to {folder.parent}"
+        )
+    deeper = [path for path in folder.glob("*/*/*") if path.is_file() and is_image_file(path)]
+    above = sorted({path.parent.parent for path in deeper})
+    if len(above) == 1:
+        return f", but in those of {above[0]}: is that what data.root should be?"
+    if above:
+        return (
+            f", but a level deeper, in {above[0].name}/{min(deeper).parent.name} and so on: put"
+            " them into <class>/ or {train,val,test}/<class>/, or name them in a table"
+            " (data.source=csv)"
+        )
     return ""
 
 

@@ -117,6 +117,16 @@ def test_what_is_twice_in_one_split_is_only_warned_of(run, disjoint, caplog):
     assert re.search(r"test2\.png in test = test4\.png in test(;|$)", caplog.text, re.MULTILINE)
 
 
+@pytest.mark.parametrize("one_hot", [True, False])
+def test_one_label_an_image_in_a_multi_label_set_is_told(run, disjoint, caplog, one_hot):
+    labels = np.eye(2)[np.arange(6) % 2]
+    if not one_hot:
+        labels[3] = 1
+    splits = {name: InMemorySplit(images, labels) for name, images in disjoint.items()}
+    run(Dataset("own", "made by hand", CLASSES, splits, synthetic=False, task="multilabel"))
+    assert ("every image shows one class and no more" in caplog.text) == one_hot
+
+
 def jpeg(image):
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=40)

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from medmamba_jax.data.public import locking
+from medmamba_jax import locking
 from medmamba_jax.data.public.download import download
 
 NAME = "file.bin"

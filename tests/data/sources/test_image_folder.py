@@ -41,6 +41,12 @@ def test_two_folders_however_capitalised(make_folder):
     assert dataset.counts() == {"train": {"a": 3, "b": 2}, "val": {"a": 1, "b": 1}}
 
 
+def test_folders_beside_those_of_splits_are_told(make_folder, caplog):
+    split = {f"{name}/{label}": 2 for name in ("train", "val") for label in "ab"}
+    build(make_folder({**split, "validation2/a": 1}))
+    assert "left out the folders validation2 of" in caplog.text
+
+
 @pytest.mark.parametrize("val_name", ["val", "validation", "valid"])
 def test_three_folders_are_the_three_splits(make_folder, val_name):
     root = make_folder(
@@ -159,6 +165,7 @@ def test_a_file_with_a_damaged_frame_is_dropped_where_all_are_read(tmp_path, noi
         ({"train/a": 2, "train/b": 2, "val/a": 0, "test/a": 1}, "no image files .*val"),
         ({}, "no image files"),
         ({"deeper/a": 1, "deeper/b": 2}, "in those of .*deeper: is that what data.root"),
+        ({"a/p1": 1, "a/p2": 1, "b/p3": 1}, r"a level deeper, in a/p1 and so on: .*source=csv"),
         ({"a": 30, "b": 1}, r"cannot split 9 images off 31 for test.*\[30, 1\]"),
     ],
 )
@@ -169,7 +176,7 @@ def test_folders_that_are_no_data_set(make_folder, folders, problem):
 
 def test_a_root_that_is_one_class_is_told_of_its_parent(make_folder):
     root = make_folder({"a": 3, "b": 3})
-    with pytest.raises(ValueError, match=rf"3 directly in it: is data.root = {root} meant"):
+    with pytest.raises(ValueError, match=rf"3 directly in it: give .* set data.root to {root}$"):
         build(root / "a")
 
 

@@ -38,6 +38,31 @@ def alone(path: Path, what: str) -> Iterator[None]:
         yield
 
 
+class Lock:
+    """A lock that is held until it is closed, nobody refers to it, or the process ends."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+
+    def close(self) -> None:
+        self._file.close()
+
+    __del__ = close
+
+
+def hold(path: Path) -> Lock | None:
+    """Takes a lock as `alone` does, but does not wait.
+
+    Returns:
+        The lock; None if another process, or this one, holds it already.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    lock = Lock(path.open("ab"))
+    return lock if _lock(lock._file, wait=False) else None
+
+
 def _lock(file: BinaryIO, *, wait: bool) -> bool:
     """Returns whether no other process holds the lock any more."""
     try:
