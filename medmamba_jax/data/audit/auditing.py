@@ -45,8 +45,8 @@ def audit(
     Errors are an empty split, an image that cannot be decoded, one class only in train, and a
     group, or images that are equal pixel for pixel, in two splits; `config.allow_overlap` makes
     a warning of the latter two. Warnings are nearly identical images in two splits, identical ones
-    in one split, a class that a split lacks, no images for testing, and DICOM files with and
-    without a window where `data.window` is "auto".
+    in one split, a class that a split lacks, no images for testing, a multi-label set that shows
+    one class an image, and DICOM images with and without a window where `data.window` is "auto".
 
     Args:
         dataset: the images.
