@@ -38,8 +38,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         fail(f"unexpected argument {argv[1]!r}; flags start with --")
     from medmamba_jax import Experiment
-    from medmamba_jax.data import DataUnavailableError
-    from medmamba_jax.train import (
+    from medmamba_jax.errors import DataUnavailableError
+    from medmamba_jax.training import (
         NonFiniteLossError,
         evaluate_best,
         fit,

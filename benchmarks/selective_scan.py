@@ -26,10 +26,10 @@ import jax.numpy as jnp
 
 import medmamba_jax as mm
 from benchmarks.timing import seconds_per_call, write_json
-from medmamba_jax.ops.selective_scan import IMPLEMENTATIONS
-from medmamba_jax.ops.selective_scan.chunked import scan_chunked
-from medmamba_jax.ops.selective_scan.implementations import Implementation, on_step_sizes
-from medmamba_jax.ops.selective_scan.shapes import ScanShape, all_shapes
+from medmamba_jax.ops.scan import IMPLEMENTATIONS
+from medmamba_jax.ops.scan.chunked import scan_chunked
+from medmamba_jax.ops.scan.implementations import Implementation, on_step_sizes
+from medmamba_jax.ops.scan.shapes import ScanShape, all_shapes
 
 MIB = 2**20
 # Multiprocessors times clock (Hz) of an H100 SXM and an H200.

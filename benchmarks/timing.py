@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from medmamba_jax.train.reporting import versions
+from medmamba_jax.training.reporting import versions
 
 
 def seconds_per_call(run: Callable[[], Any], *, calls: int, groups: int) -> float:

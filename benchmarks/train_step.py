@@ -16,10 +16,10 @@ import numpy as np
 import medmamba_jax as mm
 from benchmarks.timing import seconds_per_call, write_json
 from medmamba_jax.data import Preprocessing
-from medmamba_jax.train.config import TrainConfig
-from medmamba_jax.train.losses import cross_entropy
-from medmamba_jax.train.optimizer import make_optimizer
-from medmamba_jax.train.step import StepSpec, eval_step, graphdefs, init_state, train_step
+from medmamba_jax.training.config import TrainConfig
+from medmamba_jax.training.losses import cross_entropy
+from medmamba_jax.training.optimizer import make_optimizer
+from medmamba_jax.training.step import StepSpec, eval_step, graphdefs, init_state, train_step
 
 
 def measure(config: mm.MedMambaConfig, batch_size: int, side: int, args) -> dict[str, float]:

@@ -56,7 +56,7 @@ def _check_target(source, target, overwrite):
 
 def _load(source) -> tuple[MedMambaConfig, MedMamba]:
     if source.is_dir():
-        from medmamba_jax.checkpoints import load_best
+        from medmamba_jax.runs import load_best
 
         return load_best(source)
     return load_torch(source)

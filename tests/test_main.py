@@ -66,7 +66,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(argument, tmp_path):
 def run_with_a_step_that_raises(error, cwd):
     program = f"""if True:
         import runpy, sys
-        from medmamba_jax.train import setup
+        from medmamba_jax.training import setup
 
         def broken_step(state, batch, *, spec):
             raise {error}

@@ -1,9 +1,9 @@
 """Images: data sets, preprocessing and batches."""
 
-from medmamba_jax.data.audit.auditing import audit
+from medmamba_jax.data.auditing.auditing import audit
 from medmamba_jax.data.build import build_dataset
 from medmamba_jax.data.config import DataConfig
-from medmamba_jax.data.dataset import Dataset, DataUnavailableError, InMemorySplit, Split
+from medmamba_jax.data.dataset import Dataset, InMemorySplit, Split
 from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.data.own_data import OwnData, as_dataset
 from medmamba_jax.data.reading.loading import eval_batches, steps_per_epoch, train_batches
@@ -11,7 +11,6 @@ from medmamba_jax.data.splits.split_table import write_split_table
 
 __all__ = [
     "DataConfig",
-    "DataUnavailableError",
     "Dataset",
     "InMemorySplit",
     "OwnData",

@@ -9,9 +9,9 @@ from logging import basicConfig
 
 from absl import logging
 
-from medmamba_jax.data.dataset import DataUnavailableError
 from medmamba_jax.data.inspection.inspect import add_inspect
 from medmamba_jax.data.public.commands import add_list, add_prepare
+from medmamba_jax.errors import DataUnavailableError
 
 # A new subcommand is a function here. It sets `run`, which takes what was parsed and returns what
 # is to be printed.

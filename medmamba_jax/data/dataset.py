@@ -11,11 +11,6 @@ from numpy.typing import ArrayLike
 from medmamba_jax.data.labels import as_labels, check_multiclass, check_multilabel, class_counts
 from medmamba_jax.data.weights import as_weights
 
-
-class DataUnavailableError(RuntimeError):
-    """The images cannot be had from here; the message says how to get them."""
-
-
 TASKS = ("multiclass", "multilabel")
 
 

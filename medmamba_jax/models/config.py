@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from medmamba_jax.models.blocks import BLOCKS
-from medmamba_jax.ops.selective_scan import IMPLEMENTATIONS
+from medmamba_jax.ops.scan import IMPLEMENTATIONS
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 

@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 
 from medmamba_jax.models.config import MedMambaConfig
-from medmamba_jax.ops.selective_scan import Case, choose
-from medmamba_jax.ops.selective_scan.implementations import default_backend
+from medmamba_jax.ops.scan import Case, choose
+from medmamba_jax.ops.scan.implementations import default_backend
 
 
 def scans(config: MedMambaConfig, height: int, width: int) -> tuple[str, ...]:

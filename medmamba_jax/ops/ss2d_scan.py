@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from medmamba_jax.ops.selective_scan import IMPLEMENTATIONS, Case, choose, selective_scan
-from medmamba_jax.ops.selective_scan.api import check_are_arrays, check_arrays, log_choice
-from medmamba_jax.ops.selective_scan.implementations import default_backend
+from medmamba_jax.ops.scan import IMPLEMENTATIONS, Case, choose, selective_scan
+from medmamba_jax.ops.scan.api import check_are_arrays, check_arrays, log_choice
+from medmamba_jax.ops.scan.implementations import default_backend
 
 # Row by row, column by column, and both backwards (MedMamba, section 3.2; VMamba's cross-scan).
 NUM_DIRECTIONS = 4

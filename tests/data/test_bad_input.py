@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 
 import medmamba_jax as mm
-from medmamba_jax.data import DataUnavailableError
-from medmamba_jax.train import prepare_training
+from medmamba_jax.errors import DataUnavailableError
+from medmamba_jax.training import prepare_training
 
 MAIN = pathlib.Path(__file__).parents[2] / "main.py"
 # What main.py answers with one line and exit code 2.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medmamba_jax.data import InMemorySplit, Preprocessing
-from medmamba_jax.data.audit.fingerprints import fingerprint
+from medmamba_jax.data.auditing.fingerprints import fingerprint
 from medmamba_jax.data.cpus import usable_cpus
 from medmamba_jax.data.reading.cached_splits import OnDisk, Prepared
 

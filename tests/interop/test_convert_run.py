@@ -5,9 +5,9 @@ import numpy as np
 from flax import nnx
 
 import medmamba_jax as mm
-from medmamba_jax.checkpoints import CheckpointStore, Progress, RunDescription
 from medmamba_jax.convert import convert
 from medmamba_jax.data import Preprocessing
+from medmamba_jax.runs import CheckpointStore, Progress, RunDescription
 
 
 def test_workdir_to_official_names(tmp_path):

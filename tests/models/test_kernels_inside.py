@@ -12,7 +12,7 @@ from flax import nnx
 
 import medmamba_jax as mm
 from medmamba_jax.ops import pallas_gpu
-from medmamba_jax.ops.selective_scan import IMPLEMENTATIONS
+from medmamba_jax.ops.scan import IMPLEMENTATIONS
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ from flax import nnx
 
 import medmamba_jax as mm
 from medmamba_jax.models.scans import scans
-from medmamba_jax.ops.selective_scan import IMPLEMENTATIONS
+from medmamba_jax.ops.scan import IMPLEMENTATIONS
 
 
 @pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])

@@ -13,8 +13,8 @@ from closeness import assert_close
 from scan_oracle import scan_oracle
 
 import medmamba_jax as mm
-from medmamba_jax.ops.selective_scan import IMPLEMENTATIONS, Case
-from medmamba_jax.ops.selective_scan.shapes import ScanShape, stage_shapes
+from medmamba_jax.ops.scan import IMPLEMENTATIONS, Case
+from medmamba_jax.ops.scan.shapes import ScanShape, stage_shapes
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias")
 

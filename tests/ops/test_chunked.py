@@ -7,8 +7,8 @@ import pytest
 from selective_scan_base import SelectiveScanCases
 
 import medmamba_jax as mm
-from medmamba_jax.ops.selective_scan.chunked import chunk_length, scan_chunked
-from medmamba_jax.ops.selective_scan.shapes import ScanShape
+from medmamba_jax.ops.scan.chunked import chunk_length, scan_chunked
+from medmamba_jax.ops.scan.shapes import ScanShape
 
 
 class TestChunked(SelectiveScanCases):

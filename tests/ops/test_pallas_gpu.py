@@ -23,9 +23,9 @@ from medmamba_jax.ops.pallas_gpu.problem import (
     backward_bytes,
     choose_config,
 )
-from medmamba_jax.ops.selective_scan import IMPLEMENTATIONS, Case
-from medmamba_jax.ops.selective_scan.implementations import Implementation
-from medmamba_jax.ops.selective_scan.shapes import ScanShape, stage_shapes
+from medmamba_jax.ops.scan import IMPLEMENTATIONS, Case
+from medmamba_jax.ops.scan.implementations import Implementation
+from medmamba_jax.ops.scan.shapes import ScanShape, stage_shapes
 
 ON_GPU = jax.default_backend() == "gpu"
 INTERPRET = {} if ON_GPU else {"interpret": True}

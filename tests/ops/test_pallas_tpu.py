@@ -9,13 +9,13 @@ import pytest
 from closeness import assert_close
 from selective_scan_base import SelectiveScanCases, make_inputs
 
-from medmamba_jax.ops.selective_scan.implementations import (
+from medmamba_jax.ops.scan.implementations import (
     IMPLEMENTATIONS,
     Implementation,
     on_step_sizes,
 )
-from medmamba_jax.ops.selective_scan.pallas_tpu import Blocks, refusal, scan_pallas_tpu
-from medmamba_jax.ops.selective_scan.shapes import ScanShape, stage_shapes
+from medmamba_jax.ops.scan.pallas_tpu import Blocks, refusal, scan_pallas_tpu
+from medmamba_jax.ops.scan.shapes import ScanShape, stage_shapes
 
 slow = pytest.mark.slow
 ARGUMENTS = ("u", "delta", "A", "B", "C", "D")

@@ -10,13 +10,13 @@ from selective_scan_base import make_inputs
 
 import medmamba_jax as mm
 from medmamba_jax.ops import pallas_gpu
-from medmamba_jax.ops.selective_scan import IMPLEMENTATIONS, Case, api, choose
-from medmamba_jax.ops.selective_scan.implementations import (
+from medmamba_jax.ops.scan import IMPLEMENTATIONS, Case, api, choose
+from medmamba_jax.ops.scan.implementations import (
     TPU_SWITCH,
     Implementation,
     default_backend,
 )
-from medmamba_jax.ops.selective_scan.shapes import ScanShape
+from medmamba_jax.ops.scan.shapes import ScanShape
 
 SHAPE = ScanShape(b=2, l=6, k=3, d=5, n=4)
 

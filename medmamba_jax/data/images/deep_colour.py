@@ -21,11 +21,11 @@ from PIL.TiffImagePlugin import (
     ImageFileDirectory_v2,
 )
 
-from medmamba_jax.data.dataset import DataUnavailableError
 from medmamba_jax.data.images.damage import damage_told
 from medmamba_jax.data.images.signatures import png_bit_depth
 from medmamba_jax.data.images.tiff import TiffFile
 from medmamba_jax.data.images.windowing import Window, to_uint8
+from medmamba_jax.errors import DataUnavailableError
 
 _PNG_COLOUR_TYPE_OFFSET = 25
 _PLANES_APART, _UNSIGNED = 2, 1

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from medmamba_jax.data.dataset import DataUnavailableError
 from medmamba_jax.data.images.damage import NoSuchFrameError
 from medmamba_jax.data.images.windowing import Window, to_uint8
+from medmamba_jax.errors import DataUnavailableError
 
 _MAGIC_OFFSET, _MAGIC = 128, b"DICM"
 _GREY = ("MONOCHROME1", "MONOCHROME2")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from medmamba_jax.data.audit.findings import Findings
-from medmamba_jax.data.audit.overlaps import (
+from medmamba_jax.data.auditing.findings import Findings
+from medmamba_jax.data.auditing.overlaps import (
     identical_images,
     image_sizes,
     near_images,

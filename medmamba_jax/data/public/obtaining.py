@@ -10,9 +10,9 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from medmamba_jax.data.dataset import DataUnavailableError
 from medmamba_jax.data.public.download import download
 from medmamba_jax.data.public.facts import Archive, PublicSet
+from medmamba_jax.errors import DataUnavailableError
 
 _DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)
 # Of an OSError: bz2's own, and a place in the file that cannot be; others are the disk's.

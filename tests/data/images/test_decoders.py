@@ -7,7 +7,7 @@ import PIL
 import pytest
 
 from medmamba_jax.data import DataConfig, Dataset, InMemorySplit, Preprocessing
-from medmamba_jax.data.audit import auditing
+from medmamba_jax.data.auditing import auditing
 from medmamba_jax.data.images.decoders import decoder_versions
 from medmamba_jax.data.reading import cached_splits
 

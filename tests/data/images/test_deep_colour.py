@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medmamba_jax.data import DataUnavailableError, Preprocessing
+from medmamba_jax.data import Preprocessing
 from medmamba_jax.data.__main__ import main
 from medmamba_jax.data.images.decoding import count_frames, open_image
 from medmamba_jax.data.inspection.image_kinds import image_kind
+from medmamba_jax.errors import DataUnavailableError
 
 pytest.importorskip("imagecodecs", reason="the extra colour16 is not installed")
 

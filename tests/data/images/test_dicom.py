@@ -7,12 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from medmamba_jax.data import DataConfig, DataUnavailableError, InMemorySplit, Preprocessing
+from medmamba_jax.data import DataConfig, InMemorySplit, Preprocessing
 from medmamba_jax.data import Dataset as ImageDataset
-from medmamba_jax.data.audit.auditing import audit
+from medmamba_jax.data.auditing.auditing import audit
 from medmamba_jax.data.images.decoding import count_frames, open_image, parsed
 from medmamba_jax.data.inspection.image_kinds import image_kind
 from medmamba_jax.data.sources.frames import AllFrames
+from medmamba_jax.errors import DataUnavailableError
 
 pydicom = pytest.importorskip("pydicom", reason="the extra dicom is not installed")
 

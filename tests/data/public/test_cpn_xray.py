@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medmamba_jax.data import DataUnavailableError, Preprocessing, eval_batches
+from medmamba_jax.data import Preprocessing, eval_batches
 from medmamba_jax.data.public import builder
 from medmamba_jax.data.public.catalogue import CATALOGUE
 from medmamba_jax.data.public.facts import Archive
+from medmamba_jax.errors import DataUnavailableError
 
 NAME = "cpn_xray"
 SIZES = {"COVID": 20, "NORMAL": 22, "PNEUMONIA": 24}

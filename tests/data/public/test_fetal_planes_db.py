@@ -8,7 +8,7 @@ import pytest
 
 import medmamba_jax as mm
 from medmamba_jax.data.public.catalogue import CATALOGUE
-from medmamba_jax.train import prepare_training
+from medmamba_jax.training import prepare_training
 
 CONFIG = pathlib.Path(__file__).parents[3] / "configs" / "fetal_planes_db.py"
 

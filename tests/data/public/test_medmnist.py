@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medmamba_jax.data import DataUnavailableError
 from medmamba_jax.data.public.catalogue import CATALOGUE
 from medmamba_jax.data.sources import npy_header
+from medmamba_jax.errors import DataUnavailableError
 
 REAL = pathlib.Path(__file__).parents[4] / "shared" / "data" / "medmnist"
 SIZES = {"train": 11, "val": 5, "test": 7}

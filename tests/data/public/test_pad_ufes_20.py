@@ -10,7 +10,7 @@ import pytest
 import medmamba_jax as mm
 from medmamba_jax.data import write_split_table
 from medmamba_jax.data.public.catalogue import CATALOGUE
-from medmamba_jax.train import prepare_training
+from medmamba_jax.training import prepare_training
 
 NAME = "pad_ufes_20"
 CLASSES = CATALOGUE[NAME].class_names

@@ -1,7 +1,0 @@
-"""What a run leaves behind: its description and its checkpoints, written and read back."""
-
-from medmamba_jax.checkpoints.description import RunDescription
-from medmamba_jax.checkpoints.load import load_best
-from medmamba_jax.checkpoints.store import CheckpointStore, Progress
-
-__all__ = ["CheckpointStore", "Progress", "RunDescription", "load_best"]

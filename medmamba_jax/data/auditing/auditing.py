@@ -1,0 +1,181 @@
+"""Looking for what ruins a medical result before anything is trained."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from absl import logging
+
+from medmamba_jax.data.auditing.findings import VERSION, Findings
+from medmamba_jax.data.auditing.overlaps import (
+    identical_images,
+    image_sizes,
+    near_images,
+    shared_groups,
+    unreadable_images,
+)
+from medmamba_jax.data.config import DataConfig
+from medmamba_jax.data.dataset import Dataset, Split
+from medmamba_jax.data.images.decoders import decoder_versions
+from medmamba_jax.data.images.preprocessing import Preprocessing
+from medmamba_jax.data.naming import listed
+from medmamba_jax.data.sources.frames import AllFrames
+from medmamba_jax.data.sources.labelled_files import FileSplit
+
+_ALLOW = "or set data.allow_overlap=True to go on with a warning"
+
+
+def audit(
+    dataset: Dataset,
+    preprocessing: Preprocessing,
+    config: DataConfig,
+    *,
+    digests: Mapping[str, str],
+    say: Callable[[str], None],
+) -> None:
+    """Checks that splits are disjoint and that every image can be read.
+
+    Groups are compared, and every image is decoded once, in threads. Synthetic images are not:
+    no two of them are one. What is found is kept in `config.cache_folder`, under a name that
+    follows from the versions of this audit and of the decoders, the preprocessing and the content
+    of the images, so that the next run with the same images need not decode them; unreadable images
+    are looked at again each time.
+
+    Errors are an empty split, an image that cannot be decoded, one class only in train, and a
+    group, or images that are equal pixel for pixel, in two splits; `config.allow_overlap` makes
+    a warning of the latter two. Warnings are nearly identical images in two splits, identical ones
+    in one split, a class that a split lacks, no images for testing, a multi-label set that shows
+    one class an image, and DICOM images with and without a window where `data.window` is "auto".
+
+    Args:
+        dataset: the images.
+        preprocessing: how they are decoded.
+        config: whether overlap is allowed, and where what is found is kept.
+        digests: of the splits.
+        say: is told what is neither an error nor a warning, in a line each.
+
+    Raises:
+        DataUnavailableError: if a package that reads the images is missing.
+        ValueError: see above; the message names the files and ids.
+    """
+    _check_splits(dataset)
+    _check_groups(dataset, config.allow_overlap)
+    if not dataset.synthetic:
+        findings = _look(dataset, preprocessing, config, digests, say)
+        _check_images(dataset, findings, config.allow_overlap)
+        if preprocessing.window == "auto" and all(findings.windows):
+            logging.warning(
+                "%d DICOM images name no window and %d name one, so that their contrasts differ:"
+                " set data.window to LOW,HIGH for all",
+                *findings.windows,
+            )
+        say(f"all {_total(dataset):,} images can be read, {image_sizes(findings)}")
+
+
+def _check_splits(dataset: Dataset) -> None:
+    if "test" not in dataset.splits:
+        logging.warning(
+            "no test images: what is reported is of val, by which the best epoch is chosen, and"
+            " so too good"
+        )
+    for name, split in dataset.splits.items():
+        if not len(split):
+            raise ValueError(f"no images are in {name}: add some, or split the images otherwise")
+    counts = {name: np.array(list(row.values())) for name, row in dataset.counts().items()}
+    if dataset.task == "multiclass" and (counts["train"] > 0).sum() < 2:
+        raise ValueError(
+            f"train has images of one class only: {dataset.counts()['train']}; add images of the"
+            " others"
+        )
+    if dataset.task == "multilabel" and all(_one_hot(split) for split in dataset.splits.values()):
+        logging.warning(
+            "every image shows one class and no more: if that is always so, give one label an image"
+            " in place of %d, for a multi-class set",
+            len(dataset.class_names),
+        )
+    for name, row in counts.items():
+        lacking = [repr(dataset.class_names[label]) for label in np.flatnonzero(row == 0)]
+        if lacking:
+            logging.warning("no image of %s shows %s", name, listed(lacking))
+
+
+def _one_hot(split: Split) -> bool:
+    return split.labels.shape[1] > 1 and bool((split.labels.sum(1) == 1).all())
+
+
+def _check_groups(dataset: Dataset, allowed: bool) -> None:
+    shared = shared_groups(dataset)
+    if shared:
+        _refuse(
+            f"{len(shared)} of the patients (groups) are in more than one split: {listed(shared)}",
+            "Put all images of each into one split, have the splits made here (data.fold, or of a"
+            " table data.split_column='')",
+            allowed,
+        )
+
+
+def _check_images(dataset: Dataset, findings: Findings, allowed: bool) -> None:
+    problems = unreadable_images(dataset, findings)
+    if problems:
+        raise ValueError(
+            f"{len(problems)} of {_total(dataset)} images cannot be read: {listed(problems)}."
+            " Replace or remove them, or let data.allow_unreadable drop damaged files"
+        )
+    across, within = identical_images(dataset, findings)
+    if across:
+        _refuse(
+            f"the same pixels are in more than one split, {_times(len(across))}: {listed(across)}",
+            "Keep one of these files, or, where the splits are made here, name one patient for all",
+            allowed,
+        )
+    if within:
+        logging.warning(
+            "the same pixels are in one split again, %s: %s", _times(len(within)), listed(within)
+        )
+    if findings.near:
+        logging.warning(
+            "nearly the same pixels are in two splits, %s: %s. Are they of one patient?",
+            _times(findings.num_near),
+            listed(near_images(dataset, findings), findings.num_near),
+        )
+
+
+def _refuse(problem: str, remedy: str, allowed: bool) -> None:
+    if not allowed:
+        raise ValueError(f"{problem}. {remedy}, {_ALLOW}")
+    logging.warning("%s. Results on such a split are too good", problem)
+
+
+def _look(
+    dataset: Dataset,
+    preprocessing: Preprocessing,
+    config: DataConfig,
+    digests: Mapping[str, str],
+    say: Callable[[str], None],
+) -> Findings:
+    splits = dataset.splits
+    # Digests of files see their names and sizes only, and another image may have both.
+    files = [split.files if isinstance(split, AllFrames) else split for split in splits.values()]
+    contents = [split.contents() for split in files if isinstance(split, FileSplit)]
+    state = [VERSION, decoder_versions(), preprocessing.to_dict(), digests, contents]
+    key = hashlib.sha256(json.dumps(state).encode()).hexdigest()
+    path = config.cache_folder / "audit" / f"{key[:32]}.json"
+    findings = Findings.read(path, key)
+    if findings is None:
+        say(f"looking at {_total(dataset):,} images for damage and overlap ...")
+        findings = Findings.of(splits, preprocessing.decode, preprocessing.frame)
+        if not findings.unreadable:
+            try:
+                findings.write(path, key)
+            except OSError as error:
+                logging.warning("%s could not be written (%s): every run looks again", path, error)
+    return findings
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count:,} times"
+
+
+def _total(dataset: Dataset) -> int:
+    return sum(map(len, dataset.splits.values()))

@@ -1,0 +1,17 @@
+"""The errors that this package raises on purpose. None of them is a fault of the package."""
+
+
+class UserError(ValueError):
+    """The caller asked for something that is not possible; the message names cause and remedy.
+
+    The command line prints the message in one line and exits with code 2. Every other exception
+    keeps its traceback, because it is a fault of the program.
+    """
+
+
+class DataUnavailableError(RuntimeError):
+    """The images cannot be obtained or read on this machine; the message says what to install."""
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A training loss, a gradient or a model's output became NaN or infinite."""

@@ -1,0 +1,29 @@
+"""Writing a file whole or not at all."""
+
+import os
+import pathlib
+import uuid
+
+
+def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
+    """Replaces `path` by `content`; a reader sees the old file or the new one, never a part.
+
+    A crash leaves the old file in place. Two processes may write the same path: the last one wins.
+
+    Args:
+        path: the file. Its folder exists.
+        content: text, which is written as UTF-8 with its line ends unchanged, or bytes.
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with partial.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

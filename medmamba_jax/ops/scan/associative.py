@@ -1,0 +1,17 @@
+"""The selective scan as one `jax.lax.associative_scan` over the whole length."""
+
+import jax
+
+from medmamba_jax.ops.scan.recurrence import combine, discretise, in_scan_dtype, read_out
+
+
+def scan_associative(u, dt, A, B, C, D) -> jax.Array:
+    """The readable reference: O(log l) depth, but every state of every step is in memory.
+
+    A (b, l, k, n, d) array in float32 is n times the input, and several of them are alive at
+    once. Arguments and result as for `scan_chunked`.
+    """
+    out_dtype = u.dtype
+    u, A, B, C, D = in_scan_dtype(u, A, B, C, D)
+    _, h = jax.lax.associative_scan(combine, discretise(u, dt, A, B), axis=1)
+    return read_out(h, u, C, D).astype(out_dtype)

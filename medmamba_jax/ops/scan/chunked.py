@@ -1,0 +1,127 @@
+"""The default selective scan: chunks walked in order, an associative scan inside each."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from medmamba_jax.ops.scan.recurrence import combine, discretise, in_scan_dtype, read_out
+
+# Longest chunk by backend, measured over the four stage shapes of MedMamba-T (docs/scan.md): a CPU
+# wants a chunk's states in its cache, a GPU few and large launches. Never run on a TPU: a guess.
+MAX_CHUNK = {"cpu": 16, "gpu": 64, "tpu": 64}
+
+
+def chunk_length(length: int, longest: int) -> int:
+    """Returns the chunk that splits `length` evenly into the fewest chunks of at most `longest`.
+
+    Even chunks keep the padding below one step per chunk: 49 steps in chunks of at most 16 are
+    4 chunks of 13, not 4 of 16.
+    """
+    return math.ceil(length / math.ceil(length / longest))
+
+
+def scan_chunked(u, dt, A, B, C, D, *, longest: int | None = None) -> jax.Array:
+    """Walks chunks of l with `lax.scan`; equivalent to, with T steps to a chunk::
+
+        for chunk in split(l, T):
+            a, b = exp(dt * A), dt * u * B
+            b[0] += a[0] * h                       # the state at the chunk's border
+            h_all = associative_scan(combine, (a, b))
+            y = sum_n(C * h_all) + D * u
+            h = h_all[-1]
+
+    Backward keeps the inputs and one state (b, k, n, d) a chunk, walks the chunks in reverse,
+    computes each chunk's states again and runs the adjoint recurrence
+    dh[t] = a[t+1] dh[t+1] + C[t] dy[t] as a reverse associative scan. Peak memory is the chunk's,
+    not the sequence's. Nothing is divided and h[t-1] is never recovered from h[t], so decays that
+    underflow to 0 stay exact.
+
+    Args:
+      u, A, B, C, D: as for `selective_scan`.
+      dt: the step size, ready: biased and positive, in the arithmetic's dtype, (b, l, k, d).
+      longest: the most steps in a chunk; None for the backend's `MAX_CHUNK`.
+    """
+    if longest is None:
+        longest = MAX_CHUNK[jax.default_backend()]
+    out_dtype = u.dtype
+    u, A, B, C, D = in_scan_dtype(u, A, B, C, D)
+    length = u.shape[1]
+    chunk = chunk_length(length, longest)
+    padding = -length % chunk
+    if padding:  # dt = 0 is the identity step: a = 1, b = 0
+        u, dt, B, C = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (u, dt, B, C))
+    return _scan(chunk, u, dt, A, B, C, D)[:, :length].astype(out_dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _scan(chunk, u, dt, A, B, C, D):
+    return _scan_forward(chunk, u, dt, A, B, C, D)[0]
+
+
+def _scan_forward(chunk, u, dt, A, B, C, D):
+    def walk(h0, inputs):
+        u, dt, B, C = inputs
+        _, h = _chunk_states(h0, u, dt, A, B)
+        return h[:, -1], (read_out(h, u, C, D), h0)
+
+    h0 = jnp.zeros((u.shape[0], *A.shape), u.dtype)
+    _, (y, borders) = lax.scan(walk, h0, tuple(_to_chunks(x, chunk) for x in (u, dt, B, C)))
+    return _from_chunks(y), (u, dt, A, B, C, D, borders)
+
+
+def _scan_backward(chunk, residuals, dy):
+    u, dt, A, B, C, D, borders = residuals
+
+    def walk(carry, inputs):
+        dh_next, dA, dD = carry  # dh_next: the gradient of the state that leaves this chunk
+        h0, u, dt, B, C, dy = inputs
+        a, h = _chunk_states(h0, u, dt, A, B)
+        h_before = jnp.concatenate([h0[:, None], h[:, :-1]], axis=1)
+        a_after = jnp.concatenate([a[:, 1:], jnp.ones_like(a[:, :1])], axis=1)
+        into_h = (dy[..., None, :] * C[..., None]).at[:, -1].add(dh_next)
+        _, dh = lax.associative_scan(combine, (a_after, into_h), reverse=True, axis=1)
+
+        # b = dt u B and log a = dt A carry the gradient to what the caller gave.
+        dt_u = dh * B[..., None]
+        d_log_a = dh * h_before * a
+        dB = (dh * (dt * u)[..., None, :]).sum(-1)
+        dC = (dy[..., None, :] * h).sum(-1)
+        d_dtu = dt_u.sum(-2)
+        du = d_dtu * dt + D * dy
+        ddt = d_dtu * u + (d_log_a * A).sum(-2)
+        dA += (d_log_a * dt[..., None, :]).sum((0, 1))
+        dD += (dy * u).sum((0, 1))
+        return (a[:, 0] * dh[:, 0], dA, dD), (du, ddt, dB, dC)
+
+    carry = (jnp.zeros_like(borders[0]), jnp.zeros_like(A), jnp.zeros_like(D))
+    chunks = (borders, *(_to_chunks(x, chunk) for x in (u, dt, B, C, dy)))
+    (_, dA, dD), outputs = lax.scan(walk, carry, chunks, reverse=True)
+    du, ddt, dB, dC = (_from_chunks(x) for x in outputs)
+    return du, ddt, dA, dB, dC, dD
+
+
+_scan.defvjp(_scan_forward, _scan_backward)
+
+
+def _chunk_states(h0, u, dt, A, B):
+    """Returns decays and states (b, t, k, n, d) of one chunk that starts from h0 (b, k, n, d)."""
+    a, b = discretise(u, dt, A, B)
+    # Folding h0 into the first step leaves one scan; adding cumprod(a) * h0 after it would read
+    # and write the states once more.
+    b = b.at[:, 0].add(a[:, 0] * h0)
+    _, h = lax.associative_scan(combine, (a, b), axis=1)
+    return a, h
+
+
+def _to_chunks(x, chunk):
+    """(b, l, ...) -> (l / chunk, b, chunk, ...)."""
+    return x.reshape(x.shape[0], -1, chunk, *x.shape[2:]).swapaxes(0, 1)
+
+
+def _from_chunks(x):
+    """(l / chunk, b, chunk, ...) -> (b, l, ...)."""
+    x = x.swapaxes(0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])

@@ -1,0 +1,27 @@
+"""The selective scan one step at a time: the oracle that the others are read against."""
+
+import jax
+import jax.numpy as jnp
+
+from medmamba_jax.ops.scan.recurrence import discretise, in_scan_dtype, read_out
+
+
+def scan_sequential(u, dt, A, B, C, D) -> jax.Array:
+    """Walks the recurrence with `lax.scan` over l; autodiff gives the backward pass.
+
+    Memory of the backward pass grows with l times the whole state. Arguments and result as for
+    `scan_chunked`.
+    """
+    out_dtype = u.dtype
+    u, A, B, C, D = in_scan_dtype(u, A, B, C, D)
+
+    def step(h, inputs):
+        u, dt, B, C = inputs
+        a, b = discretise(u, dt, A, B)
+        h = a * h + b
+        return h, read_out(h, u, C, D)
+
+    time_first = tuple(x.swapaxes(0, 1) for x in (u, dt, B, C))
+    h0 = jnp.zeros((u.shape[0], *A.shape), u.dtype)
+    _, y = jax.lax.scan(step, h0, time_first)
+    return y.swapaxes(0, 1).astype(out_dtype)

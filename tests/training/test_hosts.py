@@ -1,0 +1,103 @@
+"""Several hosts, as real JAX processes on this machine's CPU."""
+
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+# Trains on discs and writes down which images every batch held; see `run`.
+PROGRAM = """
+import hashlib, json, sys
+import jax, numpy as np
+
+index, hosts, address, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+if hosts > 1:
+    jax.distributed.initialize(address, hosts, index)
+import medmamba_jax as mm
+from medmamba_jax.training.sharding import DataParallel
+
+class Discs:
+    class_names = ("small", "large")
+
+    def __len__(self):
+        return 60
+
+    def __getitem__(self, i):
+        x, y = np.mgrid[-1:1:32j, -1:1:32j] + np.random.default_rng(i).normal(0, 0.2, (2, 32, 32))
+        return {"image": np.uint8(255 * (np.hypot(x, y) < 0.3 + 0.3 * (i % 2))), "label": i % 2}
+
+put_batch, seen = DataParallel.put_batch, []
+
+def recorded(self, batch):
+    seen.append([hashlib.sha256(image.tobytes()).hexdigest() for image in batch["image"]])
+    return put_batch(self, batch)
+
+DataParallel.put_batch = recorded
+config = mm.default_config()
+config.model.variant, config.data.image_size = "medmamba_nano", 32
+config.train.batch_size, config.train.epochs = 8, 2
+config.data.cache_dir = f"{folder}/cache"
+results = mm.train(mm.Experiment.from_config_dict(config), f"{folder}/run", data=Discs())
+with open(f"{folder}/host{index}.json", "w") as file:
+    json.dump({"seen": seen, "results": results}, file)
+"""
+
+
+def run(folder, hosts, devices):
+    """Trains on so many hosts of so many devices each; returns what each wrote and printed."""
+    folder.mkdir()
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(index), str(hosts), address, str(folder)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(hosts)
+    ]
+    printed = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * hosts, "\n".join(printed)
+    return [json.loads((folder / f"host{i}.json").read_text()) for i in range(hosts)], printed
+
+
+def read_predictions(folder):
+    with (folder / "run/results/test_predictions.csv").open(newline="") as file:
+        return list(csv.reader(file))
+
+
+@pytest.mark.slow
+def test_two_hosts_train_as_one_with_two_devices(tmp_path):
+    (alone,), _ = run(tmp_path / "one", hosts=1, devices=2)
+    hosts, printed = run(tmp_path / "two", hosts=2, devices=1)
+
+    steps = [len(host["seen"]) for host in hosts]
+    assert steps == [len(alone["seen"])] * 2
+    for one, other, both in zip(hosts[0]["seen"], hosts[1]["seen"], alone["seen"], strict=True):
+        assert len(one) == len(other) == 4
+        assert sorted(one + other) == sorted(both)
+    first_epoch = alone["seen"][:4]
+    assert len({image for batch in first_epoch for image in batch}) == 4 * 8  # none is read twice
+
+    assert hosts[0]["results"] == hosts[1]["results"]
+    for split in ("val", "test"):
+        for key in ("accuracy", "auc", "loss"):
+            np.testing.assert_allclose(
+                hosts[0]["results"][split][key], alone["results"][split][key], rtol=1e-3
+            )
+    written = [read_predictions(tmp_path / name) for name in ("one", "two")]
+    assert [row[:2] for row in written[0]] == [row[:2] for row in written[1]]  # path and label
+    p = [np.array([row[3:] for row in rows[1:]], float) for rows in written]
+    np.testing.assert_allclose(*p, rtol=0.01)
+    assert "epoch 2/2" in printed[0] and "epoch" not in printed[1]
+    assert len((tmp_path / "two/run/metrics.jsonl").read_text().splitlines()) == 2

@@ -1,0 +1,167 @@
+import json
+
+import numpy as np
+import pytest
+from scipy.special import expit, softmax
+from sklearn import metrics
+
+from medmamba_jax.training.metrics import (
+    LOGGED,
+    METRICS,
+    classification_metrics,
+    multilabel_metrics,
+)
+
+RNG = np.random.default_rng(0)
+
+
+def make(n, k):
+    logits = RNG.standard_normal((n, k)).astype(np.float32)
+    labels = np.where(RNG.random(n) < 0.5, logits.argmax(1), RNG.integers(0, k, n))
+    return labels, logits
+
+
+@pytest.mark.parametrize("k", [2, 3, 7])
+def test_against_scikit_learn(k):
+    labels, logits = make(200, k)
+    names = [f"class {i}" for i in range(k)]
+    got = classification_metrics(labels, logits, names)
+    p = softmax(logits.astype(np.float64), axis=1)
+    predicted = logits.argmax(1)
+    assert got["accuracy"] == metrics.accuracy_score(labels, predicted)
+    auc = (
+        metrics.roc_auc_score(labels, p[:, 1])
+        if k == 2
+        else metrics.roc_auc_score(labels, p, multi_class="ovr", average="macro")
+    )
+    np.testing.assert_allclose(got["auc"], auc, rtol=1e-12)
+    np.testing.assert_allclose(
+        got["balanced_accuracy"], metrics.balanced_accuracy_score(labels, predicted)
+    )
+    np.testing.assert_allclose(got["f1"], metrics.f1_score(labels, predicted, average="macro"))
+    np.testing.assert_allclose(got["loss"], metrics.log_loss(labels, p), rtol=1e-9)
+    precision = metrics.average_precision_score(np.eye(k)[labels], p, average="macro")
+    np.testing.assert_allclose(got["average_precision"], precision, rtol=1e-12)
+    assert got["num_examples"] == 200 and got["class_names"] == names
+    json.dumps(got)
+
+
+def test_per_class_from_the_confusion_matrix():
+    labels, logits = make(150, 4)
+    got = classification_metrics(labels, logits, list("abcd"))
+    confusion = np.zeros((4, 4), int)
+    for true, guess in zip(labels, logits.argmax(1), strict=True):
+        confusion[true, guess] += 1
+    assert got["confusion_matrix"] == confusion.tolist()
+    for c, name in enumerate("abcd"):
+        hits = confusion[c, c]
+        missed, false = confusion[c].sum() - hits, confusion[:, c].sum() - hits
+        row = got["per_class"][name]
+        assert row["num_predicted"] == hits + false
+        np.testing.assert_allclose(row["sensitivity"], hits / (hits + missed))
+        np.testing.assert_allclose(row["specificity"], 1 - false / (150 - hits - missed))
+        np.testing.assert_allclose(row["precision"], hits / (hits + false))
+        np.testing.assert_allclose(row["f1"], 2 * hits / (2 * hits + missed + false))
+
+
+def test_absent_class_is_left_out_not_counted_as_zero():
+    labels, logits = np.array([0, 0, 1, 1]), np.array([[2, 1, 0], [1, 2, 0], [0, 3, 1], [0, 1, 0]])
+    got = classification_metrics(labels, logits, ["a", "b", "c"])
+    assert got["per_class"]["c"]["auc"] is None
+    assert got["per_class"]["c"]["sensitivity"] is None
+    assert got["balanced_accuracy"] == 0.75
+    pair = [got["per_class"][name]["auc"] for name in "ab"]
+    assert got["auc"] == np.mean(pair)
+
+
+def test_one_class_has_no_auc():
+    got = classification_metrics(np.array([1, 1]), np.array([[0.0, 1.0], [1.0, 0.0]]), ["a", "b"])
+    assert got["auc"] is None and got["accuracy"] == 0.5
+
+
+def test_ties_count_half():
+    got = classification_metrics(np.array([0, 1, 0, 1]), np.zeros((4, 2)), ["a", "b"])
+    assert got["auc"] == 0.5
+
+
+def test_what_is_logged_is_reported():
+    results = {
+        "multiclass": METRICS["multiclass"](*make(20, 3), list("abc")),
+        "multilabel": METRICS["multilabel"](*make_multilabel(20, 3), list("abc")),
+    }
+    assert results.keys() == METRICS.keys() == LOGGED.keys()
+    for task, names in LOGGED.items():
+        assert all(isinstance(results[task][name], float) for name in names)
+
+
+def make_multilabel(n, k):
+    logits = 2 * RNG.standard_normal((n, k)).astype(np.float32)
+    labels = RNG.random((n, k)) < expit(logits - 0.5)
+    return labels.astype(np.float32), logits
+
+
+class TestMultilabel:
+    @pytest.mark.parametrize("k", [1, 2, 5])
+    def test_against_scikit_learn(self, k):
+        labels, logits = make_multilabel(200, k)
+        names = [f"class {i}" for i in range(k)]
+        got = multilabel_metrics(labels, logits, names)
+        p = expit(logits.astype(np.float64))
+        predicted = (p > 0.5).astype(int)
+        expected = {
+            "label_accuracy": 1 - metrics.hamming_loss(labels, predicted),
+            "subset_accuracy": metrics.accuracy_score(labels, predicted),
+            "balanced_accuracy": np.mean(
+                [metrics.balanced_accuracy_score(labels[:, c], predicted[:, c]) for c in range(k)]
+            ),
+            "auc": metrics.roc_auc_score(labels, p, average="macro"),
+            "average_precision": metrics.average_precision_score(labels, p, average="macro"),
+            "f1": np.mean([metrics.f1_score(labels[:, c], predicted[:, c]) for c in range(k)]),
+            "loss": np.mean([metrics.log_loss(labels[:, c], p[:, c]) for c in range(k)]),
+        }
+        for name, value in expected.items():
+            np.testing.assert_allclose(got[name], value, rtol=1e-9, err_msg=name)
+        for c, name in enumerate(names):
+            (tn, fp), (fn, tp) = metrics.confusion_matrix(labels[:, c], predicted[:, c])
+            row = got["per_class"][name]
+            np.testing.assert_allclose(row["sensitivity"], tp / (tp + fn))
+            np.testing.assert_allclose(row["specificity"], tn / (tn + fp))
+            np.testing.assert_allclose(row["precision"], tp / (tp + fp))
+            counts = row["num_examples"], row["num_known"], row["num_predicted"]
+            assert counts == (tp + fn, 200, tp + fp)
+        assert got["num_examples"] == 200 and got["class_names"] == names
+        json.dumps(got, allow_nan=False)
+
+    def test_unknown_labels_count_nowhere(self):
+        labels, logits = make_multilabel(200, 3)
+        known = RNG.random((200, 3)) < 0.7
+        got = multilabel_metrics(np.where(known, labels, np.nan), logits, list("abc"))
+        predicted = logits > 0
+        for c, name in enumerate("abc"):
+            rows = known[:, c]
+            row, truth, guess = got["per_class"][name], labels[rows, c], predicted[rows, c]
+            assert row["num_known"] == rows.sum() and row["num_examples"] == truth.sum()
+            assert row["num_predicted"] == guess.sum()
+            np.testing.assert_allclose(row["sensitivity"], metrics.recall_score(truth, guess))
+            np.testing.assert_allclose(row["f1"], metrics.f1_score(truth, guess))
+            np.testing.assert_allclose(row["auc"], metrics.roc_auc_score(truth, logits[rows, c]))
+        right = (labels == 1) == predicted
+        np.testing.assert_allclose(got["label_accuracy"], right[known].mean())
+        images = [right[i][known[i]].all() for i in range(200) if known[i].any()]
+        assert 0 < len(images) < 200
+        np.testing.assert_allclose(got["subset_accuracy"], np.mean(images))
+        loss = metrics.log_loss(labels[known], expit(logits[known].astype(np.float64)))
+        np.testing.assert_allclose(got["loss"], loss, rtol=1e-9)
+
+    def test_what_is_not_defined_is_none_and_left_out(self):
+        labels = np.array([[1, 0, 1, np.nan], [0, 0, 1, np.nan]])
+        logits = np.array([[1.0, -1, 1, 1], [-1.0, -1, -1, 1]])
+        got = multilabel_metrics(labels, logits, list("abcd"))
+        rows = got["per_class"]
+        assert [rows[name]["auc"] for name in "abcd"] == [1.0, None, None, None]
+        assert [rows[name]["sensitivity"] for name in "abcd"] == [1.0, None, 0.5, None]
+        assert [rows[name]["specificity"] for name in "abcd"] == [1.0, 1.0, None, None]
+        assert (got["auc"], got["balanced_accuracy"]) == (1.0, 1.0)
+        assert got["subset_accuracy"] == 0.5 and got["label_accuracy"] == 5 / 6
+        nothing = multilabel_metrics(np.full((2, 4), np.nan), logits, list("abcd"))
+        assert [nothing[name] for name in LOGGED["multilabel"]] == [None] * 7
