@@ -1,0 +1,69 @@
+"""A section of a run's configuration: a frozen dataclass that checks its values.
+
+`data`, `model` and `train` are sections, and `data` has sections of its own. Dictionaries, such as
+JSON holds, go in by `from_dict` and come out by `to_dict`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any, ClassVar, Self
+
+from medmamba_jax.errors import UserError
+
+
+class Section:
+    """Base class of the sections; a subclass is a frozen dataclass.
+
+    Attributes:
+        title: where the section stands in the configuration, such as "data.csv".
+    """
+
+    title: ClassVar[str]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, ignored: list[str] | None = None) -> Self:
+        """Builds a section from a dictionary. Fields that are missing keep their defaults.
+
+        Args:
+            values: field -> value. A section inside this one is a dictionary. Lists become tuples.
+            ignored: collects the names of unknown keys. Without it an unknown key is an error.
+
+        Raises:
+            UserError: a key is unknown, or a value is not allowed.
+        """
+        if not isinstance(values, Mapping):
+            raise UserError(f"{cls.title} must be a section with keys; got {values!r}")
+        fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        known: dict[str, Any] = {}
+        for key, value in values.items():
+            if key not in fields:
+                if ignored is None:
+                    raise UserError(f"{cls.title} has no key {key!r}; it has {sorted(fields)}")
+                ignored.append(f"{cls.title}.{key}")
+            elif isinstance(fields[key].type, type) and issubclass(fields[key].type, Section):
+                known[key] = fields[key].type.from_dict(value, ignored=ignored)
+            else:
+                known[key] = tuple(value) if isinstance(value, list) else value
+        return cls(**known)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns nested dictionaries that JSON can hold."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+    def _require(self, field: str, valid: bool, allowed: str) -> None:
+        """Raises UserError, which names the field and what is allowed, unless `valid`."""
+        if not valid:
+            raise UserError(f"{self.title}.{field} must be {allowed}; got {getattr(self, field)!r}")
+
+
+def is_integer(value: Any, least: int | None = None) -> bool:
+    """Whether a value is an integer (not a bool), `least` or more."""
+    is_one = isinstance(value, Integral) and not isinstance(value, bool)
+    return is_one and (least is None or value >= least)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number (not a bool)."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
