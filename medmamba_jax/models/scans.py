@@ -1,17 +1,25 @@
-"""Which implementation of the scan a model will run."""
+"""The scan's implementations that a model will run."""
 
 import jax.numpy as jnp
 
 from medmamba_jax.models.config import MedMambaConfig
+from medmamba_jax.ops.backend import default_backend
 from medmamba_jax.ops.scan import Case, choose
-from medmamba_jax.ops.scan.implementations import default_backend
 
 
 def scans(config: MedMambaConfig, height: int, width: int) -> tuple[str, ...]:
-    """Returns the implementation's name for each stage, for an image of that size in pixels.
+    """Returns the name of the implementation that each stage will run.
+
+    The name is a function of the stage's `Case` alone. The model asks `choose` for the same cases
+    when it is traced; a test compares the two.
+
+    Args:
+        config: the model's configuration.
+        height, width: the image's size in pixels.
 
     Raises:
-        NotImplementedError: `config.scan_implementation` cannot take a stage, and why.
+        NotImplementedError: `config.scan_implementation` cannot take a stage. The message gives
+            the reason.
     """
     return tuple(
         choose(

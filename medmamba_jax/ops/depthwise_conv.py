@@ -1,4 +1,6 @@
-"""Depthwise convolution, by whichever form the backend is fast at."""
+"""Depthwise convolution in the form that is fast on the platform it runs on."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,24 +10,32 @@ from jax import lax
 def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolves each channel with its own odd-sided kernel, zero-padded to the same size.
 
-    On a CPU XLA's grouped convolution is 10 to 60 times slower than a sum of shifted images,
-    which fuses into one pass; on a GPU it is up to twice as fast in the
-    backward pass (docs/performance.md).
+    On a CPU, XLA's grouped convolution is 10 to 60 times slower than a sum of shifted images, which
+    XLA fuses into one pass. On a GPU the grouped convolution is up to twice as fast in the backward
+    pass (docs/performance.md). XLA gets the form for the platform that the program is lowered for;
+    a platform without a form of its own gets the grouped convolution. The backward pass keeps x
+    and the kernel and nothing else.
 
     Args:
-      x: (b, h, w, c).
+      x: images, (b, h, w, c), floating.
       kernel: (side, side, 1, c), in x's dtype.
 
     Returns:
       (b, h, w, c) in x's dtype.
     """
-    if jax.default_backend() == "cpu":
-        return sum_of_shifts(x, kernel)
-    return grouped_conv(x, kernel)
+    return _by_platform(x, kernel)
+
+
+# Differentiating `platform_dependent` alone would keep what the forms of all platforms keep, with
+# zeros in place of what the others would have kept. The checkpoint keeps the two inputs instead.
+# It computes nothing twice, because the gradient of a product needs no result of the forward pass.
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _by_platform(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return lax.platform_dependent(x, kernel, cpu=sum_of_shifts, default=grouped_conv)
 
 
 def grouped_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`depthwise_conv` as XLA's convolution with one group a channel."""
+    """Computes `depthwise_conv` as XLA's convolution with one group for each channel."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -37,7 +47,7 @@ def grouped_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def sum_of_shifts(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`depthwise_conv` as shifted images times scalars a channel, added up in float32."""
+    """Computes `depthwise_conv` as shifted images times a scalar a channel, added in float32."""
     side = kernel.shape[0]
     h, w = x.shape[1:3]
     margin = side // 2

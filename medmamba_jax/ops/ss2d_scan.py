@@ -1,11 +1,13 @@
-"""The scan of an image in four orders: the one function a fused kernel takes over."""
+"""The public scan of an image in four orders; a fused kernel can replace the whole of it."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from medmamba_jax.ops.scan import IMPLEMENTATIONS, Case, choose, selective_scan
-from medmamba_jax.ops.scan.api import check_are_arrays, check_arrays, log_choice
-from medmamba_jax.ops.scan.implementations import default_backend
+from medmamba_jax.ops.backend import default_backend
+from medmamba_jax.ops.scan.api import check_are_arrays, check_arrays
+from medmamba_jax.ops.scan.implementations import Case, implementation_of
 
 # Row by row, column by column, and both backwards (MedMamba, section 3.2; VMamba's cross-scan).
 NUM_DIRECTIONS = 4
@@ -23,7 +25,7 @@ def ss2d_scan(
     D: jax.Array,
     implementation: str | None = None,
 ) -> jax.Array:
-    """Scans u in four orders, each with its own parameters, and adds the four results up.
+    """Scans u in four orders, each with its own parameters, and adds the four results.
 
     Equivalent to, for the orders k = rows, columns, rows reversed, columns reversed::
 
@@ -32,18 +34,21 @@ def ss2d_scan(
                                       order_k(C[..., k, :]), D[k], delta_bias=dt_bias[k],
                                       delta_softplus=True))
 
-    Everything comes in on the raster image: a projection of the channels commutes with the
-    orders, so the caller projects once. Numerics: as `selective_scan`; the projection to delta
-    accumulates, and the four directions are added, in float32 (float64 for float64).
+    All inputs lie on the raster image. A projection of the channels commutes with the orders, so
+    the caller projects once and not once for each order. Numerics: as `selective_scan`. The
+    projection to delta accumulates in float32 (in float64 where u is float64), and the four
+    directions are added in it.
+
+    Source: Yue and Li, arXiv 2403.03849, section 3.2 (MedMamba's SS2D).
 
     Args:
-      u: (b, h, w, d).
+      u: the image, (b, h, w, d), floating.
       dt: the step size's low-rank part, (b, h, w, k, r), k = 4.
-      B, C: (b, h, w, k, n).
-      dt_weight: (k, r, d).
-      dt_bias: (k, d).
-      A: (k, d, n).
-      D: (k, d).
+      B, C: the input's and the output's projection, (b, h, w, k, n).
+      dt_weight: projects dt to the step size of each channel, (k, r, d).
+      dt_bias: added to the step size before the softplus, (k, d).
+      A: continuous-time decay, (k, d, n), negative in a stable system.
+      D: skip, (k, d).
       implementation: as for `selective_scan`.
 
     Returns:
@@ -55,15 +60,22 @@ def ss2d_scan(
     _check(u, dt, B, C, dt_weight, dt_bias, A, D)
     _, h, w, d = u.shape
     case = Case(default_backend(), u.dtype, h, w, d, A.shape[-1])
-    name = choose(implementation, case)
-    log_choice("ss2d_scan", name, case)
-    scan_image = IMPLEMENTATIONS[name].image
-    if scan_image is not None:
-        return scan_image(u, dt, B, C, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D)
+    chosen = implementation_of("ss2d_scan", implementation, case)
+    parameters = {"dt_weight": dt_weight, "dt_bias": dt_bias, "A": A, "D": D}
+    if chosen.image is not None:
+        return chosen.image(u, dt, B, C, **parameters)
+    return _scan_as_sequences(chosen.scan, u, dt, B, C, **parameters)
+
+
+def _scan_as_sequences(
+    scan: Callable[..., jax.Array], u, dt, B, C, *, dt_weight, dt_bias, A, D
+) -> jax.Array:
+    """Runs `ss2d_scan`, whose arguments are checked, through an `Implementation.scan`."""
+    _, h, w, _ = u.shape
     wide = jnp.promote_types(u.dtype, jnp.float32)
     delta = jnp.einsum("blkr,krd->blkd", order(dt), dt_weight, preferred_element_type=wide)
     everywhere = jnp.broadcast_to(u[..., None, :], (*u.shape[:3], NUM_DIRECTIONS, u.shape[3]))
-    y = selective_scan(
+    y = scan(
         order(everywhere),
         delta,
         A,
@@ -72,7 +84,6 @@ def ss2d_scan(
         D,
         delta_bias=dt_bias,
         delta_softplus=True,
-        implementation=name,
     )
     return merge(y, h, w).astype(u.dtype)
 
@@ -103,7 +114,7 @@ def _check(u, dt, B, C, dt_weight, dt_bias, A, D):
 
 
 def order(x: jax.Array) -> jax.Array:
-    """Reads (b, h, w, 4, c) into sequences (b, h * w, 4, c), direction k in its own order."""
+    """Reads images (b, h, w, 4, c) as sequences (b, h * w, 4, c), direction k in its own order."""
     b, h, w, _, c = x.shape
     rows = x[..., 0::2, :].reshape(b, h * w, 2, c)
     columns = x[..., 1::2, :].swapaxes(1, 2).reshape(b, h * w, 2, c)
@@ -113,9 +124,16 @@ def order(x: jax.Array) -> jax.Array:
 
 
 def merge(y: jax.Array, h: int, w: int) -> jax.Array:
-    """Puts sequences (b, h * w, 4, c) back on the image and adds them up: float32 (b, h, w, c).
+    """Puts sequences (b, h * w, 4, c) back on the image and adds the four directions.
 
-    The additions run in official order (rows, rows reversed, columns, columns reversed).
+    The additions follow the official order: rows, rows reversed, columns, columns reversed.
+
+    Args:
+      y: sequences, direction k in its own order.
+      h, w: the image's sides.
+
+    Returns:
+      (b, h, w, c) in float32, or in float64 where y is float64.
     """
     b, _, _, c = y.shape
     y = y.astype(jnp.promote_types(y.dtype, jnp.float32))

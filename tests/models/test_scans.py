@@ -36,5 +36,4 @@ def test_the_cases_are_those_of_the_model(monkeypatch, compute_dtype):
     model = mm.MedMamba(config, rngs=nnx.Rngs(0))
     model.eval()
     jax.eval_shape(model, jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32))
-    images = dict.fromkeys(case for case in seen if case.h is not None)  # not the sequences inside
-    assert list(images) == announced
+    assert list(dict.fromkeys(seen)) == announced

@@ -7,7 +7,7 @@ import pytest
 from selective_scan_base import SelectiveScanCases
 
 import medmamba_jax as mm
-from medmamba_jax.ops.scan.chunked import chunk_length, scan_chunked
+from medmamba_jax.ops.scan.chunked import chunk_length, max_chunk, scan_chunked
 from medmamba_jax.ops.scan.shapes import ScanShape
 
 
@@ -54,8 +54,25 @@ def test_the_backward_pass_needs_a_fraction_of_the_associative_memory():
     assert chunked < states / 2
 
 
+def chunks(length, **options) -> int:
+    """How many chunks a scan of that length walks."""
+    u, dt, A, B, C, D = abstract_inputs(ScanShape(b=1, l=length, k=1, d=2, n=2)).values()
+    text = str(jax.make_jaxpr(lambda *x: scan_chunked(*x, **options))(u, dt, A, B, C, D))
+    (found,) = set(re.findall(r"\blength=(\d+)\b", text))
+    return int(found)
+
+
 def test_longest_sets_the_steps_of_a_chunk():
-    inputs = abstract_inputs(ScanShape(b=1, l=48, k=1, d=2, n=2))
-    u, dt, A, B, C, D = inputs.values()
-    text = str(jax.make_jaxpr(lambda *x: scan_chunked(*x, longest=12))(u, dt, A, B, C, D))
-    assert re.search(r"length=4\b", text)
+    assert chunks(48, longest=12) == 4
+
+
+def test_the_default_device_sets_the_steps_of_a_chunk(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert chunks(640) == 10
+    with jax.default_device(jax.devices("cpu")[0]):
+        assert chunks(640) == 40
+
+
+def test_a_backend_that_nobody_measured_has_a_chunk(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "abacus")
+    assert chunks(640) == 640 // max_chunk("abacus")

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from closeness import assert_close
+from jax import export
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from medmamba_jax.ops.depthwise_conv import grouped_conv, sum_of_shifts
+from medmamba_jax.ops.depthwise_conv import depthwise_conv, grouped_conv, sum_of_shifts
 
-FORMS = [grouped_conv, sum_of_shifts]
+FORMS = [grouped_conv, sum_of_shifts, depthwise_conv]
 
 
 def convolve(x, kernel, dy):
@@ -50,3 +52,63 @@ def test_bfloat16_is_rounded_once(form):
     y = form(jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.bfloat16))
     assert y.dtype == jnp.bfloat16
     assert_close(y.astype(jnp.float32), convolve(x, kernel, dy)[0], 2.0**-8, "y")
+
+
+def convolutions(platform, function, *arguments) -> int:
+    """How many of XLA's convolutions a program lowered for the platform has."""
+    lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=(platform,))
+    return lowered.as_text().count("stablehlo.convolution")
+
+
+def loss(x, kernel):
+    return (depthwise_conv(x, kernel) ** 2).sum()
+
+
+@pytest.fixture
+def arrays():
+    return [jnp.asarray(a, jnp.float32) for a in make_inputs(3)[:2]]
+
+
+@pytest.mark.parametrize("platform, expected", [("cpu", 0), ("cuda", 1), ("rocm", 1), ("tpu", 1)])
+def test_the_platform_that_is_lowered_for_decides_the_form(arrays, platform, expected):
+    """And not the backend of this process; "rocm" and "tpu" have no form of their own."""
+    assert convolutions(platform, depthwise_conv, *arrays) == expected
+    batched = jax.vmap(depthwise_conv, in_axes=(0, None))
+    assert convolutions(platform, batched, arrays[0][None], arrays[1]) == expected
+    # Forward, and backward for each of the two arguments.
+    assert convolutions(platform, jax.grad(loss, argnums=(0, 1)), *arrays) == 3 * expected
+
+
+def test_an_exported_program_has_the_form_of_each_platform(arrays):
+    exported = export.export(jax.jit(depthwise_conv), platforms=("cpu", "cuda"))(*arrays)
+    assert exported.mlir_module().count("stablehlo.convolution") == 1
+    np.testing.assert_array_equal(exported.call(*arrays), jax.jit(sum_of_shifts)(*arrays))
+
+
+def test_the_backward_pass_keeps_the_two_inputs_alone(arrays):
+    _, pull = jax.vjp(depthwise_conv, *arrays)
+    kept = sorted(x.shape for x in jax.tree.leaves(pull))
+    assert kept == sorted(x.shape for x in arrays)
+
+
+def test_forward_mode_and_second_derivatives(arrays):
+    x, kernel = arrays
+    _, tangent = jax.jvp(depthwise_conv, (x, kernel), (x, kernel))
+    np.testing.assert_allclose(tangent, 2 * depthwise_conv(x, kernel), rtol=1e-6)  # bilinear
+    twice = jax.grad(lambda x: jax.grad(loss)(x, kernel).sum())(x)
+    expected = jax.grad(
+        lambda x: jax.grad(lambda x: (sum_of_shifts(x, kernel) ** 2).sum())(x).sum()
+    )
+    np.testing.assert_allclose(twice, expected(x), rtol=1e-5)
+
+
+def test_a_batch_on_several_devices_stays_there(arrays):
+    devices = jax.devices()
+    if len(devices) < 2:
+        pytest.skip(f"needs 2 devices, has {len(devices)}")
+    mesh = Mesh(np.array(devices[:2]), ("data",))
+    x = jax.device_put(arrays[0], NamedSharding(mesh, PartitionSpec("data")))
+    kernel = jax.device_put(arrays[1], NamedSharding(mesh, PartitionSpec()))
+    compiled = jax.jit(jax.grad(loss)).lower(x, kernel).compile()
+    assert "all-gather" not in compiled.as_text()
+    np.testing.assert_allclose(compiled(x, kernel), jax.grad(loss)(*arrays), rtol=1e-5, atol=1e-5)

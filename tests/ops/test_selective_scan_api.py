@@ -10,12 +10,9 @@ from selective_scan_base import make_inputs
 
 import medmamba_jax as mm
 from medmamba_jax.ops import pallas_gpu
-from medmamba_jax.ops.scan import IMPLEMENTATIONS, Case, api, choose
-from medmamba_jax.ops.scan.implementations import (
-    TPU_SWITCH,
-    Implementation,
-    default_backend,
-)
+from medmamba_jax.ops.backend import default_backend
+from medmamba_jax.ops.scan import IMPLEMENTATIONS, Case, choose, implementations
+from medmamba_jax.ops.scan.implementations import TPU_SWITCH, Implementation
 from medmamba_jax.ops.scan.shapes import ScanShape
 
 SHAPE = ScanShape(b=2, l=6, k=3, d=5, n=4)
@@ -150,6 +147,8 @@ def test_a_default_device_decides_the_backend():
     assert default_backend() == jax.default_backend()
     with jax.default_device(jax.devices("cpu")[0]):
         assert default_backend() == "cpu"
+    with jax.default_device("cpu"):
+        assert default_backend() == "cpu"
 
 
 @pytest.fixture
@@ -196,8 +195,9 @@ def test_the_tpu_kernel_waits_for_its_switch(monkeypatch):
 
 def test_the_log_names_operation_implementation_and_case_once(inputs, monkeypatch):
     lines = []
-    monkeypatch.setattr(api.logging, "info", lambda text, *args: lines.append(text % args))
-    api.log_choice.cache_clear()
+    log = implementations.logging
+    monkeypatch.setattr(log, "info", lambda text, *args: lines.append(text % args))
+    implementations.log_choice.cache_clear()
     for implementation in ("sequential", "sequential", "chunked", "chunked"):
         mm.selective_scan(**inputs, implementation=implementation)
     starts = [line.partition(" for Case(backend=")[0] for line in lines]

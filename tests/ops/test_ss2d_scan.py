@@ -8,6 +8,8 @@ from closeness import assert_close
 from image_scan_oracle import K, image_scan_oracle, make_image_inputs, pixel_orders
 
 import medmamba_jax as mm
+from medmamba_jax.ops import ss2d_scan as module
+from medmamba_jax.ops.scan import api, implementations
 from medmamba_jax.ops.ss2d_scan import merge, order
 
 B, H, W, D, R, N = 2, 3, 5, 4, 2, 3
@@ -78,3 +80,26 @@ def test_the_result_has_the_dtype_of_the_image(inputs):
 def test_misshapen_arguments_are_named(inputs, name, shape):
     with pytest.raises(ValueError, match=rf"^{name} must "):
         run({**inputs, name: jnp.zeros(shape)})
+
+
+def test_arguments_are_checked_and_the_choice_is_logged_once(inputs, monkeypatch):
+    """Also where no kernel takes the image and its four sequences are scanned."""
+    calls = []
+
+    def count(owner, name):
+        original = getattr(owner, name)
+
+        def counted(*args, **kwargs):
+            calls.append(name)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    for owner in (api, module):
+        count(owner, "check_are_arrays")
+        count(owner, "check_arrays")
+    count(implementations, "choose")
+    count(implementations.logging, "info")
+    implementations.log_choice.cache_clear()
+    jax.eval_shape(run, inputs)
+    assert sorted(calls) == ["check_are_arrays", "check_arrays", "choose", "info"]

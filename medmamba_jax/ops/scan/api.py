@@ -1,17 +1,10 @@
-"""The public selective scan: argument checks, and the call of the implementation chosen."""
-
-import functools
+"""The public selective scan: it checks the arguments and calls the chosen implementation."""
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 
-from medmamba_jax.ops.scan.implementations import (
-    IMPLEMENTATIONS,
-    Case,
-    choose,
-    default_backend,
-)
+from medmamba_jax.ops.backend import default_backend
+from medmamba_jax.ops.scan.implementations import Case, implementation_of
 
 
 def selective_scan(
@@ -33,9 +26,11 @@ def selective_scan(
         h[t] = exp(dt[t] * A) * h[t-1] + dt[t] * u[t] * B[t]      # n states, h[-1] = 0
         y[t] = sum_n(C[t] * h[t]) + D * u[t]
 
-    Numerics: every implementation works in float32 (float64 where u is float64) whatever the
-    dtypes of its inputs, never divides, and lets exp(dt * A) underflow to 0, which is the right
+    Numerics: every implementation computes in float32 (in float64 where u is float64), whatever
+    the dtypes of its inputs. It never divides. exp(dt * A) may underflow to 0, which is the right
     limit. Only the result is rounded to u's dtype.
+
+    Source: Gu and Dao, arXiv 2312.00752, section 3.
 
     Args:
       u: input, (b, l, k, d), floating.
@@ -46,27 +41,25 @@ def selective_scan(
       D: skip, (k, d).
       delta_bias: added to delta, (k, d).
       delta_softplus: whether dt = softplus(delta + delta_bias).
-      implementation: a name in `IMPLEMENTATIONS`, or None for the best that takes the backend,
-        the dtype and the shape; see docs/scan.md. The backend is JAX's default: name one for
-        arrays that are elsewhere. Forward mode needs "associative" or "sequential", and so do
-        second derivatives where the choice would be a kernel.
+      implementation: a name in `IMPLEMENTATIONS`, or None for the first row there that takes the
+        backend, the dtype and the shape; see docs/scan.md. The backend is that of
+        `jax.default_device`: name an implementation for arrays that are elsewhere. Forward-mode
+        differentiation needs "associative" or "sequential". Second derivatives need one of them,
+        too, where `None` would choose a kernel.
 
     Returns:
       y, (b, l, k, d), in u's dtype.
 
     Raises:
       ValueError: a shape or a dtype does not fit, or the implementation's name is unknown.
-      NotImplementedError: the implementation asked for cannot take the backend, the dtype or
-        the shape.
+      NotImplementedError: the named implementation cannot take the backend, the dtype or the
+        shape.
     """
     _check(u, delta, A, B, C, D, delta_bias)
     _, l, _, d = u.shape
     case = Case(default_backend(), u.dtype, None, l, d, A.shape[-1])
-    name = choose(implementation, case)
-    log_choice("selective_scan", name, case)
-    return IMPLEMENTATIONS[name].scan(
-        u, delta, A, B, C, D, delta_bias=delta_bias, delta_softplus=delta_softplus
-    )
+    chosen = implementation_of("selective_scan", implementation, case)
+    return chosen.scan(u, delta, A, B, C, D, delta_bias=delta_bias, delta_softplus=delta_softplus)
 
 
 def _check(u, delta, A, B, C, D, delta_bias):
@@ -90,24 +83,23 @@ def _check(u, delta, A, B, C, D, delta_bias):
     check_arrays(expected, f"u {u.shape} and n={n}")
 
 
-def check_are_arrays(**arguments) -> None:
-    """Raises a ValueError that names the first argument that is no array."""
+def check_are_arrays(**arguments: object) -> None:
+    """Raises a ValueError that names the first argument that is not an array."""
     for name, argument in arguments.items():
         if not hasattr(argument, "dtype"):
             raise ValueError(f"{name} must be an array, got {type(argument).__name__}")
 
 
 def check_arrays(expected: dict[str, tuple[jax.Array, tuple[int, ...]]], beside: str) -> None:
-    """Raises a ValueError that names the first array of another shape than expected, or integer."""
+    """Raises a ValueError that names the first array of a wrong shape or a dtype not floating.
+
+    Args:
+      expected: by name, each array and the shape that it must have.
+      beside: the sizes that the shapes follow from, for the message.
+    """
     for name, (array, shape) in expected.items():
         if array.shape != shape:
             raise ValueError(f"{name} must have shape {shape} beside {beside}, got {array.shape}")
     for name, (array, _) in expected.items():
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(f"{name} must be floating, got {array.dtype}")
-
-
-@functools.cache
-def log_choice(operation: str, name: str, case: Case) -> None:
-    """Says once for each case which implementation runs."""
-    logging.info("%s runs %r for %s", operation, name, case)

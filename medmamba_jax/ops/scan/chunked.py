@@ -1,4 +1,7 @@
-"""The default selective scan: chunks walked in order, an associative scan inside each."""
+"""The selective scan in chunks, walked in order, with an associative scan inside each.
+
+`None` means this implementation wherever no kernel takes the case.
+"""
 
 import functools
 import math
@@ -7,11 +10,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from medmamba_jax.ops.backend import default_backend
 from medmamba_jax.ops.scan.recurrence import combine, discretise, in_scan_dtype, read_out
 
-# Longest chunk by backend, measured over the four stage shapes of MedMamba-T (docs/scan.md): a CPU
-# wants a chunk's states in its cache, a GPU few and large launches. Never run on a TPU: a guess.
-MAX_CHUNK = {"cpu": 16, "gpu": 64, "tpu": 64}
+
+def max_chunk(backend: str) -> int:
+    """Returns the most steps of a chunk on a backend ("cpu", "gpu", "tpu" or another).
+
+    Measured on a CPU and on a GPU over the four stage shapes of MedMamba-T (docs/scan.md). A CPU
+    wants a chunk's states in its cache, a GPU wants few and large launches. Other backends, the TPU
+    among them, get the GPU's length without a measurement.
+    """
+    return 16 if backend == "cpu" else 64
 
 
 def chunk_length(length: int, longest: int) -> int:
@@ -23,7 +33,16 @@ def chunk_length(length: int, longest: int) -> int:
     return math.ceil(length / math.ceil(length / longest))
 
 
-def scan_chunked(u, dt, A, B, C, D, *, longest: int | None = None) -> jax.Array:
+def scan_chunked(
+    u: jax.Array,
+    dt: jax.Array,
+    A: jax.Array,
+    B: jax.Array,
+    C: jax.Array,
+    D: jax.Array,
+    *,
+    longest: int | None = None,
+) -> jax.Array:
     """Walks chunks of l with `lax.scan`; equivalent to, with T steps to a chunk::
 
         for chunk in split(l, T):
@@ -42,10 +61,16 @@ def scan_chunked(u, dt, A, B, C, D, *, longest: int | None = None) -> jax.Array:
     Args:
       u, A, B, C, D: as for `selective_scan`.
       dt: the step size, ready: biased and positive, in the arithmetic's dtype, (b, l, k, d).
-      longest: the most steps in a chunk; None for the backend's `MAX_CHUNK`.
+      longest: the most steps in a chunk; None for `max_chunk` of the default backend.
+
+    Returns:
+      y, (b, l, k, d), in u's dtype.
     """
     if longest is None:
-        longest = MAX_CHUNK[jax.default_backend()]
+        # `lax.platform_dependent` would decide later, when the program is lowered. It cannot here:
+        # the number of border states that the backward pass keeps depends on the chunk's length,
+        # and differentiating it would keep those of every platform.
+        longest = max_chunk(default_backend())
     out_dtype = u.dtype
     u, A, B, C, D = in_scan_dtype(u, A, B, C, D)
     length = u.shape[1]

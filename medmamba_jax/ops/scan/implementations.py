@@ -1,4 +1,4 @@
-"""The table of implementations: what each needs, and which of them `None` means."""
+"""The table of the scan's implementations: what each needs, and which of them `None` means."""
 
 import dataclasses
 import functools
@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
+import numpy as np
+from absl import logging
 
 from medmamba_jax.ops import pallas_gpu
-from medmamba_jax.ops.scan import pallas_tpu
 from medmamba_jax.ops.scan.associative import scan_associative
 from medmamba_jax.ops.scan.chunked import scan_chunked
 from medmamba_jax.ops.scan.recurrence import step_sizes
@@ -24,29 +24,19 @@ class Case:
     """What the choice of an implementation depends on.
 
     Attributes:
-      backend: where the scan will run, see `default_backend`.
-      dtype: of u.
-      h, w: sides of the map; a sequence has no h, and w = l.
-      d, n: channels and states.
+      backend: the platform where the scan will run, see `default_backend`.
+      dtype: the dtype of u.
+      h, w: the sides of the map in pixels; a sequence has h = None and w = l.
+      d: channels.
+      n: states of a channel.
     """
 
     backend: str
-    dtype: jnp.dtype
+    dtype: np.dtype
     h: int | None
     w: int
     d: int
     n: int
-
-
-def default_backend() -> str:
-    """The platform of `jax.default_device`, if one is set, or JAX's default backend.
-
-    Arrays that were put elsewhere are not seen while tracing: name an implementation for those.
-    """
-    device = jax.config.jax_default_device
-    if device is None:
-        return jax.default_backend()
-    return device if isinstance(device, str) else device.platform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +44,11 @@ class Implementation:
     """One way to run the scan.
 
     Attributes:
-      scan: takes the arguments of `selective_scan`, checked, and returns y.
-      image: takes those of `ss2d_scan`; None where the four orders go through `scan`.
-      refusal: returns why it cannot take a case, or None.
-      automatic: whether `None` may mean it, where it can take the case.
+      scan: takes the arguments of `selective_scan`, already checked, and returns y.
+      image: takes the arguments of `ss2d_scan`, already checked, and returns y. None means that
+        `ss2d_scan` makes four sequences of the image and gives them to `scan`.
+      refusal: returns the reason why it cannot take a case, or None where it can.
+      automatic: returns whether `None` may mean it, where it can take the case.
     """
 
     scan: Callable[..., jax.Array]
@@ -67,23 +58,47 @@ class Implementation:
 
 
 def on_step_sizes(run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Makes a `scan` of `run(u, dt, A, B, C, D)`, whose dt is ready: float32 or wider, positive."""
+    """Makes an `Implementation.scan` of a scan that takes step sizes.
 
-    def scan(u, delta, A, B, C, D, *, delta_bias, delta_softplus):
+    Args:
+      run: takes (u, dt, A, B, C, D); dt has its bias and softplus and is float32 or wider.
+    """
+
+    def scan(
+        u: jax.Array,
+        delta: jax.Array,
+        A: jax.Array,
+        B: jax.Array,
+        C: jax.Array,
+        D: jax.Array,
+        *,
+        delta_bias: jax.Array | None,
+        delta_softplus: bool,
+    ) -> jax.Array:
         return run(u, step_sizes(u, delta, delta_bias, delta_softplus), A, B, C, D)
 
     return scan
 
 
+# The TPU kernel is imported when it is used, so that a jax whose Pallas has changed costs no more
+# than the kernel.
+def _scan_on_tpu(*arrays: jax.Array) -> jax.Array:
+    from medmamba_jax.ops.scan.pallas_tpu import scan_pallas_tpu
+
+    return scan_pallas_tpu(*arrays)
+
+
 def _refuse_on_tpu(case: Case) -> str | None:
     if case.backend != "tpu":
         return f"it is a TPU kernel and the backend is {case.backend!r}"
-    return pallas_tpu.refusal(dtype=case.dtype, n=case.n)
+    from medmamba_jax.ops.scan.pallas_tpu import refusal
+
+    return refusal(dtype=case.dtype, n=case.n)
 
 
 # A new implementation is one file beside this one and one row here. `None` means the first row that
 # takes the case and is automatic.
-IMPLEMENTATIONS = {
+IMPLEMENTATIONS: dict[str, Implementation] = {
     "pallas_gpu": Implementation(
         pallas_gpu.scan_sequences, pallas_gpu.scan_image, pallas_gpu.refusal
     ),
@@ -91,10 +106,10 @@ IMPLEMENTATIONS = {
         functools.partial(pallas_gpu.scan_sequences, keep_states=False),
         functools.partial(pallas_gpu.scan_image, keep_states=False),
         pallas_gpu.refusal,
-        automatic=lambda: False,  # a little slower; for who needs the memory
+        automatic=lambda: False,  # a little slower; for users who need the memory
     ),
     "pallas_tpu": Implementation(
-        on_step_sizes(pallas_tpu.scan_pallas_tpu),
+        on_step_sizes(_scan_on_tpu),
         refusal=_refuse_on_tpu,
         # A Mosaic TPU kernel under jit cannot be split over devices.
         automatic=lambda: os.environ.get(TPU_SWITCH) == "1" and jax.device_count() == 1,
@@ -109,12 +124,13 @@ def choose(implementation: str | None, case: Case) -> str:
     """Returns the name of the implementation that runs a case.
 
     Args:
-      implementation: a name in `IMPLEMENTATIONS`, or None for the best that can.
+      implementation: a name in `IMPLEMENTATIONS`, or None for the first row that takes the case.
       case: the case.
 
     Raises:
       ValueError: the name is unknown.
-      NotImplementedError: the implementation asked for cannot take the case, and why.
+      NotImplementedError: the named implementation cannot take the case. The message gives the
+        reason and the implementations that can.
     """
     if implementation is None:
         for name, row in IMPLEMENTATIONS.items():
@@ -132,3 +148,24 @@ def choose(implementation: str | None, case: Case) -> str:
             f"implementation={implementation!r} cannot run here: {reason}; {able} can"
         )
     return implementation
+
+
+def implementation_of(operation: str, implementation: str | None, case: Case) -> Implementation:
+    """Chooses the implementation that runs a case, and logs the choice once for each case.
+
+    Args:
+      operation: the public function's name, for the log.
+      implementation, case: as for `choose`.
+
+    Raises:
+      ValueError, NotImplementedError: as `choose`.
+    """
+    name = choose(implementation, case)
+    log_choice(operation, name, case)
+    return IMPLEMENTATIONS[name]
+
+
+@functools.cache
+def log_choice(operation: str, name: str, case: Case) -> None:
+    """Logs, once for each case, which implementation an operation runs."""
+    logging.info("%s runs %r for %s", operation, name, case)
