@@ -1,5 +1,8 @@
 """Arguments, the choice of an implementation, and what the log says of it."""
 
+import pathlib
+import re
+import subprocess
 import sys
 import types
 
@@ -137,7 +140,7 @@ def test_the_table_on_a_gpu(hopper, changes, name):
 @pytest.mark.parametrize("capability", ["8.0", "12.0", "gfx942"])
 def test_other_gpus_than_hopper_take_the_next_row(monkeypatch, capability):
     device = types.SimpleNamespace(compute_capability=capability)
-    monkeypatch.setattr(pallas_gpu.jax, "devices", lambda: [device])
+    monkeypatch.setattr(pallas_gpu.jax, "devices", lambda platform: [device])
     assert choose(None, case(backend="gpu")) == "chunked"
     with pytest.raises(NotImplementedError, match=rf"a Hopper GPU .*'{capability}'"):
         choose("pallas_gpu", case(backend="gpu"))
@@ -177,6 +180,57 @@ def test_a_private_part_that_changed_is_found_before_it_is_needed(probe, monkeyp
     monkeypatch.setattr(mosaic, "utils", types.SimpleNamespace(ir=mosaic.utils.ir))
     with pytest.warns(UserWarning, match=r"pallas_gpu is left out: jax .* cannot build it"):
         assert choose(None, case(backend="gpu")) == "chunked"
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+@pytest.mark.parametrize("change", [AttributeError, TypeError, NotImplementedError, ImportError])
+def test_errors_that_say_another_jax_leave_the_kernels_out(probe, monkeypatch, change, verbose):
+    error = RuntimeError("Exception while lowering") if verbose else change("moved")
+    error.__cause__ = change("moved") if verbose else None
+    fail_to_lower(monkeypatch, error)
+    with pytest.warns(UserWarning, match=r"pallas_gpu is left out: jax .* cannot build it"):
+        assert choose(None, case(backend="gpu")) == "chunked"
+
+
+@pytest.mark.parametrize("fault", [ValueError, OSError, MemoryError, RuntimeError, KeyError])
+def test_other_errors_of_the_probe_are_raised(probe, monkeypatch, fault):
+    fail_to_lower(monkeypatch, fault("not jax's doing"))
+    for _ in range(2):  # and not remembered as an answer
+        with pytest.raises(fault, match="not jax's doing"):
+            choose(None, case(backend="gpu"))
+
+
+def fail_to_lower(monkeypatch, error):
+    from medmamba_jax.ops.pallas_gpu import scan
+
+    def lower():
+        raise error
+
+    monkeypatch.setattr(scan, "lower", lower)
+
+
+def test_only_mosaic_py_imports_what_jax_may_change():
+    """All but the TPU kernel, which is one file and is imported where it is used."""
+    private = re.compile(r"jax\._src|jax\.experimental|jaxlib\.mlir|jax\.extend|jax\.interpreters")
+    folder = pathlib.Path(pallas_gpu.__file__).parents[1]
+    found = {file.name for file in folder.rglob("*.py") if private.search(file.read_text())}
+    assert found == {"mosaic.py", "pallas_tpu.py"}
+
+
+@pytest.mark.parametrize("module", ["jax.experimental.pallas", "jax.experimental.mosaic.gpu"])
+def test_the_scan_runs_with_a_jax_that_has_no_kernels(module):
+    program = f"""
+import sys
+sys.modules[{module!r}] = None
+import jax.numpy as jnp
+import medmamba_jax as mm
+u, A, B, D = (jnp.ones(s) for s in [(1, 3, 1, 2), (1, 2, 4), (1, 3, 1, 4), (1, 2)])
+print(mm.selective_scan(u, u, -A, B, B, D).shape)
+"""
+    run = [sys.executable, "-c", program]
+    assert (
+        subprocess.run(run, capture_output=True, text=True, check=True).stdout == "(1, 3, 1, 2)\n"
+    )
 
 
 def test_the_kernels_can_be_built_with_this_jax():

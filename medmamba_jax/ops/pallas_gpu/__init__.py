@@ -1,39 +1,50 @@
 """Fused selective scans for NVIDIA's Hopper GPUs: Pallas kernels on Mosaic GPU.
 
-`mosaic.py` has what is private to jax or moves between its releases, `problem.py` a call's static
-shape and how it is cut, `walk.py` the four orders, `staging.py` the step sizes; `forward.py`,
-`backward.py` and `segments.py` are the kernels, `scan.py` the differentiable operation on them. The
-kernels are imported when they are first used, so that a jax that lacks what they need costs no more
-than the kernels.
+Start at `scan.py`, the differentiable operation. `forward.py`, `backward.py` and `segments.py` are
+the kernels. `problem.py` has a call's static shape and decides how it is cut, `walk.py` the four
+orders, `staging.py` the step sizes, `streams.py` the copies to and from shared memory, `mosaic.py`
+everything that is private or experimental in JAX. The kernels are imported when they are first
+used, so that a jax without the parts that they need can still run everything else.
 """
 
 import functools
 import warnings
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 
 from medmamba_jax.ops.pallas_gpu.problem import CHANNELS, SHORTEST_LINE, STATES
 
+if TYPE_CHECKING:  # the table imports this package
+    from medmamba_jax.ops.scan.implementations import Case
 
-def scan_image(*args, **kwargs) -> jax.Array:
-    """`ss2d_scan` as one kernel for each pass; see `scan.scan_image`."""
+
+# Errors that say that this jax lacks or has changed a part that the kernels use: a module or a name
+# is gone (ImportError, AttributeError), a function takes other arguments (TypeError), or Pallas no
+# longer lowers a primitive or lays a tile out otherwise (NotImplementedError). Other errors are
+# faults of this package or of the machine. They are raised: a warning would hide them.
+_ANOTHER_JAX = (ImportError, AttributeError, TypeError, NotImplementedError)
+
+
+def scan_image(*args: jax.Array, **kwargs: Any) -> jax.Array:
+    """Runs `ss2d_scan` as one kernel for each pass; see `scan.scan_image`."""
     from medmamba_jax.ops.pallas_gpu import scan
 
     return scan.scan_image(*args, **kwargs)
 
 
-def scan_sequences(*args, **kwargs) -> jax.Array:
-    """`selective_scan` as one kernel for each pass; see `scan.scan_sequences`."""
+def scan_sequences(*args: jax.Array, **kwargs: Any) -> jax.Array:
+    """Runs `selective_scan` as one kernel for each pass; see `scan.scan_sequences`."""
     from medmamba_jax.ops.pallas_gpu import scan
 
     return scan.scan_sequences(*args, **kwargs)
 
 
-def refusal(case) -> str | None:
-    """Returns why the kernels cannot take a `Case` here, or None.
+def refusal(case: "Case") -> str | None:
+    """Returns why the kernels cannot take a case on this machine, or None where they can.
 
-    A jax whose Pallas has changed too much is warned about once.
+    If this jax cannot build the kernels, the first call warns about it.
     """
     if case.backend != "gpu":
         return f"it is a kernel for NVIDIA GPUs and the backend is {case.backend!r}"
@@ -42,8 +53,8 @@ def refusal(case) -> str | None:
     return refusal_of_shape(case) or _refusal_of_gpu() or _missing()
 
 
-def refusal_of_shape(case) -> str | None:
-    """Returns why no GPU could take a `Case`, or None."""
+def refusal_of_shape(case: "Case") -> str | None:
+    """Returns why the kernels cannot take a case on any GPU, or None where they can."""
     if case.dtype not in (jnp.float32, jnp.bfloat16):
         return f"its inputs are float32 or bfloat16 and u is {case.dtype}"
     if case.d % CHANNELS or case.n != STATES:
@@ -55,11 +66,11 @@ def refusal_of_shape(case) -> str | None:
 
 
 def _refusal_of_gpu() -> str | None:
-    capability = getattr(jax.devices()[0], "compute_capability", "none")
+    capability = getattr(jax.devices("gpu")[0], "compute_capability", "none")
     try:
-        # Later ones have not been seen, and some have less shared memory than is planned with.
+        # Nobody has run the kernels on later GPUs, and some have less shared memory than they take.
         able = int(float(capability)) == 9
-    except ValueError:  # not NVIDIA's
+    except ValueError:  # a GPU that NVIDIA did not make
         able = False
     if able:
         return None
@@ -68,13 +79,22 @@ def _refusal_of_gpu() -> str | None:
 
 @functools.cache
 def _missing() -> str | None:
-    """Lowers both passes of a small scan, in a few seconds, and says what stands in the way."""
+    """Lowers both passes of a small scan (seconds). Returns why this jax cannot, or None."""
     try:
         from medmamba_jax.ops.pallas_gpu import scan
 
         scan.lower()
-    except Exception as error:  # whatever a private part that changed raises
+    except Exception as error:
+        if not _says_another_jax(error):
+            raise
         reason = f"jax {jax.__version__} cannot build it ({type(error).__name__}: {error})"
         warnings.warn(f"pallas_gpu is left out: {reason}", stacklevel=2)
         return reason
     return None
+
+
+def _says_another_jax(error: BaseException | None) -> bool:
+    """Whether the error, or one that it was raised from, is one of `_ANOTHER_JAX`."""
+    while error is not None and not isinstance(error, _ANOTHER_JAX):
+        error = error.__cause__  # with jax_pallas_verbose_errors Pallas wraps the error in its own
+    return error is not None

@@ -1,20 +1,38 @@
-"""The parts of Mosaic GPU that the kernels need and that are private, or move between releases.
+"""Tiles in registers, and every private or experimental part of JAX that the GPU kernels use.
 
-Seen working with jax 0.10.2, 0.11.2 and 0.12.0: 0.11.2 on a GPU, the others in the interpreter and
-by lowering for CUDA without a device. Private to jax here: `fragmented_array` (register layouts),
-`utils` (shuffles) and the interpreter's parameters. What is missing raises when this file is
-imported or a kernel lowered, and `medmamba_jax.ops.pallas_gpu` turns that into a refusal.
-
-A tile is (4 images, 16 states, 32 channels); a warpgroup holds it in registers, one warp an image.
-`Device` lays a tile out over a warp's 32 lanes and sums across them; `Interpreter` is the same in
-plain JAX, for the interpreter, which knows no layouts.
+A tile is (4 images, 16 states, 32 channels). A warpgroup holds it in registers, one warp for each
+image. `Device` spreads a tile over a warp's 32 lanes and sums across them. `Interpreter` does the
+same in plain JAX, for Pallas's interpreter, which knows no layouts.
 """
 
-import functools
+# The other files of this package take what is not JAX's stable API from here. If a later jax lacks
+# or changes a part, an error is raised when this file is imported or a kernel is lowered, and
+# `pallas_gpu._missing` turns that error into a refusal. The tests passed with jax 0.10.2 and
+# 0.12.0.1, in the interpreter and by lowering for CUDA without a device. On a GPU they passed with
+# jax 0.11.2.
+#
+# Experimental, and why each is needed:
+#   pallas, pallas.mosaic_gpu: the language that the kernels are written in.
+#   custom_partitioning: JAX cannot look into a kernel. Only this tells XLA that a kernel may be
+#     split by image; `jax.shard_map` needs the mesh, which a scan inside a model does not know.
+# Private, and why each is needed:
+#   fragmented_array: `FragmentedArray` is a tile in registers. Code inside `inline_mgpu` calls its
+#     `load_untiled` and `broadcast_in_dim` and reads and sets its registers (`_registers`), because
+#     Pallas can neither choose the layout of a load nor exchange values between lanes.
+#   utils: the shuffle between lanes, constants and MLIR types.
+#   jaxlib.mlir.dialects: the arithmetic on single registers between the shuffles.
+#   InterpretGPUParams: jax 0.10.2 has no public name for it; jax 0.12.0.1 has one in `plgpu`.
 
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.mosaic.gpu import fragmented_array as fa
 from jax.experimental.mosaic.gpu import utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -22,26 +40,57 @@ from jaxlib.mlir.dialects import arith, nvvm, vector
 
 from medmamba_jax.ops.pallas_gpu.problem import CHANNELS, IMAGES, STATES
 
+__all__ = [
+    "BY_BOTH",
+    "TileOps",
+    "by_channel",
+    "custom_partitioning",
+    "interpreter",
+    "kernel",
+    "pl",
+    "plgpu",
+]
+
 TILE = (IMAGES, STATES, CHANNELS)
 
 
-def kernel(body, *, out_type, scratch_types, interpret: bool, **mesh):
-    """`plgpu.kernel` under Warpgroup semantics, with the settings that all kernels here share.
+def interpreter():
+    """Returns the parameters that make `plgpu.kernel` run in the interpreter."""
+    params = getattr(plgpu, "InterpretGPUParams", None)
+    if params is None:  # imported here and not above: a GPU does not need it
+        from jax._src.pallas.mosaic_gpu.interpret import params as module
 
-    Automatic barriers are off: a warp reads only what it or a copy wrote, and says so by
-    `warp_barrier`, `barrier_wait` or `commit_smem`. approx_math turns exp2 and exp into the
-    hardware's ex2, 2 units in the last place; subnormal decays become 0.
+        params = module.InterpretGPUParams
+    return params()
+
+
+def kernel(
+    body: Callable[..., None],
+    *,
+    out_type: Sequence[jax.ShapeDtypeStruct],
+    scratch_types: Mapping[str, Any],
+    interpret: bool,
+    **mesh: Any,
+) -> Callable[..., Sequence[jax.Array]]:
+    """Builds a `plgpu.kernel` under Warpgroup semantics, with the settings that all kernels share.
+
+    Automatic barriers are off. A warp reads only what it wrote itself or what a copy wrote, and
+    `warp_barrier`, `barrier_wait` or `commit_smem` stands between the write and the read.
+    approx_math turns exp2 and exp into the hardware's ex2, whose error is 2 units in the last place
+    and which makes subnormal decays 0.
+
+    Args:
+      body: the kernel, a function of references to its arguments, results and scratch memory.
+      out_type: the results' shapes and dtypes.
+      scratch_types: by name, the shared memory and the barriers.
+      interpret: whether the kernel runs in Pallas's interpreter, on any backend.
+      mesh: the grid and the threads, as `plgpu.kernel` takes them.
     """
-    params = None
-    if interpret:  # imported here: should it move, only tests are without it
-        from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
-
-        params = InterpretGPUParams()
     return plgpu.kernel(
         body,
         out_type=out_type,
         scratch_types=scratch_types,
-        interpret=params,
+        interpret=interpreter() if interpret else None,
         compiler_params=plgpu.CompilerParams(
             lowering_semantics=plgpu.LoweringSemantics.Warpgroup,
             approx_math=True,
@@ -53,23 +102,25 @@ def kernel(body, *, out_type, scratch_types, interpret: bool, **mesh):
 
 
 def _layout(tiles, warps, lanes):
-    """A register layout; `tiles` nest, the last tile's elements are one lane's vector."""
-    layout = fa.TiledLayout(fa.Tiling(tiles), warps, lanes, -1, _check_canonical=False)
-    layout = layout.canonicalize()
-    return plgpu.Layout.TILED(layout.tiling, layout.warp_dims, layout.lane_dims, layout.vector_dim)
+    """Returns a register layout. `tiles` nest; the last tile's elements are one lane's vector.
+
+    `warps` and `lanes` are the axes, counted from the end of the tiled shape, that the four warps
+    and the 32 lanes of each divide among them.
+    """
+    return plgpu.Layout.TILED(plgpu.Tiling(tiles), warps, lanes, -1)
 
 
 def by_channel(rows: int = STATES):
-    """A lane has one channel and all `rows` of a (4, rows, 32) tile."""
-    return _layout(((IMAGES, rows, CHANNELS), (1, rows, 1)), (-6,), (-4,))
+    """Returns the layout in which a lane has one channel and all rows of a (4, rows, 32) tile."""
+    return _layout(((IMAGES, rows, CHANNELS), (rows, 1)), (-5,), (-3,))
 
 
-# 4 x 8 lanes, each with 4 states x 4 channels: sums over channels cross 8 lanes, over states 4.
-BY_BOTH = _layout((TILE, (1, 4, 4)), (-6,), (-5, -4))
-# Where those sums land: in the lane of state 4 * (lane // 8) + (lane % 8) // 2, and in that of
-# channel 4 * (lane % 8) + lane // 8.
-_STATE_SUMS = _layout(((IMAGES, STATES), (1, 4), (1, 1)), (-6,), (-5, -3, fa.Replicated(2)))
-_CHANNEL_SUMS = _layout(((IMAGES, CHANNELS), (1, 4), (1, 1)), (-6,), (-3, -5))
+# 4 x 8 lanes, each with 4 states x 4 channels. A sum over channels crosses 8 lanes, over states 4.
+BY_BOTH = _layout((TILE, (4, 4)), (-5,), (-4, -3))
+# Where those sums land: the sum of state s in the lanes with s = 4 * (lane // 8) + (lane % 8) // 2,
+# the sum of channel c in the lane with c = 4 * (lane % 8) + lane // 8.
+_STATE_SUMS = _layout(((IMAGES, STATES), (4,), (1,)), (-4,), (-3, -2, plgpu.Replicated(2)))
+_CHANNEL_SUMS = _layout(((IMAGES, CHANNELS), (4,), (1,)), (-4,), (-2, -3))
 
 
 class Device:
@@ -226,8 +277,8 @@ def _warp_barrier(ctx):
 
 def _registers(x):
     """A lane's 4 x 4 values, [state][channel]."""
-    if x.registers.size != 4:
-        raise ValueError(f"expected 4 registers of 4 values, got {x.registers.shape}")
+    if x.registers.size != 4:  # another jax may lay a tile out otherwise
+        raise NotImplementedError(f"expected 4 registers of 4 values, got {x.registers.shape}")
     return [[_element(register, j) for j in range(4)] for register in x.registers.flat]
 
 

@@ -1,13 +1,15 @@
-"""What a kernel is built for: the static shape of a scan, and how the kernels cut it up."""
+"""The static shape of a scan that a kernel is built for, and how the kernels cut it up."""
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 
-IMAGES, STATES, CHANNELS = 4, 16, 32  # a tile; images are a warpgroup's warps, channels its lanes
+# The axes of a tile. A warpgroup's four warps have an image each, a warp's 32 lanes share the rest.
+IMAGES, STATES, CHANNELS = 4, 16, 32
 
-SHORTEST_LINE = 4  # steps; a chunk of fewer would be mostly fixed costs
+SHORTEST_LINE = 4  # steps; fixed costs would dominate a shorter chunk
 SHARED_MEMORY = 232_448  # bytes a CTA may have on Hopper
 MULTIPROCESSORS = 132  # of an H100 SXM and an H200
 SEGMENTS = (1, 2, 3, 4, 6, 8, 12, 16, 22, 32)
@@ -17,29 +19,39 @@ LARGEST_PROJECTED_RANK = 8
 
 
 @dataclasses.dataclass(frozen=True)
-class KernelConfig:
-    """How the kernels cut a scan up.
+class Chunks:
+    """How lines are cut. The arrays that the kernels exchange have shapes that follow from it.
 
     Attributes:
       chunk: steps of a line (a row or column) that the backward kernel holds in shared memory at a
-        time; a boundary state is kept for each chunk.
-      forward_chunks: how many of them make a chunk of the forward kernel.
-      warpgroups: of the backward kernel's CTA, each with a tile of its own. Three of them also
-        keep the register allocator at 168 registers, which nothing else does.
-      forward_segments, backward_segments: parts of every sequence that run at the same time. More
-        than one costs a pass that finds first what each part hands to the next, and fills a GPU
-        that few sequences leave empty.
+        time. The forward pass keeps a boundary state for each chunk.
+      forward_chunks: how many of these chunks make a chunk of the forward kernel.
     """
 
     chunk: int
     forward_chunks: int
-    warpgroups: int
-    forward_segments: int
-    backward_segments: int
 
     @property
     def forward_chunk(self) -> int:
+        """Steps in a chunk of the forward kernel."""
         return self.chunk * self.forward_chunks
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelConfig(Chunks):
+    """How the kernels cut up the images of one device.
+
+    Attributes:
+      warpgroups: those of the backward kernel's CTA, each with a tile of its own. Three of them
+        also keep the register allocator at 168 registers, which nothing else does.
+      forward_segments, backward_segments: parts of every sequence that run at the same time. More
+        than one fills a GPU that few sequences leave empty. They cost a pass that first finds what
+        each part hands to the next.
+    """
+
+    warpgroups: int
+    forward_segments: int
+    backward_segments: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,16 +60,18 @@ class Problem:
 
     Attributes:
       b: images or sequences, a multiple of 4.
-      h, w: sides of the map; a bare scan has h = 1 and w = l.
-      k: directions. d: channels, a multiple of 32.
-      four_orders: whether u is one image that all k = 4 directions share, walked along rows,
-        columns, rows reversed and columns reversed; otherwise each direction has its own u and is
-        walked along w.
-      rank: padded rank of the step size's projection done in the kernel; 0 if step sizes are read.
-      softplus: whether the step size goes through softplus (its bias is added in any case).
-      dtype: of u, y, dy and du.
-      step_dtype: of the step sizes read.
-      config: how it is cut up.
+      h, w: the sides of the map. A bare scan has h = 1 and w = l.
+      k: directions.
+      d: channels, a multiple of 32.
+      four_orders: whether u is one image that all k = 4 directions share. They walk it along rows,
+        columns, rows reversed and columns reversed. Otherwise each direction has its own u and
+        walks it along w.
+      rank: the padded rank of the step size's projection in the kernel, or 0 where the kernel reads
+        step sizes.
+      softplus: whether the step size goes through softplus. Its bias is added in any case.
+      dtype: the dtype of u, y, dy and du.
+      step_dtype: the dtype of the step sizes that the kernel reads.
+      config: how the kernels cut the problem up.
     """
 
     b: int
@@ -79,12 +93,12 @@ class Problem:
 
     @property
     def B(self) -> slice:
-        """Where B stands in a pixel's packed row."""
+        """The place of B in a pixel's packed row."""
         return slice(self.rank, self.rank + STATES)
 
     @property
     def C(self) -> slice:
-        """Where C stands in a pixel's packed row."""
+        """The place of C in a pixel's packed row."""
         return slice(self.rank + STATES, self.rank + 2 * STATES)
 
     @property
@@ -101,17 +115,17 @@ class Problem:
 
     @property
     def boundaries(self) -> int:
-        """Boundary states of one sequence: the longest direction's backward chunks."""
+        """The number of boundary states of a sequence: backward chunks of the longest direction."""
         h, w = self.padded
         steps = max(self.h * w, self.w * h) if self.four_orders else w
         return steps // self.config.chunk
 
 
 def packed_width(rank: int, chunk: int) -> int:
-    """Width of a pixel's packed row: the low-rank step size, B, C, then zeros.
+    """Returns the width of a pixel's packed row: the low-rank step size, B, C, then zeros.
 
-    In the order of the model's projection, so that there is nothing to copy where nothing is
-    padded. Mosaic wants chunk * width to be a multiple of 16.
+    The order is that of the model's projection, so that nothing has to be copied where nothing has
+    to be padded. Mosaic needs chunk * width to be a multiple of 16.
     """
     width = rank + 2 * STATES
     while chunk * width % 16:
@@ -119,63 +133,70 @@ def packed_width(rank: int, chunk: int) -> int:
     return width
 
 
-def choose_config(b: int, h: int, w: int, k: int, d: int, *, rank: int, four_orders: bool, dtype):
-    """Returns the default for a shape: chunks as measured, segments by a cost fitted to times.
+def choose_chunks(h: int, w: int, *, four_orders: bool) -> Chunks:
+    """Returns the chunks with the least padding; long forward chunks where they cost no padding.
 
-    docs/kernels.md has the measurements, which do not cover every shape. The chunks depend on the
-    map alone, never on b: boundary states that a sharded or vmapped forward pass has kept fit any
-    backward pass.
+    They depend on the map alone and not on the batch or the dtype. A call decides them once, before
+    XLA divides the batch, and all kernels of the call get them: packed rows and boundary states
+    have the same form on every device and in both passes.
     """
-    chunk, forward_chunks = _choose_chunks(h, w, four_orders)
-    warpgroups = 3
-    while backward_bytes(chunk, rank, np.dtype(dtype), warpgroups) > SHARED_MEMORY:
-        warpgroups -= 1
-    tiles = math.ceil(b / IMAGES) * (d // CHANNELS)
-    chunks = h * w // (chunk * forward_chunks)
-    return KernelConfig(
-        chunk,
-        forward_chunks,
-        warpgroups,
-        forward_segments=_fewest(
-            chunks, lambda s: _forward_cost(tiles * k * s / MULTIPROCESSORS, s)
-        ),
-        backward_segments=_fewest(
-            chunks, lambda s: _backward_cost(math.ceil(tiles / warpgroups) * k, s)
-        ),
-    )
-
-
-def _choose_chunks(h: int, w: int, four_orders: bool) -> tuple[int, int]:
-    """The chunk with the least padding; long forward chunks where they cost none."""
 
     def padded_steps(chunk):
         steps = math.ceil(w / chunk) * chunk * h
         return steps + math.ceil(h / chunk) * chunk * w if four_orders else steps
 
-    # What a step costs relative to the best; a short chunk has its fixed costs more often.
+    # The cost of a step relative to the best. A short chunk pays its fixed costs more often.
     weights = {(8, 1): 1.0, (7, 2): 1.02, (7, 1): 1.04, (6, 1): 1.2, (4, 1): 1.4}
-    return min(weights, key=lambda c: padded_steps(c[0] * c[1]) * weights[c])
+    return Chunks(*min(weights, key=lambda c: padded_steps(c[0] * c[1]) * weights[c]))
 
 
-def _fewest(chunks: int, cost) -> int:
-    """The cheapest number of segments of at least 8 chunks, the smallest of equals."""
+def choose_config(
+    chunks: Chunks, b: int, h: int, w: int, k: int, d: int, *, rank: int, dtype: np.dtype
+) -> KernelConfig:
+    """Completes a call's chunks for the b images that one device has.
+
+    The segments follow a cost that is fitted to measured times. docs/kernels.md has the
+    measurements, which do not cover every shape. Segments and warpgroups shape no array that
+    outlives a pass, so devices and passes may differ in them.
+    """
+    warpgroups = 3
+    while backward_bytes(chunks.chunk, rank, np.dtype(dtype), warpgroups) > SHARED_MEMORY:
+        warpgroups -= 1
+    tiles = math.ceil(b / IMAGES) * (d // CHANNELS)
+    length = h * w // chunks.forward_chunk  # in forward chunks
+    return KernelConfig(
+        chunks.chunk,
+        chunks.forward_chunks,
+        warpgroups,
+        forward_segments=_fewest(
+            length, lambda s: _forward_cost(tiles * k * s / MULTIPROCESSORS, s)
+        ),
+        backward_segments=_fewest(
+            length, lambda s: _backward_cost(math.ceil(tiles / warpgroups) * k, s)
+        ),
+    )
+
+
+def _fewest(chunks: int, cost: Callable[[int], float]) -> int:
+    """Returns the cheapest number of segments of at least 8 chunks; of equals, the smallest."""
     return min((s for s in SEGMENTS if s == 1 or chunks >= 8 * s), key=cost)
 
 
 def _forward_cost(ctas_per_multiprocessor: float, segments: int) -> float:
-    """Relative time of a forward pass; the curve is a fit to times measured at 0.7 to 4 CTAs."""
+    """Returns the relative time of a forward pass, a fit to times measured at 0.7 to 4 CTAs."""
     passes = 1.0 if segments == 1 else 1.85
     return passes / (1.0 - math.exp(-min(ctas_per_multiprocessor, 4.0) / 1.6))
 
 
 def _backward_cost(ctas: int, segments: int) -> float:
-    """Relative time of a backward pass: waves of one CTA a multiprocessor, and the first pass."""
+    """Returns the relative time of a backward pass: waves of one CTA for each multiprocessor."""
     waves = math.ceil(ctas * segments / MULTIPROCESSORS) / segments
-    return waves if segments == 1 else waves + 0.33 * ctas / MULTIPROCESSORS
+    first_pass = 0.0 if segments == 1 else 0.33 * ctas / MULTIPROCESSORS
+    return waves + first_pass
 
 
 def backward_bytes(chunk: int, rank: int, dtype: np.dtype, warpgroups: int) -> int:
-    """Shared memory of the backward kernel, whose arrays are each padded to a KiB."""
+    """Returns the bytes of shared memory of the backward kernel; each array is padded to a KiB."""
     vector = IMAGES * chunk * CHANNELS
     arrays = [
         *2 * [2 * vector * dtype.itemsize],  # u, dy

@@ -3,10 +3,8 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from medmamba_jax.ops.pallas_gpu.mosaic import TileOps, by_channel, kernel
+from medmamba_jax.ops.pallas_gpu.mosaic import TileOps, by_channel, kernel, pl, plgpu
 from medmamba_jax.ops.pallas_gpu.problem import CHANNELS, IMAGES, STATES, Problem
 from medmamba_jax.ops.pallas_gpu.staging import StepSizes
 from medmamba_jax.ops.pallas_gpu.streams import SLOTS, Streams, at_pixels

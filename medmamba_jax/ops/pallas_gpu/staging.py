@@ -2,9 +2,8 @@
 
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
 
-from medmamba_jax.ops.pallas_gpu.mosaic import TileOps, by_channel
+from medmamba_jax.ops.pallas_gpu.mosaic import TileOps, by_channel, pl
 from medmamba_jax.ops.pallas_gpu.problem import Problem
 
 # Chebyshev fit of log(1 + y) / y on [0, 1], 3e-8 from it.

@@ -1,9 +1,8 @@
 """Chunks of a map on their way between device memory and shared memory, by bulk copies."""
 
 from jax import lax
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from medmamba_jax.ops.pallas_gpu.mosaic import pl, plgpu
 from medmamba_jax.ops.pallas_gpu.walk import Walk
 
 # Of a buffer. Three, four and six were slower or no faster on an H100: they cost residency.

@@ -4,8 +4,8 @@ import dataclasses
 
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental import pallas as pl
 
+from medmamba_jax.ops.pallas_gpu.mosaic import pl
 from medmamba_jax.ops.pallas_gpu.problem import Problem
 
 
