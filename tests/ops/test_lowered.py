@@ -7,7 +7,7 @@ from jax import export
 
 from medmamba_jax.ops.pallas_gpu import lowered as module
 from medmamba_jax.ops.pallas_gpu.lowered import lowered
-from medmamba_jax.ops.pallas_gpu.problem import Problem, choose_config
+from medmamba_jax.ops.pallas_gpu.problem import Problem, choose_chunks, choose_config
 from medmamba_jax.ops.pallas_gpu.segments import make_segment_ends
 
 SIDE, D = 4, 32
@@ -16,7 +16,8 @@ SIDE, D = 4, 32
 @pytest.fixture
 def problem():
     dtype = jnp.dtype("float32")
-    config = choose_config(4, SIDE, SIDE, 4, D, rank=4, four_orders=True, dtype=dtype)
+    chunks = choose_chunks(SIDE, SIDE, four_orders=True)
+    config = choose_config(chunks, 4, SIDE, SIDE, 4, D, rank=4, dtype=dtype)
     return Problem(4, SIDE, SIDE, 4, D, True, 4, True, dtype, dtype, config)
 
 

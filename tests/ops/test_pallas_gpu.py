@@ -21,6 +21,7 @@ from medmamba_jax.ops.pallas_gpu.problem import (
     SHARED_MEMORY,
     KernelConfig,
     backward_bytes,
+    choose_chunks,
     choose_config,
 )
 from medmamba_jax.ops.scan import IMPLEMENTATIONS, Case
@@ -240,7 +241,34 @@ SHAPES = [
 @pytest.mark.parametrize("rank", [0, 4, 8])
 def test_every_default_fits_the_hardware(rank, dtype):
     for b, h, w, d in SHAPES:
-        config = choose_config(b, h, w, 4, d, rank=rank, four_orders=h > 1, dtype=jnp.dtype(dtype))
+        chunks = choose_chunks(h, w, four_orders=h > 1)
+        config = choose_config(chunks, b, h, w, 4, d, rank=rank, dtype=jnp.dtype(dtype))
+        assert (config.chunk, config.forward_chunks) == (chunks.chunk, chunks.forward_chunks)
         needed = backward_bytes(config.chunk, rank, jnp.dtype(dtype), config.warpgroups)
         assert config.warpgroups >= 2 and needed <= SHARED_MEMORY
         assert 1 <= config.forward_segments <= 32 and 1 <= config.backward_segments <= 32
+
+
+@pytest.mark.parametrize("keep_states", [True, False])
+def test_a_call_cuts_the_map_once_for_both_passes_and_all_devices(monkeypatch, keep_states):
+    from medmamba_jax.ops.pallas_gpu import scan
+
+    cuts, problems = [], []
+
+    def cut_once(*args, **kwargs):
+        cuts.append(choose_chunks(*args, **kwargs))
+        return cuts[-1]
+
+    def stand_in(make, problem, **options):
+        problems.append(problem)
+        return make(problem, **options, interpret=False)
+
+    monkeypatch.setattr(scan, "choose_chunks", cut_once)
+    monkeypatch.setattr(scan, "_kernel", lambda mode, *args, **options: stand_in(*args, **options))
+    inputs = make_image_inputs(4, 9, 5, 32, 3, 16)
+    loss = jax.grad(lambda x: run_image(x, keep_states=keep_states).sum())
+    jax.eval_shape(loss, inputs)
+    assert len(cuts) == 1 and len(problems) >= 2
+    assert {(p.config.chunk, p.config.forward_chunks) for p in problems} == {
+        (cuts[0].chunk, cuts[0].forward_chunks)
+    }

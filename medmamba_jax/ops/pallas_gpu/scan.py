@@ -17,8 +17,10 @@ from medmamba_jax.ops.pallas_gpu.problem import (
     LARGEST_PROJECTED_RANK,
     SHORTEST_LINE,
     STATES,
+    Chunks,
     KernelConfig,
     Problem,
+    choose_chunks,
     choose_config,
     packed_width,
 )
@@ -29,13 +31,14 @@ LOG2_E = 1.4426950408889634
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """What is fixed when a scan is traced, besides its shapes.
+    """What a call decides once, when it is traced, for all its passes and devices.
 
     Attributes:
       four_orders, rank, softplus: as in `Problem`.
-      keep_states: whether the forward pass keeps the boundary states for the backward pass, which
-        otherwise writes them again when it begins.
-      config: how to cut the scan up, or None for `choose_config`.
+      cut: the chunks. A `KernelConfig` also fixes the segments and warpgroups, which `_problem`
+        otherwise chooses for the images that a device has.
+      keep_states: whether the forward pass keeps the boundary states for the backward pass. If not,
+        the backward pass begins by writing them again.
       interpret: whether the kernels run in the interpreter, on any backend.
       keep_lowered: whether kernels are lowered by themselves and kept, see `lowered`.
     """
@@ -43,14 +46,37 @@ class Mode:
     four_orders: bool
     rank: int
     softplus: bool
-    keep_states: bool = True
-    config: KernelConfig | None = None
-    interpret: bool = False
+    cut: Chunks
+    keep_states: bool
+    interpret: bool
     keep_lowered: bool = True
 
 
-def scan_image(u, dt, B, C, *, dt_weight, dt_bias, A, D, **mode) -> jax.Array:
-    """`ss2d_scan` in the kernels: arguments and result as there; `mode` as in `Mode`."""
+def scan_image(
+    u: jax.Array,
+    dt: jax.Array,
+    B: jax.Array,
+    C: jax.Array,
+    *,
+    dt_weight: jax.Array,
+    dt_bias: jax.Array,
+    A: jax.Array,
+    D: jax.Array,
+    keep_states: bool = True,
+    config: KernelConfig | None = None,
+    interpret: bool = False,
+) -> jax.Array:
+    """Runs `ss2d_scan` in the kernels.
+
+    Args:
+      u, dt, B, C, dt_weight, dt_bias, A, D: as for `ss2d_scan`, in a case that `refusal` takes.
+      keep_states, interpret: as in `Mode`.
+      config: how to cut the scan up, or None for the choice of `choose_chunks` and
+        `choose_config`.
+
+    Returns:
+      (b, h, w, d) in u's dtype.
+    """
     rank = dt.shape[-1]
     projected = rank <= LARGEST_PROJECTED_RANK
     if projected:
@@ -63,26 +89,53 @@ def scan_image(u, dt, B, C, *, dt_weight, dt_bias, A, D, **mode) -> jax.Array:
         # projections have.
         step = jnp.einsum("bhwkr,krd->bhwkd", dt, dt_weight, preferred_element_type=jnp.float32)
         low_rank = []
-    mode = Mode(four_orders=True, rank=rank, softplus=True, **mode)
+    cut = config or choose_chunks(*u.shape[1:3], four_orders=True)
     packed = _float32(jnp.concatenate([*low_rank, B, C], -1))
-    packed = _pad(packed, -1, packed_width(rank, _config(mode, u, packed).chunk))
+    packed = _pad(packed, -1, packed_width(rank, cut.chunk))
+    mode = Mode(True, rank, True, cut, keep_states, interpret)
     return _scan(mode, u, packed, step, _float32(dt_bias), _scaled(A), _float32(D))
 
 
-def scan_sequences(u, delta, A, B, C, D, *, delta_bias, delta_softplus, **mode) -> jax.Array:
-    """`selective_scan` in the kernels: arguments and result as there; `mode` as in `Mode`."""
+def scan_sequences(
+    u: jax.Array,
+    delta: jax.Array,
+    A: jax.Array,
+    B: jax.Array,
+    C: jax.Array,
+    D: jax.Array,
+    *,
+    delta_bias: jax.Array | None,
+    delta_softplus: bool,
+    keep_states: bool = True,
+    interpret: bool = False,
+) -> jax.Array:
+    """Runs `selective_scan` in the kernels.
+
+    Args:
+      u, delta, A, B, C, D, delta_bias, delta_softplus: as for `selective_scan`, in a case that
+        `refusal` takes.
+      keep_states, interpret: as in `Mode`.
+
+    Returns:
+      (b, l, k, d) in u's dtype.
+    """
     delta = delta if delta.dtype in (jnp.float32, jnp.bfloat16) else _float32(delta)
     bias = jnp.zeros(D.shape, jnp.float32) if delta_bias is None else _float32(delta_bias)
     packed = jnp.concatenate([_float32(B), _float32(C)], -1)
-    mode = Mode(four_orders=False, rank=0, softplus=delta_softplus, **mode)
     one_row = (u[:, None], packed[:, None], delta[:, None])
+    cut = choose_chunks(1, u.shape[1], four_orders=False)
+    mode = Mode(False, 0, delta_softplus, cut, keep_states, interpret)
     return _scan(mode, *one_row, bias, _scaled(A), _float32(D))[:, 0]
 
 
 def lower() -> None:
-    """Lowers forward and backward kernels of a small scan; raises whatever this jax cannot do."""
+    """Lowers the forward and backward kernels of a small scan for CUDA, without a device.
+
+    Raises:
+      Exception: whatever a part of jax raises that is missing or has changed.
+    """
     f32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
-    # The shortest chunks, because each step of an unrolled one takes time to lower.
+    # Short lines give short chunks, and each step of an unrolled chunk takes time to lower.
     maps = (4, SHORTEST_LINE, SHORTEST_LINE)
     arrays = (f32((*maps, 32)), f32((*maps, 4, 3)), *2 * [f32((*maps, 4, STATES))])
     parameters = {"dt_weight": (4, 3, 32), "dt_bias": (4, 32), "A": (4, 32, STATES), "D": (4, 32)}
@@ -99,7 +152,7 @@ def _float32(x):
 
 
 def _scaled(A):
-    """(k, d, n) -> (k, n, d), times log2(e): the kernels raise 2 to it."""
+    """Turns A (k, d, n) to (k, n, d), times log2(e), because the kernels raise 2 to it."""
     return _float32(A).swapaxes(-1, -2) * LOG2_E
 
 
@@ -113,7 +166,7 @@ def _pad(x, axis, size):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scan(mode, u, packed, step, bias, A, D):
-    """u (b, h, w[, k], d), packed (b, h, w, k, p), step, bias, A, D as in `make_forward`.
+    """Takes u (b, h, w[, k], d), packed (b, h, w, k, p) and the rest as in `make_forward`.
 
     Returns y like u: with four orders the sum of the directions, otherwise each by itself.
     """
@@ -139,35 +192,34 @@ _scan.defvjp(_scan_forward, _scan_backward)
 
 
 def _split(function, mode: Mode):
-    """`by_image`; lowering kernels for the whole batch would be in vain where devices share it."""
+    """Lets XLA split a pass by image; where it may, nothing is lowered for the whole batch."""
     whole = dataclasses.replace(mode, keep_lowered=jax.device_count() == 1)
     return by_image(function, mode, whole)
 
 
-def _config(mode: Mode, u, packed) -> KernelConfig:
-    return mode.config or choose_config(
-        *packed.shape[:4], u.shape[-1], rank=mode.rank, four_orders=mode.four_orders, dtype=u.dtype
-    )
-
-
 def _problem(mode: Mode, u, packed, step) -> Problem:
+    """Returns the problem of the images at hand: the whole batch, or one device's share of it."""
     b, h, w, k, _ = packed.shape
+    d, config = u.shape[-1], mode.cut
+    if not isinstance(config, KernelConfig):
+        config = choose_config(config, b, h, w, k, d, rank=mode.rank, dtype=np.dtype(u.dtype))
     return Problem(
         b=math.ceil(b / IMAGES) * IMAGES,
         h=h,
         w=w,
         k=k,
-        d=u.shape[-1],
+        d=d,
         four_orders=mode.four_orders,
         rank=mode.rank,
         softplus=mode.softplus,
         dtype=np.dtype(u.dtype),
         step_dtype=np.dtype(step.dtype),
-        config=_config(mode, u, packed),
+        config=config,
     )
 
 
 def _kernel(mode: Mode, make, p: Problem, **options):
+    """Builds a kernel, or takes it lowered from an earlier call or an earlier process."""
     if mode.interpret or not mode.keep_lowered:
         return make(p, **options, interpret=mode.interpret)
     return lowered(make, p, **options)
@@ -193,12 +245,12 @@ def _forward(mode: Mode, u, packed, step, bias, A, D):
     y = y[:b, : p.h, : p.w]
     if p.four_orders:
         y = y.astype(jnp.float32)
-        y = y[..., 0, :] + y[..., 2, :] + y[..., 1, :] + y[..., 3, :]  # in official order
+        y = y[..., 0, :] + y[..., 2, :] + y[..., 1, :] + y[..., 3, :]  # the official order
     return y.astype(u.dtype), *(x[:b] for x in states)
 
 
 def _forward_ends(p: Problem, mode: Mode, u, packed, step, bias, A, D):
-    """The forward kernel's last arguments: none for a single segment."""
+    """Returns the forward kernel's last arguments, of which a single segment has none."""
     if p.config.forward_segments == 1:
         return ()
     ends = _kernel(mode, make_segment_ends, p, adjoint=False)
@@ -206,7 +258,7 @@ def _forward_ends(p: Problem, mode: Mode, u, packed, step, bias, A, D):
 
 
 def _backward(mode: Mode, u, packed, step, bias, A, D, dy, *states):
-    """Returns the gradients of u, packed, step, bias, A and D; of parameters one for each image."""
+    """Returns the gradients of u, packed, step, bias, A, D; of a parameter one for each image."""
     p = _problem(mode, u, packed, step)
     b, h, w, k = packed.shape[:4]
     arrays = (*_prepare(p, u, packed, step), bias, A, D)
@@ -235,10 +287,10 @@ def _backward(mode: Mode, u, packed, step, bias, A, D, dy, *states):
 
 
 def _project_back(dstep, low_rank, weight):
-    """Gradients of low_rank (b, h, w, k, r) and, for each image, of weight (k, r, d).
+    """Returns the gradients of low_rank (b, h, w, k, r) and, for each image, of weight (k, r, d).
 
-    All directions in one product whose matrices are (block) diagonal in k: with k as a batch axis
-    XLA would first write dstep (b, h, w, k, d), the largest array here, in another order.
+    One product computes all directions; its matrices are block-diagonal in k. With k as a batch
+    axis, XLA would first write dstep (b, h, w, k, d), the largest array here, in another order.
     """
     b, h, w, k, d = dstep.shape
     r = weight.shape[1]
