@@ -1,4 +1,6 @@
-"""The forward kernel: outputs, and the boundary states that the backward pass starts from."""
+"""The forward kernel: the outputs, and the boundary states where the backward pass starts."""
+
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +10,13 @@ from medmamba_jax.ops.pallas_gpu.mosaic import TileOps, by_channel, kernel, pl, 
 from medmamba_jax.ops.pallas_gpu.problem import CHANNELS, IMAGES, STATES, Problem
 from medmamba_jax.ops.pallas_gpu.segments import chain_ends
 from medmamba_jax.ops.pallas_gpu.staging import StepSizes
-from medmamba_jax.ops.pallas_gpu.streams import SLOTS, Streams, at_pixels, send
+from medmamba_jax.ops.pallas_gpu.streams import SLOTS, Streams, at_pixels, inputs, send
 from medmamba_jax.ops.pallas_gpu.walk import Walk
 
 
-def make_forward(problem: Problem, *, outputs: bool, states: bool, interpret: bool):
+def make_forward(
+    problem: Problem, *, outputs: bool, states: bool, interpret: bool
+) -> Callable[..., Sequence[jax.Array]]:
     """Builds forward(u, packed, step, bias, A, D[, ends, totals]) -> [y][, boundary states].
 
     Equivalent, for every image and direction k walked in its order, to::
@@ -20,19 +24,30 @@ def make_forward(problem: Problem, *, outputs: bool, states: bool, interpret: bo
         for t in range(l):
             dt = softplus(step[t] + bias)          # step[t] = low_rank[t] @ weight with a rank
             h = exp(dt * A) * h + dt * u[t] * B[t]
-            y[t] = (C[t] * h).sum(n) + D * u[t]    # stored where pixel t stands, not where it came
+            y[t] = (C[t] * h).sum(n) + D * u[t]    # written to the place of pixel t on the map
 
-    One warp walks one image's 32 channels: lane = channel, its 16 states in registers, one ex2 for
-    each state update (A comes scaled by log2(e)). Chunks of a line arrive by bulk copy into two
-    slots, the next while one is walked, and y leaves by bulk copy. Float32 throughout; y is
-    rounded to its dtype once. The floor is ex2: b * l * k * d * n of them, 16 a clock on each
+    One warp walks one image's 32 channels. Registers: a lane has one channel; its 16 states h and
+    16 decays A stay for the whole walk, because every step needs all of them. What is of one pixel
+    waits in shared memory. Chunks of a line arrive by bulk copy into two slots, the next one during
+    the walk over the present one, and y leaves by bulk copy.
+
+    Numerics: float32 throughout; y is rounded to its dtype once. exp is one ex2 for each state
+    update, 2 units in the last place (A comes scaled by log2(e)); the softplus is right to 1e-6 of
+    itself. Nothing is divided.
+
+    Speed: the floor is ex2, of which b * l * k * d * n are needed, 16 a clock on each
     multiprocessor.
 
-    Arrays: u (b, h, w, d), or (b, h, w, k, d) for a bare scan; packed (b, h, w, k, p) float32;
-    step (k, rank, d), or (b, h, w, k, d); bias, D (k, d); A (k, n, d); ends and totals, with
-    several segments, of `make_segment_ends`. y (b, h, w, k, d); boundary states
-    (b, k, boundaries, tiles, n, 32), each the state before a backward chunk, 2 KiB in one piece
-    for a tile. h and w are the padded ones.
+    Args:
+      problem: the static shape.
+      outputs, states: whether y and whether the boundary states are written.
+      interpret: whether the kernel runs in the interpreter.
+
+    The arrays are u (b, h, w, d), or (b, h, w, k, d) for a bare scan; packed (b, h, w, k, p) in
+    float32; step, the projection's weights (k, rank, d) or step sizes (b, h, w, k, d); bias and D
+    (k, d); A (k, n, d); with several segments, ends and totals of `make_segment_ends`. The results
+    are y (b, h, w, k, d) and the boundary states (b, k, boundaries, tiles, n, 32), each of them the
+    state before a backward chunk, 2 KiB in one piece for a tile. h and w are the padded sides.
     """
     p, cut = problem, problem.config
     walk = Walk(p, cut.forward_chunk)
@@ -52,23 +67,28 @@ def make_forward(problem: Problem, *, outputs: bool, states: bool, interpret: bo
 
         A = tile.spread(tile.load(A_ref.at[k, :, channels], 0), 0)
 
-        own = (channels,) if p.four_orders else (k, channels)
-        arrays = [(at_pixels(u_ref, images, *own), u_s)]
-        arrays.append((at_pixels(packed_ref, images, k), packed_s))
-        if reads_steps:
-            arrays.append((at_pixels(step_ref, images, k, channels), step_s))
+        arrays = inputs(
+            p,
+            images,
+            k,
+            channels,
+            maps=[(u_ref, u_s)],
+            packed=(packed_ref, packed_s),
+            step=(step_ref, step_s),
+        )
         streams = Streams(walk, k, barrier, arrays, chunk_at=lambda j: first + j, count=end - first)
 
         def walk_chunk(j, h):
+            """Stages the step sizes, takes the chunk's steps and sends its outputs away."""
             c, slot = first + j, streams.wait(j)
-            weight_ref = None if reads_steps else step_ref.at[k, :, channels]
-            steps = StepSizes(p, weight_ref, bias_ref.at[k, channels], interpret)
             step_slot = step_s.at[slot] if reads_steps else None
+            steps = StepSizes(p, step_ref, bias_ref, k, channels, interpret)
             steps.stage(T, packed_s.at[slot], step_slot, dt_s, walk.real_pixels(k, c))
             D = tile.vectors(tile.load(D_ref.at[k, channels], 0, 1)) if outputs else None
             tile.base.warp_barrier()
 
             def step(i, h):
+                """Updates the 16 states of a lane's channel and writes its output."""
                 t = walk.pixel(k, i)
                 u = tile.load(u_s.at[slot, :, t], 1).astype(jnp.float32)
                 dt = tile.load(dt_s.at[:, t], 1)

@@ -1,4 +1,6 @@
-"""Running a sequence's segments at the same time: what each hands to the next."""
+"""The states that each segment of a sequence hands to the next, so that all run at once."""
+
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +9,13 @@ from jax import lax
 from medmamba_jax.ops.pallas_gpu.mosaic import TileOps, by_channel, kernel, pl, plgpu
 from medmamba_jax.ops.pallas_gpu.problem import CHANNELS, IMAGES, STATES, Problem
 from medmamba_jax.ops.pallas_gpu.staging import StepSizes
-from medmamba_jax.ops.pallas_gpu.streams import SLOTS, Streams, at_pixels
+from medmamba_jax.ops.pallas_gpu.streams import SLOTS, Streams, inputs
 from medmamba_jax.ops.pallas_gpu.walk import Walk
 
 
-def make_segment_ends(problem: Problem, *, adjoint: bool, interpret: bool):
+def make_segment_ends(
+    problem: Problem, *, adjoint: bool, interpret: bool
+) -> Callable[..., Sequence[jax.Array]]:
     """Builds segment_ends(x, packed, step, bias, A) -> (ends, totals of dt).
 
     Equivalent, for every image, direction and segment, to the recurrence from a state of 0::
@@ -21,8 +25,18 @@ def make_segment_ends(problem: Problem, *, adjoint: bool, interpret: bool):
         for t in reversed(segment):            # adjoint: x is dy
             h = exp(dt[t] * A) * (h + dy[t] * C[t])
 
-    and the sum of dt, since the segment multiplies what enters it by exp(sum(dt) * A). Arrays as in
-    `make_forward`; ends (b, k, segments, n, d), total (b, k, segments, d), float32.
+    and the sum of dt, because the segment multiplies the state that enters it by exp(sum(dt) * A).
+
+    Registers: as in `make_forward`, a lane has one channel, its 16 states and 16 decays; the sum of
+    dt takes one more. Numerics: as in `make_forward`.
+
+    Args:
+      problem: the static shape.
+      adjoint: whether the recurrence is that of the gradient.
+      interpret: whether the kernel runs in the interpreter.
+
+    The arrays are those of `make_forward`. The results are ends (b, k, segments, n, d) and totals
+    (b, k, segments, d), float32.
     """
     p = problem
     walk = Walk(p, p.config.forward_chunk)
@@ -53,24 +67,29 @@ def make_segment_ends(problem: Problem, *, adjoint: bool, interpret: bool):
         def chunk_at(j):
             return end - 1 - j if adjoint else first + j
 
-        own = (channels,) if p.four_orders else (k, channels)
-        arrays = [(at_pixels(x_ref, images, *own), x_s)]
-        arrays.append((at_pixels(packed_ref, images, k), packed_s))
-        if reads_steps:
-            arrays.append((at_pixels(step_ref, images, k, channels), step_s))
+        arrays = inputs(
+            p,
+            images,
+            k,
+            channels,
+            maps=[(x_ref, x_s)],
+            packed=(packed_ref, packed_s),
+            step=(step_ref, step_s),
+        )
         streams = Streams(walk, k, barrier, arrays, chunk_at=chunk_at, count=end - first)
 
         def walk_chunk(j, carry):
+            """Stages the step sizes and takes the chunk's steps."""
             h, total = carry
             c, slot = chunk_at(j), streams.wait(j)
 
-            weight_ref = None if reads_steps else step_ref.at[k, :, channels]
-            steps = StepSizes(p, weight_ref, bias_ref.at[k, channels], interpret)
             step_slot = step_s.at[slot] if reads_steps else None
+            steps = StepSizes(p, step_ref, bias_ref, k, channels, interpret)
             sum_of_dt = steps.stage(T, packed_s.at[slot], step_slot, dt_s, walk.real_pixels(k, c))
             tile.base.warp_barrier()
 
             def step(i, h):
+                """Updates the 16 states of a lane's channel, or their gradients."""
                 t = walk.pixel(k, T - 1 - i if adjoint else i)
                 x = tile.load(x_s.at[slot, :, t], 1).astype(jnp.float32)
                 dt = tile.load(dt_s.at[:, t], 1)
@@ -116,14 +135,18 @@ def make_segment_ends(problem: Problem, *, adjoint: bool, interpret: bool):
 
 
 def chain_ends(tile: TileOps, A, ends_ref, totals_ref, channels, begin, count):
-    """In a kernel: what enters a segment, given what each segment makes of a start from 0.
+    """Returns, in a kernel, the state that enters a segment, a tile in registers.
+
+    The state is chained through the segments before it: each multiplies it by its decay and adds
+    the state that it ends with after a start from 0.
 
     Args:
       tile, A: the kernel's tile and its decays, scaled by log2(e).
-      ends_ref, totals_ref: of `make_segment_ends`, at this kernel's images and direction.
+      ends_ref, totals_ref: the results of `make_segment_ends` at this kernel's images and
+        direction.
       channels: the tile's channels.
-      begin, count: the first segment that the kernel's depends on, and how many do; they follow
-        each other upwards from 0, or downwards from the last in the adjoint.
+      begin: the first segment of the chain: 0, or the last one in the adjoint.
+      count: how many segments the chain has. It goes upwards from 0, or downwards in the adjoint.
     """
 
     def enter(i, h):

@@ -1,4 +1,4 @@
-"""Step sizes of a chunk: once for each pixel and channel, into shared memory."""
+"""Computes the step sizes of a chunk, once for each pixel and channel, into shared memory."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -6,7 +6,7 @@ from jax import lax
 from medmamba_jax.ops.pallas_gpu.mosaic import TileOps, by_channel, pl
 from medmamba_jax.ops.pallas_gpu.problem import Problem
 
-# Chebyshev fit of log(1 + y) / y on [0, 1], 3e-8 from it.
+# A Chebyshev fit of log(1 + y) / y on [0, 1]; it is off by at most 3e-8.
 LOG1P = (
     1.0,
     -0.49999502301216125,
@@ -21,22 +21,23 @@ LOG1P = (
 
 
 def log1p(y):
-    """log(1 + y) for y in [0, 1], to 2e-7 of itself in float32.
+    """Returns log(1 + y) for y in [0, 1], right to 2e-7 of itself in float32.
 
-    `jnp.log1p` has no lowering here, and log(1 + y) has lost y where y is small: a step of 1e-3
-    would be off by 7e-5 of itself.
+    Pallas cannot lower `jnp.log1p` here. log(1 + y) loses digits of a small y in the sum: a step of
+    1e-3 would be off by 7e-5 of itself.
     """
     return y * horner(LOG1P, y)
 
 
 def sigmoid_of_softplus(dt):
-    """The derivative of softplus where softplus is dt, 1 - exp(-dt), to 1e-6 of itself."""
-    # The series where the difference would cancel; its next term is dt**5 / 720.
+    """Returns softplus's derivative where softplus is dt: 1 - exp(-dt), right to 1e-6 of itself."""
+    # Where the difference would cancel, a series. Relative to dt its next term is dt**5 / 720.
     small = dt * horner((1.0, -1 / 2, 1 / 6, -1 / 24, 1 / 120), dt)
     return jnp.where(dt < 0.125, small, 1.0 - jnp.exp(-dt))
 
 
 def horner(coefficients, x):
+    """Returns the polynomial sum(coefficients[i] * x**i)."""
     total = coefficients[-1]
     for coefficient in coefficients[-2::-1]:
         total = total * x + coefficient
@@ -44,42 +45,50 @@ def horner(coefficients, x):
 
 
 class StepSizes:
-    """Computes dt = softplus(step + bias), step being read or projected from its low-rank part.
+    """Computes dt = softplus(step + bias). It reads step or projects it from its low-rank part.
 
     Args:
       problem: the kernel's problem.
-      step_ref: the projection's weights (rank, 32) of this direction and tile, or None.
-      bias_ref: (32,).
+      step_ref: with a rank, the projection's weights (k, rank, d); otherwise not read.
+      bias_ref: the bias (k, d).
+      k, channels: the direction and the channels of the tile.
     """
 
-    def __init__(self, problem: Problem, step_ref, bias_ref, interpret: bool):
+    def __init__(self, problem: Problem, step_ref, bias_ref, k, channels, interpret: bool):
         self.problem = problem
         self.ops = TileOps(interpret, by_channel())
-        self.bias = self.ops.vectors(self.ops.load(bias_ref, 0, 1))
+        self.bias = self.ops.vectors(self.ops.load(bias_ref.at[k, channels], 0, 1))
         if problem.rank:
             self.low = TileOps(interpret, by_channel(problem.rank), problem.rank)
-            self.weight = self.low.spread(self.low.load(step_ref, 0), 0)
+            self.weight = self.low.spread(self.low.load(step_ref.at[k, :, channels], 0), 0)
 
-    def stage(self, chunk: int, packed_ref, step_ref, dt_ref, real_pixels):
-        """Fills dt_ref (4, chunk, 32) from a chunk's packed rows (4, chunk, p) or steps.
+    def stage(self, chunk: int, packed_s, step_s, dt_s, real_pixels):
+        """Fills dt_s (4, chunk, 32) with the step sizes of a chunk, one channel in each lane.
 
-        Pixels past `real_pixels` (None: all are real) get dt = 0, which leaves the state alone.
-        Returns the sum of dt over the chunk, (4, 32).
+        Args:
+          chunk: steps of a chunk.
+          packed_s: the chunk's packed rows (4, chunk, p), which begin with the low-rank part.
+          step_s: the chunk's step sizes (4, chunk, 32); None where they are projected.
+          real_pixels: how many pixels lie on the map, or None where all do. The others get dt = 0,
+            which leaves the state alone.
+
+        Returns:
+          The sum of dt over the chunk, (4, 32).
         """
         p, ops = self.problem, self.ops
 
         def stage_pixel(t, total):
             if p.rank:
-                row = self.low.load(packed_ref.at[:, t, pl.ds(0, p.rank)], 2)
+                row = self.low.load(packed_s.at[:, t, pl.ds(0, p.rank)], 2)
                 x = self.low.dot_rows(self.low.spread(row, 2), self.weight)
             else:
-                x = ops.load(step_ref.at[:, t], 1).astype(jnp.float32)
+                x = ops.load(step_s.at[:, t], 1).astype(jnp.float32)
             x = x + self.bias
             if p.softplus:
                 x = jnp.maximum(x, 0.0) + log1p(jnp.exp(-jnp.abs(x)))
             if real_pixels is not None:
                 x = x * (t < real_pixels).astype(jnp.float32)
-            dt_ref[:, t] = x
+            dt_s[:, t] = x
             return total + x
 
         return lax.fori_loop(0, chunk, stage_pixel, ops.zeros(1), unroll=True)

@@ -1,27 +1,49 @@
-"""Chunks of a map on their way between device memory and shared memory, by bulk copies."""
+"""Bulk copies of a map's chunks between device memory and shared memory."""
 
 from jax import lax
 
 from medmamba_jax.ops.pallas_gpu.mosaic import pl, plgpu
+from medmamba_jax.ops.pallas_gpu.problem import Problem
 from medmamba_jax.ops.pallas_gpu.walk import Walk
 
-# Of a buffer. Three, four and six were slower or no faster on an H100: they cost residency.
+# Chunks in a buffer: one in use, the next on its way. Three, four and six were slower or no faster
+# on an H100, because fewer CTAs then fit on a multiprocessor.
 SLOTS = 2
 
 
 def at_pixels(ref, images, *rest):
-    """A function of a chunk's (rows, columns) that points at them in ref (b, h, w, *rest)."""
+    """Returns a function of (rows, columns) that points at that chunk of ref (b, h, w, *rest)."""
     return lambda rows, columns: ref.at[(images, rows, columns, *rest)]
 
 
+def inputs(problem: Problem, images, k, channels, *, maps, packed, step) -> list:
+    """Returns what every chunk of a kernel's input consists of, for `Streams`.
+
+    Args:
+      images, k, channels: the tile's.
+      maps: pairs of a reference to u or dy and its buffer.
+      packed: the reference to the packed rows and its buffer.
+      step: the reference to the step sizes and its buffer, which arrive only where the kernel does
+        not project them.
+    """
+    own = (channels,) if problem.four_orders else (k, channels)
+    arrays = [(at_pixels(ref, images, *own), buffer) for ref, buffer in maps]
+    arrays.append((at_pixels(packed[0], images, k), packed[1]))
+    if not problem.rank:
+        arrays.append((at_pixels(step[0], images, k, channels), step[1]))
+    return arrays
+
+
 class Streams:
-    """Arrays that arrive together, chunk by chunk, one chunk ahead of where they are used.
+    """Arrays that arrive together, chunk by chunk; the next chunk arrives while one is in use.
 
     Args:
       walk, k: the walk and its direction.
-      barriers, mine: references to barriers, and the first of the slots' own among them.
+      barriers: references to the barriers of all warpgroups, one for each slot.
+      mine: the index of this warpgroup's first barrier.
       arrays: pairs of a place in device memory (`at_pixels`) and a buffer (SLOTS, ...).
-      chunk_at: the chunk that is used j-th; `count` of them are.
+      chunk_at: returns the chunk that is used j-th.
+      count: the number of chunks.
     """
 
     def __init__(self, walk: Walk, k, barriers, arrays, *, chunk_at, count, mine=0):
@@ -30,13 +52,13 @@ class Streams:
         self.chunk_at, self.count = chunk_at, count
 
     def start(self) -> None:
-        """Asks for the first chunk."""
+        """Starts the copies of the first chunk."""
         self._fetch(0)
 
     def wait(self, j):
-        """Waits for the j-th chunk, asks for the next, and returns the slot of the j-th.
+        """Waits for the j-th chunk, starts the copies of the next, returns the slot of the j-th.
 
-        All warps must be done with chunk j - 1: its slot is the one that is filled.
+        All warps must be done with chunk j - 1, because the next chunk fills its slot.
         """
         slot = lax.rem(j, SLOTS)
         plgpu.barrier_wait(self.barrier_of(slot))
@@ -57,7 +79,7 @@ class Streams:
 
 
 def send(walk: Walk, k, c, arrays) -> None:
-    """Starts writing chunk c; `arrays` are pairs of a buffer and a place in device memory."""
+    """Starts writing chunk c. `arrays` are pairs of a buffer and a place in device memory."""
 
     def copy(rows, columns):
         for buffer, place in arrays:

@@ -1,4 +1,4 @@
-"""The order in which a kernel walks a map: chunks of a line, in scan order, of each direction."""
+"""The order in which a kernel walks a map: for each direction, chunks of a line in scan order."""
 
 import dataclasses
 
@@ -13,21 +13,21 @@ from medmamba_jax.ops.pallas_gpu.problem import Problem
 class Walk:
     """Chunks of `chunk` pixels along the rows (k even) or columns (k odd) of a map.
 
-    k >= 2 runs the same chunks, and the pixels of each, from the last to the first. A bare scan is
-    a map of one row that every direction walks forward. `k` may be traced, and so then are the
-    results.
+    Directions k >= 2 take the same chunks, and the pixels of each, from the last to the first. A
+    bare scan is a map of one row, and every direction walks it forward. If `k` is traced, the
+    results are, too.
     """
 
     problem: Problem
     chunk: int
 
     def _per_line(self):
-        """Chunks of a row and of a column."""
+        """Returns the number of chunks of a row and of a column."""
         h, w = self.problem.padded
         return w // self.chunk, h // self.chunk
 
     def chunks(self, k):
-        """How many chunks direction k has: a number where all have as many, else traced."""
+        """Returns the number of chunks of direction k, traced where directions differ in it."""
         per_row, per_column = self._per_line()
         by_rows = self.problem.h * per_row
         if not self.problem.four_orders:
@@ -36,7 +36,7 @@ class Walk:
         return by_rows if by_rows == by_columns else jnp.where(k & 1, by_columns, by_rows)
 
     def segment(self, k, s, segments: int):
-        """First and last-plus-one chunk, in scan order, of segment s of `segments`."""
+        """Returns the first chunk of segment s, in scan order, and the one after its last."""
         if segments == 1:
             return 0, self.chunks(k)
         # Whole forward chunks, so that forward and backward kernels cut at the same pixels.
@@ -45,7 +45,7 @@ class Walk:
         return jnp.minimum(s * each, self.chunks(k)), jnp.minimum((s + 1) * each, self.chunks(k))
 
     def pixels(self, k, c, use) -> None:
-        """Calls use(rows, columns) with the places of scan chunk c: a slice and a number."""
+        """Calls use(rows, columns) with the place of scan chunk c: one is a slice, one a number."""
         per_row, per_column = self._per_line()
         if not self.problem.four_orders:
             use(0, pl.ds(c * self.chunk, self.chunk))
@@ -61,11 +61,11 @@ class Walk:
             use(pl.ds(lax.rem(c, per_column) * self.chunk, self.chunk), lax.div(c, per_column))
 
     def pixel(self, k, i):
-        """The place within its chunk, in memory order, of the chunk's i-th step."""
+        """Returns the place within its chunk, in memory order, of the chunk's i-th step."""
         return jnp.where(k >= 2, self.chunk - 1 - i, i) if self.problem.four_orders else i
 
     def real_pixels(self, k, c):
-        """How many pixels of scan chunk c lie on the map, or None where all chunks are full."""
+        """Returns how many pixels of scan chunk c lie on the map; None if all chunks are full."""
         p = self.problem
         per_row, per_column = self._per_line()
         if p.padded == (p.h, p.w):
