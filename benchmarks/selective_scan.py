@@ -20,9 +20,12 @@ import argparse
 import functools
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 import medmamba_jax as mm
 from benchmarks.timing import seconds_per_call, write_json
@@ -36,7 +39,9 @@ MIB = 2**20
 HOPPER_CYCLES = 132 * 1.755e9
 
 
-def make_scan(shape: ScanShape, dtype, implementation: str):
+def make_scan(
+    shape: ScanShape, dtype: DTypeLike, implementation: str
+) -> tuple[Callable[..., jax.Array], dict[str, jax.Array]]:
     """Returns the bare scan as a function of its inputs, and random inputs."""
     b, l, k, d, n = shape.b, shape.l, shape.k, shape.d, shape.n
     normal = _normals()
@@ -53,7 +58,9 @@ def make_scan(shape: ScanShape, dtype, implementation: str):
     return (lambda inputs: run(**inputs)), inputs
 
 
-def make_ss2d(shape: ScanShape, dtype, implementation: str):
+def make_ss2d(
+    shape: ScanShape, dtype: DTypeLike, implementation: str
+) -> tuple[Callable[..., jax.Array], dict[str, jax.Array]]:
     """Returns the scan of an image as a function of its inputs, and random inputs."""
     b, k, d, n = shape.b, shape.k, shape.d, shape.n
     side, r = round(shape.l**0.5), d // 32
@@ -84,7 +91,9 @@ def _decays(shape: ScanShape):
     return jnp.broadcast_to(-jnp.arange(1.0, shape.n + 1), (shape.k, shape.d, shape.n))
 
 
-def measure(run, inputs, calls: int, groups: int) -> dict[str, float]:
+def measure(
+    run: Callable[..., jax.Array], inputs: dict[str, jax.Array], calls: int, groups: int
+) -> dict[str, float]:
     """Returns one row's figures."""
     y = jax.eval_shape(run, inputs)
     dy = jax.random.normal(jax.random.key(1), y.shape).astype(y.dtype)
@@ -126,7 +135,9 @@ def floors_ms(shape: ScanShape) -> tuple[float, float]:
     return 1e3 * forward, 1e3 * backward
 
 
-def measure_mamba_ssm(shape: ScanShape, dtype: str, calls: int, groups: int):
+def measure_mamba_ssm(
+    shape: ScanShape, dtype: str, calls: int, groups: int
+) -> dict[str, float] | None:
     """mamba_ssm's CUDA scan on ready-made deltas, or None where it cannot be imported."""
     try:
         import selective_scan_cuda
@@ -170,7 +181,7 @@ def measure_mamba_ssm(shape: ScanShape, dtype: str, calls: int, groups: int):
     return {"forward_ms": milliseconds(forward), "backward_ms": milliseconds(backward)}
 
 
-def plot(path: str, title: str, rows) -> None:
+def plot(path: str, title: str, rows: list[dict[str, Any]]) -> None:
     """Bars of forward and backward for each shape and implementation, on a logarithmic axis."""
     import matplotlib
 
@@ -211,7 +222,7 @@ COLUMNS = {
 }
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--operation", default="scan", choices=OPERATIONS)
     parser.add_argument("--batch", type=int, default=2)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from medmamba_jax.models import initializers
 from medmamba_jax.models.layers import DepthwiseConv, dropout, layer_norm, linear
@@ -23,7 +24,7 @@ class SS2D(nnx.Module):
         d_state: int,
         dt_rank: int,
         drop_rate: float,
-        dtype,
+        dtype: DTypeLike,
         scan_implementation: str | None,
         rngs: nnx.Rngs,
     ):

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from medmamba_jax.ops.pallas_gpu.mosaic import custom_partitioning
 
 
 @functools.cache
-def by_image(function: Callable, mode, unsplit_mode=None) -> Callable:
+def by_image(function: Callable, mode: Any, unsplit_mode: Any = None) -> Callable:
     """Returns `function(mode, *arrays)` as a function of the arrays that XLA may split by image.
 
     JAX traces the function with the whole batch before XLA splits it; `unsplit_mode`, if given, is

@@ -11,6 +11,7 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jaxlib
@@ -19,7 +20,7 @@ from jax import export
 from medmamba_jax.ops.pallas_gpu.problem import Problem
 
 
-def lowered(make: Callable, problem: Problem, **options) -> Callable:
+def lowered(make: Callable, problem: Problem, **options: Any) -> Callable:
     """Returns `make(problem, **options, interpret=False)`, lowered for CUDA once for all.
 
     With `jax_compilation_cache_dir` set to a local folder it is also written there, under a name

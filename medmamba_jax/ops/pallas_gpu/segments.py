@@ -1,12 +1,13 @@
 """The states that each segment of a sequence hands to the next, so that all run at once."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from medmamba_jax.ops.pallas_gpu.mosaic import TileOps, by_channel, kernel, pl, plgpu
+from medmamba_jax.ops.pallas_gpu.mosaic import Index, Ref, TileOps, by_channel, kernel, pl, plgpu
 from medmamba_jax.ops.pallas_gpu.problem import CHANNELS, IMAGES, STATES, Problem
 from medmamba_jax.ops.pallas_gpu.staging import StepSizes
 from medmamba_jax.ops.pallas_gpu.streams import SLOTS, Streams, inputs
@@ -134,7 +135,15 @@ def make_segment_ends(
     )
 
 
-def chain_ends(tile: TileOps, A, ends_ref, totals_ref, channels, begin, count):
+def chain_ends(
+    tile: TileOps,
+    A: jax.Array,
+    ends_ref: Ref,
+    totals_ref: Ref,
+    channels: Any,
+    begin: int,
+    count: Index,
+) -> jax.Array:
     """Returns, in a kernel, the state that enters a segment, a tile in registers.
 
     The state is chained through the segments before it: each multiplies it by its decay and adds

@@ -1,9 +1,13 @@
 """Computes the step sizes of a chunk, once for each pixel and channel, into shared memory."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jax import lax
 
-from medmamba_jax.ops.pallas_gpu.mosaic import TileOps, by_channel, pl
+from medmamba_jax.ops.pallas_gpu.mosaic import Index, Ref, TileOps, by_channel, pl
 from medmamba_jax.ops.pallas_gpu.problem import Problem
 
 # A Chebyshev fit of log(1 + y) / y on [0, 1]; it is off by at most 3e-8.
@@ -20,7 +24,7 @@ LOG1P = (
 )
 
 
-def log1p(y):
+def log1p(y: jax.Array) -> jax.Array:
     """Returns log(1 + y) for y in [0, 1], right to 2e-7 of itself in float32.
 
     Pallas cannot lower `jnp.log1p` here. log(1 + y) loses digits of a small y in the sum: a step of
@@ -29,14 +33,14 @@ def log1p(y):
     return y * horner(LOG1P, y)
 
 
-def sigmoid_of_softplus(dt):
+def sigmoid_of_softplus(dt: jax.Array) -> jax.Array:
     """Returns softplus's derivative where softplus is dt: 1 - exp(-dt), right to 1e-6 of itself."""
     # Where the difference would cancel, a series. Relative to dt its next term is dt**5 / 720.
     small = dt * horner((1.0, -1 / 2, 1 / 6, -1 / 24, 1 / 120), dt)
     return jnp.where(dt < 0.125, small, 1.0 - jnp.exp(-dt))
 
 
-def horner(coefficients, x):
+def horner(coefficients: Sequence[float], x: jax.Array) -> jax.Array:
     """Returns the polynomial sum(coefficients[i] * x**i)."""
     total = coefficients[-1]
     for coefficient in coefficients[-2::-1]:
@@ -54,7 +58,15 @@ class StepSizes:
       k, channels: the direction and the channels of the tile.
     """
 
-    def __init__(self, problem: Problem, step_ref, bias_ref, k, channels, interpret: bool):
+    def __init__(
+        self,
+        problem: Problem,
+        step_ref: Ref,
+        bias_ref: Ref,
+        k: Index,
+        channels: Any,
+        interpret: bool,
+    ):
         self.problem = problem
         self.ops = TileOps(interpret, by_channel())
         self.bias = self.ops.vectors(self.ops.load(bias_ref.at[k, channels], 0, 1))
@@ -62,7 +74,9 @@ class StepSizes:
             self.low = TileOps(interpret, by_channel(problem.rank), problem.rank)
             self.weight = self.low.spread(self.low.load(step_ref.at[k, :, channels], 0), 0)
 
-    def stage(self, chunk: int, packed_s, step_s, dt_s, real_pixels):
+    def stage(
+        self, chunk: int, packed_s: Ref, step_s: Ref | None, dt_s: Ref, real_pixels: Index | None
+    ) -> jax.Array:
         """Fills dt_s (4, chunk, 32) with the step sizes of a chunk, one channel in each lane.
 
         Args:

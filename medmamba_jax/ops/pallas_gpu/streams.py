@@ -1,8 +1,12 @@
 """Bulk copies of a map's chunks between device memory and shared memory."""
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
 from jax import lax
 
-from medmamba_jax.ops.pallas_gpu.mosaic import pl, plgpu
+from medmamba_jax.ops.pallas_gpu.mosaic import Index, Ref, pl, plgpu
 from medmamba_jax.ops.pallas_gpu.problem import Problem
 from medmamba_jax.ops.pallas_gpu.walk import Walk
 
@@ -11,12 +15,21 @@ from medmamba_jax.ops.pallas_gpu.walk import Walk
 SLOTS = 2
 
 
-def at_pixels(ref, images, *rest):
+def at_pixels(ref: Ref, images: Any, *rest: Any) -> Callable[[Any, Any], Ref]:
     """Returns a function of (rows, columns) that points at that chunk of ref (b, h, w, *rest)."""
     return lambda rows, columns: ref.at[(images, rows, columns, *rest)]
 
 
-def inputs(problem: Problem, images, k, channels, *, maps, packed, step) -> list:
+def inputs(
+    problem: Problem,
+    images: Any,
+    k: Index,
+    channels: Any,
+    *,
+    maps: list[tuple[Ref, Ref]],
+    packed: tuple[Ref, Ref],
+    step: tuple[Ref, Ref | None],
+) -> list:
     """Returns what every chunk of a kernel's input consists of, for `Streams`.
 
     Args:
@@ -46,7 +59,17 @@ class Streams:
       count: the number of chunks.
     """
 
-    def __init__(self, walk: Walk, k, barriers, arrays, *, chunk_at, count, mine=0):
+    def __init__(
+        self,
+        walk: Walk,
+        k: Index,
+        barriers: Ref,
+        arrays: list[tuple[Any, Any]],
+        *,
+        chunk_at: Callable[[Index], Index],
+        count: Index,
+        mine: Index = 0,
+    ):
         self.walk, self.k, self.arrays = walk, k, arrays
         self.barrier_of = lambda slot: barriers.at[mine + slot]
         self.chunk_at, self.count = chunk_at, count
@@ -55,7 +78,7 @@ class Streams:
         """Starts the copies of the first chunk."""
         self._fetch(0)
 
-    def wait(self, j):
+    def wait(self, j: Index) -> jax.Array:
         """Waits for the j-th chunk, starts the copies of the next, returns the slot of the j-th.
 
         All warps must be done with chunk j - 1, because the next chunk fills its slot.
@@ -78,7 +101,7 @@ class Streams:
             self.walk.pixels(self.k, self.chunk_at(j), copy)
 
 
-def send(walk: Walk, k, c, arrays) -> None:
+def send(walk: Walk, k: Index, c: Index, arrays: list[tuple[Any, Any]]) -> None:
     """Starts writing chunk c. `arrays` are pairs of a buffer and a place in device memory."""
 
     def copy(rows, columns):

@@ -1,11 +1,13 @@
 """The order in which a kernel walks a map: for each direction, chunks of a line in scan order."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 
-from medmamba_jax.ops.pallas_gpu.mosaic import pl
+from medmamba_jax.ops.pallas_gpu.mosaic import Index, pl
 from medmamba_jax.ops.pallas_gpu.problem import Problem
 
 
@@ -26,7 +28,7 @@ class Walk:
         h, w = self.problem.padded
         return w // self.chunk, h // self.chunk
 
-    def chunks(self, k):
+    def chunks(self, k: Index) -> Index:
         """Returns the number of chunks of direction k, traced where directions differ in it."""
         per_row, per_column = self._per_line()
         by_rows = self.problem.h * per_row
@@ -35,7 +37,7 @@ class Walk:
         by_columns = self.problem.w * per_column
         return by_rows if by_rows == by_columns else jnp.where(k & 1, by_columns, by_rows)
 
-    def segment(self, k, s, segments: int):
+    def segment(self, k: Index, s: Index, segments: int) -> tuple[Index, Index]:
         """Returns the first chunk of segment s, in scan order, and the one after its last."""
         if segments == 1:
             return 0, self.chunks(k)
@@ -44,7 +46,7 @@ class Walk:
         each = lax.div(self.chunks(k) // whole + segments - 1, segments) * whole
         return jnp.minimum(s * each, self.chunks(k)), jnp.minimum((s + 1) * each, self.chunks(k))
 
-    def pixels(self, k, c, use) -> None:
+    def pixels(self, k: Index, c: Index, use: Callable[[Any, Any], None]) -> None:
         """Calls use(rows, columns) with the place of scan chunk c: one is a slice, one a number."""
         per_row, per_column = self._per_line()
         if not self.problem.four_orders:
@@ -60,11 +62,11 @@ class Walk:
         def _():
             use(pl.ds(lax.rem(c, per_column) * self.chunk, self.chunk), lax.div(c, per_column))
 
-    def pixel(self, k, i):
+    def pixel(self, k: Index, i: Index) -> Index:
         """Returns the place within its chunk, in memory order, of the chunk's i-th step."""
         return jnp.where(k >= 2, self.chunk - 1 - i, i) if self.problem.four_orders else i
 
-    def real_pixels(self, k, c):
+    def real_pixels(self, k: Index, c: Index) -> Index | None:
         """Returns how many pixels of scan chunk c lie on the map; None if all chunks are full."""
         p = self.problem
         per_row, per_column = self._per_line()

@@ -5,7 +5,9 @@ import jax
 from medmamba_jax.ops.scan.recurrence import combine, discretise, in_scan_dtype, read_out
 
 
-def scan_associative(u, dt, A, B, C, D) -> jax.Array:
+def scan_associative(
+    u: jax.Array, dt: jax.Array, A: jax.Array, B: jax.Array, C: jax.Array, D: jax.Array
+) -> jax.Array:
     """The readable reference: O(log l) depth, but every state of every step is in memory.
 
     A (b, l, k, n, d) array in float32 is n times the input, and several of them are alive at

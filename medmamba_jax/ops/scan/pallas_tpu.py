@@ -47,6 +47,7 @@ import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
 
 from medmamba_jax.ops.scan.chunked import chunk_length
 
@@ -92,7 +93,7 @@ class Blocks:
         return cls(steps, lanes, math.ceil(length / steps), along_d)
 
 
-def refusal(*, dtype, n: int) -> str | None:
+def refusal(*, dtype: DTypeLike, n: int) -> str | None:
     """Returns why the kernels cannot take u's dtype and n states, or None; any d is taken."""
     if jnp.dtype(dtype).itemsize > 4:
         return f"the TPU kernel computes in float32, and u is {jnp.dtype(dtype).name}"
@@ -101,7 +102,16 @@ def refusal(*, dtype, n: int) -> str | None:
     return None
 
 
-def scan_pallas_tpu(u, dt, A, B, C, D, *, interpret: bool = False) -> jax.Array:
+def scan_pallas_tpu(
+    u: jax.Array,
+    dt: jax.Array,
+    A: jax.Array,
+    B: jax.Array,
+    C: jax.Array,
+    D: jax.Array,
+    *,
+    interpret: bool = False,
+) -> jax.Array:
     """Runs the scan as a TPU kernel; see the module's docstring.
 
     Args:

@@ -8,14 +8,18 @@ import jax
 import jax.numpy as jnp
 
 
-def combine(left, right):
+def combine(
+    left: tuple[jax.Array, jax.Array], right: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     """Composes h -> a h + b of two neighbouring spans, the earlier on the left."""
     a_left, b_left = left
     a_right, b_right = right
     return a_right * a_left, a_right * b_left + b_right
 
 
-def step_sizes(u, delta, delta_bias, delta_softplus: bool) -> jax.Array:
+def step_sizes(
+    u: jax.Array, delta: jax.Array, delta_bias: jax.Array | None, delta_softplus: bool
+) -> jax.Array:
     """Returns dt, like delta, in the scan's arithmetic dtype; `delta_bias` may be None."""
     dt = delta.astype(jnp.promote_types(u.dtype, jnp.float32))
     if delta_bias is not None:
@@ -23,7 +27,9 @@ def step_sizes(u, delta, delta_bias, delta_softplus: bool) -> jax.Array:
     return jax.nn.softplus(dt) if delta_softplus else dt
 
 
-def discretise(u, dt, A, B) -> tuple[jax.Array, jax.Array]:
+def discretise(
+    u: jax.Array, dt: jax.Array, A: jax.Array, B: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Returns (a, b) of h[t] = a[t] h[t-1] + b[t].
 
     Args:
@@ -37,12 +43,14 @@ def discretise(u, dt, A, B) -> tuple[jax.Array, jax.Array]:
     return jnp.exp(dt[..., None, :] * A), (dt * u)[..., None, :] * B[..., None]
 
 
-def read_out(h, u, C, D) -> jax.Array:
+def read_out(h: jax.Array, u: jax.Array, C: jax.Array, D: jax.Array) -> jax.Array:
     """Returns sum_n(C h) + D u, (..., k, d), of states h (..., k, n, d)."""
     return (h * C[..., None]).sum(-2) + D * u
 
 
-def in_scan_dtype(u, A, B, C, D):
+def in_scan_dtype(
+    u: jax.Array, A: jax.Array, B: jax.Array, C: jax.Array, D: jax.Array
+) -> tuple[jax.Array, ...]:
     """Casts to the scan's arithmetic dtype and turns A to (k, n, d)."""
     dtype = jnp.promote_types(u.dtype, jnp.float32)
     return (

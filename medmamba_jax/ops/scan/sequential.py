@@ -6,7 +6,9 @@ import jax.numpy as jnp
 from medmamba_jax.ops.scan.recurrence import discretise, in_scan_dtype, read_out
 
 
-def scan_sequential(u, dt, A, B, C, D) -> jax.Array:
+def scan_sequential(
+    u: jax.Array, dt: jax.Array, A: jax.Array, B: jax.Array, C: jax.Array, D: jax.Array
+) -> jax.Array:
     """Walks the recurrence with `lax.scan` over l; autodiff gives the backward pass.
 
     Memory of the backward pass grows with l times the whole state. Arguments and result as for
