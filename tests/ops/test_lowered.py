@@ -1,3 +1,4 @@
+import os
 import re
 
 import jax
@@ -104,7 +105,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing(problem, arguments, cache,
     def no_room(*paths):
         raise OSError("no room")
 
-    monkeypatch.setattr(module.os, "replace", no_room)
+    monkeypatch.setattr(os, "fsync", no_room)
     assert kernels(for_cuda(lowered(make_segment_ends, problem, adjoint=False), arguments))
     assert not list(cache.iterdir())
 

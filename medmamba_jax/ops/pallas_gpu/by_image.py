@@ -1,4 +1,4 @@
-"""How a function of images and parameters is vmapped and sharded: image by image."""
+"""Lets vmap and XLA split a function of images and parameters image by image."""
 
 import functools
 from collections.abc import Callable
@@ -16,13 +16,16 @@ from medmamba_jax.ops.pallas_gpu.mosaic import custom_partitioning
 def by_image(function: Callable, mode: Any, unsplit_mode: Any = None) -> Callable:
     """Returns `function(mode, *arrays)` as a function of the arrays that XLA may split by image.
 
-    JAX traces the function with the whole batch before XLA splits it; `unsplit_mode`, if given, is
-    the mode for that, which runs only if nothing is split.
+    JAX cannot look into a kernel. Without this, vmap would add a grid axis to it, and XLA would
+    gather a sharded batch on every device.
 
-    A kernel is opaque to JAX: without this, vmap would add a grid axis to it, and a batch sharded
-    over devices would be gathered on each. The arrays are (u, packed, step, bias, A, D, ...), all
-    of them and all results with the image axis first, except bias, A, D and, where `mode.rank` is
-    not 0, step, which are parameters.
+    Args:
+      function: takes the mode and the arrays (u, packed, step, bias, A, D, ...). Arrays and results
+        have the image axis first, except bias, A, D and, where `mode.rank` is not 0, step: these
+        are parameters.
+      mode: the static arguments, with `rank` and `interpret` among its attributes.
+      unsplit_mode: the mode for the trace of the whole batch, which JAX makes before XLA splits it
+        and which runs only if nothing is split; None for `mode`.
     """
     call = functools.partial(function, mode)
 

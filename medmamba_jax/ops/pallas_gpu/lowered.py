@@ -1,15 +1,13 @@
-"""Lowered kernels, kept: in the process, and on disk where JAX keeps compiled programs.
+"""Keeps lowered kernels: in the process, and on disk where JAX keeps compiled programs.
 
-Mosaic lowers a kernel in seconds, in Python; what comes out compiles in one. JAX's persistent cache
-is asked for a program only once that is lowered, so without this every start would lower again.
+Mosaic lowers a kernel in Python, which takes seconds; the result compiles in one. JAX looks into
+its persistent cache only once a program is lowered, so every start would lower the kernels again.
 """
 
 import contextlib
 import functools
 import hashlib
-import os
 import pathlib
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -17,14 +15,16 @@ import jax
 import jaxlib
 from jax import export
 
+from medmamba_jax.files import write_atomically
 from medmamba_jax.ops.pallas_gpu.problem import Problem
 
 
 def lowered(make: Callable, problem: Problem, **options: Any) -> Callable:
-    """Returns `make(problem, **options, interpret=False)`, lowered for CUDA once for all.
+    """Returns `make(problem, **options, interpret=False)`, lowered for CUDA only once.
 
-    With `jax_compilation_cache_dir` set to a local folder it is also written there, under a name
-    made of everything that it depends on: versions, this package's source, problem and options.
+    If `jax_compilation_cache_dir` is a local folder, the lowered kernel is also written there. Its
+    name is a hash of everything that it depends on: the versions of jax and jaxlib, this package's
+    source, the problem, the options and the arrays' shapes.
     """
 
     def call(*arrays):
@@ -42,31 +42,21 @@ def _exported(make, problem, options, shapes) -> export.Exported:
     if not folder or "://" in folder or not jax.config.jax_enable_compilation_cache:
         return _export(make, problem, options, shapes)
     path = pathlib.Path(folder) / f"medmamba_jax_{make.__name__}-{name}"
-    # Whatever is wrong with a file, the kernel can be lowered again.
+    # If anything is wrong with the file, the kernel is lowered again.
     with contextlib.suppress(Exception):
         return export.deserialize(bytearray(path.read_bytes()))
     exported = _export(make, problem, options, shapes)
-    with contextlib.suppress(ImportError, OSError):  # no flatbuffers, no room: it costs time only
-        _write(path, exported.serialize())
+    with contextlib.suppress(
+        ImportError, OSError
+    ):  # without flatbuffers or room on the disk, the next start takes longer
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, bytes(exported.serialize()))
     return exported
 
 
 def _export(make, problem, options, shapes) -> export.Exported:
     kernel = jax.jit(make(problem, **dict(options), interpret=False))
     return export.export(kernel, platforms=("cuda",))(*shapes)
-
-
-def _write(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file whole or not at all; another process may be writing the same."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
 
 
 @functools.cache

@@ -8,10 +8,10 @@ from medmamba_jax.ops.scan.recurrence import combine, discretise, in_scan_dtype,
 def scan_associative(
     u: jax.Array, dt: jax.Array, A: jax.Array, B: jax.Array, C: jax.Array, D: jax.Array
 ) -> jax.Array:
-    """The readable reference: O(log l) depth, but every state of every step is in memory.
+    """Computes all states at once, in O(log l) depth; the shortest of the implementations.
 
-    A (b, l, k, n, d) array in float32 is n times the input, and several of them are alive at
-    once. Arguments and result as for `scan_chunked`.
+    Every state of every step is in memory: a (b, l, k, n, d) array in float32 is n times the input,
+    and several of them exist at the same time. Arguments and result as for `scan_chunked`.
     """
     out_dtype = u.dtype
     u, A, B, C, D = in_scan_dtype(u, A, B, C, D)

@@ -1,7 +1,8 @@
 """The selective scan as Pallas TPU kernels, forward and backward.
 
-Never run on a TPU: tested in interpret mode on a CPU and lowered to Mosaic there. Ahead-of-time
-compilation passed once, for v4, v5e, v5p and v6e (libtpu 0.0.42.1 and 0.0.50.1).
+Nobody has run them on a TPU. They are tested in interpret mode on a CPU and lowered to Mosaic
+there. Ahead-of-time compilation passed once, for v4, v5e, v5p and v6e (libtpu 0.0.42.1 and
+0.0.50.1).
 
 The state (n, d) lives in vector registers, d in the 128 lanes, and is walked one step at a time;
 only the arguments and results of b, l, k and d touch memory. The grid is (b, k, blocks of d, blocks

@@ -1,7 +1,7 @@
-"""What the implementations share: the discretised recurrence and how two steps combine.
+"""The discretised recurrence and the composition of two steps, which the implementations share.
 
-Inside the scan the state's two axes stand as (n, d): d last is what vector units want (the
-128 lanes of a TPU, contiguous loads elsewhere), and n is small.
+Inside the scan the state's axes are (n, d). d is last because vector units want a long last axis
+(the 128 lanes of a TPU, contiguous loads elsewhere), and n is small.
 """
 
 import jax

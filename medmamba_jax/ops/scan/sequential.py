@@ -1,4 +1,4 @@
-"""The selective scan one step at a time: the oracle that the others are read against."""
+"""The selective scan one step at a time; slow, and the simplest to compare with."""
 
 import jax
 import jax.numpy as jnp
