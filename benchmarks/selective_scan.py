@@ -4,16 +4,18 @@
     python -m benchmarks.selective_scan --operation ss2d --batch 128 \
         --implementations pallas_gpu pallas_gpu_recompute chunked --json scan.json --plot scan.png
 
-Operations: `scan`, the bare `selective_scan` with softplus, or `ss2d`, the whole `ss2d_scan`: four
-orders, projection of the step size, softplus, scan, merge, and for the kernels the packing of
-their inputs, all in one jitted call. Columns: forward alone; forward with what the backward pass
-keeps; backward alone, in ms, each the median over groups of queued calls; per cent of the floor of
-a Hopper GPU, where this is one (docs/kernels.md); what is kept between the passes beyond the
-inputs, and XLA's temporaries of the backward pass, in MiB; seconds to trace, lower and compile
-both passes. On a CPU compare rows of one run only.
+The operation `scan` is the bare `selective_scan` with softplus. The operation `ss2d` is the whole
+`ss2d_scan` in one jitted call: four orders, projection of the step size, softplus, scan, merge, and
+for the kernels the packing of their inputs.
 
-Where `selective_scan_cuda` of mamba_ssm can be imported, its times for the bare scan on the same
-shape stand beside, measured by CUDA events.
+Columns: the forward pass alone, the forward pass that keeps what the backward pass needs, and the
+backward pass alone, in ms, each the median over groups of queued calls; on a Hopper GPU, per cent
+of its floor (docs/kernels.md); in MiB, what is kept between the passes beyond the inputs, and XLA's
+temporaries of the backward pass; the seconds to trace, lower and compile both passes. On a CPU
+compare only rows of one run.
+
+If `selective_scan_cuda` of mamba_ssm can be imported, a row has its times for the bare scan on the
+same shape, measured by CUDA events.
 """
 
 import argparse
@@ -87,14 +89,14 @@ def _normals():
 
 
 def _decays(shape: ScanShape):
-    """As a new model has them."""
+    """Returns A (k, d, n) as in a new model."""
     return jnp.broadcast_to(-jnp.arange(1.0, shape.n + 1), (shape.k, shape.d, shape.n))
 
 
 def measure(
     run: Callable[..., jax.Array], inputs: dict[str, jax.Array], calls: int, groups: int
 ) -> dict[str, float]:
-    """Returns one row's figures."""
+    """Returns the columns of one row."""
     y = jax.eval_shape(run, inputs)
     dy = jax.random.normal(jax.random.key(1), y.shape).astype(y.dtype)
     begun = time.perf_counter()
@@ -138,7 +140,7 @@ def floors_ms(shape: ScanShape) -> tuple[float, float]:
 def measure_mamba_ssm(
     shape: ScanShape, dtype: str, calls: int, groups: int
 ) -> dict[str, float] | None:
-    """mamba_ssm's CUDA scan on ready-made deltas, or None where it cannot be imported."""
+    """Times mamba_ssm's CUDA scan on ready-made deltas; None where it cannot be imported."""
     try:
         import selective_scan_cuda
         import torch
@@ -182,7 +184,7 @@ def measure_mamba_ssm(
 
 
 def plot(path: str, title: str, rows: list[dict[str, Any]]) -> None:
-    """Bars of forward and backward for each shape and implementation, on a logarithmic axis."""
+    """Draws bars of both passes for each shape and implementation, on a logarithmic axis."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""How the benchmarks time, and how they write what they found."""
+"""Times calls and writes the benchmarks' results."""
 
 import json
 import pathlib
@@ -15,8 +15,8 @@ from medmamba_jax.training.reporting import versions
 def seconds_per_call(run: Callable[[], Any], *, calls: int, groups: int) -> float:
     """Returns the median over groups of the time of one call.
 
-    A group queues `calls` calls and waits once, so that on a GPU the host's part hides behind the
-    device's. The first group is warm-up and is not counted.
+    A group queues `calls` calls and waits once, so that on a GPU the host works while the device
+    does. The first group is a warm-up and does not count.
     """
     timings = []
     for _ in range(groups + 1):
@@ -28,6 +28,6 @@ def seconds_per_call(run: Callable[[], Any], *, calls: int, groups: int) -> floa
 
 
 def write_json(path: str, rows: list[dict[str, Any]]) -> None:
-    """Writes the rows beside the versions and the device they were measured with."""
+    """Writes the rows, the device and the versions of the libraries as JSON."""
     content = {"versions": versions(), "rows": rows}
     pathlib.Path(path).write_text(json.dumps(content, indent=2) + "\n")
