@@ -96,6 +96,19 @@ class BatchNorm(nnx.Module):
         return x.astype(self.dtype)
 
 
+def batch_norms(module: nnx.Module) -> dict[str, nnx.Module]:
+    """Returns every batch normalisation inside a module, by its dotted path.
+
+    As in Flax, what has the attribute `use_running_average` is a batch normalisation: it
+    normalises by its running statistics where that is True, and updates them where it is False.
+    """
+    return {
+        ".".join(map(str, path)): child
+        for path, child in nnx.iter_modules(module)
+        if hasattr(child, "use_running_average")
+    }
+
+
 def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
     """Zeroes elements with probability `rate` and scales the rest by 1 / (1 - rate)."""
     keep = jax.random.bernoulli(key, 1 - rate, x.shape)

@@ -6,7 +6,7 @@ from flax import nnx
 
 from medmamba_jax.models.blocks import BLOCKS
 from medmamba_jax.models.config import MedMambaConfig
-from medmamba_jax.models.layers import dropout, linear
+from medmamba_jax.models.layers import batch_norms, dropout, linear
 from medmamba_jax.models.patch import PatchEmbed, PatchMerging
 
 
@@ -52,8 +52,9 @@ class Stage(nnx.Module):
         rates = jnp.array(self.drop_path_rates, jnp.float32)
         keys = None if key is None else jax.random.split(key, len(self.drop_path_rates))
         x, statistics = jax.lax.scan(run_block, x, (params, statistics, rates, keys))
-        if not self.blocks.norm1.use_running_average:
-            # Evaluation changes nothing, so that a model in it may be closed over by `jax.jit`.
+        if not all(norm.use_running_average for norm in batch_norms(self.blocks).values()):
+            # Where every norm uses its running statistics nothing is written, so that `jax.jit`
+            # may close over a model in evaluation mode. A frozen norm returns what it got.
             nnx.update(self.blocks, statistics)
         return x
 
@@ -112,14 +113,27 @@ class MedMamba(nnx.Module):
         Raises:
           ValueError: the images' rank, channels, dtype or size do not fit.
         """
-        self._check(images)
-        features = self._features(images)
         if features_only:
-            return features
-        pooled = features[-1].astype(jnp.float32).mean((1, 2))
+            return self._feature_maps(images)
+        pooled = self.pooled(images)
         return pooled if self.head is None else self.head(pooled)
 
-    def _features(self, images):
+    def pooled(self, images: jax.Array) -> jax.Array:
+        """Returns the pooled features, which `head` turns into logits.
+
+        Args:
+          images: as for `__call__`.
+
+        Returns:
+          float32 (b, dims[-1]), the mean of the last stage's map.
+
+        Raises:
+          ValueError: as `__call__`.
+        """
+        return self._feature_maps(images)[-1].astype(jnp.float32).mean((1, 2))
+
+    def _feature_maps(self, images):
+        self._check(images)
         stochastic = not self.deterministic and (
             self.config.drop_rate or self.config.attn_drop_rate or self.config.drop_path_rate
         )
