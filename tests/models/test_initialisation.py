@@ -16,7 +16,7 @@ DIM, STATES = 192, 16  # half is 96, d is 192, the rank is 6
 def tensors():
     """Official names to initial values; three draws of one block, each as large as in T."""
     config = mm.MedMambaConfig(depths=(3, 1), dims=(DIM, 2 * DIM), num_classes=100)
-    return mm.to_torch_state_dict(mm.MedMamba(config, rngs=nnx.Rngs(5)))
+    return mm.to_torch_state_dict(nnx.jit(lambda: mm.MedMamba(config, rngs=nnx.Rngs(5)))())
 
 
 def draws(tensors, name):

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawing import forbid_drawing
 from flax import nnx
+from golden import recipe_model
 
 import medmamba_jax as mm
 from medmamba_jax.models import (
@@ -14,7 +16,6 @@ from medmamba_jax.models import (
     abstract_weights,
     blocks,
     evaluation_graphdef,
-    initializers,
     split_model,
     training_graphdef,
 )
@@ -28,12 +29,7 @@ CONFIG = mm.MedMambaConfig(
 @functools.cache
 def trained():
     """Parameters, statistics and random stream of a model; no two statistics are alike."""
-    params, statistics, random = split_model(mm.MedMamba(CONFIG, rngs=nnx.Rngs(0)))
-    rng = np.random.default_rng(0)
-    statistics = jax.tree.map(
-        lambda x: jnp.asarray(rng.uniform(0.5, 2, x.shape), x.dtype), statistics
-    )
-    return params, statistics, random
+    return split_model(recipe_model(CONFIG, seed=0))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -84,17 +80,7 @@ def test_abstract_weights_have_the_structure_and_shapes_of_a_model():
 
 
 def test_structure_draws_no_weights(monkeypatch):
-    def drawn():
-        raise AssertionError("an initial weight was drawn")
-
-    def initializer(key, shape, dtype=jnp.float32):
-        # Tracing passes this line; only computing calls `drawn`.
-        return jax.pure_callback(drawn, jax.ShapeDtypeStruct(shape, dtype))
-
-    for name in ("linear", "conv", "dt_bias", "A_log"):
-        monkeypatch.setattr(initializers, name, initializer)
-    for name in ("uniform", "fan_in_uniform"):
-        monkeypatch.setattr(initializers, name, lambda bound: initializer)
+    forbid_drawing(monkeypatch)
     with pytest.raises(Exception, match="an initial weight was drawn"):
         jax.block_until_ready(split_model(mm.MedMamba(CONFIG, rngs=nnx.Rngs(0))))
     abstract_model(CONFIG)
