@@ -86,7 +86,7 @@ def test_the_input_is_never_overwritten(source, state_dict):
 def test_weights_that_do_not_fit_are_refused(source, state_dict, tmp_path):
     del state_dict["head.bias"], state_dict["layers.0.downsample.norm.bias"]
     write_state_dict(state_dict, source)
-    with pytest.raises(UserError, match="missing: head.bias") as caught:
+    with pytest.raises(UserError, match=r"missing: head\.bias") as caught:
         run(source, tmp_path / "out.safetensors")
     assert "missing: layers.0.downsample.norm.bias" in str(caught.value)
     assert not (tmp_path / "out.safetensors").exists()
