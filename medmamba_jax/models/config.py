@@ -1,4 +1,4 @@
-"""What a MedMamba is made of: one frozen, validated dataclass and the named variants."""
+"""The architecture of a MedMamba: one frozen dataclass that checks its values, and the variants."""
 
 import dataclasses
 import math
@@ -15,6 +15,9 @@ COMPUTE_DTYPES = ("float32", "bfloat16")
 class MedMambaConfig:
     """The architecture and how it computes. Defaults are the official ones.
 
+    Raises:
+      UserError: a value is not valid; the message names the field and what is allowed.
+
     Attributes:
       depths: blocks in each stage.
       dims: channels of each stage; each stage doubles the last.
@@ -29,8 +32,8 @@ class MedMambaConfig:
       drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
       compute_dtype: dtype of convolutions, matrix products and activations. Parameters, the
         scan's state, softplus, exp, the statistics of norms and the logits are always float32.
-      remat: recompute the activations of a stage's blocks in the backward pass: True or False
-        for all stages, or one of them per stage.
+      remat: whether the backward pass computes the activations of a stage's blocks again, which
+        saves memory: True or False for all stages, or one of them for each stage.
       scan_implementation: name for `selective_scan`, or None for the backend's default.
     """
 
@@ -134,6 +137,7 @@ class MedMambaConfig:
 _SMALL = (96, 192, 384, 768)
 _BASE = (128, 256, 512, 1024)
 
+# Name -> any fields of MedMambaConfig. A script of one's own may add a row.
 VARIANTS: dict[str, dict[str, Any]] = {
     "medmamba_t": {"depths": (2, 2, 4, 2), "dims": _SMALL},
     "medmamba_s": {"depths": (2, 2, 8, 2), "dims": _SMALL},

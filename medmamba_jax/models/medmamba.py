@@ -17,7 +17,7 @@ class Stage(nnx.Module):
     the stage is, and an optimiser sees a third of the leaves.
     """
 
-    def __init__(self, config: MedMambaConfig, stage: int, rngs: nnx.Rngs):
+    def __init__(self, config: MedMambaConfig, stage: int, rngs: nnx.Rngs) -> None:
         depth = config.depths[stage]
 
         @nnx.split_rngs(splits=depth)
@@ -35,11 +35,11 @@ class Stage(nnx.Module):
 
         self.blocks = make_blocks(rngs)
         self.drop_path_rates = config.drop_path_rates(stage)
-        self.remat = config.remat[stage]
+        self.remat = config.remat[stage]  # type: ignore[index]  # __post_init__ made a tuple
 
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        """(b, h, w, c) to the same shape; `key` None turns dropout and drop path off."""
-        graphdef, params, statistics = nnx.split(self.blocks, nnx.Param, ...)
+        """(b, h, w, c) to the same shape; without a key dropout and drop path are off."""
+        graphdef, params, statistics = nnx.split(self.blocks, nnx.Param, ...)  # type: ignore[misc]
 
         def run_block(x, inputs):
             params, statistics, rate, key = inputs
@@ -72,7 +72,7 @@ class MedMamba(nnx.Module):
       rngs: `params` (or the default stream) initialises; `dropout` seeds dropout and drop path.
     """
 
-    def __init__(self, config: MedMambaConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: MedMambaConfig, *, rngs: nnx.Rngs) -> None:
         dtype = jnp.dtype(config.compute_dtype)
         stages = range(len(config.depths))
         self.config = config
@@ -90,7 +90,7 @@ class MedMamba(nnx.Module):
         self.deterministic = False
 
     def set_view(self, deterministic: bool | None = None) -> None:
-        """What `nnx.view` calls on a copy of the module."""
+        """Sets the mode; `nnx.view` calls this on a copy of the module."""
         if deterministic is not None:
             self.deterministic = deterministic
 
