@@ -1,29 +1,33 @@
-"""`python -m medmamba_jax.convert IN OUT`: official weights between file formats and our runs.
+"""`medmamba convert IN OUT`: official weights between file formats, and out of our runs.
 
-IN is a `.safetensors`, `.pth` or `.pt` file with official names, or a run's workdir, of which the
-best checkpoint is taken. OUT is a file of one of these formats. `.pth` and `.pt` need PyTorch.
+IN is a `.safetensors`, `.pth` or `.pt` file with official names, or a run's workdir, whose best
+checkpoint is taken. OUT is a file of one of these formats. `.pth` and `.pt` need PyTorch.
 """
 
 import argparse
-import dataclasses
 import math
 import pathlib
-import sys
+from typing import Any
 
 import jax
-from flax import nnx
 
+from medmamba_jax.errors import UserError
 from medmamba_jax.interop import (
     check_suffix,
-    load_torch,
-    to_torch_state_dict,
+    read_weights,
+    weights_to_state_dict,
     write_state_dict,
 )
-from medmamba_jax.models import MedMamba, MedMambaConfig
+from medmamba_jax.models import MedMambaConfig, split_model
+
+# The fields that weights show. How to train and how to compute is not in a file of weights.
+SHOWN = ("depths", "dims", "num_classes", "in_channels", "block", "patch_size", "d_state")
 
 
-def convert(source: pathlib.Path, target: pathlib.Path, *, overwrite: bool = False) -> str:
-    """Loads `source` strictly into a model and writes the model's weights to `target`.
+def convert(
+    source: str | pathlib.Path, target: str | pathlib.Path, *, overwrite: bool = False
+) -> str:
+    """Reads the weights of `source`, checks that they fit a MedMamba, and writes them to `target`.
 
     Returns:
       Lines for people: the architecture, the number of parameters and the file written.
@@ -32,15 +36,42 @@ def convert(source: pathlib.Path, target: pathlib.Path, *, overwrite: bool = Fal
       FileExistsError: `target` exists and `overwrite` is False, or it is `source` itself.
       FileNotFoundError: there is no `source`, or no folder for `target`.
       ImportError: a PyTorch file without PyTorch installed.
-      ValueError: an ending is unknown, or `source` holds no MedMamba.
+      UserError: an ending is unknown, or `source` holds no MedMamba.
     """
+    source, target = pathlib.Path(source), pathlib.Path(target)
     _check_target(source, target, overwrite)
-    config, model = _load(source)
-    write_state_dict(to_torch_state_dict(model), target)
-    lines = [f"{field.name}: {getattr(config, field.name)}" for field in _shown(config)]
-    parameters = jax.tree.leaves(nnx.state(model, nnx.Param))
-    count = sum(math.prod(x.shape) for x in parameters)
+    config, params, statistics = _read(source)
+    write_state_dict(weights_to_state_dict(config, params, statistics), target)
+    lines = [f"{field}: {getattr(config, field)}" for field in SHOWN]
+    count = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
     return "\n".join([*lines, f"parameters: {count:,}", f"written: {target}"])
+
+
+def add_convert(subcommands: Any) -> None:
+    """Adds the subcommand `convert`, whose `run` takes the parsed arguments.
+
+    `run` raises UserError for everything that the caller can mend.
+
+    Args:
+      subcommands: what `argparse.ArgumentParser.add_subparsers` returned.
+    """
+    text = "Convert MedMamba weights with official names between file formats."
+    parser = subcommands.add_parser("convert", help=text, description=text)
+    parser.add_argument(
+        "source", metavar="IN", type=pathlib.Path, help=".safetensors, .pth, .pt or a run's workdir"
+    )
+    parser.add_argument(
+        "target", metavar="OUT", type=pathlib.Path, help=".safetensors, .pth or .pt"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT where it exists")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    try:
+        print(convert(arguments.source, arguments.target, overwrite=arguments.overwrite))
+    except (ImportError, OSError) as error:
+        raise UserError(str(error)) from error
 
 
 def _check_target(source, target, overwrite):
@@ -54,41 +85,11 @@ def _check_target(source, target, overwrite):
             raise FileExistsError(f"{target} exists; give another OUT, or --overwrite")
 
 
-def _load(source) -> tuple[MedMambaConfig, MedMamba]:
+def _read(source) -> tuple[MedMambaConfig, Any, Any]:
     if source.is_dir():
         from medmamba_jax.runs import load_best
 
-        return load_best(source)
-    return load_torch(source)
-
-
-def _shown(config):
-    """The fields that weights tell; how to train and compute is not in them."""
-    told = {"depths", "dims", "num_classes", "in_channels", "block", "patch_size", "d_state"}
-    return [field for field in dataclasses.fields(config) if field.name in told]
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code, 2 after an error."""
-    parser = argparse.ArgumentParser(
-        prog="python -m medmamba_jax.convert",
-        description="Convert MedMamba weights with official names between file formats.",
-    )
-    parser.add_argument(
-        "source", metavar="IN", type=pathlib.Path, help=".safetensors, .pth, .pt or a run's workdir"
-    )
-    parser.add_argument(
-        "target", metavar="OUT", type=pathlib.Path, help=".safetensors, .pth or .pt"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT where it exists")
-    options = parser.parse_args(arguments)
-    try:
-        print(convert(options.source, options.target, overwrite=options.overwrite))
-    except (ImportError, OSError, ValueError) as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        config, model = load_best(source)
+        params, statistics, _ = split_model(model)
+        return config, params, statistics
+    return read_weights(source)

@@ -4,18 +4,26 @@ from medmamba_jax.interop.torch_files import (
     check_suffix,
     load_torch,
     read_state_dict,
+    read_weights,
     write_state_dict,
 )
+from medmamba_jax.interop.torch_names import config_from_state_dict
 from medmamba_jax.interop.torch_weights import (
     load_torch_state_dict,
     to_torch_state_dict,
+    weights_from_state_dict,
+    weights_to_state_dict,
 )
 
 __all__ = [
     "check_suffix",
+    "config_from_state_dict",
     "load_torch",
     "load_torch_state_dict",
     "read_state_dict",
+    "read_weights",
     "to_torch_state_dict",
+    "weights_from_state_dict",
+    "weights_to_state_dict",
     "write_state_dict",
 ]

@@ -1,16 +1,22 @@
 """Reading and writing weight files that PyTorch users keep: .safetensors, .pth and .pt."""
 
+import io
 import pathlib
 import pickle
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import safetensors.numpy
 from flax import nnx
 
-from medmamba_jax.interop.torch_weights import load_torch_state_dict
+from medmamba_jax.errors import UserError
+from medmamba_jax.files import write_atomically
+from medmamba_jax.interop.torch_names import config_from_state_dict
+from medmamba_jax.interop.torch_weights import weights_from_state_dict
 from medmamba_jax.models import MedMamba, MedMambaConfig
+from medmamba_jax.models.structure import Tensors, abstract_model
 
 # Keys under which training scripts save a state_dict.
 WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -19,8 +25,10 @@ TORCH_SUFFIXES = (".pth", ".pt")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 
 
-def load_torch(path: str | pathlib.Path, **changes: Any) -> tuple[MedMambaConfig, MedMamba]:
-    """Builds the model that a file's official weights belong to, and loads them.
+def read_weights(
+    path: str | pathlib.Path, **changes: Any
+) -> tuple[MedMambaConfig, Tensors, Tensors]:
+    """Reads a file of official weights as our architecture, parameters and statistics.
 
     Args:
       path: a `.safetensors` file, or a `.pth` or `.pt` file (needs the `torch` extra).
@@ -28,19 +36,36 @@ def load_torch(path: str | pathlib.Path, **changes: Any) -> tuple[MedMambaConfig
         `compute_dtype`.
 
     Returns:
-      The config and the model, in evaluation mode.
+      The config, and parameters and statistics as nested dictionaries of NumPy arrays. For
+      `graphdef = models.evaluation_graphdef(config)`, `nnx.merge(graphdef, params, statistics)` is
+      the model.
 
     Raises:
       FileNotFoundError: there is no such file.
       ImportError: a `.pth` or `.pt` file without PyTorch installed.
-      ValueError: the file is unreadable, holds code besides tensors, or is no MedMamba.
+      UserError: the file is unreadable, holds code besides tensors, or is no MedMamba.
     """
     state_dict = read_state_dict(path)
-    config = MedMambaConfig.from_torch_state_dict(state_dict, **changes)
-    # Shapes alone: to draw initial weights takes seconds, and every one is replaced.
-    model = nnx.eval_shape(lambda: MedMamba(config, rngs=nnx.Rngs(0)))
-    model.dropout_rng = nnx.Rngs(0).dropout.fork()
-    load_torch_state_dict(model, state_dict)
+    config = config_from_state_dict(state_dict, **changes)
+    return config, *weights_from_state_dict(config, state_dict)
+
+
+def load_torch(path: str | pathlib.Path, **changes: Any) -> tuple[MedMambaConfig, MedMamba]:
+    """Builds the model that a file's official weights belong to, and loads them.
+
+    Args:
+      path: as for `read_weights`.
+      **changes: as for `read_weights`.
+
+    Returns:
+      The config and the model, in evaluation mode.
+
+    Raises: as `read_weights`.
+    """
+    config, params, statistics = read_weights(path, **changes)
+    model = abstract_model(config)
+    nnx.update(model, jax.device_put(params), jax.device_put(statistics))
+    model.dropout_rng = nnx.Rngs(0).dropout.fork()  # the only tensors that no file holds
     model.eval()
     return config, model
 
@@ -48,7 +73,7 @@ def load_torch(path: str | pathlib.Path, **changes: Any) -> tuple[MedMambaConfig
 def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     """Reads a file's state_dict, out of the wrappers that training scripts put around it.
 
-    Raises: as `load_torch`.
+    Raises: as `read_weights`.
     """
     path = pathlib.Path(path)
     check_suffix(path)
@@ -59,33 +84,37 @@ def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def write_state_dict(state_dict: Mapping[str, np.ndarray], path: str | pathlib.Path) -> None:
-    """Writes a state_dict in the format of the path's ending.
+    """Writes a state_dict in the format of the path's ending, whole or not at all.
 
     Raises:
+      OSError: the file cannot be written.
       ImportError: a `.pth` or `.pt` file without PyTorch installed.
-      ValueError: the ending is not one of `.safetensors`, `.pth` and `.pt`.
+      UserError: the ending is not one of `.safetensors`, `.pth` and `.pt`.
     """
     path = pathlib.Path(path)
     check_suffix(path)
     arrays = {name: np.array(x, order="C") for name, x in state_dict.items()}
     if path.suffix in TORCH_SUFFIXES:
         torch = _import_torch(path)
-        torch.save({name: torch.from_numpy(x) for name, x in arrays.items()}, path)
+        file = io.BytesIO()
+        torch.save({name: torch.from_numpy(x) for name, x in arrays.items()}, file)
+        content = file.getvalue()
     else:
-        safetensors.numpy.save_file(arrays, path)
+        content = safetensors.numpy.save(arrays)
+    write_atomically(path, content)
 
 
 def check_suffix(path: pathlib.Path) -> None:
-    """Raises ValueError unless the path's ending is that of a weight file."""
+    """Raises UserError unless the path's ending is that of a weight file."""
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path} must end in one of {', '.join(SUFFIXES)}")
+        raise UserError(f"{path} must end in one of {', '.join(SUFFIXES)}")
 
 
 def _read_safetensors(path):
     try:
         return safetensors.numpy.load_file(path)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is not a readable .safetensors file: {error}") from error
+        raise UserError(f"{path} is not a readable .safetensors file: {error}") from error
 
 
 def _read_torch(path):
@@ -93,12 +122,12 @@ def _read_torch(path):
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is damaged, or holds Python objects besides tensors, which loading would run "
             "as code; save model.state_dict() alone and load that"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is not a readable PyTorch file: {error}") from error
+        raise UserError(f"{path} is not a readable PyTorch file: {error}") from error
 
 
 def _import_torch(path):
@@ -119,11 +148,11 @@ def _unwrap(content, path):
             break
         content = inner[0]
     if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"{path} holds no state_dict, nor one under {', '.join(WRAPPERS)}")
+        raise UserError(f"{path} holds no state_dict, nor one under {', '.join(WRAPPERS)}")
     state_dict = {}
     for name, tensor in content.items():
         if not hasattr(tensor, "shape"):
-            raise ValueError(
+            raise UserError(
                 f"{path}: {name!r} is a {type(tensor).__name__}, not a tensor; "
                 f"wrappers known are {', '.join(WRAPPERS)}"
             )

@@ -4,11 +4,15 @@ A row is (official name, our path, layout). The two differ in three ways only: P
 order in kernels, a few flattened axes, and that we stack a stage's blocks along a leading axis.
 """
 
+import collections
 import dataclasses
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
+from medmamba_jax.errors import UserError
 from medmamba_jax.models.config import MedMambaConfig
 from medmamba_jax.ops.ss2d_scan import NUM_DIRECTIONS
 
@@ -40,7 +44,7 @@ COUNTER = Layout(lambda x: _to_int32(x), lambda x: x.astype(np.int64))
 
 def _to_int32(x):
     if x.size and x.max() > np.iinfo(np.int32).max:
-        raise ValueError(f"num_batches_tracked = {x.max()} does not fit the int32 counter")
+        raise UserError(f"num_batches_tracked = {x.max()} does not fit the int32 counter")
     return x.astype(np.int32)
 
 
@@ -151,3 +155,50 @@ def rows(config: MedMambaConfig) -> Iterator[Row]:
     if config.num_classes:
         for torch_name, path, layout in HEAD:
             yield Row(torch_name, path, None, layout)
+
+
+def config_from_state_dict(state_dict: Mapping[str, Any], **changes: Any) -> MedMambaConfig:
+    """Reads the architecture from the names and shapes of an official state_dict.
+
+    They show block, depths, dims, classes, channels, patch size and d_state. They do not show drop
+    rates and how to compute: those come from `changes` or are the defaults.
+
+    Args:
+      state_dict: official name -> array, or anything else that has a shape.
+      **changes: field of `MedMambaConfig` -> value.
+
+    Raises:
+      UserError: the names are not those of an official MedMamba, or a change is not valid.
+    """
+    shapes = {name: tuple(array.shape) for name, array in state_dict.items()}
+    patches, decays = "patch_embed.proj.weight", "layers.0.blocks.0.self_attention.A_logs"
+    for name, rank in ((patches, 4), (decays, 2)):
+        if len(shapes.get(name, ())) != rank:
+            raise UserError(
+                f"not an official MedMamba state_dict: no {name} with {rank} axes among its "
+                f"{len(shapes)} names, such as {sorted(shapes)[:3]}"
+            )
+    dim, in_channels, patch_size, _ = shapes[patches]
+    _, d_state = shapes[decays]
+    names_of_block = collections.defaultdict(set)
+    for name in shapes:
+        if found := re.fullmatch(r"layers\.(\d+)\.blocks\.(\d+)\.(.+)", name):
+            names_of_block[int(found[1]), int(found[2])].add(found[3])
+    depths = collections.Counter(stage for stage, _ in names_of_block)
+    num_stages = 1 + max(depths)
+    fields = {
+        "depths": tuple(depths[stage] for stage in range(num_stages)),
+        "dims": tuple(dim << stage for stage in range(num_stages)),
+        "num_classes": shapes["head.weight"][0] if "head.weight" in shapes else 0,
+        "in_channels": in_channels,
+        "block": _nearest_block(names_of_block[0, 0]),
+        "patch_size": patch_size,
+        "d_state": d_state,
+    }
+    return MedMambaConfig(**{**fields, **changes})
+
+
+def _nearest_block(names):
+    """The kind of block that differs in the fewest names, so that the loader can list those."""
+    expected = {block: {name for name, _, _ in table} for block, table in BLOCKS.items()}
+    return min(expected, key=lambda block: len(expected[block] ^ names))

@@ -1,81 +1,137 @@
-"""Loading and writing official state_dicts, as NumPy arrays: strict, and bit-exact both ways."""
+"""Official state_dicts as our parameters and statistics, and back: strict, and exact to the bit."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
+from medmamba_jax.errors import UserError
 from medmamba_jax.interop.torch_names import rows
-from medmamba_jax.models import MedMamba
+from medmamba_jax.models import MedMamba, MedMambaConfig
+from medmamba_jax.models.structure import Tensors, abstract_weights, split_model
 
 
-def load_torch_state_dict(model: MedMamba, state_dict: Mapping[str, np.ndarray]) -> None:
-    """Puts the tensors of an official state_dict into `model`, in place.
+def weights_from_state_dict(
+    config: MedMambaConfig, state_dict: Mapping[str, Any]
+) -> tuple[Tensors, Tensors]:
+    """Returns the parameters and statistics that an official state_dict holds.
 
     Args:
-      model: a model of the same architecture, see `MedMambaConfig.from_torch_state_dict`; one of
-        `nnx.eval_shape` will do.
-      state_dict: official names to arrays; anything that `np.asarray` takes.
+      config: the architecture, see `config_from_state_dict`.
+      state_dict: official name -> array, which is anything that `np.asarray` takes.
+
+    Returns:
+      Parameters and statistics, nested as `split_model` nests them, as NumPy arrays.
 
     Raises:
-      ValueError: keys are missing, unexpected or misshapen; the message lists every one. The
-        model is then unchanged.
+      UserError: tensors are missing, unexpected or misshapen; the message lists every one.
     """
-    variables = _variables(model)
-    table = list(rows(model.config))
-    expected = {row.torch_name: _torch_shape(row, variables[row.path]) for row in table}
-    _check_keys({key: np.shape(value) for key, value in state_dict.items()}, expected)
-
-    blocks: dict[str, list[np.ndarray]] = {}
-    for row in table:
-        array = row.layout.from_torch(np.asarray(state_dict[row.torch_name]))
-        blocks.setdefault(row.path, []).append(array)
-    stacked = {row.path: row.block is not None for row in table}
-    for path, arrays in blocks.items():
-        array = np.stack(arrays) if stacked[path] else arrays[0]
-        variable = variables[path]
-        old = variable.get_value()
-        # Only what was bound to devices is bound again: a model half bound and half not would be
-        # compiled once as it is and once more as its first training step returns it, all bound.
-        sharding = old.sharding if getattr(old, "committed", False) else None
-        variable.set_value(jax.device_put(array.astype(old.dtype), sharding))
+    params, statistics = abstract_weights(config)
+    tensors = _our_tensors(config, state_dict, _by_path(params) | _by_path(statistics))
+    return _nested_as(params, tensors), _nested_as(statistics, tensors)
 
 
-def to_torch_state_dict(model: MedMamba) -> dict[str, np.ndarray]:
-    """Returns the model's tensors under official names, shapes and dtypes, in official order."""
-    arrays = {path: np.asarray(v[...]) for path, v in _variables(model).items()}
+def weights_to_state_dict(
+    config: MedMambaConfig, params: Tensors, statistics: Tensors
+) -> dict[str, np.ndarray]:
+    """Returns parameters and statistics as an official state_dict; undoes the above.
+
+    Args:
+      config: the architecture.
+      params: parameters, nested as `split_model` nests them.
+      statistics: BatchNorm's statistics, likewise.
+
+    Returns:
+      Arrays with official shapes and dtypes, by official name and in official order.
+    """
+    tensors = _by_path(params) | _by_path(statistics)
+    arrays = {path: np.asarray(tensor) for path, tensor in tensors.items()}
     state_dict = {}
-    for row in rows(model.config):
+    for row in rows(config):
         array = arrays[row.path] if row.block is None else arrays[row.path][row.block]
         state_dict[row.torch_name] = np.array(row.layout.to_torch(array), order="C")
     return state_dict
 
 
-def _variables(model: MedMamba) -> dict[str, nnx.Variable]:
-    """Parameters and BatchNorm statistics by dotted path."""
-    state = nnx.state(model, (nnx.Param, nnx.BatchStat))
-    return {".".join(map(str, path)): v for path, v in nnx.to_flat_state(state)}
+def load_torch_state_dict(model: MedMamba, state_dict: Mapping[str, Any]) -> None:
+    """Puts the tensors of an official state_dict into `model`, in place.
+
+    Args:
+      model: a model of the same architecture, see `config_from_state_dict`.
+      state_dict: official name -> array, which is anything that `np.asarray` takes.
+
+    Raises:
+      UserError: tensors are missing, unexpected or misshapen; the message lists every one. The
+        model is then unchanged.
+    """
+    state = nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))
+    variables = {_path(keys): variable for keys, variable in state}
+    for path, array in _our_tensors(model.config, state_dict, variables).items():
+        old = variables[path].get_value()
+        # A tensor that was not bound to devices stays so. In a model of which some tensors are
+        # bound the first training step would compile twice: it returns all of them bound.
+        sharding = old.sharding if getattr(old, "committed", False) else None
+        variables[path].set_value(jax.device_put(array, sharding))
 
 
-def _torch_shape(row, variable):
-    shape = variable.shape if row.block is None else variable.shape[1:]
+def to_torch_state_dict(model: MedMamba) -> dict[str, np.ndarray]:
+    """Returns the model's tensors under official names, shapes and dtypes, in official order."""
+    params, statistics, _ = split_model(model)
+    return weights_to_state_dict(model.config, params, statistics)
+
+
+def _our_tensors(config, state_dict, like):
+    """Returns our tensors by dotted path; `like` gives the shape and dtype of each."""
+    table = list(rows(config))
+    expected = {row.torch_name: _torch_shape(row, like[row.path]) for row in table}
+    _check_names({name: np.shape(value) for name, value in state_dict.items()}, expected)
+    tensors: dict[str, Any] = {}
+    for row in table:
+        array = row.layout.from_torch(np.asarray(state_dict[row.torch_name]))
+        array = array.astype(like[row.path].dtype)
+        if row.block is None:
+            tensors[row.path] = array
+        else:
+            tensors.setdefault(row.path, []).append(array)
+    return {path: np.stack(x) if isinstance(x, list) else x for path, x in tensors.items()}
+
+
+def _torch_shape(row, tensor):
+    shape = tensor.shape if row.block is None else tensor.shape[1:]
     return row.layout.to_torch(np.empty(shape, np.int8)).shape
 
 
-def _check_keys(actual, expected):
-    problems = [f"missing: {key} {shape}" for key, shape in expected.items() if key not in actual]
-    problems += [
-        f"unexpected: {key} {shape}" for key, shape in actual.items() if key not in expected
+def _check_names(actual, expected):
+    problems = [
+        f"missing: {name} {shape}" for name, shape in expected.items() if name not in actual
     ]
     problems += [
-        f"misshapen: {key} is {actual[key]}, the model has {shape}"
-        for key, shape in expected.items()
-        if key in actual and actual[key] != shape
+        f"unexpected: {name} {shape}" for name, shape in actual.items() if name not in expected
+    ]
+    problems += [
+        f"misshapen: {name} is {actual[name]}, the model has {shape}"
+        for name, shape in expected.items()
+        if name in actual and actual[name] != shape
     ]
     if problems:
-        raise ValueError(
+        raise UserError(
             "the state_dict does not fit the model; build it with "
-            "MedMambaConfig.from_torch_state_dict(state_dict), or mend these keys:\n  "
+            "medmamba_jax.interop.config_from_state_dict(state_dict), or mend these tensors:\n  "
             + "\n  ".join(problems)
         )
+
+
+def _path(keys):
+    """The table's form of a path: keys joined by dots."""
+    return ".".join(map(str, keys))
+
+
+def _by_path(tree):
+    return {_path(keys): leaf for keys, leaf in nnx.traversals.flatten_mapping(tree).items()}
+
+
+def _nested_as(tree, tensors):
+    keys = nnx.traversals.flatten_mapping(tree)
+    return nnx.traversals.unflatten_mapping({key: tensors[_path(key)] for key in keys})

@@ -1,8 +1,14 @@
-"""The two blocks that carry the name MedMamba: half the channels convolved, half scanned."""
+"""The two published blocks of MedMamba. Each convolves half of the channels and scans the other.
+
+A block of one's own is a module with the same arguments, and one more row in `BLOCKS`.
+"""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from medmamba_jax.models.layers import BatchNorm, conv, drop_path, layer_norm
 from medmamba_jax.models.ss2d import SS2D
@@ -11,11 +17,21 @@ from medmamba_jax.models.ss2d import SS2D
 class SSConvSSM(nnx.Module):
     """SS-Conv-SSM, the block of the paper's later version (official since April 2024).
 
-    out = shuffle(concat(conv(left), drop_path(ss2d(norm(right))))) + x. The left half passes
-    BN, conv3, BN, ReLU, conv3, BN, ReLU, conv1, ReLU.
+    The channels are split into halves, left and right. The left half passes BatchNorm, 3x3
+    convolution, BatchNorm, ReLU, 3x3 convolution, BatchNorm, ReLU, 1x1 convolution and ReLU. The
+    right half passes LayerNorm, SS2D and drop path. A channel shuffle mixes the halves, and the
+    block's input is added.
+
+    Args:
+      features: channels c of the image, an even number.
+      dtype: of the activations.
+      rngs: draws the initial parameters.
+      **ss2d_options: arguments of `SS2D`.
     """
 
-    def __init__(self, features: int, *, dtype, rngs: nnx.Rngs, **ss2d_options):
+    def __init__(
+        self, features: int, *, dtype: DTypeLike, rngs: nnx.Rngs, **ss2d_options: Any
+    ) -> None:
         half = features // 2
         self.norm0 = BatchNorm(half, dtype, rngs)
         self.conv1 = conv(half, half, 3, dtype, rngs)
@@ -46,11 +62,17 @@ class SSConvSSM(nnx.Module):
 class ConvSSM(nnx.Module):
     """Conv-SSM, the block of the paper's first version (official commit ba326fe).
 
-    out = finalconv11(concat(conv(left), right + drop_path(ss2d(norm(right))))) + x. The left half
-    passes conv3, BN, ReLU, conv3, BN, ReLU, conv1.
+    The channels are split into halves, left and right. The left half passes 3x3 convolution,
+    BatchNorm, ReLU, 3x3 convolution, BatchNorm, ReLU and 1x1 convolution. The right half passes
+    LayerNorm, SS2D and drop path, and the right half as it was is added. A 1x1 convolution mixes
+    the halves, and the block's input is added.
+
+    Args: as for `SSConvSSM`.
     """
 
-    def __init__(self, features: int, *, dtype, rngs: nnx.Rngs, **ss2d_options):
+    def __init__(
+        self, features: int, *, dtype: DTypeLike, rngs: nnx.Rngs, **ss2d_options: Any
+    ) -> None:
         half = features // 2
         self.conv1 = conv(half, half, 3, dtype, rngs)
         self.norm1 = BatchNorm(half, dtype, rngs)
@@ -72,7 +94,7 @@ class ConvSSM(nnx.Module):
 
 
 def _scanned(ss2d, x, drop_path_rate, key):
-    """SS2D, then drop path."""
+    """SS2D with dropout, then drop path; without a key neither of the two drops."""
     if key is None:
         return ss2d(x)
     dropout_key, drop_path_key = jax.random.split(key)

@@ -1,11 +1,10 @@
-"""What a MedMamba is made of: one frozen, validated dataclass and the named variants."""
+"""The architecture of a MedMamba: one frozen dataclass that checks its values, and the variants."""
 
 import dataclasses
 import math
-import re
-from collections.abc import Mapping
 from typing import Any
 
+from medmamba_jax.errors import UserError
 from medmamba_jax.models.blocks import BLOCKS
 from medmamba_jax.ops.scan import IMPLEMENTATIONS
 
@@ -15,6 +14,9 @@ COMPUTE_DTYPES = ("float32", "bfloat16")
 @dataclasses.dataclass(frozen=True)
 class MedMambaConfig:
     """The architecture and how it computes. Defaults are the official ones.
+
+    Raises:
+      UserError: a value is not valid; the message names the field and what is allowed.
 
     Attributes:
       depths: blocks in each stage.
@@ -30,8 +32,8 @@ class MedMambaConfig:
       drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
       compute_dtype: dtype of convolutions, matrix products and activations. Parameters, the
         scan's state, softplus, exp, the statistics of norms and the logits are always float32.
-      remat: recompute the activations of a stage's blocks in the backward pass: True or False
-        for all stages, or one of them per stage.
+      remat: whether the backward pass computes the activations of a stage's blocks again, which
+        saves memory: True or False for all stages, or one of them for each stage.
       scan_implementation: name for `selective_scan`, or None for the backend's default.
     """
 
@@ -54,29 +56,29 @@ class MedMambaConfig:
             value = getattr(self, name)
             is_sequence = isinstance(value, (tuple, list)) and len(value) > 0
             if not is_sequence or not all(_is_count(x) for x in value):
-                raise ValueError(f"{name} must be a sequence of positive integers, got {value!r}")
+                raise UserError(f"{name} must be a sequence of positive integers, got {value!r}")
             object.__setattr__(self, name, tuple(int(x) for x in value))
         if len(self.depths) != len(self.dims):
-            raise ValueError(
+            raise UserError(
                 f"depths and dims must have the same length, got {self.depths} and {self.dims}"
             )
         if self.dims[0] % 2:
-            raise ValueError(f"dims must be even to be halved in each block, got {self.dims}")
+            raise UserError(f"dims must be even to be halved in each block, got {self.dims}")
         doubled = tuple(self.dims[0] << i for i in range(len(self.dims)))
         if self.dims != doubled:
-            raise ValueError(
+            raise UserError(
                 f"dims must double from stage to stage (patch merging does that): "
                 f"expected {doubled}, got {self.dims}"
             )
         for name in ("in_channels", "patch_size", "d_state"):
             if not _is_count(getattr(self, name)):
-                raise ValueError(f"{name} must be a positive integer, got {getattr(self, name)!r}")
+                raise UserError(f"{name} must be a positive integer, got {getattr(self, name)!r}")
         if self.num_classes != 0 and not _is_count(self.num_classes):
-            raise ValueError(f"num_classes must be 0 or positive, got {self.num_classes!r}")
+            raise UserError(f"num_classes must be 0 or positive, got {self.num_classes!r}")
         for name in ("drop_rate", "attn_drop_rate", "drop_path_rate"):
             rate = getattr(self, name)
             if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {rate!r}")
+                raise UserError(f"{name} must be in [0, 1), got {rate!r}")
         _check_choice("block", self.block, BLOCKS)
         _check_choice("compute_dtype", self.compute_dtype, COMPUTE_DTYPES)
         if self.scan_implementation is not None:
@@ -86,7 +88,7 @@ class MedMambaConfig:
             remat = (remat,) * len(self.depths)
         is_list = isinstance(remat, (tuple, list)) and all(isinstance(x, bool) for x in remat)
         if not is_list or len(remat) != len(self.depths):
-            raise ValueError(f"remat must be a bool or one bool per stage, got {self.remat!r}")
+            raise UserError(f"remat must be a bool or one bool per stage, got {self.remat!r}")
         object.__setattr__(self, "remat", tuple(remat))
 
     @property
@@ -118,61 +120,24 @@ class MedMambaConfig:
     def variant(cls, name: str, **changes: Any) -> "MedMambaConfig":
         """Returns a named variant, `VARIANTS[name]`, with fields changed.
 
+        Args:
+          name: a key of `VARIANTS`.
+          **changes: field -> value. A field that is None stays as the variant has it, or as the
+            default is where the variant does not set it.
+
         Raises:
-          ValueError: the name is unknown, or a field's value is not valid.
+          UserError: the name is unknown, or a field's value is not valid.
           TypeError: there is no such field.
         """
         _check_choice("variant", name, VARIANTS)
-        return cls(**{**VARIANTS[name], **changes})
-
-    @classmethod
-    def from_torch_state_dict(
-        cls, state_dict: Mapping[str, Any], **changes: Any
-    ) -> "MedMambaConfig":
-        """Reads the architecture off an official state_dict's names and shapes.
-
-        Block, depths, dims, classes, channels, patch size and d_state show there; drop rates and
-        how to compute do not, and come from `changes` or the defaults.
-
-        Args:
-          state_dict: official names to arrays.
-          **changes: fields to set.
-
-        Raises:
-          ValueError: the names are not those of an official MedMamba.
-        """
-        shapes = {name: tuple(array.shape) for name, array in state_dict.items()}
-        patches, decays = "patch_embed.proj.weight", "layers.0.blocks.0.self_attention.A_logs"
-        for name, rank in ((patches, 4), (decays, 2)):
-            if len(shapes.get(name, ())) != rank:
-                raise ValueError(
-                    f"not an official MedMamba state_dict: no {name} with {rank} axes among its "
-                    f"{len(shapes)} names, such as {sorted(shapes)[:3]}"
-                )
-        dim, in_channels, patch_size, _ = shapes[patches]
-        _, d_state = shapes[decays]
-        blocks = {
-            (int(found[1]), int(found[2]))
-            for found in (re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name) for name in shapes)
-            if found
-        }
-        num_stages = 1 + max(stage for stage, _ in blocks)
-        old_block = any(".finalconv11." in name for name in shapes)
-        fields = {
-            "depths": tuple(sum(stage == i for stage, _ in blocks) for i in range(num_stages)),
-            "dims": tuple(dim << i for i in range(num_stages)),
-            "num_classes": shapes["head.weight"][0] if "head.weight" in shapes else 0,
-            "in_channels": in_channels,
-            "block": "conv_ssm" if old_block else "ss_conv_ssm",
-            "patch_size": patch_size,
-            "d_state": d_state,
-        }
-        return cls(**{**fields, **changes})
+        changed = {field: value for field, value in changes.items() if value is not None}
+        return cls(**{**VARIANTS[name], **changed})
 
 
 _SMALL = (96, 192, 384, 768)
 _BASE = (128, 256, 512, 1024)
 
+# Name -> any fields of MedMambaConfig. A script of one's own may add a row.
 VARIANTS: dict[str, dict[str, Any]] = {
     "medmamba_t": {"depths": (2, 2, 4, 2), "dims": _SMALL},
     "medmamba_s": {"depths": (2, 2, 8, 2), "dims": _SMALL},
@@ -194,4 +159,4 @@ def _is_count(value) -> bool:
 
 def _check_choice(name, value, choices):
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+        raise UserError(f"{name} must be one of {', '.join(choices)}; got {value!r}")

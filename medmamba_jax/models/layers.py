@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from medmamba_jax.models import initializers
 from medmamba_jax.ops.depthwise_conv import depthwise_conv
 
 
-def layer_norm(features: int, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(features: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """LayerNorm with PyTorch's epsilon and the two-pass variance, statistics in float32.
 
     The one-pass variance E[x^2] - E[x]^2 cancels where the mean is large.
@@ -16,14 +17,18 @@ def layer_norm(features: int, dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(features, epsilon=1e-5, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
 
-def linear(n_in: int, n_out: int, dtype, rngs: nnx.Rngs, *, use_bias: bool) -> nnx.Linear:
+def linear(
+    n_in: int, n_out: int, dtype: DTypeLike, rngs: nnx.Rngs, *, use_bias: bool
+) -> nnx.Linear:
     """Linear with the official initialisation."""
     return nnx.Linear(
         n_in, n_out, use_bias=use_bias, dtype=dtype, kernel_init=initializers.linear, rngs=rngs
     )
 
 
-def conv(n_in: int, n_out: int, side: int, dtype, rngs: nnx.Rngs, *, stride: int = 1) -> nnx.Conv:
+def conv(
+    n_in: int, n_out: int, side: int, dtype: DTypeLike, rngs: nnx.Rngs, *, stride: int = 1
+) -> nnx.Conv:
     """Square convolution with bias and the official initialisation; stride > 1 pads nothing."""
     return nnx.Conv(
         n_in,
@@ -41,7 +46,7 @@ def conv(n_in: int, n_out: int, side: int, dtype, rngs: nnx.Rngs, *, stride: int
 class DepthwiseConv(nnx.Module):
     """Depthwise 3x3 convolution with bias and the official initialisation."""
 
-    def __init__(self, features: int, dtype, rngs: nnx.Rngs):
+    def __init__(self, features: int, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         shape = (3, 3, 1, features)
         self.kernel = nnx.Param(initializers.conv(rngs.params(), shape))
         self.bias = nnx.Param(initializers.fan_in_uniform(9)(rngs.params(), (features,)))
@@ -56,16 +61,19 @@ class DepthwiseConv(nnx.Module):
 class BatchNorm(nnx.Module):
     """Batch normalisation with the running statistics of `torch.nn.BatchNorm2d`.
 
-    In training the batch is normalised by its biased variance, but the running variance collects
-    the unbiased one (Flax collects the biased one); momentum 0.1 and epsilon 1e-5 in PyTorch's
-    sense. Under `jit` with a sharded batch the statistics are those of the global batch.
+    In training the biased variance of the batch normalises it, but the running variance follows
+    the unbiased one (in Flax it follows the biased one). Momentum is 0.1 in PyTorch's sense, and
+    epsilon is 1e-5. Under `jit` with a sharded batch the statistics are those of the global batch.
+
+    `use_running_average` True is evaluation mode, and what freezes a norm in training: it
+    normalises by its running statistics and does not update them.
     """
 
     momentum = 0.1
     epsilon = 1e-5
 
-    def __init__(self, features: int, dtype, rngs: nnx.Rngs):
-        del rngs  # nothing random; taken so that all layers are made alike
+    def __init__(self, features: int, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        del rngs  # Nothing is random here. All layers take the same arguments.
         self.scale = nnx.Param(jnp.ones(features))
         self.bias = nnx.Param(jnp.zeros(features))
         self.mean = nnx.BatchStat(jnp.zeros(features))
@@ -75,12 +83,12 @@ class BatchNorm(nnx.Module):
         self.dtype = dtype
 
     def set_view(self, use_running_average: bool | None = None) -> None:
-        """What `nnx.view` calls on a copy of the module."""
+        """Sets the mode; `nnx.view` calls this on a copy of the module."""
         if use_running_average is not None:
             self.use_running_average = use_running_average
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(b, h, w, c) to the same shape, in the compute dtype; updates the statistics."""
+        """(b, h, w, c) to the same shape in the compute dtype; updates statistics in training."""
         x = x.astype(jnp.float32)
         if self.use_running_average:
             mean, var = self.mean[...], self.var[...]
@@ -94,6 +102,15 @@ class BatchNorm(nnx.Module):
             self.num_batches_tracked[...] += 1
         x = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * self.scale[...]) + self.bias[...]
         return x.astype(self.dtype)
+
+
+def batch_norms(module: nnx.Module) -> dict[str, BatchNorm | nnx.BatchNorm]:
+    """Returns every batch normalisation inside a module, ours or Flax's, by its dotted path."""
+    return {
+        ".".join(map(str, path)): child
+        for path, child in nnx.iter_modules(module)
+        if isinstance(child, (BatchNorm, nnx.BatchNorm))
+    }
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:

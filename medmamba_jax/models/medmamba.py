@@ -6,7 +6,7 @@ from flax import nnx
 
 from medmamba_jax.models.blocks import BLOCKS
 from medmamba_jax.models.config import MedMambaConfig
-from medmamba_jax.models.layers import dropout, linear
+from medmamba_jax.models.layers import batch_norms, dropout, linear
 from medmamba_jax.models.patch import PatchEmbed, PatchMerging
 
 
@@ -17,7 +17,7 @@ class Stage(nnx.Module):
     the stage is, and an optimiser sees a third of the leaves.
     """
 
-    def __init__(self, config: MedMambaConfig, stage: int, rngs: nnx.Rngs):
+    def __init__(self, config: MedMambaConfig, stage: int, rngs: nnx.Rngs) -> None:
         depth = config.depths[stage]
 
         @nnx.split_rngs(splits=depth)
@@ -35,11 +35,11 @@ class Stage(nnx.Module):
 
         self.blocks = make_blocks(rngs)
         self.drop_path_rates = config.drop_path_rates(stage)
-        self.remat = config.remat[stage]
+        self.remat = config.remat[stage]  # type: ignore[index]  # __post_init__ made a tuple
 
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        """(b, h, w, c) to the same shape; `key` None turns dropout and drop path off."""
-        graphdef, params, statistics = nnx.split(self.blocks, nnx.Param, ...)
+        """(b, h, w, c) to the same shape; without a key dropout and drop path are off."""
+        graphdef, params, statistics = nnx.split(self.blocks, nnx.Param, ...)  # type: ignore[misc]
 
         def run_block(x, inputs):
             params, statistics, rate, key = inputs
@@ -52,8 +52,9 @@ class Stage(nnx.Module):
         rates = jnp.array(self.drop_path_rates, jnp.float32)
         keys = None if key is None else jax.random.split(key, len(self.drop_path_rates))
         x, statistics = jax.lax.scan(run_block, x, (params, statistics, rates, keys))
-        if not self.blocks.norm1.use_running_average:
-            # Evaluation changes nothing, so that a model in it may be closed over by `jax.jit`.
+        if not all(norm.use_running_average for norm in batch_norms(self.blocks).values()):
+            # Where every norm uses its running statistics nothing is written, so that `jax.jit`
+            # may close over a model in evaluation mode. A frozen norm returns what it got.
             nnx.update(self.blocks, statistics)
         return x
 
@@ -71,7 +72,7 @@ class MedMamba(nnx.Module):
       rngs: `params` (or the default stream) initialises; `dropout` seeds dropout and drop path.
     """
 
-    def __init__(self, config: MedMambaConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: MedMambaConfig, *, rngs: nnx.Rngs) -> None:
         dtype = jnp.dtype(config.compute_dtype)
         stages = range(len(config.depths))
         self.config = config
@@ -89,7 +90,7 @@ class MedMamba(nnx.Module):
         self.deterministic = False
 
     def set_view(self, deterministic: bool | None = None) -> None:
-        """What `nnx.view` calls on a copy of the module."""
+        """Sets the mode; `nnx.view` calls this on a copy of the module."""
         if deterministic is not None:
             self.deterministic = deterministic
 
@@ -112,14 +113,27 @@ class MedMamba(nnx.Module):
         Raises:
           ValueError: the images' rank, channels, dtype or size do not fit.
         """
-        self._check(images)
-        features = self._features(images)
         if features_only:
-            return features
-        pooled = features[-1].astype(jnp.float32).mean((1, 2))
+            return self._feature_maps(images)
+        pooled = self.pooled(images)
         return pooled if self.head is None else self.head(pooled)
 
-    def _features(self, images):
+    def pooled(self, images: jax.Array) -> jax.Array:
+        """Returns the pooled features, which `head` turns into logits.
+
+        Args:
+          images: as for `__call__`.
+
+        Returns:
+          float32 (b, dims[-1]), the mean of the last stage's map.
+
+        Raises:
+          ValueError: as `__call__`.
+        """
+        return self._feature_maps(images)[-1].astype(jnp.float32).mean((1, 2))
+
+    def _feature_maps(self, images):
+        self._check(images)
         stochastic = not self.deterministic and (
             self.config.drop_rate or self.config.attn_drop_rate or self.config.drop_path_rate
         )

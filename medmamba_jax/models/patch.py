@@ -1,8 +1,9 @@
-"""Patch embedding and patch merging, with official cropping of odd maps."""
+"""Patch embedding and patch merging. Both crop odd sizes as the official code does."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from medmamba_jax.models.layers import conv, layer_norm, linear
 
@@ -10,7 +11,9 @@ from medmamba_jax.models.layers import conv, layer_norm, linear
 class PatchEmbed(nnx.Module):
     """Cuts the image into patches: a strided convolution that pads nothing, then LayerNorm."""
 
-    def __init__(self, in_channels: int, features: int, patch_size: int, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self, in_channels: int, features: int, patch_size: int, dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
         self.proj = conv(in_channels, features, patch_size, dtype, rngs, stride=patch_size)
         self.norm = layer_norm(features, dtype, rngs)
 
@@ -22,7 +25,7 @@ class PatchEmbed(nnx.Module):
 class PatchMerging(nnx.Module):
     """Halves the map and doubles its channels: 2x2 pixels concatenated, LayerNorm, Linear."""
 
-    def __init__(self, features: int, dtype, rngs: nnx.Rngs):
+    def __init__(self, features: int, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         self.norm = layer_norm(4 * features, dtype, rngs)
         self.reduction = linear(4 * features, 2 * features, dtype, rngs, use_bias=False)
 

@@ -13,8 +13,18 @@ from medmamba_jax.ops.ss2d_scan import NUM_DIRECTIONS, ss2d_scan
 class SS2D(nnx.Module):
     """Gated selective scan of an image; official `SS2D` in MedMamba.py.
 
-    in_proj to (x, z); x through a depthwise 3x3 convolution and SiLU, then the scan in four
-    directions; LayerNorm, times SiLU(z), out_proj. The channels c widen to d = 2c inside.
+    `in_proj` widens the c channels to two maps, x and z, of d = 2c channels each. x passes a
+    depthwise 3x3 convolution, SiLU, the scan in four directions and LayerNorm. The result is
+    multiplied by SiLU(z), and `out_proj` narrows it to c channels.
+
+    Args:
+      features: channels c.
+      d_state: states n of the scan.
+      dt_rank: rank r of the step size's projection.
+      drop_rate: dropout on the output.
+      dtype: of the activations.
+      scan_implementation: name for `selective_scan`, or None for the backend's default.
+      rngs: draws the initial parameters.
     """
 
     def __init__(
@@ -27,7 +37,7 @@ class SS2D(nnx.Module):
         dtype: DTypeLike,
         scan_implementation: str | None,
         rngs: nnx.Rngs,
-    ):
+    ) -> None:
         d, k, r, n = 2 * features, NUM_DIRECTIONS, dt_rank, d_state
         self.in_proj = linear(features, 2 * d, dtype, rngs, use_bias=False)
         self.conv = DepthwiseConv(d, dtype, rngs)
@@ -47,7 +57,8 @@ class SS2D(nnx.Module):
         """Mixes (b, h, w, c) to the same shape; `key` None means no dropout."""
         x, z = jnp.split(self.in_proj(x), 2, axis=-1)
         x = nnx.silu(self.conv(x))
-        # Projecting commutes with the scan orders: once on the raster image, not once per order.
+        # The projection acts on each pixel, so that the order of the pixels does not matter: one
+        # projection of the image serves all four directions.
         projected = jnp.einsum("bhwd,dkc->bhwkc", x, self.x_proj[...].astype(self.dtype))
         dt, B, C = jnp.split(projected, self.splits, axis=-1)
         y = ss2d_scan(

@@ -3,11 +3,14 @@
 import json
 import pathlib
 
+import jax
 import numpy as np
 from flax import nnx
 from recipe import recipe_images, recipe_tensor
 
 import medmamba_jax as mm
+from medmamba_jax.interop import weights_to_state_dict
+from medmamba_jax.models import abstract_model, abstract_weights
 
 _FOLDER = pathlib.Path(__file__).parent
 
@@ -34,8 +37,7 @@ class Golden:
             block=meta.get("block", "ss_conv_ssm"),
             drop_path_rate=0.0,
         )
-        self.model = mm.MedMamba(config, rngs=nnx.Rngs(0))
-        load_recipe(self.model, meta["seed"])
+        self.model = recipe_model(config, meta["seed"])
         self.images = recipe_images(meta["input_shape"], meta["seed"]).transpose(0, 2, 3, 1)
 
     def under(self, prefix: str) -> dict[str, np.ndarray]:
@@ -44,11 +46,18 @@ class Golden:
         return {key[len(start) :]: x for key, x in self.values.items() if key.startswith(start)}
 
 
-def load_recipe(model: mm.MedMamba, seed: int) -> dict[str, np.ndarray]:
-    """Loads the recipe's weights into `model` and returns them under their official names."""
-    weights = {
-        name: recipe_tensor(name, old.shape, seed)
-        for name, old in mm.to_torch_state_dict(model).items()
+def recipe_weights(config: mm.MedMambaConfig, seed: int) -> dict[str, np.ndarray]:
+    """Returns the recipe's weights for this architecture, under their official names."""
+    empty = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), abstract_weights(config))
+    return {
+        name: recipe_tensor(name, x.shape, seed)
+        for name, x in weights_to_state_dict(config, *empty).items()
     }
-    mm.load_torch_state_dict(model, weights)
-    return weights
+
+
+def recipe_model(config: mm.MedMambaConfig, seed: int) -> mm.MedMamba:
+    """Returns a model in training mode with the recipe's weights; it compiles nothing to draw."""
+    model = abstract_model(config)
+    mm.load_torch_state_dict(model, recipe_weights(config, seed))
+    model.dropout_rng = nnx.Rngs(0).dropout.fork()
+    return model

@@ -1,10 +1,8 @@
 """A small model of each block, with weights that no two elements share."""
 
-import functools
-
 import numpy as np
 import pytest
-from flax import nnx
+from golden import recipe_model
 from official_shapes import official_shapes
 
 import medmamba_jax as mm
@@ -34,11 +32,5 @@ def state_dict(block):
 
 @pytest.fixture
 def model(block):
-    """A model of the same architecture with initial weights."""
-    return nnx.clone(initial_model(block))
-
-
-@functools.cache
-def initial_model(block):
-    config = mm.MedMambaConfig(**SMALL, num_classes=5, d_state=3, block=block)
-    return mm.MedMamba(config, rngs=nnx.Rngs(0))
+    """A model of the same architecture with other weights."""
+    return recipe_model(mm.MedMambaConfig(**SMALL, num_classes=5, d_state=3, block=block), seed=0)

@@ -1,30 +1,21 @@
-"""The command `python -m medmamba_jax.convert`, as a user runs it."""
+"""The subcommand `convert`, as `medmamba convert IN OUT` calls it."""
 
-import os
-import subprocess
-import sys
+import argparse
 
 import numpy as np
 import pytest
 
+from medmamba_jax.convert import add_convert
+from medmamba_jax.errors import UserError
 from medmamba_jax.interop import read_state_dict, write_state_dict
 
 
 def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "medmamba_jax.convert", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
-    )
-
-
-def assert_error(result, text):
-    assert result.returncode == 2, result
-    assert result.stdout == ""
-    assert text in result.stderr
-    assert result.stderr.count("\n") == 1 and "Traceback" not in result.stderr
+    """Parses the arguments after `medmamba convert` and runs the subcommand."""
+    parser = argparse.ArgumentParser()
+    add_convert(parser.add_subparsers())
+    parsed = parser.parse_args(["convert", *map(str, arguments)])
+    parsed.run(parsed)
 
 
 @pytest.fixture
@@ -50,16 +41,19 @@ def assert_same(actual, expected):
 def test_to_torch_and_back(source, state_dict, tmp_path):
     pytest.importorskip("torch", reason="PyTorch is not installed (extra: torch)")
     middle, back = tmp_path / "middle.pth", tmp_path / "back.safetensors"
-    assert run(source, middle).returncode == 0
-    assert run(middle, back).returncode == 0
+    run(source, middle)
+    run(middle, back)
     assert_same(read_state_dict(middle), state_dict)
     assert_same(read_state_dict(back), state_dict)
 
 
-def test_it_prints_the_architecture_and_overwrites_only_when_told(source, state_dict, tmp_path):
+def test_it_prints_the_architecture_and_overwrites_only_on_request(
+    source, state_dict, tmp_path, capsys
+):
     target = tmp_path / "out.safetensors"
-    result = run(source, target)
-    assert (result.returncode, result.stderr) == (0, "")
+    run(source, target)
+    printed = capsys.readouterr()
+    assert printed.err == ""
     trained = {k: x for k, x in state_dict.items() if "running" not in k and "tracked" not in k}
     for line in (
         "depths: (1, 2)",
@@ -72,28 +66,29 @@ def test_it_prints_the_architecture_and_overwrites_only_when_told(source, state_
         f"parameters: {sum(x.size for x in trained.values()):,}",
         f"written: {target}",
     ):
-        assert line in result.stdout.splitlines()
+        assert line in printed.out.splitlines()
     assert_same(read_state_dict(target), state_dict)
 
     target.write_bytes(b"precious")
-    assert_error(run(source, target), "--overwrite")
+    with pytest.raises(UserError, match="--overwrite"):
+        run(source, target)
     assert target.read_bytes() == b"precious"
-    assert run(source, target, "--overwrite").returncode == 0
+    run(source, target, "--overwrite")
     assert_same(read_state_dict(target), state_dict)
 
 
 def test_the_input_is_never_overwritten(source, state_dict):
-    result = run(source, source.parent / "." / source.name, "--overwrite")
-    assert_error(result, "is the input too")
+    with pytest.raises(UserError, match="is the input too"):
+        run(source, source.parent / "." / source.name, "--overwrite")
     assert_same(read_state_dict(source), state_dict)
 
 
 def test_weights_that_do_not_fit_are_refused(source, state_dict, tmp_path):
     del state_dict["head.bias"], state_dict["layers.0.downsample.norm.bias"]
     write_state_dict(state_dict, source)
-    result = run(source, tmp_path / "out.safetensors")
-    assert_error(result, "missing: head.bias")
-    assert "missing: layers.0.downsample.norm.bias" in result.stderr
+    with pytest.raises(UserError, match=r"missing: head\.bias") as caught:
+        run(source, tmp_path / "out.safetensors")
+    assert "missing: layers.0.downsample.norm.bias" in str(caught.value)
     assert not (tmp_path / "out.safetensors").exists()
 
 
@@ -106,4 +101,19 @@ def test_weights_that_do_not_fit_are_refused(source, state_dict, tmp_path):
     ],
 )
 def test_paths_that_cannot_be(source, tmp_path, names, text):
-    assert_error(run(*(tmp_path / name for name in names)), text)
+    with pytest.raises(UserError, match=text):
+        run(*(tmp_path / name for name in names))
+
+
+def test_a_failed_write_leaves_the_old_file(source, tmp_path, monkeypatch):
+    target = tmp_path / "out.safetensors"
+    target.write_bytes(b"precious")
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        run(source, target, "--overwrite")
+    assert target.read_bytes() == b"precious"
+    assert {path.name for path in tmp_path.iterdir()} == {"in.safetensors", "out.safetensors"}

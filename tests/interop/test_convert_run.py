@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 from flax import nnx
+from golden import recipe_model
 
 import medmamba_jax as mm
 from medmamba_jax.convert import convert
@@ -12,7 +13,7 @@ from medmamba_jax.runs import CheckpointStore, Progress, RunDescription
 
 def test_workdir_to_official_names(tmp_path):
     config = mm.MedMambaConfig(depths=(1, 2), dims=(8, 16), num_classes=3, in_channels=1)
-    model = mm.MedMamba(config, rngs=nnx.Rngs(3))
+    model = recipe_model(config, seed=3)
     _, params, variables = nnx.split(model, nnx.Param, ...)
     parts = {"params": nnx.to_pure_dict(params), "variables": nnx.to_pure_dict(variables)}
     run = tmp_path / "run"

@@ -8,10 +8,18 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from drawing import forbid_drawing
 from flax import nnx
 
 import medmamba_jax as mm
-from medmamba_jax.interop import read_state_dict, write_state_dict
+from medmamba_jax.errors import UserError
+from medmamba_jax.interop import (
+    read_state_dict,
+    read_weights,
+    weights_to_state_dict,
+    write_state_dict,
+)
+from medmamba_jax.models import evaluation_graphdef, split_model
 
 
 @pytest.fixture
@@ -142,7 +150,7 @@ def test_code_in_a_file_is_refused_and_not_run(torch, state_dict, tmp_path, writ
         torch.save(content, path)
     else:
         path.write_bytes(pickle.dumps(Touch(ran), protocol=2))
-    with pytest.raises(ValueError, match="which loading would run as code"):
+    with pytest.raises(UserError, match="which loading would run as code"):
         mm.load_torch(path)
     assert not ran.exists()
     if writer == "torch":
@@ -154,7 +162,7 @@ def test_code_in_a_file_is_refused_and_not_run(torch, state_dict, tmp_path, writ
 def test_damaged_torch_files(torch, tmp_path, content):
     path = tmp_path / "damaged.pth"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"damaged\.pth"):
+    with pytest.raises(UserError, match=r"damaged\.pth"):
         mm.load_torch(path)
 
 
@@ -166,14 +174,14 @@ def test_damaged_torch_files(torch, tmp_path, content):
 def test_files_without_tensors(torch, tmp_path, content):
     path = tmp_path / "content.pth"
     torch.save(content, path)
-    with pytest.raises(ValueError, match="state_dict"):
+    with pytest.raises(UserError, match="state_dict"):
         mm.load_torch(path)
 
 
 def test_damaged_safetensors(tmp_path):
     path = tmp_path / "damaged.safetensors"
     path.write_bytes(b"nothing of the kind")
-    with pytest.raises(ValueError, match=r"damaged\.safetensors is not a readable"):
+    with pytest.raises(UserError, match=r"damaged\.safetensors is not a readable"):
         mm.load_torch(path)
 
 
@@ -185,10 +193,10 @@ def test_missing_files(no_torch, tmp_path, name):
 
 def test_unknown_ending(state_dict, tmp_path):
     path = tmp_path / "weights.onnx"
-    with pytest.raises(ValueError, match=r"\.safetensors, \.pth, \.pt"):
+    with pytest.raises(UserError, match=r"\.safetensors, \.pth, \.pt"):
         write_state_dict(state_dict, path)
     path.touch()
-    with pytest.raises(ValueError, match=r"\.safetensors, \.pth, \.pt"):
+    with pytest.raises(UserError, match=r"\.safetensors, \.pth, \.pt"):
         mm.load_torch(path)
 
 
@@ -209,3 +217,34 @@ def test_loaded_models_train(no_torch, state_dict, tmp_path):
     model.train()
     images = np.ones((2, 8, 8, 3), np.float32)
     assert not np.array_equal(model(images), model(images))  # the random stream moves on
+
+
+def test_weights_are_read_as_a_model_nests_them(no_torch, state_dict, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    write_state_dict(state_dict, path)
+    config, params, statistics = read_weights(path, drop_path_rate=0.25)
+    assert config.drop_path_rate == 0.25
+    assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves((params, statistics)))
+    expected_params, expected_statistics, _ = split_model(mm.load_torch(path)[1])
+    assert jax.tree.structure(params) == jax.tree.structure(expected_params)
+    assert jax.tree.structure(statistics) == jax.tree.structure(expected_statistics)
+    np.testing.assert_array_equal(params["head"]["kernel"], state_dict["head.weight"].T)
+    for block in range(2):
+        np.testing.assert_array_equal(
+            statistics["stages"][1]["blocks"]["norm1"]["mean"][block],
+            state_dict[f"layers.1.blocks.{block}.{NORM1[config.block]}.running_mean"],
+        )
+    assert_same(weights_to_state_dict(config, params, statistics), state_dict)
+
+
+NORM1 = {"ss_conv_ssm": "conv33conv33conv11.2", "conv_ssm": "conv33conv33conv11.1"}
+
+
+def test_loading_draws_no_weights(state_dict, tmp_path, monkeypatch):
+    path = tmp_path / "weights.safetensors"
+    write_state_dict(state_dict, path)
+    forbid_drawing(monkeypatch)
+    config, params, statistics = read_weights(path)
+    nnx.merge(evaluation_graphdef(config), params, statistics)
+    _, model = mm.load_torch(path)
+    assert_same(mm.to_torch_state_dict(model), state_dict)

@@ -6,6 +6,7 @@ import pytest
 from flax import nnx
 
 import medmamba_jax as mm
+from medmamba_jax.errors import UserError
 
 
 def assert_same(actual, expected):
@@ -28,7 +29,7 @@ def test_counters_are_int32_inside_and_must_fit(model, state_dict):
 
     before = mm.to_torch_state_dict(model)
     name = next(name for name in state_dict if name.endswith("num_batches_tracked"))
-    with pytest.raises(ValueError, match="num_batches_tracked = 2147483648"):
+    with pytest.raises(UserError, match="num_batches_tracked = 2147483648"):
         mm.load_torch_state_dict(model, {**state_dict, name: np.array(2**31)})
     assert_same(mm.to_torch_state_dict(model), before)
 
@@ -65,7 +66,7 @@ def test_every_misfit_is_listed_and_the_model_unchanged(model, state_dict):
     state_dict["layers.0.blocks.0.self_attention.Ds"] = np.zeros((4, 8), np.float32)
     state_dict["norm.weight"] = np.zeros(16, np.float32)
     state_dict["layers.1.blocks.2.ln_1.bias"] = np.zeros(8, np.float32)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(UserError) as caught:
         mm.load_torch_state_dict(model, state_dict)
     message = str(caught.value)
     for problem in (

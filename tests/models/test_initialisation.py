@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 import medmamba_jax as mm
+from medmamba_jax.models import initializers
 
 DIM, STATES = 192, 16  # half is 96, d is 192, the rank is 6
 
@@ -16,7 +17,7 @@ DIM, STATES = 192, 16  # half is 96, d is 192, the rank is 6
 def tensors():
     """Official names to initial values; three draws of one block, each as large as in T."""
     config = mm.MedMambaConfig(depths=(3, 1), dims=(DIM, 2 * DIM), num_classes=100)
-    return mm.to_torch_state_dict(mm.MedMamba(config, rngs=nnx.Rngs(5)))
+    return mm.to_torch_state_dict(nnx.jit(lambda: mm.MedMamba(config, rngs=nnx.Rngs(5)))())
 
 
 def draws(tensors, name):
@@ -100,6 +101,18 @@ def test_norms_start_as_identity(tensors):
             assert (x == 1).all(), name
         if name.endswith(("running_mean", "num_batches_tracked", "norm.bias", "ln_1.bias")):
             assert (x == 0).all(), name
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 2, 5), (3, 3, 64, 16)], ids=["small", "large"])
+def test_draws_are_those_of_jax(shape):
+    key, shape_2d = jax.random.key(3), (shape[0] * shape[1] * shape[2], shape[3])
+    kaiming = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+    np.testing.assert_allclose(initializers.conv(key, shape), kaiming(key, shape), rtol=1e-6)
+    normal = jax.nn.initializers.normal(0.02)
+    np.testing.assert_allclose(initializers.linear(key, shape_2d), normal(key, shape_2d), rtol=1e-6)
+    uniform = jax.random.uniform(key, shape, minval=-0.3, maxval=0.3)
+    drawn = initializers.uniform(0.3)(key, shape)
+    np.testing.assert_allclose(drawn, uniform, rtol=1e-6, atol=1e-7)
 
 
 def test_blocks_directions_and_seeds_differ(tensors):

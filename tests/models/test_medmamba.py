@@ -10,20 +10,36 @@ import pytest
 from closeness import assert_close, relative_error
 from differentiation import TrainingPass, evaluate, is_buffer
 from flax import nnx
+from golden import recipe_model
 
 import medmamba_jax as mm
+from medmamba_jax.models import abstract_model
 
 SMALL = {"depths": (2, 1), "dims": (8, 16), "num_classes": 3, "d_state": 2}
 
 
-@functools.cache
-def _initial(**fields):
-    return mm.MedMamba(mm.MedMambaConfig(**{**SMALL, **fields}), rngs=nnx.Rngs(0))
-
-
 def make(**fields):
-    """A model of its own; the initialisation is shared."""
-    return nnx.clone(_initial(**fields))
+    """A model in training mode."""
+    return recipe_model(mm.MedMambaConfig(**{**SMALL, **fields}), seed=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _call(graphdef, state, images):
+    model = nnx.merge(graphdef, state)
+    logits = model(images)
+    return logits, nnx.state(model)
+
+
+def call(model, images):
+    """What `model(images)` returns and does to the model, compiled."""
+    logits, state = _call(*nnx.split(model), images)
+    nnx.update(model, state)
+    return logits
+
+
+def features(model, images):
+    """The maps of a model in evaluation mode, compiled."""
+    return jax.jit(lambda x: model(x, features_only=True))(images)
 
 
 def images(*shape, seed=0):
@@ -41,7 +57,7 @@ def same(tree, other):
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 47), (100, 70)])
 def test_stage_maps_have_strides_4_to_32(height, width):
     config = mm.MedMambaConfig.variant("medmamba_nano")
-    model = nnx.eval_shape(lambda: mm.MedMamba(config, rngs=nnx.Rngs(0)))
+    model = abstract_model(config)
     model.eval()
     graphdef, state = nnx.split(model)
     maps = jax.eval_shape(
@@ -58,7 +74,7 @@ def test_stage_maps_have_strides_4_to_32(height, width):
 @pytest.mark.parametrize("shape", [(1, 31, 32, 3), (1, 64, 28, 3)])
 def test_small_images_are_refused_by_name_of_the_limit(shape):
     config = mm.MedMambaConfig.variant("medmamba_nano")
-    model = nnx.eval_shape(lambda: mm.MedMamba(config, rngs=nnx.Rngs(0)))
+    model = abstract_model(config)
     with pytest.raises(ValueError, match=f"at least 32 px.*got {shape[1]}x{shape[2]}"):
         model(jnp.zeros(shape))
 
@@ -73,44 +89,55 @@ def test_no_classes_means_pooled_features():
     model = make(num_classes=0)
     model.eval()
     x = images(2, 16, 12, 3)
-    pooled, maps = model(x), model(x, features_only=True)
+    pooled, maps = call(model, x), features(model, x)
     assert pooled.shape == (2, 16)
     np.testing.assert_allclose(pooled, maps[-1].mean((1, 2)), rtol=1e-6, atol=1e-6)
+
+
+def test_pooled_features_are_what_the_head_reads():
+    model, x = make(compute_dtype="bfloat16"), images(2, 16, 12, 3)
+    model.eval()
+    pooled, logits = jax.jit(lambda x: (model.pooled(x), model(x)))(x)
+    assert pooled.shape == (2, 16) and pooled.dtype == jnp.float32
+    weight, bias = (np.asarray(x[...]) for x in (model.head.kernel, model.head.bias))
+    np.testing.assert_allclose(logits, pooled @ weight + bias, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"must be \(b, h, w, 3\)"):
+        model.pooled(x[..., :1])
 
 
 def test_statistics_change_in_training_alone():
     model, x = make(drop_path_rate=0.0), images(2, 16, 12, 3)
     before = statistics(model)
-    logits = model(x)  # a new model is in training mode
+    logits = call(model, x)  # a new model is in training mode
     trained = statistics(model)
     assert not any(jax.tree.leaves(jax.tree.map(np.array_equal, before, trained)))
 
     model.eval()
-    first = model(x)
+    first = call(model, x)
     assert same(statistics(model), trained)
-    np.testing.assert_array_equal(model(x), first)
+    np.testing.assert_array_equal(call(model, x), first)
     assert relative_error(first, logits) > 1e-3
 
     model.train()
-    model(x)
+    call(model, x)
     assert not same(statistics(model), trained)
 
 
 def test_a_view_evaluates_without_changing_the_model():
     model, x = make(drop_path_rate=0.5), images(2, 16, 12, 3)
-    model(x)
+    call(model, x)
     after_training = statistics(model)
     view = nnx.view(model, deterministic=True, use_running_average=True)
-    from_view = view(x)
+    from_view = call(view, x)
     assert same(statistics(model), after_training)
     assert not model.deterministic
     model.eval()
-    np.testing.assert_array_equal(from_view, model(x))
+    np.testing.assert_array_equal(from_view, call(model, x))
 
 
 def test_eval_looks_at_each_image_alone():
     model = make()
-    model(images(4, 16, 12, 3, seed=1))  # statistics other than the initial ones
+    call(model, images(4, 16, 12, 3, seed=1))  # statistics other than the initial ones
     x = images(3, 16, 12, 3)
     together = evaluate(model, x)
     for i in range(3):
@@ -125,30 +152,32 @@ def test_eval_looks_at_each_image_alone():
 def test_each_rate_makes_training_random_and_eval_not(rate):
     rates = {"drop_rate": 0.0, "attn_drop_rate": 0.0, "drop_path_rate": 0.0}
     model, x = make(**{**rates, rate: 0.5}), images(8, 8, 8, 3)
-    first, second = model(x), model(x)
+    first, second = call(model, x), call(model, x)
     assert relative_error(first, second) > 1e-3
     model.eval()
-    np.testing.assert_array_equal(model(x), model(x))
+    np.testing.assert_array_equal(call(model, x), call(model, x))
 
 
 def test_training_is_a_function_of_the_seed():
     model, x = make(drop_path_rate=0.5), images(8, 8, 8, 3)
     again = nnx.clone(model)
-    np.testing.assert_array_equal(model(x), again(x))
+    np.testing.assert_array_equal(call(model, x), call(again, x))
 
 
 def test_bfloat16_keeps_parameters_and_logits_in_float32():
     x = images(4, 16, 12, 3)
     model, half = make(drop_path_rate=0.0), make(drop_path_rate=0.0, compute_dtype="bfloat16")
-    logits = half(x)
+    logits = call(half, x)
     assert logits.dtype == jnp.float32
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(nnx.state(half, nnx.Param)))
-    assert half(x, features_only=True)[0].dtype == jnp.bfloat16
+    half.eval()
+    maps = jax.eval_shape(lambda x: half(x, features_only=True), x)
+    assert all(x.dtype == jnp.bfloat16 for x in maps)
     # A rounding is 2**-9 of a value. A block rounds about 16 times in a row and the embedding
     # and merging 4 times each: independent errors add up to sqrt(16 * 3 + 8) roundings, and
     # logits, which are differences of larger numbers, may show twice that.
     tolerance = 2 * (16 * 3 + 8) ** 0.5 * 2.0**-9
-    assert 1e-6 < relative_error(logits, model(x)) < tolerance
+    assert 1e-6 < relative_error(logits, call(model, x)) < tolerance
 
 
 @pytest.mark.slow
@@ -186,7 +215,7 @@ def test_rematerialised_stages_hold_a_checkpoint():
 def test_the_program_does_not_grow_with_depth():
     def size(depths):
         config = mm.MedMambaConfig(depths=depths, dims=(8, 16, 32, 64), num_classes=3, d_state=2)
-        model = nnx.eval_shape(lambda: mm.MedMamba(config, rngs=nnx.Rngs(0)))
+        model = abstract_model(config)
         graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
         def loss(params, rest, x):
@@ -200,17 +229,16 @@ def test_the_program_does_not_grow_with_depth():
 
 @pytest.mark.parametrize("block", ["ss_conv_ssm", "conv_ssm"])
 def test_an_evaluating_model_can_be_closed_over(block):
-    config = mm.MedMambaConfig(depths=(1,), dims=(8,), num_classes=2, block=block)
-    model = mm.MedMamba(config, rngs=nnx.Rngs(0))
+    model = make(depths=(1,), dims=(8,), block=block)
     model.eval()
     images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
-    expected = model(images)
+    expected = evaluate(model, images)
     np.testing.assert_allclose(jax.jit(lambda x: model(x))(images), expected, rtol=1e-5, atol=1e-6)
-    gradient = jax.grad(lambda x: model(x).sum())(images)
+    gradient = jax.jit(jax.grad(lambda x: model(x).sum()))(images)
     assert gradient.shape == images.shape and float(abs(gradient).max()) > 0
 
 
 def test_integers_are_refused():
-    model = mm.MedMamba(mm.MedMambaConfig(depths=(1,), dims=(8,), num_classes=2), rngs=nnx.Rngs(0))
+    model = make(depths=(1,), dims=(8,))
     with pytest.raises(ValueError, match="floating and normalised"):
         model(jnp.zeros((1, 8, 8, 3), jnp.uint8))

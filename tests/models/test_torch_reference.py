@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from closeness import assert_close
 from differentiation import TrainingPass, biases_before_batch_norm, evaluate, is_buffer
-from flax import nnx
-from golden import load_recipe
+from golden import recipe_model, recipe_weights
 from recipe import recipe_images
 
 import medmamba_jax as mm
@@ -35,8 +34,7 @@ def case(request):
 
     (height, width), fields = CASES[request.param]
     config = mm.MedMambaConfig(**{"num_classes": 5, "d_state": 7, "drop_path_rate": 0.0, **fields})
-    model = mm.MedMamba(config, rngs=nnx.Rngs(0))
-    weights = load_recipe(model, seed=11)
+    model, weights = recipe_model(config, seed=11), recipe_weights(config, seed=11)
     reference = torch_reference.MedMamba(config).double()
     reference.load_state_dict({name: torch.from_numpy(x) for name, x in weights.items()})
     images = recipe_images((3, config.in_channels, height, width), seed=11)

@@ -1,0 +1,74 @@
+"""A model's structure and its tensors apart from each other, as loading and jitted functions need.
+
+`nnx.merge` puts them together: a graphdef of this module and the nested dictionaries of arrays
+that belong to it give a model.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import nnx
+
+from medmamba_jax.models.config import MedMambaConfig
+from medmamba_jax.models.layers import batch_norms
+from medmamba_jax.models.medmamba import MedMamba
+
+# Nested dictionaries. A key is the name of an attribute, or the index of a stage.
+Tensors = dict[Any, Any]
+
+
+def abstract_model(config: MedMambaConfig) -> MedMamba:
+    """Returns a model in training mode whose tensors are `jax.ShapeDtypeStruct`.
+
+    No weight is drawn: drawing takes seconds, and whoever loads weights would replace every one.
+    """
+    return nnx.eval_shape(lambda: MedMamba(config, rngs=nnx.Rngs(0)))
+
+
+def abstract_weights(config: MedMambaConfig) -> tuple[Tensors, Tensors]:
+    """Returns parameters and statistics as `split_model` does, as `jax.ShapeDtypeStruct`."""
+    params, statistics, _ = split_model(abstract_model(config))
+    return params, statistics
+
+
+def split_model(model: MedMamba) -> tuple[Tensors, Tensors, Tensors]:
+    """Returns a model's tensors as nested dictionaries: parameters, statistics, random stream.
+
+    The parameters are float32. The statistics are those of BatchNorm: float32 means and variances,
+    and int32 counters. The random stream is that of dropout and drop path; it is empty where
+    `evaluation_graphdef` made the model.
+    """
+    _, *states = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+    params, statistics, random = (nnx.to_pure_dict(state) for state in states)
+    return params, statistics, random
+
+
+def evaluation_graphdef(config: MedMambaConfig) -> nnx.GraphDef[MedMamba]:
+    """Returns the structure of a model that only evaluates.
+
+    `nnx.merge(graphdef, params, statistics)` builds the model, inside `jax.jit` too. It is in
+    evaluation mode and has no random stream.
+    """
+    model = abstract_model(config)
+    model.eval()
+    model.dropout_rng = None
+    return nnx.graphdef(model)
+
+
+def training_graphdef(
+    config: MedMambaConfig, frozen: Callable[[str], bool] | None = None
+) -> nnx.GraphDef[MedMamba]:
+    """Returns the structure of a model in training mode.
+
+    `nnx.merge(graphdef, params, statistics, random)` builds the model.
+
+    Args:
+      config: the architecture.
+      frozen: whether the BatchNorm at a path, such as "stages.0.blocks.norm1", is frozen. A frozen
+        BatchNorm normalises by its running statistics and does not update them. The blocks of a
+        stage share one path. By default no BatchNorm is frozen.
+    """
+    model = abstract_model(config)
+    for path, norm in batch_norms(model).items():
+        norm.use_running_average = frozen is not None and frozen(path)
+    return nnx.graphdef(model)
