@@ -98,11 +98,12 @@ def train_batches(
     """Iterates over augmented batches of training images, without end.
 
     The images come in one endless stream, and global step s takes its rows s * batch_size to
-    (s + 1) * batch_size - 1. An epoch is `steps_per_epoch` whole batches, so the stream does not
-    stop at its end. With the sampler "shuffle" the stream is one permutation of the split after
-    another. The last batch of an epoch is filled from the beginning of the next permutation, and
-    the next epoch goes on from there: no image is ever left out. With "balanced" the classes take
-    turns, and the images of each class come in one permutation after another.
+    (s + 1) * batch_size - 1. An epoch is `steps_per_epoch` whole batches. With the sampler
+    "shuffle" the stream is one permutation of the split after another. The beginning of the next
+    permutation fills the last batch of an epoch, and the next epoch goes on from there. So after k
+    epochs every image has been drawn k times or more, and no image more than once more often than
+    another. With "balanced" the classes take turns, and the images of each class come in one
+    permutation after another.
 
     The seed and the global row alone decide the order and the augmentation. The number of workers
     and of hosts, and the step at which a run resumes, change no pixel. Of each global batch, host p
@@ -230,13 +231,13 @@ class _EvalExample(grain.transforms.Map):
             return {
                 "image": np.zeros(shape, np.uint8),
                 "label": _label(np.zeros_like(self.split.labels[0])),
-                "mask": np.bool_(False),
+                "mask": np.asarray(False),
             }
         pixels, label = decoded(self.split, row, self.preprocessing)
         return {
             "image": self.preprocessing.resize(pixels),
             "label": _label(label),
-            "mask": np.bool_(True),
+            "mask": np.asarray(True),
         }
 
 
