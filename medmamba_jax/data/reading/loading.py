@@ -320,13 +320,13 @@ def _batches(rows: grain.MapDataset, local_batch_size: int, num_workers: int) ->
 
 
 def _let_grain_read_its_flags() -> None:
-    """Lets Grain read its own absl flags in a program that does not parse absl flags.
+    """Lets Grain read its own absl flags in a program that has not parsed any.
 
-    Grain reads flags when it starts workers (0.2.18: `grain_enable_multiprocess_worker_profiling`,
-    with jaxlib 0.11 or newer). absl refuses that before the program has parsed its flags, unless
-    the flag counts as present on the command line. Grain itself marks flags so in its workers. The
-    values stay the defaults, the flags of the user's program stay as they are, and the program may
-    still parse all of them later.
+    Grain 0.2.18 reads the flag `grain_enable_multiprocess_worker_profiling` when it starts workers
+    and JAX is installed. Before a program has parsed its flags, absl lets nobody read a flag that
+    does not count as present on the command line. So this function marks Grain's flags as present,
+    as Grain itself does in its workers. Their values stay the defaults. The flags of the user's
+    program stay as they are, and the program may still parse all flags later.
     """
     if not flags.FLAGS.is_parsed():
         for name in flags.FLAGS:
