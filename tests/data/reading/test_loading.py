@@ -359,9 +359,16 @@ class TestWorkers:
         actual = take(batches(num_workers=2, **host), 4)
         assert_same_batches(actual, [{key: b[key][1::2] for key in b} for b in expected])
 
-    def test_workers_change_nothing_in_evaluation(self, encoded):
-        batches = functools.partial(eval_batches, encoded, PREPROCESSING, batch_size=BATCH)
-        assert_same_batches(take(batches(num_workers=1), None), take(batches(), None))
+    def test_workers_change_nothing_in_evaluation_and_name_a_damaged_image(self, encoded):
+        images = [encoded[i]["image"] for i in range(SIZE)]
+        images[-1] = images[-1][:1000]
+        options = {"batch_size": BATCH, "num_workers": 1}
+        with eval_batches(InMemorySplit(images, np.arange(SIZE)), PREPROCESSING, **options) as read:
+            whole = SIZE // BATCH
+            expected = take(eval_batches(encoded, PREPROCESSING, batch_size=BATCH), whole)
+            assert_same_batches(list(islice(read, whole)), expected)
+            with pytest.raises(UserError, match=r"^image 36: not a complete image file"):
+                next(read)
 
     PROGRAM = textwrap.dedent("""
         import multiprocessing
