@@ -20,7 +20,7 @@ def default_config() -> ConfigDict:
     return ConfigDict(
         {
             "model": model,
-            "data": dataclasses.asdict(DataConfig()),
+            "data": DataConfig().to_dict(),
             "train": dataclasses.asdict(TrainConfig()),
         }
     )
@@ -56,7 +56,6 @@ def medmnist_config(name: str, size: str) -> ConfigDict:
         ValueError: as `at_size`.
     """
     config = default_config()
-    config.data.source = "tfds"
     config.data.name = name
     config.data.allow_overlap = True  # MedMNIST's own splits are taken as they are
     config.train.lr = 1e-3

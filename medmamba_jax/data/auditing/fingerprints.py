@@ -48,7 +48,7 @@ def fingerprint(split: Split, decode: Decode, frame: int = 0) -> Fingerprints:
 
     Args:
         split: the images.
-        decode: to uint8 (h, w, c), as for the model; raises ValueError for a damaged image.
+        decode: to uint8 (h, w, c), as for the model; raises UserError for a damaged image.
         frame: which one of a file with several `decode` reads.
     """
     rows = range(len(split))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from PIL import Image, UnidentifiedImageError
 
 from medmamba_jax.data.images.signatures import is_tiff
+from medmamba_jax.errors import UserError
 
 _DAMAGE = (
     *(OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError),
@@ -30,12 +31,12 @@ def damage_told(content: bytes) -> Iterator[None]:
         raise
     except UnidentifiedImageError as error:
         if is_tiff(content):
-            raise ValueError(
+            raise UserError(
                 "a TIFF of a kind that cannot be read: save it as grey or RGB of 8 or 16 bits, or"
                 " as .npy"
             ) from error
-        raise ValueError(f"not an image file ({len(content)} bytes)") from error
+        raise UserError(f"not an image file ({len(content)} bytes)") from error
     except Image.DecompressionBombError as error:
-        raise ValueError(f"the image is too large to be decoded safely: {error}") from error
+        raise UserError(f"the image is too large to be decoded safely: {error}") from error
     except _DAMAGE as error:
-        raise ValueError(f"not a complete image file ({len(content)} bytes): {error}") from error
+        raise UserError(f"not a complete image file ({len(content)} bytes): {error}") from error

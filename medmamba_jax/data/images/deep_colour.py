@@ -25,7 +25,7 @@ from medmamba_jax.data.images.damage import damage_told
 from medmamba_jax.data.images.signatures import png_bit_depth
 from medmamba_jax.data.images.tiff import TiffFile
 from medmamba_jax.data.images.windowing import Window, to_uint8
-from medmamba_jax.errors import DataUnavailableError
+from medmamba_jax.errors import DataUnavailableError, UserError
 
 _PNG_COLOUR_TYPE_OFFSET = 25
 _PLANES_APART, _UNSIGNED = 2, 1
@@ -86,7 +86,7 @@ def find_deep_colour(image: bytes | TiffFile, frame: int = 0) -> DeepColour | No
         frame: 0-based.
 
     Raises:
-        ValueError: if a TIFF lacks the frame, the header is damaged, or it promises more pixels
+        UserError: if a TIFF lacks the frame, the header is damaged, or it promises more pixels
             than Pillow would decode.
     """
     if isinstance(image, TiffFile):
@@ -116,7 +116,7 @@ def read_deep_colour(
 
     Raises:
         DataUnavailableError: if imagecodecs is not installed.
-        ValueError: if the file is damaged.
+        UserError: if the file is damaged.
     """
     with damage_told(content):
         pixels = _decode(content, header, frame)
@@ -173,8 +173,8 @@ def _decode(content: bytes, header: DeepColour, frame: int) -> np.ndarray:
             return imagecodecs.png_decode(content)
         pixels = imagecodecs.tiff_decode(content, frame)
     except (imagecodecs.PngError, imagecodecs.TiffError) as error:
-        raise ValueError(str(error)) from error
+        raise UserError(str(error)) from error
     pixels = np.moveaxis(pixels, 0, -1) if header.apart else pixels
     if pixels.shape != header.shape or pixels.dtype != np.uint16:
-        raise ValueError(f"{pixels.dtype} {pixels.shape} was found, {header.shape} was promised")
+        raise UserError(f"{pixels.dtype} {pixels.shape} was found, {header.shape} was promised")
     return pixels

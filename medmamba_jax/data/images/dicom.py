@@ -10,7 +10,7 @@ from scipy import special
 
 from medmamba_jax.data.images.damage import NoSuchFrameError
 from medmamba_jax.data.images.windowing import Window, to_uint8
-from medmamba_jax.errors import DataUnavailableError
+from medmamba_jax.errors import DataUnavailableError, UserError
 
 _MAGIC_OFFSET, _MAGIC = 128, b"DICM"
 _GREY = ("MONOCHROME1", "MONOCHROME2")
@@ -31,7 +31,7 @@ class DicomFile:
 
     Raises:
         DataUnavailableError: if pydicom is not installed.
-        ValueError: if the file is damaged.
+        UserError: if the file is damaged.
     """
 
     def __init__(self, content: bytes):
@@ -58,7 +58,7 @@ class DicomFile:
             uint8 (h, w), or (h, w, 3) for colour.
 
         Raises:
-            ValueError: if the file is damaged, holds no such image, or has colour of more than 8
+            UserError: if the file is damaged, holds no such image, or has colour of more than 8
                 bits.
         """
         with _damage_told():
@@ -74,7 +74,7 @@ class DicomFile:
             return to_uint8(values, "full")
         if header.PhotometricInterpretation not in _GREY:
             if stored.dtype != np.uint8 or stored.ndim != 3:
-                raise ValueError(
+                raise UserError(
                     f"only grey and 8-bit colour DICOM can be read; got {stored.dtype}"
                     f" {stored.shape} {header.PhotometricInterpretation}: convert it"
                 )
@@ -96,7 +96,7 @@ class DicomFile:
             frame: 0-based.
 
         Raises:
-            ValueError: if the file is damaged.
+            UserError: if the file is damaged.
         """
         with _damage_told():
             if self._header.get("PhotometricInterpretation") not in _GREY:
@@ -107,7 +107,7 @@ class DicomFile:
         """Returns what the header says of depth and colour, such as "12-bit MONOCHROME2".
 
         Raises:
-            ValueError: if it says nothing of colour.
+            UserError: if it says nothing of colour.
         """
         with _damage_told():
             bits = self._header.get("BitsStored")
@@ -120,7 +120,7 @@ def count_dicom_frames(content: bytes) -> int:
 
     Raises:
         DataUnavailableError: if pydicom is not installed.
-        ValueError: if the file is damaged.
+        UserError: if the file is damaged.
     """
     pydicom = _pydicom()
     with _damage_told():
@@ -133,7 +133,7 @@ def _damage_told() -> Iterator[None]:
         yield
     except Exception as error:  # pydicom and its decoders raise anything for damaged files
         problem = " ".join(str(error).split())
-        raise ValueError(f"not a DICOM image that pydicom can read: {problem}") from error
+        raise UserError(f"not a DICOM image that pydicom can read: {problem}") from error
 
 
 def _pydicom() -> Any:
@@ -182,7 +182,7 @@ def _file_window(header: Any) -> tuple[float, float, str] | None:
 
 def _windowed(values: np.ndarray, center: float, width: float, function: str) -> np.ndarray:
     if width <= 0 or function not in _FUNCTIONS:
-        raise ValueError(
+        raise UserError(
             f"the file's window has the width {width:g} and the function {function}: set"
             " data.window to LOW,HIGH"
         )

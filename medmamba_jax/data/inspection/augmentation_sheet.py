@@ -7,6 +7,7 @@ from PIL import Image
 
 from medmamba_jax.data.images.augmentation import POLICIES
 from medmamba_jax.data.images.planes import from_planes, to_planes
+from medmamba_jax.errors import UserError
 
 _TILE = 160  # pixels, both sides
 _GAP = 4
@@ -25,12 +26,12 @@ def augmentation_sheet(images: Sequence[np.ndarray], policy: str, seed: int) -> 
         seed: the same seed gives the same picture.
 
     Raises:
-        ValueError: if there are no images, or no such policy.
+        UserError: if there are no images, or no such policy.
     """
     if policy not in POLICIES:
-        raise ValueError(f"augmentation must be one of {tuple(POLICIES)}; got {policy!r}")
+        raise UserError(f"augmentation must be one of {tuple(POLICIES)}; got {policy!r}")
     if not images:
-        raise ValueError("no images to show the augmentation on")
+        raise UserError("no images to show the augmentation on")
     step = _TILE + _GAP
     size = (step * (1 + _DRAWS) - _GAP, step * len(images) - _GAP)
     sheet = Image.new("RGB", size, "white")

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from medmamba_jax.errors import UserError
+
 _TILE = 128  # pixels, both sides
 _GAP = 4
 _HEADING = 22
@@ -21,11 +23,11 @@ def contact_sheet(rows: Mapping[str, Sequence[np.ndarray]]) -> Image.Image:
         rows: heading -> images, uint8 (h, w, c); a row may be empty.
 
     Raises:
-        ValueError: if there are no images at all.
+        UserError: if there are no images at all.
     """
     columns = max(map(len, rows.values()), default=0)
     if not columns:
-        raise ValueError("no images to show")
+        raise UserError("no images to show")
     height = _HEADING + _TILE + _GAP
     sheet = Image.new("RGB", (columns * (_TILE + _GAP) + _GAP, height * len(rows)), _BACKGROUND)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)

@@ -104,7 +104,7 @@ def prepare(
     Raises:
         DataUnavailableError: if the images can neither be downloaded nor found in `manual_dir`.
         FileNotFoundError: if `manual_dir` is given, is needed, and does not exist.
-        ValueError: if what was found is not the set.
+        UserError: if what was found is not the set.
     """
     builder = PublicSetBuilder(
         public_set,
@@ -131,8 +131,8 @@ def prepare(
             )
     elif manual_dir is not None:
         logging.warning(
-            "%s was prepared before, in %s, and data.manual_dir is not read again: delete that"
-            " folder to prepare the set anew",
+            "%s was prepared before, in %s, and data.public.manual_dir is not read again: delete"
+            " that folder to prepare the set anew",
             public_set.name,
             builder.data_dir,
         )

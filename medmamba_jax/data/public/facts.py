@@ -82,8 +82,8 @@ class PublicSet:
         class_counts: class name -> images; the order gives the labels.
         split_sizes: "train", "val", "test" -> images, as reported for MedMamba.
         scores: what the authors report.
-        splits: values of `data.splits` that this set has.
-        read: from the archive, or the folder that the user gave, to the images. Raises ValueError
+        splits: values of `data.public.splits` that this set has.
+        read: from the archive, or the folder that the user gave, to the images. Raises UserError
             if what is there is not this set.
         paper_is_official: whether the authors used the publisher's split.
         mistaken: from the archive, or the folder that the user gave, to why it is not this set,

@@ -9,6 +9,7 @@ from absl import logging
 from medmamba_jax.data.images.decoding import open_image
 from medmamba_jax.data.public.archives import Files, open_files
 from medmamba_jax.data.public.facts import PublicImage
+from medmamba_jax.errors import UserError
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -30,7 +31,7 @@ def read_listed(
 
     Raises:
         zipfile.BadZipFile: if an archive is damaged.
-        ValueError: if the files are not those expected, or one is not an image.
+        UserError: if the files are not those expected, or one is not an image.
     """
     with open_files(location) as files:
         listed = entries(files)
@@ -49,9 +50,9 @@ def read_listed(
             try:
                 open_image(image)
             except ValueError as error:
-                raise ValueError(
+                raise UserError(
                     f"{file}: {error}. Extract the archive, replace or remove the file, and set"
-                    " data.manual_dir to the extracted folder"
+                    " data.public.manual_dir to the extracted folder"
                 ) from error
             yield PublicImage(
                 entry.filename, image, class_names.index(entry.label), entry.patient, entry.split

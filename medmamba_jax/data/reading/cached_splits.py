@@ -146,7 +146,7 @@ class OnDisk:
 
         Raises:
             OSError: if it cannot be written.
-            ValueError: if an image cannot be decoded.
+            UserError: if an image cannot be decoded.
         """
         with self._lock:
             if not self._found():

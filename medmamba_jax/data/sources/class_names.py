@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable
 
+from medmamba_jax.errors import UserError
+
 
 def in_natural_order(names: Iterable[str]) -> tuple[str, ...]:
     """Returns distinct names sorted as text, but runs of digits by their value: 9 before 10."""
@@ -18,18 +20,18 @@ def require_classes(names: Iterable[str], where: str, hint: str = "") -> None:
         hint: what to add where there are too few.
 
     Raises:
-        ValueError: if there are fewer than two, or some differ only by case.
+        UserError: if there are fewer than two, or some differ only by case.
     """
     names = sorted(names)
     if len(names) < 2:
-        raise ValueError(
+        raise UserError(
             f"{where} has images of {len(names)} class(es) {names}; two or more are needed{hint}"
         )
     spellings: dict[str, str] = {}
     for name in names:
         other = spellings.setdefault(name.casefold(), name)
         if other != name:
-            raise ValueError(
+            raise UserError(
                 f"{where} has the classes {other!r} and {name!r}, which differ only by case: give"
                 " both one name"
             )

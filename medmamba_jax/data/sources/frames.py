@@ -12,6 +12,7 @@ from medmamba_jax.data.images.decoding import count_frames, open_image, parsed
 from medmamba_jax.data.images.dicom import DicomFile
 from medmamba_jax.data.images.windowing import Window
 from medmamba_jax.data.naming import short_name
+from medmamba_jax.errors import UserError
 
 
 class AllFrames:
@@ -26,7 +27,7 @@ class AllFrames:
 
     Raises:
         DataUnavailableError: if there are DICOM files and pydicom is not installed.
-        ValueError: if the frames of a file cannot be counted; the message names it.
+        UserError: if the frames of a file cannot be counted; the message names it.
     """
 
     def __init__(self, split: Split, window: Window = "auto"):
@@ -51,7 +52,7 @@ class AllFrames:
         try:
             return count_frames(image)
         except ValueError as error:
-            raise ValueError(f"{self.files.describe(index)}: {error}") from error
+            raise UserError(f"{self.files.describe(index)}: {error}") from error
 
     def __len__(self) -> int:
         return len(self._file)

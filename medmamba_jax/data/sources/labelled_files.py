@@ -13,6 +13,7 @@ from medmamba_jax.data.cpus import usable_cpus
 from medmamba_jax.data.dataset import Example, digest
 from medmamba_jax.data.images.decoding import count_frames, open_image
 from medmamba_jax.data.naming import listed
+from medmamba_jax.errors import UserError
 
 
 class FileSplit:
@@ -92,10 +93,10 @@ class FileSplit:
 
 
 def require_some_of_each(assigned: np.ndarray, kept: np.ndarray) -> None:
-    """Raises ValueError if a split (n,) has no image among those that are kept, bool (n,)."""
+    """Raises UserError if a split (n,) has no image among those that are kept, bool (n,)."""
     for split in np.unique(assigned):
         if not (assigned[kept] == split).any():
-            raise ValueError(
+            raise UserError(
                 f"none of the {(assigned == split).sum()} image files of {split} can be read:"
                 " replace them"
             )

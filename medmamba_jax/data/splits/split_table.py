@@ -11,6 +11,7 @@ from medmamba_jax.data.naming import label_name, listed, short_name
 from medmamba_jax.data.sources.csv_table import read_csv_table
 from medmamba_jax.data.sources.frames import AllFrames
 from medmamba_jax.data.split_names import split_named
+from medmamba_jax.errors import UserError
 
 
 def write_split_table(path: Path, dataset: Dataset) -> None:
@@ -46,7 +47,7 @@ def read_split_table(path: Path, names: Sequence[str]) -> np.ndarray:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it lacks an image or a split, or names an image that is not there, or one
+        UserError: if it lacks an image or a split, or names an image that is not there, or one
             twice.
     """
     table = read_csv_table(path)
@@ -57,22 +58,22 @@ def read_split_table(path: Path, names: Sequence[str]) -> np.ndarray:
     ):
         where = f"{path}, {table.where(row)}"
         if split_named(split) is None:
-            raise ValueError(f"{where}: the split is {split!r}; write train, val or test")
+            raise UserError(f"{where}: the split is {split!r}; write train, val or test")
         if name in split_of:
-            raise ValueError(f"{where}: {name} has a row already; leave one")
+            raise UserError(f"{where}: {name} has a row already; leave one")
         if name not in known:
-            raise ValueError(
+            raise UserError(
                 f"{where}: {name} is none of the images; take the row out, or set data.split_file"
                 " to the table of these images"
             )
         split_of[name] = split_named(split)
     lacking = [name for name in names if name not in split_of]
     if lacking:
-        raise ValueError(
+        raise UserError(
             f"{path} lacks {len(lacking)} of the {len(names)} images: {listed(lacking)}; add a row"
             " for each"
         )
     for split in ("train", "val"):
         if split not in split_of.values():
-            raise ValueError(f"{path} has no row of the split {split}: add some")
+            raise UserError(f"{path} has no row of the split {split}: add some")
     return np.array([split_of[name] for name in names])

@@ -22,6 +22,7 @@ from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.sources.frames import AllFrames
 from medmamba_jax.data.sources.labelled_files import FileSplit
+from medmamba_jax.errors import UserError
 
 _ALLOW = "or set data.allow_overlap=True to go on with a warning"
 
@@ -57,7 +58,7 @@ def audit(
 
     Raises:
         DataUnavailableError: if a package that reads the images is missing.
-        ValueError: see above; the message names the files and ids.
+        UserError: see above; the message names the files and ids.
     """
     _check_splits(dataset)
     _check_groups(dataset, config.allow_overlap)
@@ -81,10 +82,10 @@ def _check_splits(dataset: Dataset) -> None:
         )
     for name, split in dataset.splits.items():
         if not len(split):
-            raise ValueError(f"no images are in {name}: add some, or split the images otherwise")
+            raise UserError(f"no images are in {name}: add some, or split the images otherwise")
     counts = {name: np.array(list(row.values())) for name, row in dataset.counts().items()}
     if dataset.task == "multiclass" and (counts["train"] > 0).sum() < 2:
-        raise ValueError(
+        raise UserError(
             f"train has images of one class only: {dataset.counts()['train']}; add images of the"
             " others"
         )
@@ -110,7 +111,7 @@ def _check_groups(dataset: Dataset, allowed: bool) -> None:
         _refuse(
             f"{len(shared)} of the patients (groups) are in more than one split: {listed(shared)}",
             "Put all images of each into one split, have the splits made here (data.fold, or of a"
-            " table data.split_column='')",
+            " table data.csv.split_column='')",
             allowed,
         )
 
@@ -118,7 +119,7 @@ def _check_groups(dataset: Dataset, allowed: bool) -> None:
 def _check_images(dataset: Dataset, findings: Findings, allowed: bool) -> None:
     problems = unreadable_images(dataset, findings)
     if problems:
-        raise ValueError(
+        raise UserError(
             f"{len(problems)} of {_total(dataset)} images cannot be read: {listed(problems)}."
             " Replace or remove them, or let data.allow_unreadable drop damaged files"
         )
@@ -143,7 +144,7 @@ def _check_images(dataset: Dataset, findings: Findings, allowed: bool) -> None:
 
 def _refuse(problem: str, remedy: str, allowed: bool) -> None:
     if not allowed:
-        raise ValueError(f"{problem}. {remedy}, {_ALLOW}")
+        raise UserError(f"{problem}. {remedy}, {_ALLOW}")
     logging.warning("%s. Results on such a split are too good", problem)
 
 
