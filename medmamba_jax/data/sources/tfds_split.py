@@ -37,6 +37,7 @@ class Index:
         images_sha256: of its encoded image, uint8 (n, 32).
     """
 
+    stores: np.ndarray
     places: np.ndarray
     labels: np.ndarray
     filenames: np.ndarray

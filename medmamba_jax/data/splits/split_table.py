@@ -1,6 +1,7 @@
 """`split.csv`: where each image of a run belongs."""
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,6 +54,12 @@ def read_split_table(path: Path, names: Sequence[str]) -> np.ndarray:
     table = read_csv_table(path)
     split_of: dict[str, str] = {}
     known = set(names)
+    if len(known) < len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        raise UserError(
+            f"two images are called {twice}, so that data.split_file cannot name one of them: leave"
+            " it empty"
+        )
     for row, (name, split) in enumerate(
         zip(table.column("path"), table.column("split"), strict=True)
     ):

@@ -18,6 +18,7 @@ from medmamba_jax.data import (
 )
 from medmamba_jax.data.auditing.findings import Findings
 from medmamba_jax.data.auditing.fingerprints import fingerprint, near_pairs
+from medmamba_jax.data.config import CsvConfig
 
 CLASSES = ("a", "b")
 
@@ -186,7 +187,7 @@ def test_the_hash_is_the_sign_of_the_slope():
 
 def test_real_chest_x_rays_of_other_patients_are_not_taken_for_one(real_data, tmp_path, caplog):
     table = real_data / "cxr_kermany_224" / "split.csv"
-    source = build_dataset(DataConfig(source="csv", table=str(table)))
+    source = build_dataset(DataConfig(path=str(table)))
     splits = {
         name: split.take(np.arange(0, len(split), 6)) for name, split in source.splits.items()
     }
@@ -198,10 +199,10 @@ def test_real_chest_x_rays_of_other_patients_are_not_taken_for_one(real_data, tm
 
 def test_the_official_split_of_real_chest_x_rays_shares_patients(run, real_data, caplog):
     table = str(real_data / "cxr_kermany_224" / "split.csv")
-    official = build_dataset(DataConfig(source="csv", table=table))
+    official = build_dataset(DataConfig(path=table))
     with pytest.raises(ValueError, match=r"224 of the patients .*'N0439' \(train/NORMAL/IM-0439"):
         run(official)
-    ours = build_dataset(DataConfig(source="csv", table=table, split_column=""))
+    ours = build_dataset(DataConfig(path=table, csv=CsvConfig(split_column="")))
     groups = [set(split.groups) for split in ours.splits.values()]
     assert sum(map(len, groups)) == len(set.union(*groups)) == 2169
     assert [len(split) for split in ours.splits.values()] == [1768, 295, 885]
@@ -254,7 +255,7 @@ def folder(tmp_path, disjoint, encode):
 
 
 def build(folder):
-    return build_dataset(DataConfig(source="image_folder", root=str(folder)))
+    return build_dataset(DataConfig(path=str(folder)))
 
 
 @pytest.mark.parametrize("time", [2e9, 1e9])  # a copy may be older than what it replaces
