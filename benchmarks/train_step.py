@@ -16,6 +16,7 @@ import numpy as np
 import medmamba_jax as mm
 from benchmarks.timing import seconds_per_call, write_json
 from medmamba_jax.data import Preprocessing
+from medmamba_jax.predictor import normalize
 from medmamba_jax.training.config import TrainConfig
 from medmamba_jax.training.losses import cross_entropy
 from medmamba_jax.training.optimizer import make_optimizer
@@ -27,7 +28,13 @@ def measure(config: mm.MedMambaConfig, batch_size: int, side: int, args) -> dict
     preprocessing = Preprocessing((side, side), config.in_channels, "bilinear", (0.5,), (0.5,))
     training, evaluation = graphdefs(config)
     optimizer = make_optimizer(TrainConfig(), steps_per_epoch=100)
-    spec = StepSpec(training, evaluation, optimizer, preprocessing.normalize, cross_entropy)
+    spec = StepSpec(
+        training,
+        evaluation,
+        optimizer,
+        functools.partial(normalize, preprocessing=preprocessing),
+        cross_entropy,
+    )
     rng = np.random.default_rng(0)
     batch = jax.device_put(
         {

@@ -146,7 +146,7 @@ class MedMamba(nnx.Module):
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise ValueError(
                 f"images must be floating and normalised, got {images.dtype}; "
-                "see medmamba_jax.data.Preprocessing.normalize"
+                "see medmamba_jax.predictor.normalize"
             )
         if min(images.shape[1:3]) < smallest:
             raise ValueError(

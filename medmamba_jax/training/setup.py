@@ -11,6 +11,7 @@ from medmamba_jax.data import Dataset, Preprocessing, steps_per_epoch
 from medmamba_jax.data.reading.caching import cached
 from medmamba_jax.locking import Lock
 from medmamba_jax.models.scans import scans
+from medmamba_jax.predictor import normalize
 from medmamba_jax.runs import CheckpointStore, Progress, RunDescription
 from medmamba_jax.training.experiment import Experiment
 from medmamba_jax.training.objective import Objective, make_objective
@@ -102,7 +103,7 @@ def prepare(experiment: Experiment, workdir: pathlib.Path, dataset: Dataset) -> 
         graphdef=training,
         eval_graphdef=evaluation,
         optimizer=make_optimizer(options, steps),
-        normalize=preprocessing.normalize,
+        normalize=functools.partial(normalize, preprocessing=preprocessing),
         loss=objective.loss,
     )
     return Setup(

@@ -3,7 +3,7 @@ import json
 import pytest
 
 import medmamba_jax as mm
-from medmamba_jax.data.reading import loading
+from medmamba_jax.data.reading import order
 from medmamba_jax.training import config as train_config
 from medmamba_jax.training import metrics, objective
 from medmamba_jax.training.config import TrainConfig
@@ -73,7 +73,7 @@ def test_every_field_is_checked():
 
 def test_names_in_the_configuration_are_those_of_the_tables():
     assert set(train_config.LOSSES) == {"auto", *objective.LOSSES}
-    assert train_config.SAMPLERS == tuple(loading.SAMPLERS)
+    assert train_config.SAMPLERS == tuple(order.SAMPLERS)
     logged = {name for names in metrics.LOGGED.values() for name in names}
     assert set(train_config.BEST_METRICS) == logged
 

@@ -12,6 +12,7 @@ from flax import nnx
 
 import medmamba_jax as mm
 from medmamba_jax.data import Preprocessing, eval_batches
+from medmamba_jax.predictor import normalize
 from medmamba_jax.runs import CheckpointStore, Progress, RunDescription
 from medmamba_jax.training import NonFiniteLossError, prepare_training, setup
 from medmamba_jax.training import loop as loop_module
@@ -90,7 +91,7 @@ def test_load_best_predicts_what_was_reported(images, trained):
     preprocessing = description.preprocessing
     assert isinstance(preprocessing, Preprocessing)
     graphdef, state = nnx.split(model)
-    predict = jax.jit(lambda s, x: nnx.merge(graphdef, s)(preprocessing.normalize(x)))
+    predict = jax.jit(lambda s, x: nnx.merge(graphdef, s)(normalize(x, preprocessing)))
     with eval_batches(images.splits["test"], preprocessing, batch_size=9) as batches:
         batch = next(batches)
     accuracy = (predict(state, batch["image"]).argmax(1) == batch["label"]).mean()

@@ -1,12 +1,16 @@
-"""Random changes to training images: one function per policy, all at the image's own size.
+"""Augmentation policies: random changes to training images.
 
-A policy draws, for an image of some width and height and from a seeded generator, a transform,
-which does the same to each of the image's planes (mode L or RGB). Resizing to the model's input
-follows, so a crop is cut from full resolution.
+A policy is a function (width, height, generator) -> transform. It draws all random numbers for one
+image. The transform then does the same to each of the image's planes (Pillow images of mode L or
+RGB) at the image's own size. Resizing to the model's input follows, so a crop is cut from the full
+resolution.
+
+`POLICIES` is the only list of policies; the docstring of a policy describes it. To add one, assign
+a function to a new name in it.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -25,7 +29,7 @@ _RAMP = Image.frombytes("L", (256, 1), bytes(range(256)))
 
 
 def unchanged(image: Image.Image) -> Image.Image:
-    """The transform that leaves an image as it is."""
+    """Returns the image as it is; `none` draws this transform."""
     return image
 
 
@@ -38,8 +42,8 @@ def none(width: int, height: int, rng: np.random.Generator) -> Transform:
 def official(width: int, height: int, rng: np.random.Generator) -> Transform:
     """Random crop to between 8 % and 100 % of the area, then a mirror image half of the time.
 
-    What the authors' public `train.py` does (RandomResizedCrop and RandomHorizontalFlip). A
-    mirrored chest has its heart on the wrong side: the policy is for comparison with that code.
+    The authors' public `train.py` does the same (RandomResizedCrop and RandomHorizontalFlip). Use
+    this policy to compare with that code: a mirrored chest has its heart on the wrong side.
     """
     left, top, crop_width, crop_height = random_crop_box(width, height, rng)
     mirrored = rng.random() < 0.5
@@ -54,17 +58,17 @@ def official(width: int, height: int, rng: np.random.Generator) -> Transform:
 def light(width: int, height: int, rng: np.random.Generator) -> Transform:
     """Rotation within 7 degrees, zoom by 0.9 to 1.1, brightness by 0.9 to 1.1; never mirrored.
 
-    What comes into view from outside the image is black.
+    Pixels from outside the image are black.
     """
     angle = math.radians(rng.uniform(-_ROTATION_DEGREES, _ROTATION_DEGREES))
     zoom = rng.uniform(*_ZOOM)
     brightness = rng.uniform(*_BRIGHTNESS)
-    # Pillow maps output to input pixels, so the inverse of the rotation and of the zoom.
+    # Pillow maps output pixels to input pixels, so this is the inverse of rotation and zoom.
     cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
     x, y = width / 2, height / 2
     inverse = (cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y)
-    # As a table of the 256 values: `enhance` on the image itself would keep all other threads
-    # waiting for the interpreter's lock.
+    # A table of the 256 values instead of `enhance` on the image: `enhance` holds the interpreter's
+    # lock, and all other threads would wait.
     table = list(ImageEnhance.Brightness(_RAMP).enhance(brightness).tobytes())
 
     def transform(image: Image.Image) -> Image.Image:
@@ -77,7 +81,10 @@ def light(width: int, height: int, rng: np.random.Generator) -> Transform:
 
 
 def light_flip(width: int, height: int, rng: np.random.Generator) -> Transform:
-    """`light`, then a mirror image half of the time, for organs that look alike from both sides."""
+    """`light`, then a mirror image half of the time.
+
+    For organs that look alike when mirrored.
+    """
     lightly = light(width, height, rng)
     mirrored = rng.random() < 0.5
 
@@ -88,7 +95,7 @@ def light_flip(width: int, height: int, rng: np.random.Generator) -> Transform:
     return transform
 
 
-POLICIES: Mapping[str, Policy] = {
+POLICIES: dict[str, Policy] = {
     "none": none,
     "official": official,
     "light": light,
@@ -99,16 +106,17 @@ POLICIES: Mapping[str, Policy] = {
 def random_crop_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """Draws a crop by the algorithm of torchvision's RandomResizedCrop.
 
-    Ten tries at an area of 8 % to 100 % and an aspect ratio of 3/4 to 4/3 (uniform in its
-    logarithm); if none fits, the largest centred crop whose aspect ratio is allowed.
+    It tries ten times to draw an area of 8 % to 100 % of the image and an aspect ratio of 3/4 to
+    4/3, uniform in its logarithm. If no try fits into the image, it takes the largest centred crop
+    with an allowed aspect ratio.
 
     Args:
-        width: of the image, in pixels.
-        height: of the image, in pixels.
-        rng: the source of randomness.
+        width: width of the image in pixels.
+        height: height of the image in pixels.
+        rng: generator of the random numbers.
 
     Returns:
-        left, top, width, height of the crop, in pixels.
+        left, top, width and height of the crop in pixels.
     """
     log_aspect = np.log(_CROP_ASPECT)
     for _ in range(_CROP_TRIES):

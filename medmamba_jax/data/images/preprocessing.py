@@ -1,41 +1,60 @@
-"""From an image file to the array that the model reads."""
+"""From an image file to the uint8 array that a batch holds.
+
+Normalisation is not here: it runs on the accelerator, and this module imports no JAX, so that
+processes that only read images start without it.
+"""
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from medmamba_jax.data.config import ALL_FRAMES, RESIZE_FILTERS, DataConfig
 from medmamba_jax.data.dataset import Split
 from medmamba_jax.data.images.augmentation import Transform, unchanged
 from medmamba_jax.data.images.decoding import count_frames, open_image
 from medmamba_jax.data.images.planes import from_planes, to_planes
 from medmamba_jax.data.images.windowing import Window, parse_window
+from medmamba_jax.errors import UserError
+from medmamba_jax.sections import Section
+
+if TYPE_CHECKING:  # the configuration imports the tables of this module
+    from medmamba_jax.data.config import DataConfig
+
+# Name -> resampling filter. Pillow antialiases with every filter but the nearest neighbour.
+RESIZE_FILTERS: Mapping[str, Image.Resampling] = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "nearest": Image.Resampling.NEAREST,
+}
+ALL_FRAMES = -1  # a value of `frame`: each frame of a file is an image of its own
 
 _MODES = {1: "L", 3: "RGB"}
-_RESAMPLING = {name: Image.Resampling[name.upper()] for name in RESIZE_FILTERS}
 
 
 @dataclasses.dataclass(frozen=True)
-class Preprocessing:
-    """How every image is prepared; saved with a run so that evaluation repeats it.
+class Preprocessing(Section):
+    """How every image is prepared. A run saves it, so that evaluation prepares images alike.
 
     Attributes:
         image_size: (height, width) in pixels.
-        channels: 1 (grey), 3 (RGB), or any other number, which every image must bring.
-        resize_filter: resampling filter, a name of `DataConfig.resize`.
-        mean: on the 0..1 scale; one value, or one per channel.
-        std: on the 0..1 scale; one value, or one per channel.
-        window: what becomes 0..255 of images with more than 8 bits; see `DataConfig.window`.
-        frame: which frame of a file with several; see `DataConfig.frame`.
+        channels: 1 (grey), 3 (RGB), or any other number that every image must then have.
+        resize_filter: name of a resampling filter in `RESIZE_FILTERS`.
+        mean: mean on the scale from 0 to 1; one value, or one for each channel.
+        std: standard deviation on the same scale; one value, or one for each channel.
+        window: which intensities of images with more than 8 bits become 0 to 255; see
+            `parse_window`.
+        frame: which frame to read of a file with several, counted from 0, or `ALL_FRAMES`.
 
     Raises:
-        ValueError: if `channels`, `resize_filter`, `window`, or the length of `mean` or `std` is
-            not allowed.
+        UserError: `channels`, `resize_filter`, `window`, or the length of `mean` or `std` is not
+            allowed.
     """
+
+    title: ClassVar[str] = "preprocessing"
 
     image_size: tuple[int, int]
     channels: int
@@ -45,25 +64,26 @@ class Preprocessing:
     window: Window = "auto"
     frame: int = 0
 
-    def __post_init__(self):
-        object.__setattr__(self, "window", parse_window(self.window))
+    def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "window", parse_window(self.window))
+        except ValueError as error:
+            raise UserError(str(error)) from error
         if self.channels < 1:
-            raise ValueError(f"images have 1 or more channels; got {self.channels}")
-        if self.resize_filter not in _RESAMPLING:
-            raise ValueError(
-                f"resize_filter must be one of {RESIZE_FILTERS}; got {self.resize_filter!r}"
-            )
+            raise UserError(f"images have 1 or more channels; got {self.channels}")
+        names = tuple(RESIZE_FILTERS)
+        self._require("resize_filter", self.resize_filter in names, f"one of {names}")
         for field in ("mean", "std"):
             values = getattr(self, field)
             if len(values) not in (1, self.channels):
-                raise ValueError(
+                raise UserError(
                     f"data.{field} must have one value or one for each of the {self.channels}"
                     f" channels; got {values}"
                 )
 
     @classmethod
-    def from_config(cls, config: DataConfig, channels: int) -> "Preprocessing":
-        """Builds the preprocessing of a run; `channels` is what the model takes."""
+    def from_config(cls, config: "DataConfig", channels: int) -> Self:
+        """Builds the preprocessing of a run; `channels` is the model's number of input channels."""
         size = config.image_size
         return cls(
             image_size=size if isinstance(size, tuple) else (size, size),
@@ -75,58 +95,60 @@ class Preprocessing:
             frame=config.frame,
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns a dictionary that JSON can hold; `from_dict` reads it back."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in dataclasses.asdict(self).items()
-        }
-
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Preprocessing":
-        """Reads what `to_dict` wrote.
+    def from_dict(cls, values: Mapping[str, Any], *, ignored: list[str] | None = None) -> Self:
+        """Reads what `to_dict` wrote, also in an earlier version.
 
-        Raises:
-            ValueError: if a key is missing or unknown.
-        """
-        expected = {field.name for field in dataclasses.fields(cls)}
-        if set(values) != expected:
-            raise ValueError(
-                f"saved preprocessing must have the keys {sorted(expected)}; got {sorted(values)}"
-            )
-        return cls(
-            **{
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in values.items()
-            }
-        )
-
-    def decode(self, image: bytes | np.ndarray) -> np.ndarray:
-        """Decodes an image to the channels of the model, upright, by `open_image`.
-
-        Towards 1 or 3 channels, colour becomes grey by the ITU-R 601-2 luma weights; an alpha
-        channel (an array's fourth) is dropped, not blended with a background; palettes and CMYK
-        are converted. Any other number of channels must be the image's own.
+        Fields that have a default keep it if they are missing.
 
         Args:
-            image: the bytes of an image file, or an array, as `open_image` takes them.
-
-        Returns:
-            uint8 (h, w, channels); an array that is like this already is returned itself.
+            values: field -> value. Lists become tuples.
+            ignored: collects the names of unknown keys. Without it an unknown key is an error.
 
         Raises:
-            DataUnavailableError: if the package that reads such files is not installed.
-            ValueError: if `open_image` refuses the image, it does not have the model's channels, or
-                it holds several frames and `frame` says that they are images of their own.
+            UserError: a field without a default is missing, a key is unknown, or a value is not
+                allowed.
         """
+        required = {
+            field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING
+        }
+        if missing := required - set(values):
+            raise UserError(
+                f"saved preprocessing must have the keys {sorted(required)}; it lacks"
+                f" {sorted(missing)}"
+            )
+        return super().from_dict(values, ignored=ignored)
+
+    def decode(self, image: str | Path | bytes | np.ndarray) -> np.ndarray:
+        """Decodes an image and converts it to `channels`; turns it upright by its EXIF orientation.
+
+        For 1 channel, colour becomes grey with the ITU-R 601-2 luma weights. For 1 or 3 channels,
+        an alpha channel (the fourth of an array) is dropped and not blended with a background, and
+        palettes and CMYK are converted. For any other number the image must have that many.
+
+        Args:
+            image: path of an image file, or its bytes, or an array (h, w) or (h, w, c) of any real
+                dtype; see `open_image` for the formats.
+
+        Returns:
+            uint8 (h, w, channels). An array that already has this form is returned itself.
+
+        Raises:
+            DataUnavailableError: the package that reads such files is not installed.
+            UserError: the file cannot be read (the message names its path), the image is damaged or
+                of an unknown kind, it does not have the model's channels, or it holds several
+                frames and `frame` is `ALL_FRAMES`.
+        """
+        if isinstance(image, str | Path):
+            return self._decode_file(Path(image))
         if isinstance(image, np.ndarray) and image.dtype == np.uint8:
             if image.ndim == 3 and image.shape[2] == self.channels and image.size:
                 return image
         frame = self.frame
         if frame == ALL_FRAMES:
-            # A set's splits have taken such files apart (`AllFrames`); this one is none of them.
+            # Splits take files with several frames apart (`AllFrames`), so this one is not theirs.
             if isinstance(image, bytes) and (frames := count_frames(image)) > 1:
-                raise ValueError(
+                raise UserError(
                     f"the file holds {frames} frames, each to be an image of its own (data.frame):"
                     " take it apart by medmamba_jax.data.sources.frames.AllFrames"
                 )
@@ -137,12 +159,22 @@ class Preprocessing:
             return from_planes([opened if opened.mode == mode else opened.convert(mode)])
         pixels = np.atleast_3d(np.asarray(opened))
         if pixels.shape[2] != self.channels:
-            raise ValueError(
+            raise UserError(
                 f"the image has {pixels.shape[2]} channels, the model reads {self.channels}"
                 f" (model.in_channels): set that to {pixels.shape[2]}, or save the image as .npy"
                 f" (h, w, {self.channels})"
             )
         return pixels
+
+    def _decode_file(self, path: Path) -> np.ndarray:
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read the image file {path}: {error.strerror}") from error
+        try:
+            return self.decode(content)
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from error
 
     def resize(self, pixels: np.ndarray, transform: Transform = unchanged) -> np.ndarray:
         """Transforms a decoded image and resizes it to `image_size`, each channel alike.
@@ -151,31 +183,18 @@ class Preprocessing:
 
         Args:
             pixels: uint8 (h, w, channels), as `decode` returns them.
-            transform: what to do first, at the image's own size.
+            transform: applied first, at the image's own size.
 
         Returns:
-            uint8 (*image_size, channels); of an image that needs neither, the array itself.
+            uint8 (*image_size, channels). An image that needs neither is returned itself.
         """
         if transform is unchanged and pixels.shape[:2] == self.image_size:
             return pixels
         height, width = self.image_size
-        resampling = _RESAMPLING[self.resize_filter]
+        resampling = RESIZE_FILTERS[self.resize_filter]
         return from_planes(
             [transform(plane).resize((width, height), resampling) for plane in to_planes(pixels)]
         )
-
-    def normalize(self, images: jax.Array) -> jax.Array:
-        """Computes `(images / 255 - mean) / std`; written for use inside a jitted step.
-
-        Args:
-            images: uint8 (b, h, w, c).
-
-        Returns:
-            float32 (b, h, w, c).
-        """
-        mean = jnp.asarray(np.broadcast_to(self.mean, (1, 1, 1, self.channels)), jnp.float32)
-        std = jnp.asarray(np.broadcast_to(self.std, (1, 1, 1, self.channels)), jnp.float32)
-        return (images.astype(jnp.float32) / 255 - mean) / std
 
 
 def decoded(
@@ -187,10 +206,10 @@ def decoded(
         uint8 (h, w, channels) at the image's own size, and its label.
 
     Raises:
-        ValueError: if it cannot be decoded; the message names the image.
+        UserError: the image cannot be decoded; the message names it.
     """
     example = split[index]
     try:
         return preprocessing.decode(example["image"]), example["label"]
     except ValueError as error:
-        raise ValueError(f"{split.describe(index)}: {error}") from error
+        raise UserError(f"{split.describe(index)}: {error}") from error

@@ -1,19 +1,21 @@
-"""Batches of images: Grain pipelines with an order that only the seed and the step decide."""
+"""Batches of images, read by Grain in an order that only the seed and the step decide."""
 
 import dataclasses
+import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence, Sized
 
 import grain
 import numpy as np
-from absl import flags
+from absl import flags, logging
 from numpy.typing import ArrayLike
 
 from medmamba_jax.data.cpus import usable_cpus
 from medmamba_jax.data.dataset import Split
-from medmamba_jax.data.images.augmentation import POLICIES
+from medmamba_jax.data.images.augmentation import POLICIES, Policy
 from medmamba_jax.data.images.preprocessing import Preprocessing, decoded
-from medmamba_jax.data.reading.order import Order, balanced, shuffled
+from medmamba_jax.data.reading.order import Order, sampler_for
+from medmamba_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
 
@@ -24,9 +26,9 @@ _PART = 16  # images
 
 
 class BatchIterator(Iterator[Batch]):
-    """Iterates over batches; closing it ends its threads and worker processes.
+    """Iterates over batches. Closing it ends its threads and worker processes.
 
-    Use it as a context manager or call `close`; the end of the program closes it, too.
+    Use it as a context manager, or call `close`. The end of the program closes it, too.
     """
 
     def __init__(self, batches: grain.DatasetIterator):
@@ -35,46 +37,49 @@ class BatchIterator(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         if not self._open:
-            raise ValueError("the batch iterator is closed")
+            raise UserError("the batch iterator is closed")
         return next(self._open[0])
 
     def close(self) -> None:
-        """Ends threads and workers; `next` raises ValueError afterwards. Can be repeated."""
+        """Ends threads and workers. It may be called again; `next` then raises UserError."""
         self._finalizer()
 
     def __enter__(self) -> "BatchIterator":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 
 def _close(batches: list[grain.DatasetIterator]) -> None:
-    # The reference has to go as well: Grain's iterators close themselves again when they are
-    # deleted, which prints errors once the interpreter has begun to dismantle its modules.
+    # The list must not keep the iterator: Grain's iterators close themselves again when Python
+    # deletes them, which prints errors if the interpreter is already shutting down.
     while batches:
         batches.pop().close()
 
 
-def steps_per_epoch(split: Split, batch_size: int) -> int:
-    """Returns the number of whole global batches in the split.
+def steps_per_epoch(split: Sized, batch_size: int) -> int:
+    """Returns the number of global batches in an epoch: ceil(images / batch size).
+
+    All of them are whole batches; see `train_batches` for how the last one is filled.
 
     Raises:
-        ValueError: if the split does not fill one batch.
+        UserError: the split holds no images, or the batch size is less than 1.
     """
-    if not 1 <= batch_size <= len(split):
-        raise ValueError(
-            f"batch size must be between 1 and the {len(split)} images of the split;"
-            f" got {batch_size}; change train.batch_size"
-        )
-    return len(split) // batch_size
+    if batch_size < 1:
+        raise UserError(f"the batch size must be 1 or more; got {batch_size}")
+    _require_images(split)
+    return -(-len(split) // batch_size)
 
 
-# Sampler -> function (split, seed, images in an epoch) -> order.
-SAMPLERS: Mapping[str, Callable[[Split, int, int], Order]] = {
-    "shuffle": shuffled,
-    "balanced": balanced,
-}
+def batch_larger_than_set(split: Sized, batch_size: int) -> str | None:
+    """Returns a warning if a global batch holds more images than the split, else None."""
+    if batch_size <= len(split):
+        return None
+    return (
+        f"a batch of {batch_size} is larger than the training set of {len(split)} images, so each"
+        " batch holds images more than once; consider a smaller train.batch_size"
+    )
 
 
 def train_batches(
@@ -90,54 +95,61 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> BatchIterator:
-    """Iterates over shuffled, augmented batches without end.
+    """Iterates over augmented batches of training images, without end.
 
-    With the sampler "shuffle", every epoch is `steps_per_epoch` global batches of a new
-    permutation of the split; the images left over differ from epoch to epoch. With "balanced", an
-    epoch is as long, but classes take turns: the counts of any two differ by one at most. The
-    images of a class come in one permutation after another, those of a small class several times
-    in an epoch.
+    The images come in one endless stream, and global step s takes its rows s * batch_size to
+    (s + 1) * batch_size - 1. An epoch is `steps_per_epoch` whole batches. With the sampler
+    "shuffle" the stream is one permutation of the split after another. The beginning of the next
+    permutation fills the last batch of an epoch, and the next epoch goes on from there. So after k
+    epochs every image has been drawn k times or more, and no image more than once more often than
+    another. With "balanced" the classes take turns, and the images of each class come in one
+    permutation after another.
 
-    Order and augmentation are a function of `seed` and the global step alone: the number of
-    workers and the step at which a run was resumed change no pixel. Of each global batch, host p
+    The seed and the global row alone decide the order and the augmentation. The number of workers
+    and of hosts, and the step at which a run resumes, change no pixel. Of each global batch, host p
     of P reads rows p, p + P, p + 2P and so on.
+
+    A batch may be larger than the split; a warning then says that images repeat within a batch.
 
     Args:
         split: the training images.
-        preprocessing: decoding and resizing; pixels are not normalised here.
+        preprocessing: how images are decoded and resized. Batches are not normalised.
         augmentation: name of a policy in `augmentation.POLICIES`.
         batch_size: images in a global batch, over all hosts.
-        seed: of order and augmentation; in [0, 2**32).
-        sampler: name of an order in `SAMPLERS`.
-        start_step: the first batch is that of this global step, counted from 0.
+        seed: seed of order and augmentation, in [0, 2**32).
+        sampler: name of a sampler in `order.SAMPLERS`.
+        start_step: the global step of the first batch, counted from 0.
         num_workers: worker processes; 0 decodes in threads of this process. Workers import the
-            main module, which must therefore be guarded by `if __name__ == "__main__"`.
-        process_index: this host.
+            main module, so the main module needs the guard `if __name__ == "__main__"`.
+        process_index: index of this host.
         process_count: number of hosts.
 
     Returns:
-        An iterator over {"image": uint8 (b, h, w, c), "label": int32 (b,), of a multi-label split
-        float32 (b, K)} with b = batch_size / process_count; with "weight", float32 (b,), if the
-        split has weights.
+        An iterator of dictionaries (`Batch`): {"image": uint8 (b, h, w, c), "label": int32 (b,), or
+        float32 (b, K) of a multi-label split}, with b = batch_size / process_count. If the split
+        has weights, each dictionary also has "weight": float32 (b,).
 
     Raises:
-        ValueError: if the split does not fill a batch, the hosts cannot share a batch evenly,
-            `augmentation`, `sampler`, `seed` or `start_step` is not allowed, or a balanced order
-            is asked of a multi-label split.
+        UserError: the split holds no images, the hosts cannot share a batch evenly, `seed`,
+            `start_step` or `num_workers` is out of range, no policy or sampler has this name, or
+            the sampler is not for labels of this kind.
     """
     local_batch_size = _local_batch_size(batch_size, process_index, process_count)
+    _require_images(split)
     if augmentation not in POLICIES:
-        raise ValueError(f"augmentation must be one of {tuple(POLICIES)}; got {augmentation!r}")
+        raise UserError(f"augmentation must be one of {tuple(POLICIES)}; got {augmentation!r}")
     if not 0 <= seed < 2**32:
-        raise ValueError(f"the data seed must be in [0, 2**32); got {seed}")
+        raise UserError(f"the data seed must be in [0, 2**32); got {seed}")
     if start_step < 0:
-        raise ValueError(f"start_step must be 0 or more; got {start_step}")
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler must be one of {tuple(SAMPLERS)}; got {sampler!r}")
-    order = SAMPLERS[sampler](split, seed, steps_per_epoch(split, batch_size) * batch_size)
-    # Augmentation is seeded by the global row.
-    rows = grain.MapDataset.source(order).seed(seed)
-    rows = rows.random_map(_TrainExample(split, preprocessing, augmentation))
+        raise UserError(f"start_step must be 0 or more; got {start_step}")
+    task = "multilabel" if split.labels.ndim > 1 else "multiclass"
+    order = sampler_for(sampler, task).order(split, seed)
+    if warning := batch_larger_than_set(split, batch_size):
+        logging.warning("%s", warning)
+    # Grain seeds the generator of each row by the row's number in this endless range, so the slice
+    # must come after `random_map`.
+    rows = grain.MapDataset.range(sys.maxsize).seed(seed)
+    rows = rows.random_map(_TrainExample(split, order, preprocessing, POLICIES[augmentation]))
     rows = rows.slice(slice(start_step * batch_size + process_index, None, process_count))
     return _batches(rows, local_batch_size, num_workers)
 
@@ -151,22 +163,31 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> BatchIterator:
-    """Iterates once over the split in order; every image counts exactly once.
+    """Iterates once over the split, in order. Every image comes exactly once.
 
-    The last global batch is filled up with black images whose mask is False, so that all batches
-    have one shape and all hosts the same number of steps. Of each global batch the first host reads
-    the first rows, and so on; the arguments are those of `train_batches`.
+    Black images whose mask is False fill the last global batch, so that all batches have the same
+    shape and all hosts take the same number of steps. Of each global batch the first host reads the
+    first b rows, the second host the next b, and so on.
+
+    Args:
+        split: the images.
+        preprocessing: how images are decoded and resized. Batches are not normalised.
+        batch_size: images in a global batch, over all hosts.
+        num_workers: worker processes; see `train_batches`.
+        process_index: index of this host.
+        process_count: number of hosts.
 
     Returns:
-        An iterator over {"image": uint8 (b, h, w, c), "label": as of `train_batches`, "mask": bool
-        (b,)} with b = batch_size / process_count. The label of a masked image is 0.
+        An iterator of dictionaries (`Batch`): {"image": uint8 (b, h, w, c), "label": as of
+        `train_batches`, "mask": bool (b,)}, with b = batch_size / process_count. The label of a
+        masked image is 0.
 
     Raises:
-        ValueError: if the split is empty or the hosts cannot share a batch evenly.
+        UserError: the split holds no images, the hosts cannot share a batch evenly, or
+            `num_workers` is negative.
     """
     local_batch_size = _local_batch_size(batch_size, process_index, process_count)
-    if len(split) == 0:
-        raise ValueError("the split to evaluate holds no images")
+    _require_images(split)
     padded_length = -(-len(split) // batch_size) * batch_size
     shares = np.arange(padded_length).reshape(-1, process_count, local_batch_size)
     rows = grain.MapDataset.source(shares[:, process_index].ravel())
@@ -175,15 +196,22 @@ def eval_batches(
 
 @dataclasses.dataclass(frozen=True)
 class _TrainExample(grain.transforms.RandomMap):
-    split: Split
-    preprocessing: Preprocessing
-    augmentation: str
+    """Global row -> augmented example.
 
-    def random_map(self, index: int, rng: np.random.Generator) -> Batch:
+    It holds the policy and the order themselves, not their names: a worker process does not know
+    what the user's script has added to the tables.
+    """
+
+    split: Split
+    order: Order
+    preprocessing: Preprocessing
+    policy: Policy
+
+    def random_map(self, row: int, rng: np.random.Generator) -> Batch:
+        index = self.order(row)
         pixels, label = decoded(self.split, index, self.preprocessing)
         height, width, _ = pixels.shape
-        transform = POLICIES[self.augmentation](width, height, rng)
-        image = self.preprocessing.resize(pixels, transform)
+        image = self.preprocessing.resize(pixels, self.policy(width, height, rng))
         example = {"image": image, "label": _label(label)}
         if self.split.weights is not None:
             example["weight"] = self.split.weights[index]
@@ -192,6 +220,8 @@ class _TrainExample(grain.transforms.RandomMap):
 
 @dataclasses.dataclass(frozen=True)
 class _EvalExample(grain.transforms.Map):
+    """Row -> example; a row beyond the end of the split is a masked, black image."""
+
     split: Split
     preprocessing: Preprocessing
 
@@ -201,13 +231,13 @@ class _EvalExample(grain.transforms.Map):
             return {
                 "image": np.zeros(shape, np.uint8),
                 "label": _label(np.zeros_like(self.split.labels[0])),
-                "mask": np.bool_(False),
+                "mask": np.asarray(False),
             }
         pixels, label = decoded(self.split, row, self.preprocessing)
         return {
             "image": self.preprocessing.resize(pixels),
             "label": _label(label),
-            "mask": np.bool_(True),
+            "mask": np.asarray(True),
         }
 
 
@@ -215,14 +245,19 @@ def _label(label: ArrayLike) -> np.ndarray:
     return np.asarray(label, np.float32 if np.ndim(label) else np.int32)
 
 
+def _require_images(split: Sized) -> None:
+    if len(split) == 0:
+        raise UserError("the split holds no images; it needs at least one")
+
+
 def _local_batch_size(batch_size: int, process_index: int, process_count: int) -> int:
     if not 0 <= process_index < process_count:
-        raise ValueError(
+        raise UserError(
             f"process_index must be in [0, {process_count}), the number of hosts;"
             f" got {process_index}"
         )
     if batch_size < 1 or batch_size % process_count:
-        raise ValueError(
+        raise UserError(
             f"batch size must be a positive multiple of the {process_count} hosts; got {batch_size}"
         )
     return batch_size // process_count
@@ -230,11 +265,11 @@ def _local_batch_size(batch_size: int, process_index: int, process_count: int) -
 
 @dataclasses.dataclass(frozen=True)
 class _Parts:
-    """Whole batches of rows in parts of at most `_PART` images, stacked.
+    """Stacked parts of whole batches; a part holds at most `_PART` images.
 
-    Threads and workers hand over parts, not images: the thread that asks for batches takes turns
-    with all others at the interpreter's lock, and waits for its turn as often as it is handed
-    something.
+    Threads and workers hand over parts instead of single images. The thread that asks for batches
+    competes with all other threads for the interpreter's lock, and it has to wait for the lock each
+    time it receives something.
     """
 
     rows: grain.MapDataset
@@ -261,7 +296,7 @@ def _concatenated(parts: Sequence[Batch]) -> Batch:
 
 def _batches(rows: grain.MapDataset, local_batch_size: int, num_workers: int) -> BatchIterator:
     if num_workers < 0:
-        raise ValueError(f"num_workers must be 0 or more; got {num_workers}")
+        raise UserError(f"num_workers must be 0 or more; got {num_workers}")
     source = _Parts(rows, local_batch_size)
     threads = min(_MAX_READING_THREADS, usable_cpus())
     parts = grain.MapDataset.source(source).to_iter_dataset(
@@ -270,15 +305,30 @@ def _batches(rows: grain.MapDataset, local_batch_size: int, num_workers: int) ->
         )
     )
     if num_workers:
-        # Grain reads absl flags when it starts workers, which fails outside `absl.app.run`.
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()
-        # Batches are put together after the workers: before them, each would batch its own share
-        # of the parts, and the batches would depend on the number of workers.
+        _let_grain_read_its_flags()
+        # Parts become batches after the workers. If workers did that, each would put its own share
+        # of the parts together, and the batches would depend on the number of workers.
         parts = parts.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
     batches = parts.batch(source.per_batch, drop_remainder=True, batch_fn=_concatenated)
-    # In the background, so that the training loop does not wait for the copying.
+    # A background thread copies the parts together, so that the training loop need not wait for it.
+    # Experimental, checked with Grain 0.2.18: outside `grain.experimental` that release prefetches
+    # only what workers or a `MapDataset` produce, not what `batch` makes of it.
     batches = grain.experimental.ThreadPrefetchIterDataset(
         batches, prefetch_buffer_size=_PREFETCHED_BATCHES
     )
     return BatchIterator(iter(batches))
+
+
+def _let_grain_read_its_flags() -> None:
+    """Lets Grain read its own absl flags in a program that does not parse absl flags.
+
+    Grain reads flags when it starts workers (0.2.18: `grain_enable_multiprocess_worker_profiling`,
+    with jaxlib 0.11 or newer). absl refuses that before the program has parsed its flags, unless
+    the flag counts as present on the command line. Grain itself marks flags so in its workers. The
+    values stay the defaults, the flags of the user's program stay as they are, and the program may
+    still parse all of them later.
+    """
+    if not flags.FLAGS.is_parsed():
+        for name in flags.FLAGS:
+            if name.startswith("grain_"):
+                flags.FLAGS[name].present = max(flags.FLAGS[name].present, 1)

@@ -1,90 +1,118 @@
-"""The order in which training images are drawn: a function of a seed and the row alone."""
+"""The order of the training images: an endless stream that the seed and the row decide.
 
-import sys
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+`SAMPLERS` is the only list of orders. To add one, assign a `Sampler` to a new name in it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from medmamba_jax.data.dataset import Split
+from medmamba_jax.data.dataset import TASKS, Split
+from medmamba_jax.errors import UserError
+
+# Global row, counted from 0 over all epochs -> index into the split. Threads call it concurrently.
+# It must return the same index whenever it gets the same row: resuming a run relies on that.
+Order = Callable[[int], int]
 
 
-class Order(Protocol):
-    """Row, counted over all epochs -> index into the split; without end."""
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """One way of drawing training images.
 
-    def __len__(self) -> int: ...
+    Attributes:
+        order: makes the order of a split's images from the split and a seed in [0, 2**32). Reading
+            workers get the order by pickle.
+        text: what it does, in a few words; a run prints them before it starts.
+        tasks: the tasks of data sets that it can draw from; see `Dataset.task`.
+    """
 
-    def __getitem__(self, row: int) -> int: ...
+    order: Callable[[Split, int], Order]
+    text: str
+    tasks: tuple[str, ...] = TASKS
+
+
+def sampler_for(name: str, task: str) -> Sampler:
+    """Returns a sampler by name.
+
+    Args:
+        name: key of `SAMPLERS`.
+        task: the data set's task.
+
+    Raises:
+        UserError: no sampler has this name, or it cannot draw from a data set with this task.
+    """
+    if name not in SAMPLERS:
+        raise UserError(f"sampler must be one of {tuple(SAMPLERS)}; got {name!r}")
+    if task not in SAMPLERS[name].tasks:
+        shown = {"multilabel": "any number of classes", "multiclass": "exactly one class"}[task]
+        fitting = [other for other, sampler in SAMPLERS.items() if task in sampler.tasks]
+        raise UserError(
+            f"the sampler {name!r} ({SAMPLERS[name].text}) is not for a {task} data set, whose"
+            f" images show {shown} each; use one of {fitting}, and weights in the loss"
+        )
+    return SAMPLERS[name]
 
 
 class _Permutations:
-    """One permutation after another, of each the first `taken` indices.
+    """One random permutation after another, without end.
 
-    They are drawn whole: index by index, by a cipher as Grain shuffles, costs 40 microseconds each
-    where there are 1,800, during which no other thread runs.
+    Each permutation is drawn whole. Grain's shuffle computes index by index with a cipher, which
+    takes 40 microseconds for each of 1,800 images; no other thread runs in that time.
 
     Args:
-        indices: what is permuted, integers (n,).
-        seed: integers of 0 or more; others give other permutations.
-        taken: how many of each permutation, at most n.
+        indices: the values to permute, integers (n,) with n of 1 or more.
+        seed: integers of 0 or more; another seed gives unrelated permutations.
     """
 
-    def __init__(self, indices: np.ndarray, seed: Sequence[int], taken: int):
+    def __init__(self, indices: np.ndarray, seed: Sequence[int]):
         self._indices = indices
         self._seed = tuple(seed)
-        self._taken = taken
         self._drawn: Mapping[int, np.ndarray] = {}
 
-    def __len__(self) -> int:
-        return sys.maxsize
-
-    def __getitem__(self, row: int) -> int:
-        turn, position = divmod(row, self._taken)
+    def __call__(self, row: int) -> int:
+        turn, position = divmod(row, len(self._indices))
         drawn = self._drawn.get(turn)
         if drawn is None:
             drawn = np.random.default_rng((*self._seed, turn)).permutation(self._indices)
-            # Threads read the last rows of a permutation beside the first of the next one.
+            # Some threads still read the end of one permutation while others start the next one.
             kept = {turn - 1: self._drawn[turn - 1]} if turn - 1 in self._drawn else {}
             self._drawn = {**kept, turn: drawn}
         return int(drawn[position])
 
 
+@dataclasses.dataclass(frozen=True)
 class _Turns:
-    """Takes from each of some orders in turn."""
+    """Takes one row from each of several orders in turn."""
 
-    def __init__(self, orders: Sequence[Order]):
-        self._orders = orders
+    orders: Sequence[Order]
 
-    def __len__(self) -> int:
-        return sys.maxsize
-
-    def __getitem__(self, row: int) -> int:
-        turn, which = divmod(row, len(self._orders))
-        return self._orders[which][turn]
+    def __call__(self, row: int) -> int:
+        turn, which = divmod(row, len(self.orders))
+        return self.orders[which](turn)
 
 
-def shuffled(split: Split, seed: int, epoch_length: int) -> Order:
-    """Every epoch is a new permutation of the split, of which the end is left out."""
-    return _Permutations(np.arange(len(split)), (seed,), epoch_length)
+def shuffled(split: Split, seed: int) -> Order:
+    """Draws all images in random order, then all again in another one, and so on."""
+    return _Permutations(np.arange(len(split)), (seed,))
 
 
-def balanced(split: Split, seed: int, epoch_length: int) -> Order:
-    """Classes take turns; the images of each come in one permutation after another.
+def balanced(split: Split, seed: int) -> Order:
+    """Draws from each class in turn; within a class, one permutation of its images follows another.
 
-    Raises:
-        ValueError: if the split is a multi-label one.
+    So the counts of two classes never differ by more than one. A class without images is left out.
     """
-    del epoch_length  # there is no permutation of the split that an epoch could end
-    if split.labels.ndim > 1:
-        raise ValueError(
-            "the balanced order draws class by class, but an image of a multi-label set shows any"
-            " number of them; use the sampler 'shuffle', and weights in the loss"
-        )
-    # A seed each: with one for all, the same images of classes of one size would always meet.
-    classes = {label: np.flatnonzero(split.labels == label) for label in np.unique(split.labels)}
+    # Each class has its own seed. With one seed for all, classes of the same size would be permuted
+    # alike, and the same images would always meet in a batch.
     return _Turns(
         [
-            _Permutations(indices, (seed, int(label)), len(indices))
-            for label, indices in classes.items()
+            _Permutations(np.flatnonzero(split.labels == label), (seed, int(label)))
+            for label in np.unique(split.labels)
         ]
     )
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "shuffle": Sampler(shuffled, "shuffled"),
+    "balanced": Sampler(balanced, "classes equally often", tasks=("multiclass",)),
+}

@@ -1,12 +1,15 @@
+import dataclasses
 import io
 import json
+from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from medmamba_jax.data import DataConfig, Preprocessing
+from medmamba_jax.data.images.preprocessing import RESIZE_FILTERS
+from medmamba_jax.errors import UserError
 
 
 def preprocessing(channels=1, size=(32, 32), resize_filter="bilinear"):
@@ -36,20 +39,45 @@ class TestSettings:
         assert Preprocessing.from_config(DataConfig(image_size=48), 1).image_size == (48, 48)
 
     def test_no_channels_are_refused(self):
-        with pytest.raises(ValueError, match="1 or more channels; got 0"):
+        with pytest.raises(UserError, match="1 or more channels; got 0"):
             preprocessing(0)
 
     @pytest.mark.parametrize("field", ["mean", "std"])
     def test_mean_and_std_must_fit_the_channels(self, field):
         config = DataConfig(**{field: (0.5, 0.5, 0.5)})
-        with pytest.raises(ValueError, match=f"data.{field} must have one value"):
+        with pytest.raises(UserError, match=f"data.{field} must have one value"):
             Preprocessing.from_config(config, channels=1)
 
-    def test_saved_settings_with_other_keys_are_refused(self):
+    @pytest.mark.parametrize("field", ["image_size", "channels", "resize_filter", "mean", "std"])
+    def test_saved_settings_must_hold_what_has_no_default(self, field):
         values = preprocessing().to_dict()
-        del values["std"]
-        with pytest.raises(ValueError, match="must have the keys"):
+        del values[field]
+        with pytest.raises(UserError, match=rf"must have the keys .* it lacks \['{field}'\]"):
             Preprocessing.from_dict(values)
+
+    def test_settings_of_an_earlier_version_get_the_defaults(self):
+        values = preprocessing().to_dict()
+        del values["window"], values["frame"]
+        assert Preprocessing.from_dict(values) == preprocessing()
+
+    def test_unknown_keys_are_refused_or_collected(self):
+        values = preprocessing().to_dict() | {"sharpness": 1}
+        with pytest.raises(UserError, match="preprocessing has no key 'sharpness'"):
+            Preprocessing.from_dict(values)
+        ignored = []
+        assert Preprocessing.from_dict(values, ignored=ignored) == preprocessing()
+        assert ignored == ["preprocessing.sharpness"]
+
+    @pytest.mark.parametrize(
+        ("change", "problem"),
+        [
+            ({"resize_filter": "box"}, "resize_filter must be one of .*'lanczos'.*got 'box'"),
+            ({"window": "9,0"}, "a window must be"),
+        ],
+    )
+    def test_values_that_are_not_allowed(self, change, problem):
+        with pytest.raises(UserError, match=problem):
+            dataclasses.replace(preprocessing(), **change)
 
 
 class TestDecode:
@@ -141,7 +169,7 @@ class TestDecode:
         ],
     )
     def test_other_channels_than_the_image_brings_are_refused(self, image, channels, has):
-        with pytest.raises(ValueError, match=f"has {has} channels, the model reads {channels} "):
+        with pytest.raises(UserError, match=f"has {has} channels, the model reads {channels} "):
             preprocessing(channels).decode(image)
 
     def test_the_window_and_the_frame_are_the_settings(self):
@@ -153,9 +181,31 @@ class TestDecode:
         step = Preprocessing((32, 32), 1, "bilinear", (0.5,), (0.5,), frame=2)
         assert (step.decode(tiff) == 30).all()
         every = Preprocessing((32, 32), 1, "bilinear", (0.5,), (0.5,), frame=-1)
-        with pytest.raises(ValueError, match="holds 3 frames"):
+        with pytest.raises(UserError, match="holds 3 frames"):
             every.decode(tiff)
         assert (every.decode(saved(pages[1])) == 20).all()
+
+    @pytest.mark.parametrize("as_given", [str, Path])
+    def test_a_path_gives_what_its_bytes_give(self, tmp_path, as_given):
+        pixels = noise(5, 7, 3)
+        (tmp_path / "one.png").write_bytes(saved(Image.fromarray(pixels)))
+        np.save(tmp_path / "two.npy", pixels)
+        for name in ("one.png", "two.npy"):
+            np.testing.assert_array_equal(
+                preprocessing(3).decode(as_given(tmp_path / name)), pixels
+            )
+
+    def test_a_file_that_cannot_be_read_is_named(self, tmp_path):
+        step, damaged = preprocessing(), tmp_path / "damaged.png"
+        damaged.write_bytes(saved(Image.fromarray(noise(64, 64)))[:500])
+        for path, problem in (
+            (tmp_path / "no such.png", "No such file"),
+            (tmp_path, "Is a directory"),
+            (damaged, "not a complete image file"),
+        ):
+            with pytest.raises(UserError, match=problem) as raised:
+                step.decode(path)
+            assert str(path) in str(raised.value)
 
     @pytest.mark.parametrize("format", ["PNG", "JPEG"])
     def test_damaged_files_are_refused(self, format):
@@ -168,7 +218,7 @@ class TestDecode:
 
 
 class TestResize:
-    @pytest.mark.parametrize("resize_filter", ["bilinear", "bicubic", "lanczos", "nearest"])
+    @pytest.mark.parametrize("resize_filter", RESIZE_FILTERS)
     @pytest.mark.parametrize("channels", [1, 3])
     def test_a_constant_image_stays_constant(self, resize_filter, channels):
         step = preprocessing(channels, (33, 70), resize_filter)
@@ -208,17 +258,3 @@ class TestResize:
         pixels = noise(50, 40, 3)
         cropped = preprocessing(3).resize(pixels, lambda image: image.crop((5, 10, 25, 40)))
         np.testing.assert_array_equal(cropped, preprocessing(3).resize(pixels[10:40, 5:25]))
-
-
-class TestNormalize:
-    @pytest.mark.parametrize(
-        ("channels", "mean", "std"),
-        [(1, (0.5,), (0.25,)), (3, (0.5,), (0.5,)), (3, (0.485, 0.456, 0.406), (0.2, 0.3, 0.4))],
-    )
-    def test_against_numpy_in_double_precision(self, channels, mean, std):
-        images = noise(2, 32, 32, channels)
-        step = Preprocessing((32, 32), channels, "bilinear", mean, std)
-        normalized = jax.jit(step.normalize)(images)
-        assert normalized.dtype == np.float32
-        expected = (images / 255.0 - np.array(mean)) / np.array(std)
-        np.testing.assert_allclose(normalized, expected, rtol=1e-5, atol=1e-6)

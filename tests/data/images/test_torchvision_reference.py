@@ -1,4 +1,4 @@
-"""Resizing, cropping, mirroring and normalising against torchvision, as the official code does."""
+"""Resizing, cropping and mirroring against torchvision, which the official code uses."""
 
 import math
 
@@ -8,6 +8,7 @@ from PIL import Image
 
 from medmamba_jax.data import Preprocessing
 from medmamba_jax.data.images.augmentation import POLICIES, random_crop_box
+from medmamba_jax.predictor import normalize
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
 pytest.importorskip("torchvision", reason="torchvision is not installed: pip install torchvision")
@@ -95,19 +96,7 @@ def _features(boxes, size):
     return left, top, width * height, np.log(width / height), left + width, top + height
 
 
-def test_normalisation():
-    pixels = image()[None]
-    step = preprocessing()
-    expected = functional.normalize(
-        functional.to_dtype(torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.float32, True),
-        list(step.mean),
-        list(step.std),
-    )
-    normalized = np.asarray(step.normalize(pixels))
-    np.testing.assert_allclose(normalized, expected.permute(0, 2, 3, 1), rtol=1e-5, atol=1e-6)
-
-
-def test_the_whole_way_of_the_official_code():
+def test_everything_that_the_official_code_does_before_the_model():
     """Resize, ToTensor and Normalize(0.5, 0.5), as its evaluation does."""
     official = v2.Compose(
         [
@@ -118,6 +107,6 @@ def test_the_whole_way_of_the_official_code():
         ]
     )
     step = Preprocessing((224, 224), 3, "bilinear", (0.5,), (0.5,))
-    ours = np.asarray(step.normalize(step.resize(image())[None]))
+    ours = np.asarray(normalize(step.resize(image())[None], step))
     expected = official(Image.fromarray(image())).permute(1, 2, 0)
     np.testing.assert_allclose(ours[0], expected, rtol=1e-5, atol=1e-6)
