@@ -3,9 +3,10 @@
 import dataclasses
 from pathlib import Path
 
-from medmamba_jax.data.config import ALL_FRAMES, DataConfig
+from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.images.decoding import IMAGE_SUFFIXES
+from medmamba_jax.data.images.preprocessing import ALL_FRAMES
 from medmamba_jax.data.sources.csv_source import CSV
 from medmamba_jax.data.sources.frames import AllFrames
 from medmamba_jax.data.sources.image_folder import IMAGE_FOLDER

@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from medmamba_jax.data.images.augmentation import POLICIES
-from medmamba_jax.data.images.resizing import RESIZE_FILTERS
+from medmamba_jax.data.images.preprocessing import ALL_FRAMES, RESIZE_FILTERS
 from medmamba_jax.data.images.windowing import ALLOWED as WINDOWS
 from medmamba_jax.data.images.windowing import Window, parse_window
 from medmamba_jax.data.public.splits import PUBLIC_SPLITS
 from medmamba_jax.data.reading.cache_places import CACHES
 from medmamba_jax.errors import UserError
 from medmamba_jax.sections import Section, is_integer, is_number
-
-ALL_FRAMES = -1
 
 _CACHE_FOLDER = "~/.cache/medmamba-jax"
 _TFDS_FOLDER = "~/tensorflow_datasets"
@@ -184,7 +182,7 @@ class DataConfig(Section):
             (synthetic drawings). "" means unset.
         folder, csv, public, phantom: what only this source reads.
         image_size: pixels, one side of a square or (height, width).
-        resize: the resampling filter, a name in `resizing.RESIZE_FILTERS`.
+        resize: the resampling filter, a name in `preprocessing.RESIZE_FILTERS`.
         mean: subtracted after scaling to 0..1; one value, or one per channel.
         std: divisor after subtracting the mean; one value, or one per channel.
         window: which intensities of images with more than 8 bits (16-bit files, DICOM, arrays of

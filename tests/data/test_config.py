@@ -7,7 +7,7 @@ from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_flags
 
 from medmamba_jax.data.config import CsvConfig, DataConfig, PhantomConfig, PublicConfig
-from medmamba_jax.data.images import augmentation, resizing
+from medmamba_jax.data.images import augmentation, preprocessing
 from medmamba_jax.data.public.splits import PUBLIC_SPLITS
 from medmamba_jax.data.reading import cache_places
 from medmamba_jax.errors import UserError
@@ -94,7 +94,7 @@ def test_dictionaries_and_back():
 def test_names_that_a_script_adds_to_a_table_are_accepted(monkeypatch):
     tables = {
         "augmentation": augmentation.POLICIES,
-        "resize": resizing.RESIZE_FILTERS,
+        "resize": preprocessing.RESIZE_FILTERS,
         "cache": cache_places.CACHES,
     }
     for field, table in tables.items():

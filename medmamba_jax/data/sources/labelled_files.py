@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from medmamba_jax.data.config import ALL_FRAMES, DataConfig
+from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.cpus import usable_cpus
 from medmamba_jax.data.dataset import Example, digest
 from medmamba_jax.data.images.decoding import count_frames, open_image
+from medmamba_jax.data.images.preprocessing import ALL_FRAMES
 from medmamba_jax.data.naming import listed
 from medmamba_jax.errors import UserError
 
