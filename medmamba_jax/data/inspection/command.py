@@ -20,9 +20,8 @@ from medmamba_jax.data.config import CsvConfig, DataConfig, FolderConfig, Public
 from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.images.augmentation import POLICIES
 from medmamba_jax.data.images.decoding import open_image
-from medmamba_jax.data.inspection.augmentation_sheet import augmentation_sheet
-from medmamba_jax.data.inspection.contact_sheet import contact_sheet
 from medmamba_jax.data.inspection.image_kinds import image_kind
+from medmamba_jax.data.inspection.sheets import augmentation_sheet, contact_sheet
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.public.commands import Subcommands
 from medmamba_jax.data.sources.tfds_source import is_stored

@@ -76,7 +76,7 @@ def run(tmp_path, caplog):
 
 def test_what_is_in_order_is_told_once_and_warned_of_never(run, disjoint, caplog):
     assert run(dataset(disjoint)) == [
-        "looking at 18 images for damage and overlap ...",
+        "checking 18 images for damage and overlap ...",
         "all 18 images can be read, 64x64 px",
     ]
     assert run(dataset(disjoint)) == ["all 18 images can be read, 64x64 px"]
@@ -125,7 +125,7 @@ def test_one_label_an_image_in_a_multi_label_set_is_told(run, disjoint, caplog, 
         labels[3] = 1
     splits = {name: InMemorySplit(images, labels) for name, images in disjoint.items()}
     run(Dataset("own", "made by hand", CLASSES, splits, synthetic=False, task="multilabel"))
-    assert ("every image shows one class and no more" in caplog.text) == one_hot
+    assert ("every image shows exactly one class" in caplog.text) == one_hot
 
 
 def jpeg(image):
@@ -242,6 +242,19 @@ def test_sizes_that_differ_are_told(run, disjoint):
 def test_synthetic_images_are_not_looked_at(run, disjoint):
     disjoint["test"][0] = disjoint["train"][0]
     assert run(dataset(disjoint, synthetic=True)) == []
+
+
+def test_the_audit_can_be_turned_off(run, disjoint, caplog):
+    disjoint["test"][0] = disjoint["train"][0]
+    disjoint["val"][0] = b"no image"
+    groups = {name: ["p"] * 6 for name in disjoint}
+    with pytest.raises(ValueError, match=r"patients \(groups\) are in more than one split"):
+        run(dataset(disjoint, groups))
+    (line,) = run(dataset(disjoint, groups), audit=False)
+    assert line.startswith("data.audit is False: nothing was checked for damaged images")
+    assert not caplog.text
+    with pytest.raises(ValueError, match="no images are in test"):
+        run(dataset({**disjoint, "test": []}), audit=False)
 
 
 @pytest.fixture

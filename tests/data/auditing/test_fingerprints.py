@@ -9,6 +9,7 @@ from medmamba_jax.data.auditing.fingerprints import Fingerprints, near_pairs
 
 THUMBNAIL = 272  # pixels
 BITS = 256
+FIELDS = ("sha256", "sizes", "dhashes", "thumbnails", "windows")
 
 
 def prints(hashes, thumbnails, name):
@@ -136,9 +137,6 @@ def test_blank_and_unreadable_images_are_near_to_none():
         for p in (one, other)
     ]
     np.testing.assert_array_equal(near_pairs(*both), expected)
-
-
-FIELDS = ("sha256", "sizes", "dhashes", "thumbnails", "windows")
 
 
 def test_thousands_of_equal_hashes_take_little_memory():

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medmamba_jax.data.inspection.contact_sheet import contact_sheet
 from medmamba_jax.data.inspection.image_kinds import image_kind
+from medmamba_jax.data.inspection.sheets import contact_sheet
 from medmamba_jax.errors import UserError
 
 
