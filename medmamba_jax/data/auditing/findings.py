@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping
 from itertools import combinations
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from medmamba_jax.data.auditing.fingerprints import Decode, Fingerprints, fingerprint, near_pairs
 from medmamba_jax.data.dataset import Split
+from medmamba_jax.files import write_atomically
 
 VERSION = 3  # of what is found; another one makes the pass again
 
@@ -70,9 +70,7 @@ class Findings:
     def write(self, path: Path, key: str) -> None:
         """Writes the findings for `read`, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps({"key": key, **dataclasses.asdict(self)}))
-        partial.replace(path)
+        write_atomically(path, json.dumps({"key": key, **dataclasses.asdict(self)}))
 
     @classmethod
     def read(cls, path: Path, key: str) -> "Findings | None":

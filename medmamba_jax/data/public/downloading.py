@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from medmamba_jax.files import write_atomically
 from medmamba_jax.locking import alone
 
 _TIMEOUT_SECONDS = 30
@@ -61,7 +62,7 @@ def _open(url: str, part: Path, tag: Path) -> Iterator[tuple[http.client.HTTPRes
     with response:
         if start == 0:
             part.unlink(missing_ok=True)
-            tag.write_text(_version(response))
+            write_atomically(tag, _version(response))
         yield response, start
 
 

@@ -185,6 +185,7 @@ class OnDisk:
         from array_record.python import array_record_module
 
         self._folder.mkdir(parents=True, exist_ok=True)
+        # The images together may not fit into memory, so `write_atomically` cannot write them.
         partial = self._path.with_suffix(f".{os.getpid()}-{uuid.uuid4().hex}.partial")
         count = len(self._prepared)
         try:

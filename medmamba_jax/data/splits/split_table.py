@@ -1,6 +1,7 @@
 """`split.csv`: where each image of a run belongs."""
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,27 +14,26 @@ from medmamba_jax.data.sources.csv_table import read_csv_table
 from medmamba_jax.data.sources.frames import AllFrames
 from medmamba_jax.data.split_names import split_named
 from medmamba_jax.errors import UserError
+from medmamba_jax.files import write_atomically
 
 
 def write_split_table(path: Path, dataset: Dataset) -> None:
-    """Writes a row for each image, or file of frames: path (or other name), split, label and group.
+    """Writes a row for each image, or for each file of frames: path, split, label and group.
 
-    The label is the name of the class; of a multi-label set, the names of all that are shown, with
-    "|" between them. The group is empty where there is none. Written whole or not at all.
+    The path is another name where the image is no file. The label is the name of the class; in a
+    multi-label set, the names of all classes that the image shows, with "|" between them. The group
+    is empty where there is none.
     """
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "split", "label", "group"])
-        for name, split in dataset.splits.items():
-            if isinstance(split, AllFrames):
-                split = split.files
-            for row in range(len(split)):
-                group = "" if split.groups is None else split.groups[row]
-                writer.writerow(
-                    [short_name(split, row), name, label_name(dataset, split, row), group]
-                )
-    partial.replace(path)
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["path", "split", "label", "group"])
+    for name, split in dataset.splits.items():
+        if isinstance(split, AllFrames):
+            split = split.files
+        for row in range(len(split)):
+            group = "" if split.groups is None else split.groups[row]
+            writer.writerow([short_name(split, row), name, label_name(dataset, split, row), group])
+    write_atomically(path, text.getvalue())
 
 
 def read_split_table(path: Path, names: Sequence[str]) -> np.ndarray:
