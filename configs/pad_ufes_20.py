@@ -24,6 +24,6 @@ from medmamba_jax import at_size, default_config
 def get_config(size="full"):
     config = default_config()
     config.data.name = "pad_ufes_20"
-    config.data.allow_overlap = True  # the paper's split is taken as it is
+    config.data.allow_overlap = True  # the paper's split is used unchanged
     config.train.patience = 20
     return at_size(config, size)

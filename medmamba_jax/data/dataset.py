@@ -56,7 +56,7 @@ class Split(Protocol):
         ...
 
     def digest(self) -> str:
-        """Tells this split from one with other images, labels, weights or order; see `digest`."""
+        """Returns a hash of the images, labels, weights and order; see `digest`."""
         ...
 
 
@@ -149,7 +149,7 @@ class InMemorySplit:
 
 
 def content(image: bytes | np.ndarray) -> bytes:
-    """Returns bytes that no other image has."""
+    """Returns bytes that differ from those of every other image."""
     if isinstance(image, bytes):
         return image
     return f"{image.dtype} {image.shape} ".encode() + image.tobytes()

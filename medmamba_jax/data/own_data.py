@@ -1,4 +1,4 @@
-"""Images that a caller's own objects hold, for which no class of this package has to be written."""
+"""Images in objects of the caller's own, which need not be classes of this package."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol

@@ -35,7 +35,8 @@ class Fingerprints:
         sizes: (width, height) in pixels (n, 2).
         dhashes: 256 bits each, uint64 (n, 4).
         thumbnails: 17 x 16 pixels of mean 0 and norm 1, float32 (n, 272).
-        windows: whether a DICOM file says the window of the frame (n,): 1 or 0; -1 of other images.
+        windows: 1 where a DICOM file contains the window of the frame, 0 where it does not, -1 for
+            other images (n,).
         problems: row -> why it could not be decoded.
     """
 

@@ -1,4 +1,4 @@
-"""Errors of image files: one kind for all that damage raises."""
+"""One kind of error for every damaged image file."""
 
 import contextlib
 import struct
@@ -15,16 +15,23 @@ _DAMAGE = (
 )
 
 
-class NoSuchFrameError(ValueError):
-    """A file has fewer frames than were asked for."""
+class NoSuchFrameError(UserError):
+    """A file has fewer frames than `data.frame` needs."""
 
     def __init__(self, frame: int, frames: int):
         super().__init__(f"frame {frame} was asked for (data.frame), but there are {frames}")
 
 
 @contextlib.contextmanager
-def damage_told(content: bytes) -> Iterator[None]:
-    """Makes a ValueError of all that is raised for damaged files."""
+def explained_damage(content: bytes) -> Iterator[None]:
+    """Turns whatever a decoder raises for a damaged file into a UserError that says so.
+
+    Args:
+        content: the file.
+
+    Raises:
+        UserError: the file is damaged, of an unknown kind, or too large.
+    """
     try:
         yield
     except NoSuchFrameError:

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT
 
-from medmamba_jax.data.images.damage import NoSuchFrameError, damage_told
+from medmamba_jax.data.images.damage import NoSuchFrameError, explained_damage
 from medmamba_jax.data.images.deep_colour import find_deep_colour, read_deep_colour
 from medmamba_jax.data.images.dicom import DicomFile, count_dicom_frames, is_dicom
 from medmamba_jax.data.images.signatures import is_npy, is_tiff, png_bit_depth
@@ -111,10 +111,10 @@ def count_frames(image: bytes) -> int:
     if is_dicom(image):
         return count_dicom_frames(image)
     if is_tiff(image):
-        with damage_told(image):
+        with explained_damage(image):
             return TiffFile(image).count_frames()
     opened = open_header(image)
-    with damage_told(image):
+    with explained_damage(image):
         return getattr(opened, "n_frames", 1)
 
 
@@ -124,7 +124,7 @@ def open_header(content: bytes) -> Image.Image:
     Raises:
         UserError: if its header is damaged or of another kind.
     """
-    with damage_told(content):
+    with explained_damage(content):
         return Image.open(io.BytesIO(content), formats=_FORMATS)
 
 
@@ -144,11 +144,11 @@ def load_npy(content: bytes) -> np.ndarray:
 def _load(image: bytes | TiffFile, frame: int) -> Image.Image:
     if isinstance(image, TiffFile):
         content = image.content
-        with damage_told(content):
+        with explained_damage(content):
             opened = Image.open(image.beginning_with(frame), formats=("TIFF",))
     else:
         content, opened = image, open_header(image)
-    with damage_told(content):
+    with explained_damage(content):
         if frame and image is content:
             _seek(opened, frame)
         opened.load()

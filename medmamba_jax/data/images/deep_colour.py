@@ -21,7 +21,7 @@ from PIL.TiffImagePlugin import (
     ImageFileDirectory_v2,
 )
 
-from medmamba_jax.data.images.damage import damage_told
+from medmamba_jax.data.images.damage import explained_damage
 from medmamba_jax.data.images.signatures import png_bit_depth
 from medmamba_jax.data.images.tiff import TiffFile
 from medmamba_jax.data.images.windowing import Window, to_uint8
@@ -90,11 +90,11 @@ def find_deep_colour(image: bytes | TiffFile, frame: int = 0) -> DeepColour | No
             than Pillow would decode.
     """
     if isinstance(image, TiffFile):
-        with damage_told(image.content):
+        with explained_damage(image.content):
             return _of_tiff(image.tags(frame))
     if frame or png_bit_depth(image) != 16:
         return None
-    with damage_told(image):
+    with explained_damage(image):
         return _of_png(image)
 
 
@@ -118,7 +118,7 @@ def read_deep_colour(
         DataUnavailableError: if imagecodecs is not installed.
         UserError: if the file is damaged.
     """
-    with damage_told(content):
+    with explained_damage(content):
         pixels = _decode(content, header, frame)
         orientation = header.orientation
         if orientation is None:

@@ -36,7 +36,7 @@ class DicomFile:
 
     def __init__(self, content: bytes):
         pydicom = _pydicom()
-        with _damage_told():
+        with _explained_damage():
             self._header = pydicom.dcmread(io.BytesIO(content))
 
     def read(self, *, window: Window, frame: int) -> np.ndarray:
@@ -61,15 +61,15 @@ class DicomFile:
             UserError: if the file is damaged, holds no such image, or has colour of more than 8
                 bits.
         """
-        with _damage_told():
+        with _explained_damage():
             frames = _frames(self._header)
         if frame >= frames:
             raise NoSuchFrameError(frame, frames)
-        with _damage_told():
+        with _explained_damage():
             stored = _pydicom().pixels.pixel_array(self._header, index=frame)
             header = _header_of_frame(self._header, frame)
             values = _values(stored, header)
-            said = _file_window(header) if window == "auto" else None
+            own = _file_window(header) if window == "auto" else None
         if header.PhotometricInterpretation == "PALETTE COLOR":
             return to_uint8(values, "full")
         if header.PhotometricInterpretation not in _GREY:
@@ -81,8 +81,8 @@ class DicomFile:
             return stored
         if window == "full":
             grey = to_uint8(values.astype(np.float64), _full_range(header))
-        elif said:
-            grey = _windowed(values.astype(np.float64), *said)
+        elif own:
+            grey = _windowed(values.astype(np.float64), *own)
         elif window == "auto" and header.BitsStored == 8 and np.array_equal(values, stored):
             grey = to_uint8(stored, "auto")
         else:
@@ -90,7 +90,7 @@ class DicomFile:
         return 255 - grey if header.PhotometricInterpretation == "MONOCHROME1" else grey
 
     def has_window(self, frame: int) -> bool | None:
-        """Whether the file says the window of a grey frame; None if it is not grey.
+        """Whether the file contains the window of a grey frame; None if the frame is not grey.
 
         Args:
             frame: 0-based.
@@ -98,7 +98,7 @@ class DicomFile:
         Raises:
             UserError: if the file is damaged.
         """
-        with _damage_told():
+        with _explained_damage():
             if self._header.get("PhotometricInterpretation") not in _GREY:
                 return None
             return _file_window(_header_of_frame(self._header, frame)) is not None
@@ -109,7 +109,7 @@ class DicomFile:
         Raises:
             UserError: if it says nothing of colour.
         """
-        with _damage_told():
+        with _explained_damage():
             bits = self._header.get("BitsStored")
             depth = "" if bits is None else f"{bits}-bit "
             return f"{depth}{self._header.PhotometricInterpretation}"
@@ -123,12 +123,12 @@ def count_dicom_frames(content: bytes) -> int:
         UserError: if the file is damaged.
     """
     pydicom = _pydicom()
-    with _damage_told():
+    with _explained_damage():
         return _frames(pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True))
 
 
 @contextlib.contextmanager
-def _damage_told() -> Iterator[None]:
+def _explained_damage() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # pydicom and its decoders raise anything for damaged files

@@ -42,7 +42,7 @@ def to_uint8(pixels: np.ndarray, window: Window) -> np.ndarray:
     """Maps a window of intensities to 0..255, linearly and rounded to the nearest integer.
 
     What lies outside a (low, high) window saturates at 0 or 255. An image of one value only becomes
-    black. uint8 is not touched, whatever the window.
+    black. uint8 pixels do not change, with any window.
 
     Args:
         pixels: any shape; integers, floating point numbers or booleans.

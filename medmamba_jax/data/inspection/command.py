@@ -63,7 +63,7 @@ def add_inspect(subcommands: Subcommands) -> None:
 
 
 def inspect(options: argparse.Namespace) -> str:
-    """Reads every image once, writes a picture and returns what there is to say, as text.
+    """Reads every image once, writes a picture, and returns a description of the images.
 
     Raises:
         DataUnavailableError, FileNotFoundError: if there are no images.

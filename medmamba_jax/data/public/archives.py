@@ -1,7 +1,7 @@
-"""Reading the files of a folder or of a zip, zips in it included, without extracting anything.
+"""Reading the files of a folder or of a zip, and of zips in it, without extracting anything.
 
-A zip counts as a folder by its name: a published archive, the zip inside it and what a user
-extracted by hand all look alike.
+A zip counts as a folder by its name, so that a published archive, the zip inside it, and the folder
+that a user extracted have the same paths.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from medmamba_jax.errors import UserError
 
-_ZIP_DEPTH = 2  # a zip in a zip; whatever lies deeper is a file like any other
+_ZIP_DEPTH = 2  # A zip in a zip is opened; a zip inside that is a file like any other.
 _ENCRYPTED = 0x1
 _LARGEST = 1 << 30  # bytes of a file that is read whole: far more than any image has
 
@@ -39,7 +39,7 @@ class Files:
         return self._members[name]()
 
     def only(self, name: str) -> str:
-        """Returns where the one file of this name lies, in whatever folder.
+        """Returns the path of the one file of this name, in any folder.
 
         Raises:
             UserError: if there is none, or more than one.

@@ -29,7 +29,9 @@ def add_prepare(subcommands: Subcommands) -> None:
     parser.add_argument("--splits", choices=tuple(PUBLIC_SPLITS), default=PublicConfig.splits)
     parser.add_argument("--split-seed", type=int, default=0)
     parser.add_argument(
-        "--accept-changed-files", action="store_true", help="whatever its checksum is"
+        "--accept-changed-files",
+        action="store_true",
+        help="accept a file with another checksum than the published one",
     )
     parser.set_defaults(run=_prepare)
 

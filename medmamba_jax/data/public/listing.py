@@ -1,4 +1,4 @@
-"""Reading those files of an archive that are images of a set."""
+"""Reading the images of a set from an archive."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """What is said of an image, but for its bytes; see `PublicImage`."""
+    """The facts about an image without its bytes; see `PublicImage`."""
 
     filename: str
     label: str

@@ -1,4 +1,4 @@
-"""Where the published file of a set is: where the user put it, or downloaded."""
+"""Finding the published file of a set where the user put it, or downloading it."""
 
 import contextlib
 import dataclasses
@@ -36,11 +36,11 @@ class Obtained:
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
-        """Turns what is raised while the files are read into an error with a remedy.
+        """Turns an exception that reading the files raises into an error with a remedy.
 
         Raises:
-            DataUnavailableError: if a download is damaged. It is removed: another try would
-                take it for what it should be.
+            DataUnavailableError: if a download is damaged. It is removed, because another try would
+                read it again.
             UserError: if what the user gave is damaged, or the files are not those of the set.
         """
         try:

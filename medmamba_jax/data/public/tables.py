@@ -78,7 +78,7 @@ def _table_rows(files: Files, name: str, columns: Sequence[str], delimiter: str)
 def _by_table(
     files: Files, rows: Iterable[Row], class_names: Sequence[str], entry: Callable[[Row], Entry]
 ) -> dict[str, Entry]:
-    """Finds the image of every row, in whatever folder it lies.
+    """Finds the image of every row, in any folder.
 
     Raises:
         UserError: naming the row, if its class is unknown, its patient is not given, or its

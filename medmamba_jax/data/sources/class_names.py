@@ -1,4 +1,4 @@
-"""Names of classes: their order, and those that were meant to be one."""
+"""Names of classes: their order, and names that may mean the same class."""
 
 import re
 from collections.abc import Iterable

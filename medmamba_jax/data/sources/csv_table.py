@@ -1,4 +1,4 @@
-"""Reading a CSV file with a header, and saying where it is wrong."""
+"""Reading a CSV file with a header. Errors name the line."""
 
 import csv
 import dataclasses
@@ -46,8 +46,8 @@ class CsvTable:
         """Returns the texts of a column that a table may lack.
 
         Args:
-            name: "" for no column.
-            default: the name that nobody has asked for.
+            name: the name in the configuration; "" for no column.
+            default: the name that the configuration has by default.
 
         Returns:
             None for no column, and if there is none of the default name.
@@ -102,7 +102,7 @@ def read_csv_table(path: Path) -> CsvTable:
                 lines.append(reader.line_num)
     except csv.Error as error:
         raise UserError(
-            f"{path}, line {reader.line_num}: {error}; mend the line, or save the table anew"
+            f"{path}, line {reader.line_num}: {error}; mend the line, or save the table again"
         ) from error
     return _checked(path, rows, lines)
 

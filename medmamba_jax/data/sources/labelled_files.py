@@ -71,7 +71,7 @@ class FileSplit:
         )
 
     def contents(self) -> str:
-        """Tells these files from others of their names and sizes; reads them all."""
+        """Returns a hash of the content of all files, which it reads."""
 
         def content(index: int) -> bytes:
             return hashlib.sha256(self._path(index).read_bytes()).digest()

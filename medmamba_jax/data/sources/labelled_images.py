@@ -1,4 +1,4 @@
-"""Labelled images as they were found, before they are split."""
+"""Labelled images as a source finds them, before they are split."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ class Images(Split, Protocol):
     """A split that can be divided, and whose images have names."""
 
     def name(self, index: int) -> str:
-        """Names image `index`, as no other: its path below a folder, or its row."""
+        """Returns a name that no other image has: its path below a folder, or its row."""
         ...
 
     def take(self, rows: np.ndarray) -> "Images":

@@ -1,4 +1,4 @@
-"""What an array in an npz file claims to be, before anything is made room for."""
+"""Reading the header of an array in an npz file, before memory is allocated for the array."""
 
 import dataclasses
 import io

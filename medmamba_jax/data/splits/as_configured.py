@@ -19,11 +19,16 @@ Rows = dict[str, np.ndarray]
 def split_as_configured(found: LabelledImages, config: DataConfig) -> Dataset:
     """Splits images as the configuration says.
 
-    The first of these that applies: by `config.split_file`; into `config.fold`; as they were found
-    split, where a missing val is split off train, as large as `config.val_fraction` of train and
-    test together, while a missing test stays so; by `config.val_fraction` and
-    `config.test_fraction`. What is split here is stratified by class, keeps groups together, and
-    depends on `config.split_seed` alone.
+    The first of these that applies:
+
+    - `config.split_file`;
+    - `config.fold`;
+    - the splits that were found with the images. A missing val is split off train, as large as
+      `config.val_fraction` of train and test together; a missing test stays missing;
+    - `config.val_fraction` and `config.test_fraction`.
+
+    A split that is made here is stratified by class, keeps groups together, and depends on
+    `config.split_seed` alone.
 
     Raises:
         FileNotFoundError: if there is no file `config.split_file`.
@@ -62,7 +67,7 @@ def _by_fold(found: LabelledImages, config: DataConfig) -> tuple[Rows, str]:
         class_names=found.class_names,
     )
     if found.assigned is not None:
-        logging.warning("data.fold is set: the splits that %s brings are set aside", found.name)
+        logging.warning("data.fold is set: the splits that %s brings are not used", found.name)
     how = f"fold {config.fold} {_by(found)}, seed {config.split_seed}: {_shares(rows)}"
     return rows, how
 

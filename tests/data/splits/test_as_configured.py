@@ -62,7 +62,7 @@ def test_folds_set_split_folders_aside(folder, caplog):
         path.write_bytes((folder / "train" / name).iterdir().__next__().read_bytes())
     dataset = build(folder, fold="1/2")
     assert sum(map(len, dataset.splits.values())) == 62
-    assert "the splits that images brings are set aside" in caplog.text
+    assert "the splits that images brings are not used" in caplog.text
 
 
 def test_a_split_that_was_written_is_read(folder, tmp_path):
