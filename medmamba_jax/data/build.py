@@ -78,7 +78,7 @@ def _not_recognised(config: DataConfig) -> Exception:
     suffix = path.suffix.lower()
     if suffix in IMAGE_SUFFIXES:
         return UserError(
-            f"{path} is a single image: set data.path to the folder of all, or a table"
+            f"{path} is a single image: set data.path to the folder of all images, or to a table"
         )
     if suffix in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"):
         return UserError(f"{path} is an archive: extract it, and set data.path to its folder")

@@ -243,7 +243,7 @@ def class_that_train_lacks(folder):
     return images(folder)
 
 
-@mistake("30 directly in it", r"give each class a folder, or, .* set data\.root to .*images")
+@mistake("30 directly in it", r"give each class a folder, or, .* set data\.path to .*images")
 def root_that_is_a_class(folder):
     return images(folder / "a")
 
