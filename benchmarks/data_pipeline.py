@@ -1,12 +1,12 @@
 """Times reading: images a second against cores, workers and caches, and where the time goes.
 
     python -m benchmarks.data_pipeline                                 # drawn images, JPEG, 224 px
-    python -m benchmarks.data_pipeline --root my_images --cores 1 2 4 --workers 0 2
+    python -m benchmarks.data_pipeline --path my_images --cores 1 2 4 --workers 0 2
     python -m benchmarks.data_pipeline --augmentation official light --cache none memory disk
 
-Nothing trains meanwhile; a training loop's own Python takes turns with the reading threads. The
-first epoch fills a cache; `later` is the mean of those that follow. The microseconds of each part
-are the processor time that one thread takes for an image.
+No model trains meanwhile. In training, the loop's own Python code takes turns with the reading
+threads. The first epoch fills a cache; `later` is the mean of those that follow. The microseconds
+of each part are the processor time that one thread takes for an image.
 """
 
 import argparse
@@ -30,8 +30,8 @@ from medmamba_jax.data import (
     build_dataset,
     train_batches,
 )
-from medmamba_jax.data.config import AUGMENTATIONS, CACHES
 from medmamba_jax.data.images.augmentation import POLICIES
+from medmamba_jax.data.reading.cache_places import CACHES
 from medmamba_jax.data.reading.caching import cached
 from medmamba_jax.data.sources.phantom import draw
 
@@ -102,22 +102,21 @@ def measure(dataset: Dataset, preprocessing: Preprocessing, config: DataConfig, 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--root", help="image folder; drawn images if none is given")
+    parser.add_argument("--path", default="", help="as data.path; drawn images if none is given")
     parser.add_argument("--images", type=int, default=1800, help="how many to draw")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--channels", type=int, default=3)
-    parser.add_argument("--augmentation", nargs="+", default=["none"], choices=AUGMENTATIONS)
-    parser.add_argument("--cache", nargs="+", default=["none", "memory"], choices=CACHES)
+    parser.add_argument("--augmentation", nargs="+", default=["none"], choices=tuple(POLICIES))
+    parser.add_argument("--cache", nargs="+", default=["none", "memory"], choices=tuple(CACHES))
     parser.add_argument("--cores", nargs="+", type=int, help="Linux only; all by default")
     parser.add_argument("--workers", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=2, help="after the first")
     parser.add_argument("--json", help="file for the rows")
     args = parser.parse_args()
 
-    folder = {"source": "image_folder", "root": args.root} if args.root else {}
-    config = DataConfig(image_size=args.image_size, **folder)
-    dataset = build_dataset(config) if args.root else drawn(args.images)
+    config = DataConfig(path=args.path, image_size=args.image_size)
+    dataset = build_dataset(config) if args.path else drawn(args.images)
     dataset = dataclasses.replace(dataset, splits={"train": dataset.splits["train"]})
     preprocessing = Preprocessing.from_config(config, args.channels)
     every_core = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []

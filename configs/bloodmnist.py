@@ -1,16 +1,17 @@
 """MedMamba-T on BloodMNIST (single normal blood cells), with the paper's recipe for MedMNIST.
 
 Claim: the authors report accuracy 97.8 %, F1 97.7 % and AUC 0.999 on MedMNIST's own split (11959 /
-    1712 / 3421), which is used here, too.
+    1712 / 3421). This config uses the same split.
 Command: python main.py --config=configs/bloodmnist.py
-    That takes the images of 28 px; --config.data.name=bloodmnist_64, _128 or _224 takes larger
-    ones. All are resized to 224 px. The paper resizes, too; from which size is not said. The file
-    is downloaded, or taken from a folder: --config.data.manual_dir=path/to/folder. Of images that
-    are in two of these splits the run only warns, since data.allow_overlap is set.
-Expected: not run here, since the published file could not be had; the builder was tested on small
-    files of the same layout.
-Cost: 100 epochs of 93 steps at 224 px and batch 128. At the 85 ms a step that MedMamba-T took on
-    an H100 (docs/kernels.md) these are 13 minutes, without validation and compilation.
+    This takes the images of 28 px; --config.data.name=bloodmnist_64, _128 or _224 takes larger
+    ones. The run resizes them to 224 px. The paper resizes its images, too, but does not say from
+    which size. The run downloads the file, or takes it from a folder:
+    --config.data.public.manual_dir=path/to/folder. Where an image is in two splits, the run only
+    warns, since this file sets data.allow_overlap.
+Expected: nobody ran this config, because the published file could not be downloaded. The code that
+    reads it was tested on small files of the same layout.
+Cost: 100 epochs of 94 steps at 224 px and batch 128. At the 85 ms a step that MedMamba-T took on an
+    H100 (docs/kernels.md) this takes 13 minutes, without validation and compilation.
 """
 
 from medmamba_jax import medmnist_config

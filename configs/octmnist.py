@@ -2,16 +2,17 @@
 MedMNIST.
 
 Claim: the authors report accuracy 91.8 %, F1 91.8 % and AUC 0.992 on MedMNIST's own split (97477 /
-    10832 / 1000), which is used here, too.
+    10832 / 1000). This config uses the same split.
 Command: python main.py --config=configs/octmnist.py
-    That takes the images of 28 px; --config.data.name=octmnist_64, _128 or _224 takes larger ones.
-    All are resized to 224 px. The paper resizes, too; from which size is not said. The file is
-    downloaded, or taken from a folder: --config.data.manual_dir=path/to/folder. Of images that are
-    in two of these splits the run only warns, since data.allow_overlap is set.
-Expected: not run here, since the published file could not be had; the builder was tested on small
-    files of the same layout.
-Cost: 100 epochs of 761 steps at 224 px and batch 128. At the 85 ms a step that MedMamba-T took on
-    an H100 (docs/kernels.md) these are 1.8 hours, without validation and compilation.
+    This takes the images of 28 px; --config.data.name=octmnist_64, _128 or _224 takes larger ones.
+    The run resizes them to 224 px. The paper resizes its images, too, but does not say from which
+    size. The run downloads the file, or takes it from a folder:
+    --config.data.public.manual_dir=path/to/folder. Where an image is in two splits, the run only
+    warns, since this file sets data.allow_overlap.
+Expected: nobody ran this config, because the published file could not be downloaded. The code that
+    reads it was tested on small files of the same layout.
+Cost: 100 epochs of 762 steps at 224 px and batch 128. At the 85 ms a step that MedMamba-T took on
+    an H100 (docs/kernels.md) this takes 1.8 hours, without validation and compilation.
 """
 
 from medmamba_jax import medmnist_config

@@ -14,14 +14,14 @@ def get_config(size="full"):
     config = default_config()
     config.model.variant = "medmamba_nano"
     config.model.d_state = 8
-    config.data.source = "phantom"
+    config.data.name = "phantom"
     config.data.image_size = 64
-    config.data.phantom_images = 2500
+    config.data.phantom.images = 2500
     config.train.epochs = 8
     config.train.batch_size = 32
     config.train.lr = 2e-3
     config.train.schedule = "cosine"
     config.train.warmup_epochs = 1.0
     if size == "testing":
-        config.data.phantom_images = 60
+        config.data.phantom.images = 60
     return at_size(config, size)

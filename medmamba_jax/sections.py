@@ -6,7 +6,7 @@ JSON holds, go in by `from_dict` and come out by `to_dict`.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -52,10 +52,31 @@ class Section:
         """Returns nested dictionaries that JSON can hold."""
         return dataclasses.asdict(self)  # type: ignore[call-overload]
 
+    def changed(self) -> dict[str, Any]:
+        """Returns the fields that differ from their defaults, field -> value."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        # Every field has a default, which a dataclass keeps as an attribute of the class.
+        return {name: value for name, value in values.items() if value != getattr(type(self), name)}
+
     def _require(self, field: str, valid: bool, allowed: str) -> None:
         """Raises UserError, which names the field and what is allowed, unless `valid`."""
         if not valid:
             raise UserError(f"{self.title}.{field} must be {allowed}; got {getattr(self, field)!r}")
+
+    def _require_one_of(self, field: str, table: Iterable[str]) -> None:
+        """Raises UserError unless the field's value is a name in the table."""
+        names = tuple(table)
+        self._require(field, getattr(self, field) in names, f"one of {names}")
+
+    def _require_text(self, *fields: str) -> None:
+        """Raises UserError unless the value of each field is a string."""
+        for field in fields:
+            self._require(field, isinstance(getattr(self, field), str), "a string")
+
+    def _require_bool(self, *fields: str) -> None:
+        """Raises UserError unless the value of each field is True or False."""
+        for field in fields:
+            self._require(field, isinstance(getattr(self, field), bool), "True or False")
 
 
 def is_integer(value: Any, least: int | None = None) -> bool:

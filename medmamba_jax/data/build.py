@@ -1,43 +1,99 @@
-"""Choosing a data set by its configuration."""
+"""From the `data` section of the configuration to a data set: the table of sources."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from pathlib import Path
 
-from medmamba_jax.data.config import ALL_FRAMES, DataConfig
+from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.dataset import Dataset
-from medmamba_jax.data.sources.csv_source import find_table
+from medmamba_jax.data.images.decoding import IMAGE_SUFFIXES
+from medmamba_jax.data.images.preprocessing import ALL_FRAMES
+from medmamba_jax.data.sources.csv_source import CSV
 from medmamba_jax.data.sources.frames import AllFrames
-from medmamba_jax.data.sources.image_folder import find_image_folder
-from medmamba_jax.data.sources.npz_source import find_arrays
-from medmamba_jax.data.sources.phantom import draw_phantoms
+from medmamba_jax.data.sources.image_folder import IMAGE_FOLDER
+from medmamba_jax.data.sources.labelled_images import LabelledImages
+from medmamba_jax.data.sources.npz_source import NPZ
+from medmamba_jax.data.sources.phantom import PHANTOM
 from medmamba_jax.data.sources.source import Source
-from medmamba_jax.data.splits.split_source import split_source
-from medmamba_jax.data.tfds_source import build_tfds
+from medmamba_jax.data.sources.tfds_source import PUBLIC
+from medmamba_jax.data.splits.as_configured import split_as_configured
+from medmamba_jax.errors import UserError
+from medmamba_jax.sections import Section
 
-# A new kind of source is one file, one row here and its name in `config.SOURCES`.
-FINDERS: Mapping[str, Callable[[DataConfig], Source]] = {
-    "phantom": draw_phantoms,
-    "image_folder": find_image_folder,
-    "csv": find_table,
-    "npz": find_arrays,
+# Name -> source. What only this source reads stands in the section of the same name, such as
+# `data.csv`. The source that was added last is asked first, so a script can take an ending over.
+SOURCES: dict[str, Source] = {
+    "public": PUBLIC,  # takes every name that no other source recognises
+    "phantom": PHANTOM,
+    "npz": NPZ,
+    "csv": CSV,
+    "folder": IMAGE_FOLDER,
 }
-# These split their images themselves.
-BUILDERS: Mapping[str, Callable[[DataConfig], Dataset]] = {"tfds": build_tfds}
 
 
 def build_dataset(config: DataConfig) -> Dataset:
-    """Builds the data set that `config.source` names.
+    """Builds the data set that `config.path` or `config.name` points at.
 
     Raises:
-        DataUnavailableError: if images have to be fetched and cannot be.
-        FileNotFoundError: if a file or directory named in the configuration does not exist.
-        ValueError: if the files found do not make a data set.
+        DataUnavailableError: images have to be fetched and cannot be.
+        FileNotFoundError: a file or folder named in the configuration does not exist.
+        UserError: no source recognises what the configuration points at, a setting of another
+            source is changed, or the files found do not make a data set.
     """
-    if config.source in FINDERS:
-        dataset = split_source(FINDERS[config.source](config), config)
-    else:
-        dataset = BUILDERS[config.source](config)
+    dataset = split_as_configured(find_images(config), config)
     if config.frame != ALL_FRAMES:
         return dataset
     splits = {name: AllFrames(split, config.window) for name, split in dataset.splits.items()}
     return dataclasses.replace(dataset, splits=splits)
+
+
+def find_images(config: DataConfig) -> LabelledImages:
+    """Finds the labelled images that the configuration points at; see `build_dataset`."""
+    name = source_of(config)
+    _require_defaults_elsewhere(config, name)
+    return SOURCES[name].find(config)
+
+
+def source_of(config: DataConfig) -> str:
+    """Returns the name in `SOURCES` of the source that `config.path` or `config.name` points at.
+
+    Raises:
+        FileNotFoundError: there is nothing at `config.path`.
+        UserError: neither is set, or no source recognises what is set.
+    """
+    for name, source in reversed(SOURCES.items()):
+        if source.recognises(config):
+            return name
+    raise _not_recognised(config)
+
+
+def _not_recognised(config: DataConfig) -> Exception:
+    if not config.path:
+        return UserError(
+            "data.path and data.name are unset: set data.path to your images, or data.name to a"
+            " public set (`medmamba list`) or to phantom"
+        )
+    path = Path(config.path).expanduser()
+    if not path.exists():
+        return FileNotFoundError(f"no folder or file {path}: set data.path to your images")
+    suffix = path.suffix.lower()
+    if suffix in IMAGE_SUFFIXES:
+        return UserError(
+            f"{path} is a single image: set data.path to the folder of all images, or to a table"
+        )
+    if suffix in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"):
+        return UserError(f"{path} is an archive: extract it, and set data.path to its folder")
+    known = "; ".join(source.points_at for source in reversed(SOURCES.values()))
+    return UserError(f"no source recognises the file {path}. The sources are: {known}")
+
+
+def _require_defaults_elsewhere(config: DataConfig, name: str) -> None:
+    """Refuses settings of sources other than `name`, which would have no effect."""
+    for field in dataclasses.fields(config):
+        section = getattr(config, field.name)
+        if isinstance(section, Section) and field.name != name and section.changed():
+            setting, value = next(iter(section.changed().items()))
+            raise UserError(
+                f"{section.title}.{setting} is {value!r}, but the images come from the source"
+                f" {name!r} ({SOURCES[name].points_at}), which does not read it: leave it at its"
+                f" default {getattr(type(section), setting)!r}"
+            )

@@ -1,117 +1,231 @@
-"""The `data` section of a run's configuration."""
+"""The `data` section of a run's configuration, and the sections inside it.
+
+What every source reads stands in `DataConfig` itself. What one source alone reads stands in the
+section that has the name of the source in `medmamba_jax.data.build.SOURCES`.
+"""
 
 import dataclasses
-import math
 import re
-from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
+from medmamba_jax.data.images.augmentation import POLICIES
+from medmamba_jax.data.images.preprocessing import ALL_FRAMES, RESIZE_FILTERS
 from medmamba_jax.data.images.windowing import ALLOWED as WINDOWS
 from medmamba_jax.data.images.windowing import Window, parse_window
+from medmamba_jax.data.public.splits import PUBLIC_SPLITS
+from medmamba_jax.data.reading.cache_places import CACHES
+from medmamba_jax.errors import UserError
+from medmamba_jax.sections import Section, is_integer, is_number
 
-SOURCES = ("phantom", "image_folder", "csv", "npz", "tfds")
-RESIZE_FILTERS = ("bilinear", "bicubic", "lanczos", "nearest")
-AUGMENTATIONS = ("none", "official", "light", "light_flip")
-CACHES = ("auto", "none", "memory", "disk")
-ALL_FRAMES = -1
-PUBLIC_SPLITS = ("paper", "official", "patient")
-
-_STRINGS = (
-    *("name", "root", "table", "path_column", "split_column", "group_column", "weight_column"),
-    *("group_pattern", "manual_dir", "cache_dir", "fold", "split_file"),
-)
 _CACHE_FOLDER = "~/.cache/medmamba-jax"
-_MIN_IMAGE_SIZE = 32  # the model halves the image five times
+_TFDS_FOLDER = "~/tensorflow_datasets"
 _MIN_PHANTOM_IMAGES = 30
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Where the images come from and how they reach the model.
-
-    All values are scalars or flat tuples that a command-line flag can set, but for an image_size
-    of (height, width), which takes a config file.
+class FolderConfig(Section):
+    """What is read of an image folder.
 
     Attributes:
-        source: "phantom" (synthetic, drawn on the fly), "image_folder", "csv", "npz" or "tfds".
-        name: a public set (`python -m medmamba_jax.data list`), or any set that you prepared with
-            TFDS in `root`. Read by source "tfds" only.
-        root: the image folder, the npz file, or the TFDS data directory. "" means unset: an error
-            for "image_folder" and "npz", `~/tensorflow_datasets` for "tfds".
-        table: the CSV file, with a header and a line for each image. Read by source "csv" only,
-            as are the columns.
-        path_column: name of the column of image files, relative to the folder of the table.
-        label_column: name of the column of classes. Several names, with commas between them, make
-            a multi-label set: each column is a class and holds 1, 0, or nothing, NaN or -1 for
-            not known.
-        split_column: name of the column with train, val or test. "" means none; so does a table
-            without a column of the default name.
-        group_column: name of the column of patients, whose images stay in one split. "" means
-            none; so does a table without a column of the default name.
-        weight_column: name of the column of weights: positive numbers that say how much each image
-            counts in the training loss, which is divided by their sum in the batch. Validation
-            loss and all metrics count images alike. "" means none; so does a table without a
-            column of the default name.
-        group_pattern: regular expression with one group, searched in each image's path below the
-            root; what the group matches is the patient. Read by source "image_folder" only.
-        manual_dir: where an archive or folder fetched by hand lies; "" means unset. Read by
-            source "tfds" only.
-        splits: how a public set is split: "paper" (the sizes reported for MedMamba, by
-            `split_seed`), "official" (the publisher's own) or "patient" (no patient in two
-            splits, by `split_seed`). Not every set has each. Read by source "tfds" only.
-        accept_changed_files: prepare a public set from a file that is not, byte for byte, the
-            published one; its structure is still checked. Read by source "tfds" only.
-        image_size: pixels, one side of a square or (height, width); 32 or more.
-        resize: resampling filter; every filter but "nearest" is antialiased.
-        mean: subtracted after scaling to 0..1; one value, or one per channel.
-        std: divisor after subtracting the mean; one value, or one per channel.
-        window: which intensities of images with more than 8 bits (16-bit files, DICOM, arrays of
-            other types) become 0..255: "auto", what a DICOM file says, else from the smallest to
-            the largest value of each image; "full", all that the file's type can hold; or
-            "LOW,HIGH", the same for all images (of DICOM in its own units, such as Hounsfield).
-            Values below LOW become 0 and above HIGH 255. 8-bit images are not touched.
-        frame: of files with several (DICOM, TIFF, GIF, WebP), counted from 0; -1 makes an image of
-            each, with the file's label.
-        augmentation: training policy, see `medmamba_jax.data.images.augmentation`.
-        val_fraction: part of all images split off for validation where the data bring no split
-            of their own.
-        test_fraction: the same for testing.
-        split_seed: seed of those splits, and of the phantom drawings.
-        fold: "2/5" tests on the second of five folds of all images, and splits val off the
-            others; splits that the data bring are set aside. "" means no cross-validation. Not
-            for sets of your own that source "tfds" reads; nor is `split_file`.
-        split_file: a CSV file with the columns path and split that says where each image belongs,
-            such as the `split.csv` of a run. "" means none.
-        allow_overlap: only warn of a patient, or an image, that is in two splits, as the configs of
-            the paper's sets do, whose published splits are what they are.
-        allow_unreadable: drop image files that cannot be decoded instead of stopping. Read by
-            the sources "image_folder" and "csv".
-        num_workers: Grain worker processes; 0 decodes in threads of this process.
-        cache: whether decoded images are kept: "none"; "memory", from when each is first read;
-            "disk", written before the first is read and found again by later runs; or "auto", one
-            of these by size, see `medmamba_jax.data.reading.caching`. No pixel depends on it.
-        cache_dir: folder of the disk cache, and of what was found in images before training;
-            may be deleted at any time. "" means `~/.cache/medmamba-jax`.
-        phantom_images: synthetic images in all, before the split.
+        group_pattern: a regular expression with one group. It is searched in each image's path
+            below the folder, and what the group matches is the patient. "" means that no patients
+            are known.
 
     Raises:
-        ValueError: if a field holds a value that is not allowed.
+        UserError: the pattern is not a regular expression with one group.
     """
 
-    source: str = "phantom"
-    name: str = "cpn_xray"
-    root: str = ""
-    table: str = ""
+    title: ClassVar[str] = "data.folder"
+
+    group_pattern: str = ""
+
+    def __post_init__(self):
+        self._require_text("group_pattern")
+        try:
+            groups = re.compile(self.group_pattern).groups
+        except re.error:
+            groups = 0
+        self._require(
+            "group_pattern",
+            not self.group_pattern or groups == 1,
+            "a regular expression with one group in brackets",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class CsvConfig(Section):
+    """The columns of a CSV table. A column that may be missing is searched by its default name.
+
+    Attributes:
+        path_column: the column of image files, relative to the folder of the table.
+        label_column: the column of classes. Several names, with commas between them, make a
+            multi-label set: each column is a class and holds 1, 0, or nothing, NaN or -1 where
+            that is not known.
+        split_column: the column with train, val or test; may be missing. "" means none.
+        group_column: the column of patients, whose images stay in one split; may be missing. ""
+            means none.
+        weight_column: the column of weights; may be missing. A weight is a positive number that
+            says how much the image counts in the training loss, which is divided by the sum of
+            the weights in the batch. The validation loss and all metrics count images alike. ""
+            means none.
+
+    Raises:
+        UserError: a name is not allowed.
+    """
+
+    title: ClassVar[str] = "data.csv"
+
     path_column: str = "path"
     label_column: str | tuple[str, ...] = "label"
     split_column: str = "split"
     group_column: str = "patient_id"
     weight_column: str = "weight"
-    group_pattern: str = ""
+
+    def __post_init__(self):
+        self._require_text("path_column", "split_column", "group_column", "weight_column")
+        self._require("path_column", self.path_column != "", "the name of a column")
+        names = self.label_column
+        self._require(
+            "label_column",
+            isinstance(names, str) or (_is_tuple(names) and all(isinstance(n, str) for n in names)),
+            "the name of a column, or several with commas between them",
+        )
+        names = self.label_columns
+        self._require(
+            "label_column", "" not in names and len(set(names)) == len(names), "distinct names"
+        )
+        self._require(
+            "weight_column",
+            self.weight_column not in names,
+            "another column than those of data.csv.label_column, or empty for no weights",
+        )
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The names in `label_column`; several make a multi-label set."""
+        if isinstance(self.label_column, tuple):
+            return self.label_column
+        return tuple(name.strip() for name in self.label_column.split(","))
+
+
+@dataclasses.dataclass(frozen=True)
+class PublicConfig(Section):
+    """How a public set, or a set that you prepared with TFDS, is stored and split.
+
+    Attributes:
+        data_dir: the TFDS data directory. "" means `~/tensorflow_datasets`.
+        manual_dir: the folder of an archive that you fetched yourself, or of the files in it. ""
+            means that the archive is downloaded.
+        splits: how a public set is split: "paper" (the sizes reported for MedMamba, by
+            `data.split_seed`), "official" (the publisher's own) or "patient" (no patient in two
+            splits, by `data.split_seed`). Not every set has each.
+        accept_changed_files: prepare a public set from a file that differs from the published
+            one. Its structure is still checked.
+
+    Raises:
+        UserError: a value is not allowed.
+    """
+
+    title: ClassVar[str] = "data.public"
+
+    data_dir: str = ""
     manual_dir: str = ""
     splits: str = "paper"
     accept_changed_files: bool = False
+
+    def __post_init__(self):
+        self._require_text("data_dir", "manual_dir")
+        self._require_one_of("splits", PUBLIC_SPLITS)
+        self._require_bool("accept_changed_files")
+
+    @property
+    def data_folder(self) -> Path:
+        """`data_dir`, or the default folder."""
+        return Path(self.data_dir or _TFDS_FOLDER).expanduser()
+
+
+@dataclasses.dataclass(frozen=True)
+class PhantomConfig(Section):
+    """The synthetic drawings.
+
+    Attributes:
+        images: how many are drawn, before they are split; 30 or more.
+
+    Raises:
+        UserError: the number is not allowed.
+    """
+
+    title: ClassVar[str] = "data.phantom"
+
+    images: int = 900
+
+    def __post_init__(self):
+        self._require(
+            "images",
+            is_integer(self.images, _MIN_PHANTOM_IMAGES),
+            f"an integer, {_MIN_PHANTOM_IMAGES} or more",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(Section):
+    """Where the images come from and how they reach the model.
+
+    A command-line flag can set every value, except for an image_size of (height, width), which
+    takes a config file. `path` or `name` says what the images are; images that you pass from
+    Python need neither.
+
+    Attributes:
+        path: an image folder, a CSV table or an npz file. "" means unset.
+        name: a public set (`medmamba list`), a set that you prepared with TFDS, or "phantom"
+            (synthetic drawings). "" means unset.
+        folder, csv, public, phantom: what only this source reads.
+        image_size: pixels, one side of a square or (height, width).
+        resize: the resampling filter, a name in `preprocessing.RESIZE_FILTERS`.
+        mean: subtracted after scaling to 0..1; one value, or one per channel.
+        std: divisor after subtracting the mean; one value, or one per channel.
+        window: which intensities of images with more than 8 bits (16-bit files, DICOM, arrays of
+            other types) become 0..255. "auto": the window in the DICOM file, else from the
+            smallest to the largest value of each image. "full": all that the file's type can
+            hold. "LOW,HIGH": the same for all images (for DICOM in its own units, such as
+            Hounsfield). Values below LOW become 0 and above HIGH 255. 8-bit images do not change.
+        frame: which frame of a file with several (DICOM, TIFF, GIF, WebP), counted from 0. -1
+            makes an image of each frame, with the file's label.
+        augmentation: the training policy, a name in `augmentation.POLICIES`.
+        val_fraction: part of all images for validation, where the data bring no split.
+        test_fraction: part of all images for testing, where the data bring no split.
+        split_seed: seed of those splits, and of the phantom drawings.
+        fold: "2/5" tests on the second of five folds of all images, and splits the validation
+            images off the others. Splits that the data bring are not used. "" means no
+            cross-validation. Sets that you prepared with TFDS have neither `fold` nor
+            `split_file`.
+        split_file: a CSV file with the columns path and split that says where each image belongs,
+            such as the `split.csv` of a run. "" means none.
+        audit: check before training that every image can be read, and that no patient and no
+            image is in two splits.
+        allow_overlap: only warn of a patient, or an image, that is in two splits. The configs of
+            the paper's sets set it, because they use the published splits unchanged.
+        allow_unreadable: drop image files that cannot be decoded instead of stopping. It has an
+            effect on image folders and CSV tables.
+        num_workers: worker processes that read images; 0 decodes in threads of this process.
+        cache: whether decoded images are kept, a name in `cache_places.CACHES`. No pixel depends
+            on it.
+        cache_dir: folder of the disk cache and of the results of the audit. You may delete it at
+            any time. "" means `~/.cache/medmamba-jax`.
+
+    Raises:
+        UserError: a value is not allowed.
+    """
+
+    title: ClassVar[str] = "data"
+
+    path: str = ""
+    name: str = ""
+    folder: FolderConfig = FolderConfig()
+    csv: CsvConfig = CsvConfig()
+    public: PublicConfig = PublicConfig()
+    phantom: PhantomConfig = PhantomConfig()
     image_size: int | tuple[int, int] = 224
     resize: str = "bilinear"
     mean: tuple[float, ...] = (0.5,)
@@ -124,63 +238,59 @@ class DataConfig:
     split_seed: int = 0
     fold: str = ""
     split_file: str = ""
+    audit: bool = True
     allow_overlap: bool = False
     allow_unreadable: bool = False
     num_workers: int = 0
     cache: str = "auto"
     cache_dir: str = ""
-    phantom_images: int = 900
 
     def __post_init__(self):
-        for field in ("image_size", "mean", "std", "label_column"):
-            value = getattr(self, field)
-            if isinstance(value, list):  # how JSON returns a tuple
-                object.__setattr__(self, field, tuple(value))
-        self._require("source", self.source in SOURCES, f"one of {SOURCES}")
-        for field in _STRINGS:
-            self._require(field, isinstance(getattr(self, field), str), "a string")
-        self._require(
-            "table",
-            not self.table or self.source == "csv",
-            f"empty for source {self.source!r}; or set data.source=csv",
-        )
-        self._require(
-            "root",
-            not self.root or self.source != "csv",
-            "empty for source 'csv', whose paths are relative to the folder of data.table",
-        )
-        self._require_columns()
-        self._require("splits", self.splits in PUBLIC_SPLITS, f"one of {PUBLIC_SPLITS}")
-        self._require(
-            "accept_changed_files", isinstance(self.accept_changed_files, bool), "True or False"
-        )
+        self._require_text("path", "name", "fold", "split_file", "cache_dir")
+        if self.path and self.name:
+            raise UserError(
+                f"data.path is {self.path!r} and data.name is {self.name!r}, but the images come"
+                " from one place: leave one of them empty, such as data.name="
+            )
+        for field in dataclasses.fields(self):
+            if isinstance(field.type, type) and issubclass(field.type, Section):
+                is_one = isinstance(getattr(self, field.name), field.type)
+                self._require(field.name, is_one, f"a {field.type.__name__}")
+        self._require_pixels()
+        self._require_splits()
+        self._require_bool("audit", "allow_overlap", "allow_unreadable")
+        self._require("num_workers", is_integer(self.num_workers, 0), "an integer, 0 or more")
+        self._require_one_of("cache", CACHES)
+
+    def _require_pixels(self) -> None:
         sides = self.image_size if isinstance(self.image_size, tuple) else (self.image_size,) * 2
         self._require(
             "image_size",
-            len(sides) == 2 and all(_is_integer(s) and s >= _MIN_IMAGE_SIZE for s in sides),
-            f"an integer or (height, width), each at least {_MIN_IMAGE_SIZE}",
+            len(sides) == 2 and all(is_integer(side, 1) for side in sides),
+            "an integer or (height, width), each at least 1",
         )
-        self._require("resize", self.resize in RESIZE_FILTERS, f"one of {RESIZE_FILTERS}")
-        self._require("mean", _are_numbers(self.mean), "a tuple of numbers on the 0..1 scale")
-        self._require(
-            "std",
-            _are_numbers(self.std) and all(s > 0 for s in self.std),
-            "a tuple of positive numbers on the 0..1 scale",
-        )
+        self._require_one_of("resize", RESIZE_FILTERS)
+        for field, allowed in (("mean", "numbers"), ("std", "positive numbers")):
+            values = getattr(self, field)
+            valid = _is_tuple(values) and all(
+                is_number(value) and (field == "mean" or value > 0) for value in values
+            )
+            self._require(field, valid, f"a tuple of {allowed} on the 0..1 scale")
         try:
             object.__setattr__(self, "window", parse_window(self.window))
         except ValueError:
             self._require("window", False, WINDOWS)
         self._require(
             "frame",
-            _is_integer(self.frame) and self.frame >= ALL_FRAMES,
+            is_integer(self.frame, ALL_FRAMES),
             f"an integer, 0 or more, or {ALL_FRAMES} for all frames",
         )
-        self._require("cache", self.cache in CACHES, f"one of {CACHES}")
-        self._require("augmentation", self.augmentation in AUGMENTATIONS, f"one of {AUGMENTATIONS}")
+        self._require_one_of("augmentation", POLICIES)
+
+    def _require_splits(self) -> None:
         for field in ("val_fraction", "test_fraction"):
             value = getattr(self, field)
-            self._require(field, _is_number(value) and 0 < value < 1, "a number between 0 and 1")
+            self._require(field, is_number(value) and 0 < value < 1, "a number between 0 and 1")
         self._require(
             "test_fraction",
             self.val_fraction + self.test_fraction < 1,
@@ -188,88 +298,49 @@ class DataConfig:
         )
         self._require(
             "split_seed",
-            _is_integer(self.split_seed) and 0 <= self.split_seed < 2**32,
+            is_integer(self.split_seed, 0) and self.split_seed < 2**32,
             "an integer in [0, 2**32)",
         )
         self._require("fold", not self.fold or self.fold_of is not None, 'like "2/5", or empty')
         self._require("fold", not (self.fold and self.split_file), "empty with data.split_file")
-        for field in ("allow_overlap", "allow_unreadable"):
-            self._require(field, isinstance(getattr(self, field), bool), "True or False")
-        self._require(
-            "num_workers",
-            _is_integer(self.num_workers) and self.num_workers >= 0,
-            "an integer, 0 or more",
-        )
-        self._require(
-            "phantom_images",
-            _is_integer(self.phantom_images) and self.phantom_images >= _MIN_PHANTOM_IMAGES,
-            f"an integer, {_MIN_PHANTOM_IMAGES} or more",
-        )
 
     @property
     def cache_folder(self) -> Path:
-        """`cache_dir`, or where it is by default."""
+        """`cache_dir`, or the default folder."""
         return Path(self.cache_dir or _CACHE_FOLDER).expanduser()
 
     @property
-    def label_columns(self) -> tuple[str, ...]:
-        """The names in `label_column`; several make a multi-label set."""
-        if isinstance(self.label_column, tuple):
-            return self.label_column
-        return tuple(name.strip() for name in self.label_column.split(","))
-
-    @property
     def fold_of(self) -> tuple[int, int] | None:
-        """Which fold, from 0, and how many; None if `fold` names none."""
+        """Which fold, counted from 0, and how many; None if `fold` names none."""
         match = re.fullmatch(r"([0-9]+)/([0-9]+)", self.fold)
         if match is None:
             return None
         fold, folds = map(int, match.groups())
         return (fold - 1, folds) if folds >= 2 and 1 <= fold <= folds else None
 
-    def _require_columns(self) -> None:
-        self._require("path_column", self.path_column != "", "the name of a column")
-        names = self.label_column
-        self._require(
-            "label_column",
-            isinstance(names, str) or (isinstance(names, tuple) and _are_strings(names)),
-            "the name of a column, or several with commas between them",
+    def with_absolute_paths(self) -> Self:
+        """Returns the configuration with every path absolute, so that it holds in any folder.
+
+        `~` becomes the home folder. A path that is unset stays so.
+        """
+        public = dataclasses.replace(
+            self.public,
+            data_dir=_absolute(self.public.data_dir),
+            manual_dir=_absolute(self.public.manual_dir),
         )
-        names = self.label_columns
-        self._require(
-            "label_column", "" not in names and len(set(names)) == len(names), "distinct names"
-        )
-        self._require(
-            "weight_column",
-            self.weight_column not in names,
-            "another column than those of data.label_column, or empty for no weights",
-        )
-        try:
-            groups = re.compile(self.group_pattern).groups
-        except re.error:
-            groups = 0
-        self._require(
-            "group_pattern",
-            not self.group_pattern or groups == 1,
-            "a regular expression with one group in brackets",
+        return dataclasses.replace(
+            self,
+            path=_absolute(self.path),
+            split_file=_absolute(self.split_file),
+            cache_dir=_absolute(self.cache_dir),
+            public=public,
         )
 
-    def _require(self, field: str, valid: bool, allowed: str) -> None:
-        if not valid:
-            raise ValueError(f"data.{field} must be {allowed}; got {getattr(self, field)!r}")
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute()) if path else ""
 
 
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _are_strings(values: tuple[Any, ...]) -> bool:
-    return len(values) > 0 and all(isinstance(value, str) for value in values)
-
-
-def _are_numbers(values: Any) -> bool:
-    return isinstance(values, tuple) and len(values) > 0 and all(map(_is_number, values))
+def _is_tuple(values: Any) -> bool:
+    """Whether this is a tuple with something in it."""
+    return isinstance(values, tuple) and len(values) > 0

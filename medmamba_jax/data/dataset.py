@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from medmamba_jax.data.labels import as_labels, check_multiclass, check_multilabel, class_counts
 from medmamba_jax.data.weights import as_weights
+from medmamba_jax.errors import UserError
 
 TASKS = ("multiclass", "multilabel")
 
@@ -55,7 +56,7 @@ class Split(Protocol):
         ...
 
     def digest(self) -> str:
-        """Tells this split from one with other images, labels, weights or order; see `digest`."""
+        """Returns a hash of the images, labels, weights and order; see `digest`."""
         ...
 
 
@@ -93,7 +94,7 @@ class InMemorySplit:
         weights: how much each image counts in the training loss, (n,); see `Split`.
 
     Raises:
-        ValueError: if the lengths differ, the labels are of neither kind, or a weight is not
+        UserError: if the lengths differ, the labels are of neither kind, or a weight is not
             positive and finite.
     """
 
@@ -108,11 +109,11 @@ class InMemorySplit:
         self.labels = as_labels(labels)
         self.groups = None if groups is None else np.asarray(groups).astype(str)
         if len(images) != len(self.labels):
-            raise ValueError(f"got {len(images)} images but {len(self.labels)} labels")
+            raise UserError(f"got {len(images)} images but {len(self.labels)} labels")
         if self.groups is not None and self.groups.shape != (len(images),):
-            raise ValueError(f"got {len(images)} images but groups of shape {self.groups.shape}")
+            raise UserError(f"got {len(images)} images but groups of shape {self.groups.shape}")
         if names is not None and len(names) != len(images):
-            raise ValueError(f"got {len(images)} images but {len(names)} names")
+            raise UserError(f"got {len(images)} images but {len(names)} names")
         self._images = images
         self._names = names
         self.weights = (
@@ -148,7 +149,7 @@ class InMemorySplit:
 
 
 def content(image: bytes | np.ndarray) -> bytes:
-    """Returns bytes that no other image has."""
+    """Returns bytes that differ from those of every other image."""
     if isinstance(image, bytes):
         return image
     return f"{image.dtype} {image.shape} ".encode() + image.tobytes()
@@ -169,7 +170,7 @@ class Dataset:
             the classes, or none. A single class makes it a binary classification.
 
     Raises:
-        ValueError: if the task is another, there are fewer than two classes (fewer than one of
+        UserError: if the task is another, there are fewer than two classes (fewer than one of
             a multi-label set), two share a name, or a split's labels are not the task's or name
             a class that does not exist, or its weights are not positive and finite.
     """
@@ -183,11 +184,11 @@ class Dataset:
 
     def __post_init__(self):
         if self.task not in TASKS:
-            raise ValueError(f"a data set's task must be one of {TASKS}; got {self.task!r}")
+            raise UserError(f"a data set's task must be one of {TASKS}; got {self.task!r}")
         multilabel, num_classes = self.task == "multilabel", len(self.class_names)
         if num_classes < (1 if multilabel else 2) or len(set(self.class_names)) < num_classes:
             least = "one" if multilabel else "two"
-            raise ValueError(
+            raise UserError(
                 f"a {self.task} data set needs {least} or more distinct classes; got"
                 f" {self.class_names}"
             )

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike
 
+from medmamba_jax.errors import UserError
+
 _UNKNOWN = -1  # what integers, which have no NaN, write for it
 
 
@@ -19,12 +21,12 @@ def as_labels(labels: ArrayLike) -> np.ndarray:
         Integers (n,), or float32 (n, K) with NaN where that is not known.
 
     Raises:
-        ValueError: if the labels are neither.
+        UserError: if the labels are neither.
     """
     try:
         labels = np.asarray(labels)
     except ValueError:
-        raise ValueError("labels must have equally many entries for every image") from None
+        raise UserError("labels must have equally many entries for every image") from None
     if labels.ndim == 1 and labels.dtype.kind in "iu":
         return labels
     if labels.ndim == 2 and labels.dtype.kind in "iufb":
@@ -33,11 +35,11 @@ def as_labels(labels: ArrayLike) -> np.ndarray:
         _check_values(labels, "labels", "image {}".format)
         return labels
     if labels.ndim == 1 and labels.dtype.kind == "f" and np.isnan(labels).any():
-        raise ValueError(
+        raise UserError(
             f"the label of image {np.isnan(labels).argmax()} is NaN: where every image has one"
             " class, leave out the images whose class is not known"
         )
-    raise ValueError(
+    raise UserError(
         "labels must be a vector of integers, or a table (images, classes) of 1, 0 and NaN;"
         f" got shape {labels.shape}, dtype {labels.dtype}"
     )
@@ -52,15 +54,15 @@ def check_multiclass(labels: np.ndarray, num_classes: int, what: str) -> None:
         what: names the labels in an error.
 
     Raises:
-        ValueError: if they are not, or name a class that does not exist.
+        UserError: if they are not, or name a class that does not exist.
     """
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise ValueError(
+        raise UserError(
             f"{what} have shape {labels.shape} and dtype {labels.dtype}, but a multi-class set has"
             " one integer an image: give that, or say task='multilabel'"
         )
     if labels.size and not (0 <= labels.min() and labels.max() < num_classes):
-        raise ValueError(
+        raise UserError(
             f"{what} run from {labels.min()} to {labels.max()}, but"
             f" there are {num_classes} classes (0..{num_classes - 1})"
         )
@@ -78,10 +80,10 @@ def check_multilabel(
         describe: row -> name of its image in an error.
 
     Raises:
-        ValueError: if they are not.
+        UserError: if they are not.
     """
     if labels.ndim != 2 or labels.shape[1] != num_classes or labels.dtype.kind not in "iufb":
-        raise ValueError(
+        raise UserError(
             f"{what} have shape {labels.shape} and dtype {labels.dtype}, but a multi-label set has"
             f" {num_classes} numbers an image, one for each class: 1, 0 or NaN"
         )
@@ -99,7 +101,7 @@ def _check_values(labels: np.ndarray, what: str, describe: Callable[[int], str])
     wrong = ~((labels == 0) | (labels == 1) | np.isnan(labels))
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
-        raise ValueError(
+        raise UserError(
             f"{what} hold {labels[row, column]:g} for class {column} of {describe(row)}; write 1"
             " where an image shows the class, 0 where it does not, NaN where that is not known"
         )

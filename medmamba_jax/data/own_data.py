@@ -1,4 +1,4 @@
-"""Images that a caller's own objects hold, for which no class of this package has to be written."""
+"""Images in objects of the caller's own, which need not be classes of this package."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -8,10 +8,11 @@ import numpy as np
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.dataset import Dataset, Example, content, digest
 from medmamba_jax.data.labels import as_labels
-from medmamba_jax.data.sources.source import Source
+from medmamba_jax.data.sources.labelled_images import LabelledImages
 from medmamba_jax.data.split_names import SPLITS
-from medmamba_jax.data.splits.split_source import split_source
+from medmamba_jax.data.splits.as_configured import split_as_configured
 from medmamba_jax.data.weights import as_weights
+from medmamba_jax.errors import UserError
 
 
 class OwnImages(Protocol):
@@ -37,27 +38,27 @@ def as_dataset(data: OwnData, config: DataConfig) -> Dataset:
 
     Args:
         data: a data set, which is returned as it is; or any object with `len`, `[]` and
-            `class_names`, which is split as the configuration says (see `split_source`); or
+            `class_names`, which is split as the configuration says (see `split_as_configured`); or
             such objects by the names "train", "val" and "test", of which val or test may be
             missing.
             Every label is read once here, and to identify images everything once more.
         config: for the split.
 
     Raises:
-        ValueError: if the object lacks one of these, is empty, or an element or a label does not
+        UserError: if the object lacks one of these, is empty, or an element or a label does not
             fit.
     """
     if isinstance(data, Dataset):
         return data
     if not isinstance(data, Mapping):
-        return split_source(_source(data, None, [(data, "")]), config)
+        return split_as_configured(_labelled(data, None, [(data, "")]), config)
     if "train" not in data or len(data) == 1 or not set(data) <= set(SPLITS):
-        raise ValueError(
+        raise UserError(
             f"data has the keys {list(data)}; it must have 'train', and 'val' or 'test' or both"
         )
     parts = [(data[name], name) for name in SPLITS if name in data]
     assigned = np.concatenate([np.full(_length(part), name) for part, name in parts])
-    return split_source(_source(data["train"], assigned, parts), config)
+    return split_as_configured(_labelled(data["train"], assigned, parts), config)
 
 
 class _OwnSplit:
@@ -104,12 +105,14 @@ class _OwnSplit:
         )
 
 
-def _source(data: Any, assigned: np.ndarray | None, parts: list[tuple[OwnImages, str]]) -> Source:
+def _labelled(
+    data: Any, assigned: np.ndarray | None, parts: list[tuple[OwnImages, str]]
+) -> LabelledImages:
     class_names = _class_names(data)
     places, labels, groups, weights = [], [], [], []
     for part, name in parts:
         if _class_names(part) != class_names:
-            raise ValueError(
+            raise UserError(
                 f"data[{name!r}] has the class_names {_class_names(part)}, train {class_names}:"
                 " give all splits the same"
             )
@@ -121,9 +124,9 @@ def _source(data: Any, assigned: np.ndarray | None, parts: list[tuple[OwnImages,
     try:
         labels = as_labels(labels)
     except ValueError as error:
-        raise ValueError(f"data: {error}") from error
+        raise UserError(f"data: {error}") from error
     groups = _of_all(groups, "groups")
-    return Source(
+    return LabelledImages(
         name=type(data).__name__,
         description=f"images of a {type(data).__module__}.{type(data).__qualname__}",
         class_names=class_names,
@@ -142,7 +145,7 @@ def _source(data: Any, assigned: np.ndarray | None, parts: list[tuple[OwnImages,
 def _class_names(data: Any) -> tuple[str, ...]:
     for attribute in ("__len__", "__getitem__", "class_names"):
         if not hasattr(data, attribute):
-            raise ValueError(
+            raise UserError(
                 f"data is a {type(data).__name__} without {attribute}: pass a Dataset, or an object"
                 " with len(), [] and class_names, or such objects in a dictionary of splits"
             )
@@ -151,19 +154,19 @@ def _class_names(data: Any) -> tuple[str, ...]:
 
 def _length(data: Any) -> int:
     if len(data) == 0:
-        raise ValueError(f"data is a {type(data).__name__} of length 0: pass images")
+        raise UserError(f"data is a {type(data).__name__} of length 0: pass images")
     return len(data)
 
 
 def _label(data: Any, row: int, where: str) -> Any:
     example = data[row]
     if not isinstance(example, Mapping) or not {"image", "label"} <= example.keys():
-        raise ValueError(
+        raise UserError(
             f"{where}[{row}] is no dictionary with image and label, but a {type(example).__name__}:"
             " return {'image': bytes or array, 'label': int}"
         )
     if not isinstance(example["image"], (bytes, np.ndarray)):
-        raise ValueError(
+        raise UserError(
             f"{where}[{row}]: the image is a {type(example['image']).__name__}; return the bytes of"
             " an image file or a NumPy array"
         )
@@ -176,7 +179,7 @@ def _groups(data: Any, where: str) -> np.ndarray | None:
         return None
     groups = np.asarray(groups)
     if groups.shape != (len(data),):
-        raise ValueError(f"{where}.groups has the shape {groups.shape}, not one for each image")
+        raise UserError(f"{where}.groups has the shape {groups.shape}, not one for each image")
     return groups
 
 
@@ -191,5 +194,5 @@ def _of_all(parts: list[np.ndarray | None], name: str) -> np.ndarray | None:
     """Joins what every split of the data has, or none."""
     given = [part for part in parts if part is not None]
     if given and len(given) < len(parts):
-        raise ValueError(f"some splits of data have {name} and some have none: give them to all")
+        raise UserError(f"some splits of data have {name} and some have none: give them to all")
     return np.concatenate(given) if given else None

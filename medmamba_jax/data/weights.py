@@ -5,6 +5,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike
 
+from medmamba_jax.errors import UserError
+
 _FLOAT32 = np.finfo(np.float32)
 
 
@@ -26,18 +28,18 @@ def as_weights(
         describe: row -> name of its image in an error.
 
     Raises:
-        ValueError: if they are not that.
+        UserError: if they are not that.
     """
     weights = np.asarray(weights)
     if weights.shape != (count,) or weights.dtype.kind not in "iuf":
-        raise ValueError(
+        raise UserError(
             f"{what} have shape {weights.shape} and dtype {weights.dtype}; give one number for each"
             f" of the {count} images, or none at all"
         )
     wrong = ~are_weights(weights)
     if wrong.any():
         row = int(wrong.argmax())
-        raise ValueError(
+        raise UserError(
             f"{what} hold {weights[row]:g} for {describe(row)}; give positive, finite numbers"
             " (how much the image counts in training; 1 like most)"
         )

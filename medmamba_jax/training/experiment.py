@@ -86,7 +86,8 @@ class Experiment:
             if wrong:
                 problem = "lacks" if wrong[0] in known else "has no"
                 raise ValueError(f"{name} {problem} key {wrong[0]!r}; it has {sorted(known)}")
-            built[name] = section(**values[name])
+            from_dict = getattr(section, "from_dict", None)
+            built[name] = from_dict(values[name]) if from_dict else section(**values[name])
         return cls(model=dict(values["model"]), **built)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:

@@ -1,10 +1,11 @@
-"""Where the files in `configs/` start from."""
+"""The configurations that the files in `configs/` start from."""
 
 import dataclasses
 
 from ml_collections import ConfigDict, config_dict
 
 from medmamba_jax.data import DataConfig
+from medmamba_jax.errors import UserError
 from medmamba_jax.training.config import TrainConfig
 from medmamba_jax.training.experiment import MODEL_OPTIONS
 
@@ -20,17 +21,17 @@ def default_config() -> ConfigDict:
     return ConfigDict(
         {
             "model": model,
-            "data": dataclasses.asdict(DataConfig()),
+            "data": DataConfig().to_dict(),
             "train": dataclasses.asdict(TrainConfig()),
         }
     )
 
 
 def at_size(config: ConfigDict, size: str) -> ConfigDict:
-    """Returns the configuration as it is for "full", and shrunk to try it out for "testing".
+    """Returns the configuration unchanged for "full", and made small for "testing", to try it out.
 
     Raises:
-        ValueError: if the size is another.
+        UserError: the size is another.
     """
     if size == "testing":
         config.model.variant = "medmamba_nano"
@@ -38,12 +39,12 @@ def at_size(config: ConfigDict, size: str) -> ConfigDict:
         config.train.epochs = 2
         config.train.batch_size = 8
     elif size != "full":
-        raise ValueError(f"sizes are full and testing; got {size!r}")
+        raise UserError(f"sizes are full and testing; got {size!r}")
     return config
 
 
 def medmnist_config(name: str, size: str) -> ConfigDict:
-    """Returns the paper's recipe for the sets of MedMNIST, as replications quote it.
+    """Returns the paper's recipe for the sets of MedMNIST, as replications report it.
 
     AdamW 1e-3, times 0.1 at epochs 50 and 75, 100 epochs of batches of 128, images resized to
     224 px, no augmentation.
@@ -53,12 +54,11 @@ def medmnist_config(name: str, size: str) -> ConfigDict:
         size: as in `at_size`.
 
     Raises:
-        ValueError: as `at_size`.
+        UserError: as `at_size`.
     """
     config = default_config()
-    config.data.source = "tfds"
     config.data.name = name
-    config.data.allow_overlap = True  # MedMNIST's own splits are taken as they are
+    config.data.allow_overlap = True  # MedMNIST's own splits are used unchanged
     config.train.lr = 1e-3
     config.train.schedule = "step"
     config.train.step_epochs = (50, 75)

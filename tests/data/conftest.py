@@ -1,11 +1,15 @@
 """Small image files for the tests of the data package."""
 
+import argparse
 import io
 import pathlib
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from medmamba_jax.data.inspection.command import add_inspect
+from medmamba_jax.data.public.commands import add_list, add_prepare
 
 
 def encode(pixels, format="PNG", **options):
@@ -28,6 +32,21 @@ def noise_png():
         return encode(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
 
     return noise_png
+
+
+@pytest.fixture
+def command():
+    """Returns a function (*arguments) -> lines that a subcommand of `medmamba` prints."""
+    parser = argparse.ArgumentParser(prog="medmamba")
+    subcommands = parser.add_subparsers(required=True)
+    for add in (add_inspect, add_list, add_prepare):
+        add(subcommands)
+
+    def command(*arguments):
+        options = parser.parse_args([str(argument) for argument in arguments])
+        return options.run(options).splitlines()
+
+    return command
 
 
 @pytest.fixture

@@ -82,31 +82,55 @@ def table(folder, *changes, header="path,label,split,patient_id", encoding="utf-
         assert text.count(old) == 1, old
         text = text.replace(old, new)
     replace(folder / "images.csv", text.encode(encoding))
-    return {"source": "csv", "table": str(folder / "images.csv")}
+    return {"path": str(folder / "images.csv")}
 
 
 def npz(folder, **changes):
     arrays = {**ARRAYS, **changes}
     path = folder / "arrays.npz"
     np.savez(path, **{key: array for key, array in arrays.items() if array is not None})
-    return {"source": "npz", "root": str(path)}
+    return {"path": str(path)}
 
 
-def images(folder, **settings):
-    return {"source": "image_folder", "root": str(folder), **settings}
+def images(path, **settings):
+    return {"path": str(path), **settings}
 
 
 # Folders
 
 
-@mistake(r"no directory .*nowhere", "set data.root")
+@mistake(r"no folder or file .*nowhere", "set data.path")
 def missing_folder(folder):
     return images(folder / "nowhere")
 
 
-@mistake("data.root is unset", "set it to the folder")
-def root_not_set(folder):
+@mistake("data.path and data.name are unset", "set data.path to your images, or data.name")
+def path_not_set(folder):
     return images("")
+
+
+@mistake(r"data\.path is '.*images' and data\.name is 'kvasir'", "leave one of them empty")
+def path_and_name(folder):
+    return images(folder, name="kvasir")
+
+
+@mistake(
+    r"data\.csv\.label_column is 'grade', but the images come from the source 'folder'",
+    "leave it at its default 'label'",
+)
+def setting_of_another_source(folder):
+    return images(folder, csv={"label_column": "grade"})
+
+
+@mistake(r"00\.png is a single image", "set data.path to the folder of all images")
+def single_image(folder):
+    return images(folder / "a" / "00.png")
+
+
+@mistake(r"no source recognises the file .*notes\.pdf", r"a folder of images; a table \(\.csv")
+def file_of_another_kind(folder):
+    (folder / "notes.pdf").write_bytes(b"%PDF")
+    return images(folder / "notes.pdf")
 
 
 @mistake(r"no image files in the class folders of .*empty")
@@ -128,16 +152,11 @@ def class_folder_that_is_a_file(folder):
     return images(folder)
 
 
-@mistake(r"images\.zip is a file", "extract it")
+@mistake(r"images\.zip is an archive", "extract it")
 def zip_in_place_of_a_folder(folder):
     with zipfile.ZipFile(folder.parent / "images.zip", "w") as archive:
         archive.write(folder / "a" / "00.png", "a/00.png")
     return images(folder.parent / "images.zip")
-
-
-@mistake(r"images\.csv is a file", "set data.source=csv and data.table=")
-def table_in_place_of_a_folder(folder):
-    return images(table(folder)["table"])
 
 
 @mistake(r"1 of 60 images cannot be read: .*a/00\.png \(not an image file", "Replace or remove")
@@ -224,7 +243,7 @@ def class_that_train_lacks(folder):
     return images(folder)
 
 
-@mistake("30 directly in it", r"give each class a folder, or, .* set data\.root to .*images")
+@mistake("30 directly in it", r"give each class a folder, or, .* set data\.path to .*images")
 def root_that_is_a_class(folder):
     return images(folder / "a")
 
@@ -247,12 +266,12 @@ def image_in_two_splits(folder):
 
 @mistake("finds no patient in a/00.png", "change the pattern")
 def pattern_that_does_not_match(folder):
-    return images(folder, group_pattern="(patient[0-9]+)")
+    return images(folder, folder={"group_pattern": "(patient[0-9]+)"})
 
 
-@mistake("data.group_pattern must be a regular expression with one group")
+@mistake("data.folder.group_pattern must be a regular expression with one group")
 def pattern_without_a_group(folder):
-    return images(folder, group_pattern="p[0-9]+")
+    return images(folder, folder={"group_pattern": "p[0-9]+"})
 
 
 @mistake("class 'b' has 3 images, which leaves none for val", "add images")
@@ -267,12 +286,7 @@ def too_few_images_of_a_class(folder):
 
 @mistake(r"no file .*nowhere\.csv", "give the path of a CSV file")
 def missing_table(folder):
-    return {"source": "csv", "table": str(folder / "nowhere.csv")}
-
-
-@mistake("data.table is unset", "set it to the CSV file")
-def table_not_set(folder):
-    return {"source": "csv"}
+    return {"path": str(folder / "nowhere.csv")}
 
 
 @mistake(r"images\.csv has no column 'path'", "first line, which names the columns, is 'a/00.png")
@@ -282,7 +296,7 @@ def table_without_header(folder):
 
 @mistake(r"images\.csv has no column 'finding'", "is 'path, label, split, patient_id'")
 def unknown_column(folder):
-    return {**table(folder), "label_column": "finding"}
+    return {**table(folder), "csv": {"label_column": "finding"}}
 
 
 @mistake(r"images\.csv, line 1: two columns are called 'split'", "rename one")
@@ -295,19 +309,11 @@ def header_in_another_spelling(folder):
     return table(folder, header="path,label,split,Patient-ID")
 
 
-@mistake("has the column 'Subject': if it names patients", "set data.group_column=Subject; if not")
+@mistake(
+    "has the column 'Subject': if it names patients", "set data.csv.group_column=Subject; if not"
+)
 def patients_under_another_name(folder):
     return table(folder, header="path,label,split,Subject")
-
-
-@mistake("data.table must be empty for source 'image_folder'", "or set data.source=csv")
-def table_for_a_folder(folder):
-    return images(folder, table=table(folder)["table"])
-
-
-@mistake("data.root must be empty for source 'csv'", "relative to the folder of data.table")
-def root_for_a_table(folder):
-    return {**table(folder), "root": str(folder)}
 
 
 @mistake(r"images\.csv, line 2: /data/00\.png is an absolute path", "write it relative")
@@ -358,26 +364,22 @@ def labels_that_differ_by_case(folder):
 
 @mistake(r"the column 'split' of .*images\.csv has images of 1 class\(es\)")
 def labels_that_are_all_one(folder):
-    text = pathlib.Path(table(folder)["table"]).read_text()
+    text = pathlib.Path(table(folder)["path"]).read_text()
     text = text.replace(",val,", ",train,").replace(",test,", ",train,")
     replace(folder / "images.csv", text.encode())
-    return {"source": "csv", "table": str(folder / "images.csv"), "label_column": "split"}
+    return {"path": str(folder / "images.csv"), "csv": {"label_column": "split"}}
 
 
 @mistake(r"images\.csv, line 2: 'label' is '2'; write 1 where", "0 where it does not")
 def label_that_is_neither_yes_nor_no(folder):
     rows = [f"{'ab'[i % 2]}/{i:02}.png,{2 - i},1" for i in range(2)]
     replace(folder / "images.csv", "\n".join(["path,label,other", *rows]).encode())
-    return {
-        "source": "csv",
-        "table": str(folder / "images.csv"),
-        "label_column": "label,other",
-    }
+    return {"path": str(folder / "images.csv"), "csv": {"label_column": "label,other"}}
 
 
-@mistake("data.label_column must be distinct names")
+@mistake("data.csv.label_column must be distinct names")
 def label_column_named_twice(folder):
-    return {**table(folder), "label_column": "label,label"}
+    return {**table(folder), "csv": {"label_column": "label,label"}}
 
 
 @mistake(r"images\.csv, line 2: 'split' is 'training'; write train, val or test")
@@ -385,17 +387,20 @@ def unknown_split(folder):
     return table(folder, ("a/00.png,a,train", "a/00.png,a,training"))
 
 
-@mistake("no row is for val or test in the column 'split'", "add some, or set data.split_column=''")
+@mistake(
+    "no row is for val or test in the column 'split'",
+    "add some, or set data.csv.split_column=''",
+)
 def split_without_images(folder):
-    text = re.sub(",(test|val),", ",train,", pathlib.Path(table(folder)["table"]).read_text())
+    text = re.sub(",(test|val),", ",train,", pathlib.Path(table(folder)["path"]).read_text())
     replace(folder / "images.csv", text.encode())
-    return {"source": "csv", "table": str(folder / "images.csv")}
+    return {"path": str(folder / "images.csv")}
 
 
 @mistake(
     r"1 of the patients \(groups\) are in more than one split: 'p3' \(b/03\.png in train and"
     r" b/59\.png in test\)",
-    "data.split_column=''",
+    "data.csv.split_column=''",
     "data.allow_overlap=True",
 )
 def patient_in_two_splits(folder):
@@ -409,14 +414,16 @@ def image_without_a_patient(folder):
 
 def weighted(folder, weight):
     """A table whose fourth image has this weight, and all others 1."""
-    text = pathlib.Path(table(folder)["table"]).read_text().replace("patient_id", "weight")
+    text = pathlib.Path(table(folder)["path"]).read_text().replace("patient_id", "weight")
     text = re.sub(r"p\d+$", "1", text, flags=re.MULTILINE)
     text = text.replace("b/03.png,b,train,1", f"b/03.png,b,train,{weight}")
     replace(folder / "images.csv", text.encode())
-    return {"source": "csv", "table": str(folder / "images.csv")}
+    return {"path": str(folder / "images.csv")}
 
 
-@mistake(r"images\.csv, line 5: 'weight' is ''; write a positive number", "data.weight_column=''")
+@mistake(
+    r"images\.csv, line 5: 'weight' is ''; write a positive number", "data.csv.weight_column=''"
+)
 def image_without_a_weight(folder):
     return weighted(folder, "")
 
@@ -443,12 +450,14 @@ def weight_that_float32_cannot_hold(folder):
 
 @mistake(r"images\.csv has no column 'trust'")
 def unknown_weight_column(folder):
-    return {**table(folder), "weight_column": "trust"}
+    return {**table(folder), "csv": {"weight_column": "trust"}}
 
 
-@mistake("data.weight_column must be another column than those of data.label_column", "or empty")
+@mistake(
+    "data.csv.weight_column must be another column than those of data.csv.label_column", "or empty"
+)
 def labels_as_weights(folder):
-    return {**table(folder), "weight_column": "label"}
+    return {**table(folder), "csv": {"weight_column": "label"}}
 
 
 @mistake(r"data\['train'\]\.weights hold nan for data\['train'\]\[3\]; give positive, finite")
@@ -483,44 +492,44 @@ def quote_that_is_not_closed(folder):
 @mistake(r"images\.csv holds only one line", "a line for each image")
 def table_without_rows(folder):
     replace(folder / "images.csv", b"path,label\n")
-    return {"source": "csv", "table": str(folder / "images.csv")}
+    return {"path": str(folder / "images.csv")}
 
 
 @mistake(r"images\.csv holds nothing", "a line that names the columns")
 def empty_table(folder):
     replace(folder / "images.csv", b"")
-    return {"source": "csv", "table": str(folder / "images.csv")}
+    return {"path": str(folder / "images.csv")}
 
 
 # Arrays
 
 
-@mistake(r"no file .*nowhere\.npz", "set data.root to the npz file")
+@mistake(r"no file .*nowhere\.npz", "set data.path to the npz file")
 def missing_npz(folder):
-    return {"source": "npz", "root": str(folder / "nowhere.npz")}
+    return {"path": str(folder / "nowhere.npz")}
 
 
 @mistake(r"arrays\.npz is not an npz file", "save it by numpy.savez")
 def npy_called_npz(folder):
     with (folder / "arrays.npz").open("wb") as file:
         np.save(file, ARRAYS["x"])
-    return {"source": "npz", "root": str(folder / "arrays.npz")}
+    return {"path": str(folder / "arrays.npz")}
 
 
 @mistake(r"arrays\.npz is not an npz file, or is cut off", "get it again")
 def truncated_npz(folder):
-    path = pathlib.Path(npz(folder)["root"])
+    path = pathlib.Path(npz(folder)["path"])
     path.write_bytes(path.read_bytes()[:-100])
-    return {"source": "npz", "root": str(path)}
+    return {"path": str(path)}
 
 
 @mistake(r"arrays\.npz is damaged \(Bad CRC-32", "get it again")
 def npz_with_a_flipped_bit(folder):
-    path = pathlib.Path(npz(folder)["root"])
+    path = pathlib.Path(npz(folder)["path"])
     content = bytearray(path.read_bytes())
     content[5000] ^= 1
     path.write_bytes(content)
-    return {"source": "npz", "root": str(path)}
+    return {"path": str(path)}
 
 
 @mistake(r"arrays\.npz: y is no array of numbers", "Pickled objects are not loaded: save arrays")
@@ -534,7 +543,7 @@ def labels_that_claim_a_giant_shape(folder):
     header = io.BytesIO()
     claim = {"descr": "<i8", "fortran_order": False, "shape": (10**13,)}
     np.lib.format.write_array_header_1_0(header, claim)
-    with zipfile.ZipFile(settings["root"], "a") as archive:
+    with zipfile.ZipFile(settings["path"], "a") as archive:
         archive.writestr("y.npy", header.getvalue() + ARRAYS["y"].tobytes())
     return settings
 

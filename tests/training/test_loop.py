@@ -265,7 +265,7 @@ def test_without_a_test_split_val_is_reported(experiment, images, tmp_path, caps
     assert list(results) == ["val"] and mm.evaluate(tmp_path, dataset) == results
     written = {path.name for path in (tmp_path / "results").iterdir()}
     assert written == {"val.json", "val_predictions.csv"}
-    assert "no test images: what is reported is of val" in caplog.text
+    assert "no test images: the run reports the metrics of the validation images" in caplog.text
     assert "images      SYNTHETIC, 20 train, 10 val, 32x32 px" in capsys.readouterr().out
 
 

@@ -1,1 +1,1 @@
-"""What is looked for in the images before training."""
+"""The checks of the images before training."""

@@ -1,8 +1,7 @@
-"""What one pass over all images finds, and the file that keeps it."""
+"""What the audit finds in the images, and the file that keeps it."""
 
 import dataclasses
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping
 from itertools import combinations
@@ -10,8 +9,9 @@ from pathlib import Path
 
 from medmamba_jax.data.auditing.fingerprints import Decode, Fingerprints, fingerprint, near_pairs
 from medmamba_jax.data.dataset import Split
+from medmamba_jax.files import write_atomically
 
-VERSION = 3  # of what is found; another one makes the pass again
+VERSION = 3  # Increase it when an image can give other findings; earlier files are then ignored.
 
 _MOST_NEAR_PAIRS = 1000
 
@@ -28,7 +28,7 @@ class Findings:
         near: pairs from two splits that are nearly equal, see `near_pairs`; 1,000 at most.
         num_near: how many such pairs there are.
         sizes: (width, height, number of images), the most frequent first.
-        windows: numbers of grey DICOM images that do not say their window, and that do.
+        windows: numbers of grey DICOM images without and with a window in the file.
     """
 
     unreadable: list[tuple[Image, str]]
@@ -62,17 +62,15 @@ class Findings:
             num_near=sum(map(len, pairs.values())),
             sizes=_sizes(prints),
             windows=tuple(
-                sum(int((found.windows == said).sum()) for found in prints.values())
-                for said in (0, 1)
+                sum(int((found.windows == known).sum()) for found in prints.values())
+                for known in (0, 1)
             ),
         )
 
     def write(self, path: Path, key: str) -> None:
-        """Writes the findings for `read`, whole or not at all."""
+        """Writes the findings for `read`."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps({"key": key, **dataclasses.asdict(self)}))
-        partial.replace(path)
+        write_atomically(path, json.dumps({"key": key, **dataclasses.asdict(self)}))
 
     @classmethod
     def read(cls, path: Path, key: str) -> "Findings | None":

@@ -1,8 +1,8 @@
-"""What tells an image from another, and one that is nearly the same."""
+"""Fingerprints of images: equal for equal pixels, and near for nearly equal ones."""
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,12 +13,16 @@ from medmamba_jax.data.dataset import Split
 from medmamba_jax.data.images.dicom import DicomFile, is_dicom
 from medmamba_jax.data.sources.frames import AllFrames
 
+Pairs = tuple[np.ndarray, np.ndarray]  # rows of one set of images, and of another
 Decode = Callable[[bytes | np.ndarray], np.ndarray]
 
 _HASH_WIDTH, _HASH_HEIGHT = 17, 16
 _MOST_BITS_APART = 10
 _LEAST_CORRELATION = 0.98
-_BLOCK = 256
+_BLOCK = 256  # images that are compared with all others at once
+_PAIRS_AT_ONCE = 1 << 16  # bounds the memory that comparing takes
+_ROUNDING = 1e-3  # more than what float32 loses in a correlation
+_CANDIDATE_COST = 8  # comparing a pair of candidates, beside a pair where all are compared
 _NO_DICOM = -1
 
 
@@ -31,7 +35,8 @@ class Fingerprints:
         sizes: (width, height) in pixels (n, 2).
         dhashes: 256 bits each, uint64 (n, 4).
         thumbnails: 17 x 16 pixels of mean 0 and norm 1, float32 (n, 272).
-        windows: whether a DICOM file says the window of the frame (n,): 1 or 0; -1 of other images.
+        windows: 1 where a DICOM file contains the window of the frame, 0 where it does not, -1 for
+            other images (n,).
         problems: row -> why it could not be decoded.
     """
 
@@ -42,13 +47,18 @@ class Fingerprints:
     windows: np.ndarray
     problems: dict[int, str]
 
+    def take(self, rows: np.ndarray) -> "Fingerprints":
+        """Returns the fingerprints of these rows, which could all be decoded."""
+        fields = (self.sha256, self.sizes, self.dhashes, self.thumbnails, self.windows)
+        return Fingerprints(*(field[rows] for field in fields), problems={})
+
 
 def fingerprint(split: Split, decode: Decode, frame: int = 0) -> Fingerprints:
     """Decodes every image of a split once, in as many threads as there are CPUs.
 
     Args:
         split: the images.
-        decode: to uint8 (h, w, c), as for the model; raises ValueError for a damaged image.
+        decode: to uint8 (h, w, c), as for the model; raises UserError for a damaged image.
         frame: which one of a file with several `decode` reads.
     """
     rows = range(len(split))
@@ -76,8 +86,8 @@ def near_pairs(one: Fingerprints, other: Fingerprints) -> np.ndarray:
     At most 10 of the 256 bits of their difference hashes differ, and their thumbnails correlate
     by 0.98 or more. Of 2,948 chest X-rays, which all look alike, no two others come nearer than 17
     bits, and JPEG at quality 30, half the size or 1.2 times the brightness leave 95 % within 7. (A
-    difference hash of 64 bits is equal for hundreds of pairs of them.) A cut edge, or a mirror
-    image, is not found.
+    difference hash of 64 bits is equal for hundreds of pairs of them.) A cropped or mirrored image
+    is not found.
 
     Args:
         one, other: n and m images.
@@ -86,22 +96,115 @@ def near_pairs(one: Fingerprints, other: Fingerprints) -> np.ndarray:
         Rows of `one` and of `other` (pairs, 2), in ascending order. Images that could not be
         decoded, or that are equal, pixel for pixel, are left out.
     """
+    # A thumbnail of one value, or of an unreadable image, is all zeros and correlates with none.
+    rows, other_rows = (np.flatnonzero(prints.thumbnails.any(1)) for prints in (one, other))
+    one, other = one.take(rows), other.take(other_rows)
+    candidates = _near_hashes(one.dhashes, other.dhashes) or _compared_with_all(one, other)
     pairs = [np.empty((0, 2), np.int64)]
-    for start in range(0, len(one.dhashes), _BLOCK):
-        block = one.dhashes[start : start + _BLOCK]
-        apart = np.zeros((len(block), len(other.dhashes)), np.uint16)
-        for word in range(block.shape[1]):
-            apart += np.bitwise_count(block[:, word, None] ^ other.dhashes[:, word])
-        near = apart <= _MOST_BITS_APART
-        rows = np.flatnonzero(near.any(1))
-        near = near[rows]
-        rows += start
-        near &= one.thumbnails[rows] @ other.thumbnails.T >= _LEAST_CORRELATION
-        first, second = np.nonzero(near)
-        first = rows[first]
+    for first, second in candidates:
         unequal = one.sha256[first] != other.sha256[second]
-        pairs.append(np.column_stack([first, second])[unequal])
-    return np.concatenate(pairs)
+        first, second = first[unequal], second[unequal]
+        alike = _correlations(one.thumbnails, other.thumbnails, first, second)
+        kept = alike >= _LEAST_CORRELATION
+        pairs.append(np.column_stack([rows[first[kept]], other_rows[second[kept]]]))
+    found = np.concatenate(pairs)
+    return found[np.lexsort((found[:, 1], found[:, 0]))]
+
+
+def _correlations(
+    one: np.ndarray, other: np.ndarray, first: np.ndarray, second: np.ndarray
+) -> np.ndarray:
+    """Returns the correlation of thumbnails `one[first]` and `other[second]`, float64 (pairs,)."""
+    parts = [np.empty(0)]
+    for start in range(0, len(first), _PAIRS_AT_ONCE):
+        at_once = slice(start, start + _PAIRS_AT_ONCE)
+        a, b = one[first[at_once]], other[second[at_once]]
+        parts.append(np.einsum("ij,ij->i", a, b, dtype=np.float64))
+    return np.concatenate(parts)
+
+
+def _near_hashes(one: np.ndarray, other: np.ndarray) -> Iterator[Pairs] | None:
+    """Finds pairs of hashes that differ in at most 10 bits, each pair once.
+
+    Each hash is cut into 11 segments. Ten bits can change ten segments at most, so two hashes that
+    are near agree in one of them. Only pairs that do are compared.
+
+    Args:
+        one, other: uint64 (n, 4) and (m, 4).
+
+    Returns:
+        Rows of `one` and of `other`, in parts; None if so many hashes agree in a segment that
+        comparing each with each is quicker.
+    """
+    segments = list(zip(_segments(one), _segments(other), strict=True))
+    orders = [np.argsort(values) for _, values in segments]
+    places = [  # where in the order the equal segments begin and end, for each row of `one`
+        [np.searchsorted(other_values[order], values, side) for side in ("left", "right")]
+        for (values, other_values), order in zip(segments, orders, strict=True)
+    ]
+    candidates = sum(int((end - begin).sum()) for begin, end in places)
+    if candidates * _CANDIDATE_COST > len(one) * len(other):
+        return None
+
+    def found() -> Iterator[Pairs]:
+        for number, (order, (begin, end)) in enumerate(zip(orders, places, strict=True)):
+            for rows in _in_parts(end - begin):
+                counts = (end - begin)[rows]
+                first = np.repeat(rows, counts)
+                within = np.arange(len(first)) - np.repeat(np.cumsum(counts) - counts, counts)
+                second = order[np.repeat(begin[rows], counts) + within]
+                near = _bits_apart(one[first], other[second]) <= _MOST_BITS_APART
+                first, second = first[near], second[near]
+                # A pair that agrees in an earlier segment, too, was found there.
+                new = np.ones(len(first), bool)
+                for values, other_values in segments[:number]:
+                    new &= values[first] != other_values[second]
+                yield first[new], second[new]
+
+    return found()
+
+
+def _compared_with_all(one: Fingerprints, other: Fingerprints) -> Iterator[Pairs]:
+    """Finds what `_near_hashes` finds, less pairs of clearly different thumbnails."""
+    for start in range(0, len(one.dhashes), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        near = _bits_apart(one.dhashes[block, None], other.dhashes) <= _MOST_BITS_APART
+        rows = np.flatnonzero(near.any(1))
+        alike = one.thumbnails[block][rows] @ other.thumbnails.T
+        first, second = np.nonzero(near[rows] & (alike >= _LEAST_CORRELATION - _ROUNDING))
+        yield start + rows[first], second
+
+
+def _segments(dhashes: np.ndarray) -> list[np.ndarray]:
+    """Cuts hashes, uint64 (n, 4), into 11 segments of 23 or 24 bits, each uint32 (n,).
+
+    A segment takes every eleventh bit: neighbours in an image are often alike, so that a piece
+    of an image is the same in many.
+    """
+    bits = np.unpackbits(np.ascontiguousarray(dhashes).view(np.uint8).reshape(-1, 32), axis=1)
+    count = _MOST_BITS_APART + 1
+    parts = [bits[:, start::count].astype(np.uint32) for start in range(count)]
+    return [part @ (1 << np.arange(part.shape[1], dtype=np.uint32)) for part in parts]
+
+
+def _in_parts(counts: np.ndarray) -> list[np.ndarray]:
+    """Divides rows into consecutive parts with about as many candidates as fit into memory.
+
+    Args:
+        counts: candidates of each row, (n,).
+    """
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    cuts = np.searchsorted(ends, np.arange(_PAIRS_AT_ONCE, total, _PAIRS_AT_ONCE))
+    return np.split(np.arange(len(counts)), cuts)
+
+
+def _bits_apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Counts in how many bits hashes differ, uint16; both end in an axis of four words."""
+    apart = np.bitwise_count(one[..., 0] ^ other[..., 0]).astype(np.uint16)
+    for word in range(1, one.shape[-1]):
+        apart += np.bitwise_count(one[..., word] ^ other[..., word])
+    return apart
 
 
 def _of_image(split: Split, row: int, decode: Decode, frame: int):

@@ -1,4 +1,4 @@
-"""What a data set's images and patients have in common, in words: one text for each case."""
+"""Descriptions of the images and patients that splits share, one text for each case."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Errors of image files: one kind for all that damage raises."""
+"""One kind of error for every damaged image file."""
 
 import contextlib
 import struct
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from PIL import Image, UnidentifiedImageError
 
 from medmamba_jax.data.images.signatures import is_tiff
+from medmamba_jax.errors import UserError
 
 _DAMAGE = (
     *(OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError),
@@ -14,28 +15,35 @@ _DAMAGE = (
 )
 
 
-class NoSuchFrameError(ValueError):
-    """A file has fewer frames than were asked for."""
+class NoSuchFrameError(UserError):
+    """A file has fewer frames than `data.frame` needs."""
 
     def __init__(self, frame: int, frames: int):
         super().__init__(f"frame {frame} was asked for (data.frame), but there are {frames}")
 
 
 @contextlib.contextmanager
-def damage_told(content: bytes) -> Iterator[None]:
-    """Makes a ValueError of all that is raised for damaged files."""
+def explained_damage(content: bytes) -> Iterator[None]:
+    """Turns whatever a decoder raises for a damaged file into a UserError that says so.
+
+    Args:
+        content: the file.
+
+    Raises:
+        UserError: the file is damaged, of an unknown kind, or too large.
+    """
     try:
         yield
     except NoSuchFrameError:
         raise
     except UnidentifiedImageError as error:
         if is_tiff(content):
-            raise ValueError(
+            raise UserError(
                 "a TIFF of a kind that cannot be read: save it as grey or RGB of 8 or 16 bits, or"
                 " as .npy"
             ) from error
-        raise ValueError(f"not an image file ({len(content)} bytes)") from error
+        raise UserError(f"not an image file ({len(content)} bytes)") from error
     except Image.DecompressionBombError as error:
-        raise ValueError(f"the image is too large to be decoded safely: {error}") from error
+        raise UserError(f"the image is too large to be decoded safely: {error}") from error
     except _DAMAGE as error:
-        raise ValueError(f"not a complete image file ({len(content)} bytes): {error}") from error
+        raise UserError(f"not a complete image file ({len(content)} bytes): {error}") from error

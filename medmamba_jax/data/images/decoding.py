@@ -7,12 +7,13 @@ import numpy as np
 from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT
 
-from medmamba_jax.data.images.damage import NoSuchFrameError, damage_told
+from medmamba_jax.data.images.damage import NoSuchFrameError, explained_damage
 from medmamba_jax.data.images.deep_colour import find_deep_colour, read_deep_colour
 from medmamba_jax.data.images.dicom import DicomFile, count_dicom_frames, is_dicom
 from medmamba_jax.data.images.signatures import is_npy, is_tiff, png_bit_depth
 from medmamba_jax.data.images.tiff import TiffFile
 from medmamba_jax.data.images.windowing import Window, to_uint8
+from medmamba_jax.errors import UserError
 
 IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif"),
@@ -62,7 +63,7 @@ def open_image(
     Raises:
         DataUnavailableError: if it is DICOM and pydicom is not installed, or 16-bit colour and
             imagecodecs is not.
-        ValueError: if the image is damaged, is not of these kinds, lacks the frame, holds NaN or
+        UserError: if the image is damaged, is not of these kinds, lacks the frame, holds NaN or
             infinity, or is of a kind that cannot be read at its full depth.
     """
     image = parsed(image)
@@ -87,7 +88,7 @@ def parsed(
 
     Raises:
         DataUnavailableError: if it is DICOM and pydicom is not installed.
-        ValueError: if it is DICOM or .npy and damaged.
+        UserError: if it is DICOM or .npy and damaged.
     """
     if not isinstance(image, bytes):
         return image
@@ -103,17 +104,17 @@ def count_frames(image: bytes) -> int:
 
     Raises:
         DataUnavailableError: if it is DICOM and pydicom is not installed.
-        ValueError: if the file is damaged or no image.
+        UserError: if the file is damaged or no image.
     """
     if is_npy(image):
         return 1
     if is_dicom(image):
         return count_dicom_frames(image)
     if is_tiff(image):
-        with damage_told(image):
+        with explained_damage(image):
             return TiffFile(image).count_frames()
     opened = open_header(image)
-    with damage_told(image):
+    with explained_damage(image):
         return getattr(opened, "n_frames", 1)
 
 
@@ -121,9 +122,9 @@ def open_header(content: bytes) -> Image.Image:
     """Opens an image file that is not .npy or DICOM, without decoding it.
 
     Raises:
-        ValueError: if its header is damaged or of another kind.
+        UserError: if its header is damaged or of another kind.
     """
-    with damage_told(content):
+    with explained_damage(content):
         return Image.open(io.BytesIO(content), formats=_FORMATS)
 
 
@@ -131,30 +132,30 @@ def load_npy(content: bytes) -> np.ndarray:
     """Loads the array of a .npy file, which must hold numbers.
 
     Raises:
-        ValueError: if it is damaged or pickled.
+        UserError: if it is damaged or pickled.
     """
     try:
         return np.load(io.BytesIO(content), allow_pickle=False)
     except Exception as error:  # a damaged header is parsed as Python, which raises anything
         reason = " ".join(str(error).split())
-        raise ValueError(f"not a complete .npy file of numbers: {reason}") from error
+        raise UserError(f"not a complete .npy file of numbers: {reason}") from error
 
 
 def _load(image: bytes | TiffFile, frame: int) -> Image.Image:
     if isinstance(image, TiffFile):
         content = image.content
-        with damage_told(content):
+        with explained_damage(content):
             opened = Image.open(image.beginning_with(frame), formats=("TIFF",))
     else:
         content, opened = image, open_header(image)
-    with damage_told(content):
+    with explained_damage(content):
         if frame and image is content:
             _seek(opened, frame)
         opened.load()
         ImageOps.exif_transpose(opened, in_place=True)
     deep = deeper_than_read(content, opened)
     if deep or opened.mode not in (*_EIGHT_BIT_MODES, *_DEEP_MODES):
-        raise ValueError(
+        raise UserError(
             f"{deep or f'an image of mode {opened.mode!r}'} cannot be read at its full depth: save"
             " it as grey or RGB, or as .npy"
         )
@@ -200,7 +201,7 @@ def _deep_pixels(opened: Image.Image, window: Window) -> np.ndarray:
 
 def _from_array(pixels: np.ndarray, window: Window, frame: int) -> Image.Image | np.ndarray:
     if pixels.ndim not in (2, 3) or not pixels.size:
-        raise ValueError(
+        raise UserError(
             "an image array must have the shape (h, w) or (h, w, channels) and hold pixels; got"
             f" {pixels.shape}"
         )

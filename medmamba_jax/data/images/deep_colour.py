@@ -21,11 +21,11 @@ from PIL.TiffImagePlugin import (
     ImageFileDirectory_v2,
 )
 
-from medmamba_jax.data.images.damage import damage_told
+from medmamba_jax.data.images.damage import explained_damage
 from medmamba_jax.data.images.signatures import png_bit_depth
 from medmamba_jax.data.images.tiff import TiffFile
 from medmamba_jax.data.images.windowing import Window, to_uint8
-from medmamba_jax.errors import DataUnavailableError
+from medmamba_jax.errors import DataUnavailableError, UserError
 
 _PNG_COLOUR_TYPE_OFFSET = 25
 _PLANES_APART, _UNSIGNED = 2, 1
@@ -86,15 +86,15 @@ def find_deep_colour(image: bytes | TiffFile, frame: int = 0) -> DeepColour | No
         frame: 0-based.
 
     Raises:
-        ValueError: if a TIFF lacks the frame, the header is damaged, or it promises more pixels
+        UserError: if a TIFF lacks the frame, the header is damaged, or it promises more pixels
             than Pillow would decode.
     """
     if isinstance(image, TiffFile):
-        with damage_told(image.content):
+        with explained_damage(image.content):
             return _of_tiff(image.tags(frame))
     if frame or png_bit_depth(image) != 16:
         return None
-    with damage_told(image):
+    with explained_damage(image):
         return _of_png(image)
 
 
@@ -116,9 +116,9 @@ def read_deep_colour(
 
     Raises:
         DataUnavailableError: if imagecodecs is not installed.
-        ValueError: if the file is damaged.
+        UserError: if the file is damaged.
     """
-    with damage_told(content):
+    with explained_damage(content):
         pixels = _decode(content, header, frame)
         orientation = header.orientation
         if orientation is None:
@@ -173,8 +173,8 @@ def _decode(content: bytes, header: DeepColour, frame: int) -> np.ndarray:
             return imagecodecs.png_decode(content)
         pixels = imagecodecs.tiff_decode(content, frame)
     except (imagecodecs.PngError, imagecodecs.TiffError) as error:
-        raise ValueError(str(error)) from error
+        raise UserError(str(error)) from error
     pixels = np.moveaxis(pixels, 0, -1) if header.apart else pixels
     if pixels.shape != header.shape or pixels.dtype != np.uint16:
-        raise ValueError(f"{pixels.dtype} {pixels.shape} was found, {header.shape} was promised")
+        raise UserError(f"{pixels.dtype} {pixels.shape} was found, {header.shape} was promised")
     return pixels

@@ -10,7 +10,7 @@ from scipy import special
 
 from medmamba_jax.data.images.damage import NoSuchFrameError
 from medmamba_jax.data.images.windowing import Window, to_uint8
-from medmamba_jax.errors import DataUnavailableError
+from medmamba_jax.errors import DataUnavailableError, UserError
 
 _MAGIC_OFFSET, _MAGIC = 128, b"DICM"
 _GREY = ("MONOCHROME1", "MONOCHROME2")
@@ -31,12 +31,12 @@ class DicomFile:
 
     Raises:
         DataUnavailableError: if pydicom is not installed.
-        ValueError: if the file is damaged.
+        UserError: if the file is damaged.
     """
 
     def __init__(self, content: bytes):
         pydicom = _pydicom()
-        with _damage_told():
+        with _explained_damage():
             self._header = pydicom.dcmread(io.BytesIO(content))
 
     def read(self, *, window: Window, frame: int) -> np.ndarray:
@@ -58,31 +58,31 @@ class DicomFile:
             uint8 (h, w), or (h, w, 3) for colour.
 
         Raises:
-            ValueError: if the file is damaged, holds no such image, or has colour of more than 8
+            UserError: if the file is damaged, holds no such image, or has colour of more than 8
                 bits.
         """
-        with _damage_told():
+        with _explained_damage():
             frames = _frames(self._header)
         if frame >= frames:
             raise NoSuchFrameError(frame, frames)
-        with _damage_told():
+        with _explained_damage():
             stored = _pydicom().pixels.pixel_array(self._header, index=frame)
             header = _header_of_frame(self._header, frame)
             values = _values(stored, header)
-            said = _file_window(header) if window == "auto" else None
+            own = _file_window(header) if window == "auto" else None
         if header.PhotometricInterpretation == "PALETTE COLOR":
             return to_uint8(values, "full")
         if header.PhotometricInterpretation not in _GREY:
             if stored.dtype != np.uint8 or stored.ndim != 3:
-                raise ValueError(
+                raise UserError(
                     f"only grey and 8-bit colour DICOM can be read; got {stored.dtype}"
                     f" {stored.shape} {header.PhotometricInterpretation}: convert it"
                 )
             return stored
         if window == "full":
             grey = to_uint8(values.astype(np.float64), _full_range(header))
-        elif said:
-            grey = _windowed(values.astype(np.float64), *said)
+        elif own:
+            grey = _windowed(values.astype(np.float64), *own)
         elif window == "auto" and header.BitsStored == 8 and np.array_equal(values, stored):
             grey = to_uint8(stored, "auto")
         else:
@@ -90,15 +90,15 @@ class DicomFile:
         return 255 - grey if header.PhotometricInterpretation == "MONOCHROME1" else grey
 
     def has_window(self, frame: int) -> bool | None:
-        """Whether the file says the window of a grey frame; None if it is not grey.
+        """Whether the file contains the window of a grey frame; None if the frame is not grey.
 
         Args:
             frame: 0-based.
 
         Raises:
-            ValueError: if the file is damaged.
+            UserError: if the file is damaged.
         """
-        with _damage_told():
+        with _explained_damage():
             if self._header.get("PhotometricInterpretation") not in _GREY:
                 return None
             return _file_window(_header_of_frame(self._header, frame)) is not None
@@ -107,9 +107,9 @@ class DicomFile:
         """Returns what the header says of depth and colour, such as "12-bit MONOCHROME2".
 
         Raises:
-            ValueError: if it says nothing of colour.
+            UserError: if it says nothing of colour.
         """
-        with _damage_told():
+        with _explained_damage():
             bits = self._header.get("BitsStored")
             depth = "" if bits is None else f"{bits}-bit "
             return f"{depth}{self._header.PhotometricInterpretation}"
@@ -120,20 +120,20 @@ def count_dicom_frames(content: bytes) -> int:
 
     Raises:
         DataUnavailableError: if pydicom is not installed.
-        ValueError: if the file is damaged.
+        UserError: if the file is damaged.
     """
     pydicom = _pydicom()
-    with _damage_told():
+    with _explained_damage():
         return _frames(pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True))
 
 
 @contextlib.contextmanager
-def _damage_told() -> Iterator[None]:
+def _explained_damage() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # pydicom and its decoders raise anything for damaged files
         problem = " ".join(str(error).split())
-        raise ValueError(f"not a DICOM image that pydicom can read: {problem}") from error
+        raise UserError(f"not a DICOM image that pydicom can read: {problem}") from error
 
 
 def _pydicom() -> Any:
@@ -182,7 +182,7 @@ def _file_window(header: Any) -> tuple[float, float, str] | None:
 
 def _windowed(values: np.ndarray, center: float, width: float, function: str) -> np.ndarray:
     if width <= 0 or function not in _FUNCTIONS:
-        raise ValueError(
+        raise UserError(
             f"the file's window has the width {width:g} and the function {function}: set"
             " data.window to LOW,HIGH"
         )

@@ -86,8 +86,8 @@ class TiffFile:
 class _Reheaded(io.BytesIO):
     """A file that is read with another header, without a copy of the rest.
 
-    `getvalue` has the header of the file: libtiff, which Pillow gives that, is told the place of
-    the directory beside it.
+    `getvalue` returns the file with its own header. Pillow passes that to libtiff, together with
+    the place of the directory.
     """
 
     def __init__(self, content: bytes, header: bytes):

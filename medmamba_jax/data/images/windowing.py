@@ -5,6 +5,8 @@ from numbers import Real
 
 import numpy as np
 
+from medmamba_jax.errors import UserError
+
 Window = str | tuple[float, float]
 
 NAMED_WINDOWS = ("auto", "full")
@@ -21,7 +23,7 @@ def parse_window(value: object) -> Window:
         "auto", "full" or (low, high).
 
     Raises:
-        ValueError: if it is none of these.
+        UserError: if it is none of these.
     """
     if isinstance(value, str):
         if value in NAMED_WINDOWS:
@@ -29,18 +31,18 @@ def parse_window(value: object) -> Window:
         try:
             value = [float(bound) for bound in value.strip("() ").split(",")]
         except ValueError:
-            raise ValueError(f"a window must be {ALLOWED}; got {value!r}") from None
+            raise UserError(f"a window must be {ALLOWED}; got {value!r}") from None
     bounds = tuple(value) if isinstance(value, tuple | list) else ()
     if len(bounds) == 2 and all(map(_is_finite, bounds)) and bounds[0] < bounds[1]:
         return float(bounds[0]), float(bounds[1])
-    raise ValueError(f"a window must be {ALLOWED}; got {value!r}")
+    raise UserError(f"a window must be {ALLOWED}; got {value!r}")
 
 
 def to_uint8(pixels: np.ndarray, window: Window) -> np.ndarray:
     """Maps a window of intensities to 0..255, linearly and rounded to the nearest integer.
 
     What lies outside a (low, high) window saturates at 0 or 255. An image of one value only becomes
-    black. uint8 is not touched, whatever the window.
+    black. uint8 pixels do not change, with any window.
 
     Args:
         pixels: any shape; integers, floating point numbers or booleans.
@@ -51,15 +53,15 @@ def to_uint8(pixels: np.ndarray, window: Window) -> np.ndarray:
         uint8, of the same shape.
 
     Raises:
-        ValueError: if the pixels are no numbers, are NaN or infinite, or have a dtype without a
+        UserError: if the pixels are no numbers, are NaN or infinite, or have a dtype without a
             range and the window is "full".
     """
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype.kind not in "biuf":
-        raise ValueError(f"pixels must be real numbers; got {pixels.dtype}: save them as such")
+        raise UserError(f"pixels must be real numbers; got {pixels.dtype}: save them as such")
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-        raise ValueError("some pixels are NaN or infinite: replace them by numbers")
+        raise UserError("some pixels are NaN or infinite: replace them by numbers")
     if window == "auto":
         low, high = float(pixels.min()), float(pixels.max())
     elif window == "full":
@@ -76,7 +78,7 @@ def _dtype_range(dtype: np.dtype) -> tuple[float, float]:
     if dtype.kind == "b":
         return 0.0, 1.0
     if dtype.kind == "f":
-        raise ValueError(
+        raise UserError(
             f"{dtype} pixels have no full range: set data.window to auto or to LOW,HIGH"
         )
     limits = np.iinfo(dtype)

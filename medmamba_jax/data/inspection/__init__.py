@@ -1,1 +1,1 @@
-"""What `python -m medmamba_jax.data inspect` shows."""
+"""What `medmamba inspect` shows."""

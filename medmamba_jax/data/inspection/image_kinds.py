@@ -1,4 +1,4 @@
-"""What kind of file an image is, told by its header."""
+"""The kind of an image file, by its header."""
 
 import numpy as np
 

@@ -1,7 +1,7 @@
-"""Reading the files of a folder or of a zip, zips in it included, without extracting anything.
+"""Reading the files of a folder or of a zip, and of zips in it, without extracting anything.
 
-A zip counts as a folder by its name: a published archive, the zip inside it and what a user
-extracted by hand all look alike.
+A zip counts as a folder by its name, so that a published archive, the zip inside it, and the folder
+that a user extracted have the same paths.
 """
 
 import contextlib
@@ -10,7 +10,9 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-_ZIP_DEPTH = 2  # a zip in a zip; whatever lies deeper is a file like any other
+from medmamba_jax.errors import UserError
+
+_ZIP_DEPTH = 2  # A zip in a zip is opened; a zip inside that is a file like any other.
 _ENCRYPTED = 0x1
 _LARGEST = 1 << 30  # bytes of a file that is read whole: far more than any image has
 
@@ -37,15 +39,15 @@ class Files:
         return self._members[name]()
 
     def only(self, name: str) -> str:
-        """Returns where the one file of this name lies, in whatever folder.
+        """Returns the path of the one file of this name, in any folder.
 
         Raises:
-            ValueError: if there is none, or more than one.
+            UserError: if there is none, or more than one.
         """
         found = [file for file in self._members if PurePosixPath(file).name == name]
         if len(found) != 1:
             problem = f"in several places {found}: keep one of them" if found else "not there"
-            raise ValueError(f"the file {name} is {problem}")
+            raise UserError(f"the file {name} is {problem}")
         return found[0]
 
 
@@ -55,7 +57,7 @@ def open_files(location: Path) -> Iterator[Files]:
 
     Raises:
         zipfile.BadZipFile: if an archive is damaged.
-        ValueError: if a zip holds a path outside of its folder, a name twice, or encrypted files.
+        UserError: if a zip holds a path outside of its folder, a name twice, or encrypted files.
     """
     members: dict[str, Callable[[], bytes]] = {}
     with contextlib.ExitStack() as stack:
@@ -81,13 +83,13 @@ def _add_zip(members, archive, prefix, depth, stack):
     for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
         name = prefix + info.filename
         if _leads_outside(info.filename):
-            raise ValueError(f"it holds a path outside of its folder, {name!r}: get it elsewhere")
+            raise UserError(f"it holds a path outside of its folder, {name!r}: get it elsewhere")
         if info.is_dir() or _is_hidden(name):
             continue
         if info.flag_bits & _ENCRYPTED:
-            raise ValueError(f"{name} is encrypted: extract it by hand")
+            raise UserError(f"{name} is encrypted: extract it by hand")
         if name in members:
-            raise ValueError(f"{name} is in it twice: keep one of them")
+            raise UserError(f"{name} is in it twice: keep one of them")
         if _is_zip(name) and depth < _ZIP_DEPTH:
             inner = _open_zip(stack.enter_context(archive.open(info)), name, stack)
             _add_zip(members, inner, f"{name}/", depth + 1, stack)
@@ -97,9 +99,7 @@ def _add_zip(members, archive, prefix, depth, stack):
 
 def _read(archive, info, name):
     if info.file_size > _LARGEST:
-        raise ValueError(
-            f"{name} unpacks to {info.file_size} bytes, too many for memory: remove it"
-        )
+        raise UserError(f"{name} unpacks to {info.file_size} bytes, too many for memory: remove it")
     with archive.open(info) as file:
         return file.read(info.file_size)  # no more is unpacked than the zip says
 

@@ -97,14 +97,14 @@ def prepare(
 ) -> Path:
     """Writes a set below `data_dir`, unless that has been done; returns its TFDS directory.
 
-    Licence and citation are logged when it is written, and afterwards which download is not needed
-    any more. A file that may have been changed goes to a directory of its own, so that one who asks
-    for the published images later does not get others.
+    When it writes the set, it logs licence and citation, and afterwards the download that is no
+    longer needed. A file that may have been changed goes to a directory of its own, so that a later
+    run without `accept_changed` gets the published images.
 
     Raises:
         DataUnavailableError: if the images can neither be downloaded nor found in `manual_dir`.
         FileNotFoundError: if `manual_dir` is given, is needed, and does not exist.
-        ValueError: if what was found is not the set.
+        UserError: if what was found is not the set.
     """
     builder = PublicSetBuilder(
         public_set,
@@ -131,8 +131,8 @@ def prepare(
             )
     elif manual_dir is not None:
         logging.warning(
-            "%s was prepared before, in %s, and data.manual_dir is not read again: delete that"
-            " folder to prepare the set anew",
+            "%s was prepared before, in %s, and data.public.manual_dir is not read again: delete"
+            " that folder to prepare the set anew",
             public_set.name,
             builder.data_dir,
         )
@@ -140,5 +140,5 @@ def prepare(
 
 
 def _stored_name(public_set: PublicSet, accept_changed: bool) -> str:
-    told_apart = public_set.archive.identified or public_set.mistaken is not None
-    return f"{public_set.name}_changed" if accept_changed and told_apart else public_set.name
+    checked = public_set.archive.identified or public_set.mistaken is not None
+    return f"{public_set.name}_changed" if accept_changed and checked else public_set.name

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from medmamba_jax.data.public.archives import Files, open_files
 from medmamba_jax.data.public.facts import PublicImage
 from medmamba_jax.data.public.listing import Entry, is_image, read_listed
+from medmamba_jax.errors import UserError
 
 
 def class_folder_reader(class_names: Sequence[str]) -> Callable[[Path], Iterator[PublicImage]]:
@@ -24,7 +25,7 @@ def count_by_class_folder(location: Path, class_names: Sequence[str]) -> dict[st
 
     Raises:
         zipfile.BadZipFile: if an archive is damaged.
-        ValueError: if a class has no images, or the class folders occur in more than one place.
+        UserError: if a class has no images, or the class folders occur in more than one place.
     """
     with open_files(location) as files:
         entries = _by_class_folder(files, class_names)
@@ -35,7 +36,7 @@ def _by_class_folder(files: Files, class_names: Sequence[str]) -> dict[str, Entr
     """Lists the images in class folders, which may lie at any depth, but side by side.
 
     Raises:
-        ValueError: if a class has no images, or the class folders occur in more than one place.
+        UserError: if a class has no images, or the class folders occur in more than one place.
     """
     found: dict[str, dict[str, Entry]] = {}
     for file in files.names:
@@ -45,14 +46,14 @@ def _by_class_folder(files: Files, class_names: Sequence[str]) -> dict[str, Entr
             entry = Entry(f"{label}/{path.name}", label)
             found.setdefault(str(path.parent.parent), {})[file] = entry
     if len(found) > 1:
-        raise ValueError(
+        raise UserError(
             f"{'/'.join(class_names)} folders lie in several places {sorted(found)}: keep one of"
             " them"
         )
     entries = next(iter(found.values()), {})
     for class_name in class_names:
         if not any(entry.label == class_name for entry in entries.values()):
-            raise ValueError(
+            raise UserError(
                 f"no PNG or JPEG images in a folder {class_name}: the folder is missing or empty;"
                 f" {', '.join(class_names)} must lie side by side"
             )

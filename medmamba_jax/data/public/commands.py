@@ -1,30 +1,37 @@
-"""The subcommands `list` and `prepare` of `python -m medmamba_jax.data`."""
+"""The subcommands `medmamba list` and `medmamba prepare`."""
 
 import argparse
 import re
+from typing import Any
 
-from medmamba_jax.data.config import PUBLIC_SPLITS, DataConfig
+from medmamba_jax.data.build import build_dataset
+from medmamba_jax.data.config import DataConfig, PublicConfig
 from medmamba_jax.data.public.catalogue import CATALOGUE
-from medmamba_jax.data.tfds_source import build_tfds
+from medmamba_jax.data.public.splits import PUBLIC_SPLITS
+
+# What `ArgumentParser.add_subparsers` returns; argparse has no public name for it.
+Subcommands = Any
 
 _SIZE_SUFFIX = re.compile(r"_(64|128|224)$")
 
 
-def add_list(subcommands) -> None:
+def add_list(subcommands: Subcommands) -> None:
     """Adds `list` to the subcommands of a parser."""
     subcommands.add_parser("list", help="the public sets").set_defaults(run=lambda _: list_sets())
 
 
-def add_prepare(subcommands) -> None:
+def add_prepare(subcommands: Subcommands) -> None:
     """Adds `prepare` to the subcommands of a parser."""
     parser = subcommands.add_parser("prepare", help="download a public set, and write it for TFDS")
-    parser.add_argument("name", metavar="NAME", help="a name that `list` shows")
-    parser.add_argument("--data-dir", default="", help="the data.root of a run that uses it")
+    parser.add_argument("name", metavar="NAME", help="a name that `medmamba list` shows")
+    parser.add_argument("--data-dir", default="", help="as data.public.data_dir of a run")
     parser.add_argument("--manual-dir", default="", help="folder of an archive fetched by hand")
-    parser.add_argument("--splits", choices=PUBLIC_SPLITS, default=PUBLIC_SPLITS[0])
+    parser.add_argument("--splits", choices=tuple(PUBLIC_SPLITS), default=PublicConfig.splits)
     parser.add_argument("--split-seed", type=int, default=0)
     parser.add_argument(
-        "--accept-changed-files", action="store_true", help="whatever its checksum is"
+        "--accept-changed-files",
+        action="store_true",
+        help="accept a file with another checksum than the published one",
     )
     parser.set_defaults(run=_prepare)
 
@@ -51,23 +58,20 @@ def list_sets() -> str:
         [
             *_aligned(rows),
             "Names in ...mnist stand for 28 px; put _64, _128 or _224 behind them for other sizes.",
-            "`python -m medmamba_jax.data prepare NAME` downloads a set and counts its images.",
+            "`medmamba prepare NAME` downloads a set and counts its images.",
         ]
     )
 
 
 def _prepare(options: argparse.Namespace) -> str:
-    dataset = build_tfds(
-        DataConfig(
-            source="tfds",
-            name=options.name,
-            root=options.data_dir,
-            manual_dir=options.manual_dir,
-            splits=options.splits,
-            split_seed=options.split_seed,
-            accept_changed_files=options.accept_changed_files,
-        )
+    public = PublicConfig(
+        data_dir=options.data_dir,
+        manual_dir=options.manual_dir,
+        splits=options.splits,
+        accept_changed_files=options.accept_changed_files,
     )
+    config = DataConfig(name=options.name, public=public, split_seed=options.split_seed)
+    dataset = build_dataset(config)
     counts = dataset.counts()
     rows = [
         ("class", *counts),

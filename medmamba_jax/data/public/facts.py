@@ -1,4 +1,4 @@
-"""What is known of a public set, and how one image of it is passed on."""
+"""The facts about a public set, and one image of it."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -49,7 +49,7 @@ class Archive:
 
     @property
     def identified(self) -> bool:
-        """Whether a checksum is known that tells the published file from another."""
+        """Whether a checksum of the published file is known."""
         return self.md5 is not None or self.sha256 is not None
 
 
@@ -57,7 +57,7 @@ class Archive:
 class Scores:
     """Test results in the README of the authors' repository: percent, and the AUC in 0..1.
 
-    Which variant has them is not said there; MedMamba-T is what other sources attribute them to.
+    The README does not name the variant; other sources attribute the results to MedMamba-T.
     """
 
     precision: float
@@ -82,8 +82,8 @@ class PublicSet:
         class_counts: class name -> images; the order gives the labels.
         split_sizes: "train", "val", "test" -> images, as reported for MedMamba.
         scores: what the authors report.
-        splits: values of `data.splits` that this set has.
-        read: from the archive, or the folder that the user gave, to the images. Raises ValueError
+        splits: values of `data.public.splits` that this set has.
+        read: from the archive, or the folder that the user gave, to the images. Raises UserError
             if what is there is not this set.
         paper_is_official: whether the authors used the publisher's split.
         mistaken: from the archive, or the folder that the user gave, to why it is not this set,
@@ -113,7 +113,7 @@ class PublicSet:
         return sum(self.split_sizes.values())
 
     def notice(self) -> str:
-        """What a user ought to know before the images are used, in one line."""
+        """Licence, citation and page, in one line, for the user to read before using the images."""
         return (
             f"{self.name}: {self.title}. Licence: {self.licence or 'not known'}."
             f" Cite: {self.citation} Page: {self.page}"

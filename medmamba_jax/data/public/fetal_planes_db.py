@@ -3,6 +3,7 @@
 from medmamba_jax.data.public.facts import Archive, PublicSet, Scores
 from medmamba_jax.data.public.listing import Entry
 from medmamba_jax.data.public.tables import Row, table_reader
+from medmamba_jax.errors import UserError
 
 _COUNTS = {
     "Fetal abdomen": 711,
@@ -18,7 +19,7 @@ _SPLITS = {"1": "train", "0": "test"}
 def _entry(row: Row) -> Entry:
     cells = row.cells
     if cells["Train"] not in _SPLITS:
-        raise ValueError(f"{row.where}: the column Train holds {cells['Train']!r}, not 0 or 1")
+        raise UserError(f"{row.where}: the column Train holds {cells['Train']!r}, not 0 or 1")
     return Entry(
         filename=f"{cells['Image_name']}.png",
         label=cells["Plane"],

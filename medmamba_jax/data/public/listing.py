@@ -1,4 +1,4 @@
-"""Reading those files of an archive that are images of a set."""
+"""Reading the images of a set from an archive."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,13 +9,14 @@ from absl import logging
 from medmamba_jax.data.images.decoding import open_image
 from medmamba_jax.data.public.archives import Files, open_files
 from medmamba_jax.data.public.facts import PublicImage
+from medmamba_jax.errors import UserError
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """What is said of an image, but for its bytes; see `PublicImage`."""
+    """The facts about an image without its bytes; see `PublicImage`."""
 
     filename: str
     label: str
@@ -30,7 +31,7 @@ def read_listed(
 
     Raises:
         zipfile.BadZipFile: if an archive is damaged.
-        ValueError: if the files are not those expected, or one is not an image.
+        UserError: if the files are not those expected, or one is not an image.
     """
     with open_files(location) as files:
         listed = entries(files)
@@ -49,9 +50,9 @@ def read_listed(
             try:
                 open_image(image)
             except ValueError as error:
-                raise ValueError(
+                raise UserError(
                     f"{file}: {error}. Extract the archive, replace or remove the file, and set"
-                    " data.manual_dir to the extracted folder"
+                    " data.public.manual_dir to the extracted folder"
                 ) from error
             yield PublicImage(
                 entry.filename, image, class_names.index(entry.label), entry.patient, entry.split

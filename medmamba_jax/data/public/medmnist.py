@@ -8,9 +8,9 @@ import functools
 
 from medmamba_jax.data.public.facts import Archive, PublicSet, Scores
 from medmamba_jax.data.public.npz_images import read_npz
+from medmamba_jax.data.split_names import SPLITS
 
 _PAGE = "https://zenodo.org/records/10519652"
-_SPLITS = ("train", "val", "test")
 
 _ORGANS = (
     "bladder",
@@ -29,7 +29,7 @@ _ORGANS = (
 
 @dataclasses.dataclass(frozen=True)
 class _Facts:
-    """What tells one set from another. `md5s`: pixels -> MD5 of the file of this size."""
+    """The facts about one set. `md5s`: pixels -> MD5 of the file with images of this size."""
 
     title: str
     class_names: tuple[str, ...]
@@ -196,7 +196,7 @@ _FACTS = {
         channels=1,
     ),
 }
-# Known of these two from TFDS's own record of the file.
+# TFDS records these of the file with 28 px.
 _PNEUMONIA_28 = {
     "about": "4.2 MB",
     "size": 4170669,
@@ -230,7 +230,7 @@ def _public_set(name: str, facts: _Facts, pixels: int) -> PublicSet:
             " which the page names."
         ),
         class_counts=dict.fromkeys(facts.class_names),
-        split_sizes=dict(zip(_SPLITS, facts.sizes, strict=True)),
+        split_sizes=dict(zip(SPLITS, facts.sizes, strict=True)),
         scores=facts.scores,
         splits=("paper", "official"),
         read=functools.partial(

@@ -13,8 +13,9 @@ from PIL import Image
 
 from medmamba_jax.data.public.facts import PublicImage
 from medmamba_jax.data.sources.npy_header import NpyHeader, read_npy_header
+from medmamba_jax.data.split_names import SPLITS
+from medmamba_jax.errors import UserError
 
-_SPLITS = ("train", "val", "test")
 _PNG_COMPRESSION = 3  # at 224 px 2.5 times faster than Pillow's 6, and no larger
 
 
@@ -31,16 +32,16 @@ def read_npz(
 
     Raises:
         zipfile.BadZipFile: if the file is damaged.
-        ValueError: if `location` is a folder, or an array is missing, pickled, cut off, or of
+        UserError: if `location` is a folder, or an array is missing, pickled, cut off, or of
             another shape or dtype.
     """
     if location.is_dir():
-        raise ValueError(f"it holds no file {file_name}")
+        raise UserError(f"it holds no file {file_name}")
     with zipfile.ZipFile(location) as archive:
         # Before labels are loaded, whose number might be anything.
-        counts = {split: _count(archive, split, shape) for split in _SPLITS}
-        labels = {split: _labels(archive, split, counts[split], num_classes) for split in _SPLITS}
-        for split in _SPLITS:
+        counts = {split: _count(archive, split, shape) for split in SPLITS}
+        labels = {split: _labels(archive, split, counts[split], num_classes) for split in SPLITS}
+        for split in SPLITS:
             with _array(archive, f"{split}_images") as (stream, header):
                 for i, label in enumerate(labels[split]):
                     yield PublicImage(
@@ -55,7 +56,7 @@ def _count(archive: zipfile.ZipFile, split: str, shape: tuple[int, ...]) -> int:
     header = _header(archive, f"{split}_images")
     expected = (*header.shape[:1], *shape)
     if header.dtype != np.uint8 or header.shape != expected:
-        raise ValueError(f"{header.name} is {header}, but should be uint8 {expected}")
+        raise UserError(f"{header.name} is {header}, but should be uint8 {expected}")
     return header.shape[0]
 
 
@@ -63,14 +64,14 @@ def _labels(archive: zipfile.ZipFile, split: str, count: int, num_classes: int) 
     with _array(archive, f"{split}_labels") as (stream, header):
         # One column, as published, or a vector, as some re-saved files have.
         if not (np.issubdtype(header.dtype, np.integer) and header.shape in ((count, 1), (count,))):
-            raise ValueError(
+            raise UserError(
                 f"{header.name} is {header}, but should be integers ({count}, 1) or ({count},), one"
                 f" for each of {split}_images"
             )
         header.require_small()
         labels = _values(stream, header.dtype, (count,))
     for wrong in np.flatnonzero((labels < 0) | (labels >= num_classes))[:1]:
-        raise ValueError(
+        raise UserError(
             f"{split}_labels[{wrong}] is {labels[wrong]}, but there are {num_classes} classes"
             f" (0..{num_classes - 1})"
         )
@@ -80,15 +81,15 @@ def _labels(archive: zipfile.ZipFile, split: str, count: int, num_classes: int) 
 def _header(archive: zipfile.ZipFile, name: str) -> NpyHeader:
     """Returns the header of an array that can be read value after value."""
     if f"{name}.npy" not in archive.namelist():
-        raise ValueError(f"there is no array {name!r} in it; it has {archive.namelist()}")
+        raise UserError(f"there is no array {name!r} in it; it has {archive.namelist()}")
     header = read_npy_header(archive, name)
     if header.dtype.hasobject:
-        raise ValueError(
+        raise UserError(
             f"{name} is pickled, and unpickling runs whatever code is in it: save it again as an"
             " array of numbers"
         )
     if header.fortran_order:
-        raise ValueError(f"{name} is in Fortran order: save numpy.ascontiguousarray of it")
+        raise UserError(f"{name} is in Fortran order: save numpy.ascontiguousarray of it")
     return header
 
 
@@ -105,7 +106,7 @@ def _values(stream: BinaryIO, dtype: np.dtype, shape: tuple[int, ...]) -> np.nda
     values = math.prod(shape)
     content = stream.read(values * dtype.itemsize)
     if len(content) < values * dtype.itemsize:
-        raise ValueError(f"an array ends {values * dtype.itemsize - len(content)} bytes too early")
+        raise UserError(f"an array ends {values * dtype.itemsize - len(content)} bytes too early")
     return np.frombuffer(content, dtype).reshape(shape)
 
 

@@ -1,4 +1,4 @@
-"""Where the published file of a set is: where the user put it, or downloaded."""
+"""Finding the published file of a set where the user put it, or downloading it."""
 
 import contextlib
 import dataclasses
@@ -10,14 +10,14 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from medmamba_jax.data.public.download import download
+from medmamba_jax.data.public.downloading import download
 from medmamba_jax.data.public.facts import Archive, PublicSet
-from medmamba_jax.errors import DataUnavailableError
+from medmamba_jax.errors import DataUnavailableError, UserError
 
 _DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)
 # Of an OSError: bz2's own, and a place in the file that cannot be; others are the disk's.
 _DAMAGED_ERRNO = (None, errno.EINVAL)
-_ACCEPT = "accept it as it is with data.accept_changed_files=True"
+_ACCEPT = "accept it as it is with data.public.accept_changed_files=True"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Obtained:
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
-        """Turns what is raised while the files are read into an error with a remedy.
+        """Turns an exception that reading the files raises into an error with a remedy.
 
         Raises:
-            DataUnavailableError: if a download is damaged. It is removed: another try would
-                take it for what it should be.
-            ValueError: if what the user gave is damaged, or the files are not those of the set.
+            DataUnavailableError: if a download is damaged. It is removed, because another try would
+                read it again.
+            UserError: if what the user gave is damaged, or the files are not those of the set.
         """
         try:
             yield
@@ -51,9 +51,9 @@ class Obtained:
             reason = f"is damaged ({error})"
             if self.downloaded:
                 raise self.discarded(reason) from error
-            raise ValueError(f"{self.location} {reason}: get it again") from error
+            raise UserError(f"{self.location} {reason}: get it again") from error
         except (ValueError, RuntimeError) as error:  # the latter are zipfile's, of encryption, too
-            raise ValueError(
+            raise UserError(
                 f"{self.location} cannot be used: {error}. The set is published at"
                 f" {self.public_set.page}"
             ) from error
@@ -81,7 +81,7 @@ def obtain(
     Raises:
         DataUnavailableError: if the download fails.
         FileNotFoundError: if there is no `manual_dir`.
-        ValueError: if what the user gave is not what is published.
+        UserError: if what the user gave is not what is published.
     """
     archive = public_set.archive
     if manual_dir is None:
@@ -91,7 +91,7 @@ def obtain(
         obtained = Obtained(public_set, file if file.is_file() else manual_dir, downloaded=False)
     else:
         raise FileNotFoundError(
-            f"no directory {manual_dir}: set data.manual_dir to the directory that holds"
+            f"no directory {manual_dir}: set data.public.manual_dir to the directory that holds"
             f" {archive.name} from {public_set.page}, or what is in it"
         )
     if accept_changed:
@@ -99,13 +99,13 @@ def obtain(
     if public_set.mistaken is not None:
         with obtained.explained():
             if mistake := public_set.mistaken(obtained.location):
-                raise ValueError(f"{mistake}, or {_ACCEPT}")
+                raise UserError(f"{mistake}, or {_ACCEPT}")
     if obtained.location.is_dir():
         return obtained
     if difference := _difference(archive, obtained.location):
         if obtained.downloaded:
             raise obtained.discarded(difference)
-        raise ValueError(
+        raise UserError(
             f"{obtained.location} {difference}: get it again from {public_set.page}, or {_ACCEPT}"
         )
     return obtained
@@ -126,7 +126,8 @@ def _downloaded(public_set: PublicSet, folder: Path) -> Path:
 def _unavailable(public_set: PublicSet, reason: str) -> DataUnavailableError:
     return DataUnavailableError(
         f"{reason}. Try again, or get {public_set.archive.name} from {public_set.page} and put it"
-        " into data.manual_dir; `python main.py` runs on synthetic images without any download"
+        " into data.public.manual_dir; `medmamba train` runs on synthetic images without any"
+        " download"
     )
 
 

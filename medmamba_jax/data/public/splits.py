@@ -1,16 +1,22 @@
 """Which images of a public set are for training, validation and testing."""
 
+import dataclasses
+from collections.abc import Callable
+
 import numpy as np
 
 from medmamba_jax.data.public.facts import PublicSet
 from medmamba_jax.data.splits.splitting import split_off, stratified_split
+from medmamba_jax.errors import UserError
+
+Rows = dict[str, np.ndarray]
 
 
 def require_splits(public_set: PublicSet, kind: str) -> None:
-    """Raises ValueError, naming those that there are, if the set is not split in this way."""
+    """Raises UserError, naming those that there are, if the set is not split in this way."""
     if kind not in public_set.splits:
-        raise ValueError(
-            f"{public_set.name} has no splits {kind!r}; set data.splits to one of"
+        raise UserError(
+            f"{public_set.name} has no splits {kind!r}; set data.public.splits to one of"
             f" {public_set.splits}"
         )
 
@@ -23,17 +29,12 @@ def split_rows(
     patients: np.ndarray | None,
     published: np.ndarray,
     seed: int,
-) -> dict[str, np.ndarray]:
-    """Splits a set in the way that `kind` names; see `DataConfig.splits`.
-
-    The authors' lists of images are not public: "paper" has their sizes, but not their images.
-    What is not the whole published set is split in the same proportions. Where the publisher has
-    no validation images, "official" splits some off the training images, by patient, and as large
-    a part of them as in the paper.
+) -> Rows:
+    """Splits a set in the way that `kind` names.
 
     Args:
         public_set: the set.
-        kind: one of `public_set.splits`.
+        kind: a name in `PUBLIC_SPLITS` that is one of `public_set.splits`.
         labels: integers (n,).
         patients: strings (n,), or None where they are not known.
         published: the publisher's split of each image, strings (n,).
@@ -43,37 +44,78 @@ def split_rows(
         "train", "val", "test" -> ascending indices.
 
     Raises:
-        ValueError: if the set is not split in this way, or has too few images for it.
+        UserError: the set is not split in this way, or has too few images for it.
     """
     require_splits(public_set, kind)
-    if kind == "official" or public_set.paper_is_official:
-        return _official(public_set, labels, patients, published, seed)
+    return PUBLIC_SPLITS[kind](public_set, ImageFacts(labels, patients, published, seed))
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFacts:
+    """What a way to split a set reads; see `split_rows`."""
+
+    labels: np.ndarray
+    patients: np.ndarray | None
+    published: np.ndarray
+    seed: int
+
+
+def _paper(public_set: PublicSet, images: ImageFacts) -> Rows:
+    """The sizes reported for MedMamba; a copy with other images is split in the same proportions.
+
+    The authors' lists of images are not public, so the images differ from theirs.
+    """
+    if public_set.paper_is_official:
+        return _official(public_set, images)
+    return _in_proportion(public_set, images, groups=None)
+
+
+def _by_patient(public_set: PublicSet, images: ImageFacts) -> Rows:
+    """The same proportions, with no patient in two splits."""
+    return _in_proportion(public_set, images, groups=images.patients)
+
+
+def _in_proportion(public_set: PublicSet, images: ImageFacts, groups: np.ndarray | None) -> Rows:
     return stratified_split(
-        labels,
+        images.labels,
         val_fraction=public_set.split_sizes["val"] / public_set.num_images,
         test_fraction=public_set.split_sizes["test"] / public_set.num_images,
-        seed=seed,
-        groups=patients if kind == "patient" else None,
+        seed=images.seed,
+        groups=groups,
         class_names=public_set.class_names,
     )
 
 
-def _official(public_set, labels, patients, published, seed):
-    rows = {name: np.flatnonzero(published == name) for name in public_set.split_sizes}
+def _official(public_set: PublicSet, images: ImageFacts) -> Rows:
+    """The publisher's own split.
+
+    Where it has no validation images, some are split off the training images, by patient, and as
+    large a part of them as in the paper.
+    """
+    rows = {name: np.flatnonzero(images.published == name) for name in public_set.split_sizes}
     if not public_set.paper_is_official:
         sizes = public_set.split_sizes
         given = rows["train"]
         count = round(len(given) * sizes["val"] / (sizes["train"] + sizes["val"]))
         kept, val = split_off(
-            labels[given],
+            images.labels[given],
             count,
-            seed=seed,
+            seed=images.seed,
             name="val",
-            groups=patients[given],
+            groups=images.patients[given],
             class_names=public_set.class_names,
         )
         rows |= {"train": given[kept], "val": given[val]}
     for name, indices in rows.items():
         if not len(indices):
-            raise ValueError(f"{public_set.name}: the published split has no {name} images")
+            raise UserError(f"{public_set.name}: the published split has no {name} images")
     return rows
+
+
+# A value of `data.public.splits` -> function (set, images) -> rows. `PublicSet.splits` names those
+# that a set has.
+PUBLIC_SPLITS: dict[str, Callable[[PublicSet, ImageFacts], Rows]] = {
+    "paper": _paper,
+    "official": _official,
+    "patient": _by_patient,
+}

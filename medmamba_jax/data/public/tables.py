@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from medmamba_jax.data.public.archives import Files
 from medmamba_jax.data.public.facts import PublicImage
 from medmamba_jax.data.public.listing import Entry, read_listed
+from medmamba_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,7 @@ def table_reader(
         table: name of the CSV file.
         delimiter: between its cells.
         columns: which have to be there.
-        entry: from a row to what it says of its image. Raises ValueError if it says it wrongly.
+        entry: from a row to what it says of its image. Raises UserError if it says it wrongly.
     """
 
     def entries(files: Files) -> dict[str, Entry]:
@@ -49,27 +50,27 @@ def _table_rows(files: Files, name: str, columns: Sequence[str], delimiter: str)
     """Reads a CSV file that lies anywhere among the files; blanks around cells are dropped.
 
     Raises:
-        ValueError: if there is not exactly one such file, it is not UTF-8, a column is missing,
+        UserError: if there is not exactly one such file, it is not UTF-8, a column is missing,
             or a row does not have as many cells as the header.
     """
     file = files.only(name)
     try:
         text = files.read(file).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text ({error})") from error
+        raise UserError(f"{file} is not UTF-8 text ({error})") from error
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if cells]
     except csv.Error as error:
-        raise ValueError(f"{file}, line {reader.line_num}: {error}") from error
+        raise UserError(f"{file}, line {reader.line_num}: {error}") from error
     header = lines[0][1] if lines else []
     if missing := [column for column in columns if column not in header]:
-        raise ValueError(f"{file} has no column {missing[0]!r}; it has {header}")
+        raise UserError(f"{file} has no column {missing[0]!r}; it has {header}")
     rows = []
     for number, cells in lines[1:]:
         where = f"{file}, line {number}"
         if len(cells) != len(header):
-            raise ValueError(f"{where}: {len(cells)} cells where the header has {len(header)}")
+            raise UserError(f"{where}: {len(cells)} cells where the header has {len(header)}")
         rows.append(Row(where, dict(zip(header, cells, strict=True))))
     return rows
 
@@ -77,10 +78,10 @@ def _table_rows(files: Files, name: str, columns: Sequence[str], delimiter: str)
 def _by_table(
     files: Files, rows: Iterable[Row], class_names: Sequence[str], entry: Callable[[Row], Entry]
 ) -> dict[str, Entry]:
-    """Finds the image of every row, in whatever folder it lies.
+    """Finds the image of every row, in any folder.
 
     Raises:
-        ValueError: naming the row, if its class is unknown, its patient is not given, or its
+        UserError: naming the row, if its class is unknown, its patient is not given, or its
             image is missing, in several places, or in an earlier row, too.
     """
     places: dict[str, list[str]] = {}
@@ -103,5 +104,5 @@ def _by_table(
         else:
             entries[found[0]] = listed
             continue
-        raise ValueError(f"{row.where}: {problem}")
+        raise UserError(f"{row.where}: {problem}")
     return entries

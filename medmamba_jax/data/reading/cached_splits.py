@@ -17,7 +17,7 @@ from medmamba_jax.data.images.decoders import decoder_versions
 from medmamba_jax.data.images.preprocessing import Preprocessing, decoded
 from medmamba_jax.data.naming import short_name
 
-_FORMAT = 1  # of the files; another number and none of the old is found again
+_FORMAT = 1  # Increase it when the files change; a run then finds no earlier file.
 _SHAPE = np.dtype("<u4")  # height, width and channels stand before the pixels
 _SHAPE_BYTES = 3 * _SHAPE.itemsize
 _WRITTEN_AT_ONCE = 64  # images, all in memory, at their own size if they are to be augmented
@@ -45,7 +45,7 @@ class Prepared:
         return self.preprocessing.resize(pixels) if self.resized else pixels
 
     def key(self) -> str:
-        """Tells these images from others by the content of files and all that decides pixels."""
+        """Returns a hash of the files' content and of every setting that changes pixels."""
         settings = self.preprocessing.to_dict()
         for name in (
             ("mean", "std") if self.resized else ("mean", "std", "image_size", "resize_filter")
@@ -70,7 +70,7 @@ class _ImageStore(Protocol):
 
 
 class CachedSplit:
-    """A split whose images are already decoded: arrays, and else what the original is."""
+    """A split whose images are decoded arrays; all else is as in the original split."""
 
     def __init__(self, split: Split, images: _ImageStore):
         self._split = split
@@ -146,7 +146,7 @@ class OnDisk:
 
         Raises:
             OSError: if it cannot be written.
-            ValueError: if an image cannot be decoded.
+            UserError: if an image cannot be decoded.
         """
         with self._lock:
             if not self._found():
@@ -178,13 +178,14 @@ class OnDisk:
                 str(self._path), "readahead_buffer_size:0"
             )
             return reader if reader.num_records() == len(self._prepared) else None
-        except (RuntimeError, ValueError):  # whatever else has this name
+        except (RuntimeError, ValueError):  # another kind of file has this name
             return None
 
     def _write(self) -> None:
         from array_record.python import array_record_module
 
         self._folder.mkdir(parents=True, exist_ok=True)
+        # The images together may not fit into memory, so `write_atomically` cannot write them.
         partial = self._path.with_suffix(f".{os.getpid()}-{uuid.uuid4().hex}.partial")
         count = len(self._prepared)
         try:

@@ -1,26 +1,14 @@
-"""Keeping decoded images: where, by their size.
+"""Keeping decoded images: what is kept, and where by the table `cache_places.CACHES`.
 
-Which pixels are kept: of a split that is augmented the decoded images, since each epoch crops or
-turns them otherwise; of all others the decoded and resized ones. Nothing is lost in either.
-
-| data.cache | worker processes | fits into memory | else |
-| --- | --- | --- | --- |
-| none | any | not kept | not kept |
-| memory | none | memory | memory |
-| memory | some | disk | disk |
-| disk | any | disk | disk |
-| auto | none | memory | disk; not kept if too large for it, or if to be augmented |
-| auto | some | disk, as on the right | disk, as on the right |
-
-Worker processes share no memory. "Fits" means: all kept splits together take half of the memory, or
-of the room on the disk, that is free when the run begins. What an earlier run has written to the
-disk fits, too, whatever is left there.
+Of a split that is augmented, the decoded images are kept, since each epoch crops or turns them in
+another way. Of all others, the decoded and resized images are kept. Neither loses anything. What
+an earlier run has written to the disk is used, however little room is left there.
 """
 
 import dataclasses
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +17,9 @@ import psutil
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.dataset import Dataset, Split
 from medmamba_jax.data.images.preprocessing import Preprocessing
+from medmamba_jax.data.reading.cache_places import CACHES, Need
 from medmamba_jax.data.reading.cached_splits import CachedSplit, InMemory, OnDisk, Prepared
+from medmamba_jax.errors import UserError
 
 _SHARE = 0.5  # of what is free
 _SAMPLED = 16  # images, whose sizes stand for all
@@ -45,7 +35,7 @@ def cached(
     be augmented, to know their size, and nothing is written: see `open_caches`.
 
     Raises:
-        ValueError: if `config.cache_dir` cannot be written to, or an image cannot be decoded.
+        UserError: if `config.cache_dir` cannot be written to, or an image cannot be decoded.
     """
     folder = config.cache_folder
     free = {"memory": _SHARE * available_memory(), "disk": _SHARE * _free_disk(folder)}
@@ -54,7 +44,7 @@ def cached(
         augmented = name == "train" and config.augmentation != "none"
         prepared = Prepared(split, preprocessing, resized=not augmented)
         size = 0 if config.cache == "none" else _size(prepared)
-        kind = choose(config.cache, size, augmented, config.num_workers, free)
+        kind = CACHES[config.cache](Need(size, augmented, config.num_workers, free))
         if kind != "none":
             free[kind] -= size
             images = InMemory(prepared) if kind == "memory" else _on_disk(prepared, folder)
@@ -79,32 +69,11 @@ def open_caches(splits: Iterable[Split]) -> None:
 
     Raises:
         OSError: if one cannot be written.
-        ValueError: if an image cannot be decoded.
+        UserError: if an image cannot be decoded.
     """
     for split in splits:
         if isinstance(split, CachedSplit) and isinstance(split.images, OnDisk):
             split.images.open()
-
-
-def choose(
-    cache: str, size: int, augmented: bool, num_workers: int, free: Mapping[str, float]
-) -> str:
-    """Returns "none", "memory" or "disk", by the table above.
-
-    Args:
-        cache: `DataConfig.cache`.
-        size: bytes that the split's images take.
-        augmented: whether they are to be augmented.
-        num_workers: worker processes.
-        free: "memory" and "disk" -> bytes that may be taken.
-    """
-    if cache in ("none", "disk"):
-        return cache
-    if cache == "memory":
-        return "disk" if num_workers else "memory"
-    if not num_workers and size <= free["memory"]:
-        return "memory"
-    return "disk" if not augmented and size <= free["disk"] else "none"
 
 
 def available_memory() -> int:
@@ -143,11 +112,11 @@ def _on_disk(prepared: Prepared, folder: Path) -> OnDisk:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"data.cache_dir: the folder {folder} cannot be made ({error.strerror}); name another"
         ) from error
     if not os.access(folder, os.W_OK):
-        raise ValueError(f"data.cache_dir: {folder} cannot be written to; name another folder")
+        raise UserError(f"data.cache_dir: {folder} cannot be written to; name another folder")
     return OnDisk(prepared, folder)
 
 

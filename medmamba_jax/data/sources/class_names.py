@@ -1,7 +1,9 @@
-"""Names of classes: their order, and those that were meant to be one."""
+"""Names of classes: their order, and names that may mean the same class."""
 
 import re
 from collections.abc import Iterable
+
+from medmamba_jax.errors import UserError
 
 
 def in_natural_order(names: Iterable[str]) -> tuple[str, ...]:
@@ -18,18 +20,18 @@ def require_classes(names: Iterable[str], where: str, hint: str = "") -> None:
         hint: what to add where there are too few.
 
     Raises:
-        ValueError: if there are fewer than two, or some differ only by case.
+        UserError: if there are fewer than two, or some differ only by case.
     """
     names = sorted(names)
     if len(names) < 2:
-        raise ValueError(
+        raise UserError(
             f"{where} has images of {len(names)} class(es) {names}; two or more are needed{hint}"
         )
     spellings: dict[str, str] = {}
     for name in names:
         other = spellings.setdefault(name.casefold(), name)
         if other != name:
-            raise ValueError(
+            raise UserError(
                 f"{where} has the classes {other!r} and {name!r}, which differ only by case: give"
                 " both one name"
             )

@@ -1,61 +1,60 @@
 """Images and labels named by a CSV table."""
 
-import dataclasses
 import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 
-from medmamba_jax.data.config import DataConfig
+from medmamba_jax.data.config import CsvConfig, DataConfig
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.sources.class_names import in_natural_order, require_classes
 from medmamba_jax.data.sources.csv_table import CsvTable, read_csv_table
 from medmamba_jax.data.sources.labelled_files import FileSplit, readable, require_some_of_each
+from medmamba_jax.data.sources.labelled_images import LabelledImages
 from medmamba_jax.data.sources.source import Source
 from medmamba_jax.data.split_names import split_named
 from medmamba_jax.data.weights import are_weights
+from medmamba_jax.errors import UserError
 
-_DEFAULTS = {field.name: field.default for field in dataclasses.fields(DataConfig)}
 _UNKNOWN = ("", "nan")
 _YES, _NO = 1.0, 0.0
+_SUFFIXES = (".csv", ".tsv", ".txt")
 
 
-def find_table(config: DataConfig) -> Source:
-    """Reads `config.table`, a row for each image; see the columns of `DataConfig`.
+def find_table(config: DataConfig) -> LabelledImages:
+    """Reads the table `config.path`, a row for each image; see `CsvConfig` for the columns.
 
     Paths are relative to the folder of the table and stay below it. A class is any text, numbers
     too; classes are sorted as text, but runs of digits by value.
 
     Raises:
         FileNotFoundError: if there is no such table.
-        ValueError: if the table is damaged, lacks a column, or has a row that does not fit; the
+        UserError: if the table is damaged, lacks a column, or has a row that does not fit; the
             message names the line.
     """
-    if not config.table:
-        raise ValueError("data.table is unset: set it to the CSV file that names the images")
-    table = read_csv_table(Path(config.table).expanduser())
-    names = _image_paths(table, config.path_column)
-    class_names, labels = _labels(table, config.label_columns)
-    splits = table.find(config.split_column, _DEFAULTS["split_column"])
-    groups = table.find(config.group_column, _DEFAULTS["group_column"])
-    if groups is None and config.group_column:
+    table, columns = read_csv_table(Path(config.path).expanduser()), config.csv
+    names = _image_paths(table, columns.path_column)
+    class_names, labels = _labels(table, columns.label_columns)
+    splits = table.find(columns.split_column, CsvConfig.split_column)
+    groups = table.find(columns.group_column, CsvConfig.group_column)
+    if groups is None and columns.group_column:
         _require_no_patients(table)
-    weights = table.find(config.weight_column, _DEFAULTS["weight_column"])
+    weights = table.find(columns.weight_column, CsvConfig.weight_column)
     images = FileSplit(
         table.path.parent,
         names,
         labels,
-        None if groups is None else _groups(table, groups, config.group_column),
-        None if weights is None else _weights(table, weights, config.weight_column),
+        None if groups is None else _groups(table, groups, columns.group_column),
+        None if weights is None else _weights(table, weights, columns.weight_column),
     )
-    assigned = None if splits is None else _assigned(table, splits, config.split_column)
+    assigned = None if splits is None else _assigned(table, splits, columns.split_column)
     if config.allow_unreadable:
         kept = readable(images.root, names, config)
         images = images.take(np.flatnonzero(kept))
         if assigned is not None:
             require_some_of_each(assigned, kept)
             assigned = assigned[kept]
-    return Source(
+    return LabelledImages(
         name=table.path.stem,
         description=f"images of the table {table.path}",
         class_names=class_names,
@@ -72,20 +71,20 @@ def _image_paths(table: CsvTable, column: str) -> list[str]:
     for row, text in enumerate(table.column(column)):
         path, where = PurePosixPath(text), f"{table.path}, {table.where(row)}"
         if not text:
-            raise ValueError(f"{where}: the column {column!r} is empty; name an image file")
+            raise UserError(f"{where}: the column {column!r} is empty; name an image file")
         if path.is_absolute() or PureWindowsPath(text).is_absolute():
-            raise ValueError(
+            raise UserError(
                 f"{where}: {text} is an absolute path; write it relative to the folder of the"
                 " table, or move the table to the images"
             )
         if ".." in path.parts:
-            raise ValueError(
+            raise UserError(
                 f"{where}: {text} leaves the folder of the table; move the table to a folder that"
                 " holds all images"
             )
         name = path.as_posix()
         if name in seen:
-            raise ValueError(
+            raise UserError(
                 f"{where}: {text} was in {table.where(seen[name])} already; an image has one row"
             )
         seen[name] = row
@@ -94,7 +93,7 @@ def _image_paths(table: CsvTable, column: str) -> list[str]:
             backslash = " (write / between folders)" if "\\" in text else ""
             missing.append(f"{text} in {table.where(row)}{backslash}")
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{table.path} names {len(missing)} image files that are not there: {listed(missing)}."
             f" Paths are relative to {table.path.parent}; add the files or take the rows out"
         )
@@ -108,7 +107,7 @@ def _labels(table: CsvTable, columns: tuple[str, ...]) -> tuple[tuple[str, ...],
     texts = table.column(column)
     for row, text in enumerate(texts):
         if text.casefold() in _UNKNOWN:
-            raise ValueError(
+            raise UserError(
                 f"{table.path}, {table.where(row)}: no class ({column!r} is {text!r}); write one,"
                 " or take the row out"
             )
@@ -127,7 +126,7 @@ def _yes_or_no(table: CsvTable, column: str) -> np.ndarray:
         except ValueError:
             value = np.inf
         if value not in (_YES, _NO, -1.0) and not np.isnan(value):
-            raise ValueError(
+            raise UserError(
                 f"{table.path}, {table.where(row)}: {column!r} is {text!r}; write 1 where the image"
                 " shows it, 0 where it does not, nothing or -1 where that is not known"
             )
@@ -139,16 +138,17 @@ def _require_no_patients(table: CsvTable) -> None:
     """Refuses a table whose patients would go unnoticed under another name."""
     for name in table.header:
         if re.search("patient|subject|person|participant", name, re.IGNORECASE):
-            raise ValueError(
+            raise UserError(
                 f"{table.path} has the column {name!r}: if it names patients, whose images must"
-                f" stay in one split, set data.group_column={name}; if not, data.group_column=''"
+                f" stay in one split, set data.csv.group_column={name}; if not, set"
+                " data.csv.group_column=''"
             )
 
 
 def _groups(table: CsvTable, groups: list[str], column: str) -> np.ndarray:
     for row, group in enumerate(groups):
         if group.casefold() in _UNKNOWN:
-            raise ValueError(
+            raise UserError(
                 f"{table.path}, {table.where(row)}: {column!r} is empty; give each image a patient,"
                 " one of its own where none is known"
             )
@@ -163,10 +163,10 @@ def _weights(table: CsvTable, texts: list[str], column: str) -> np.ndarray:
         except ValueError:
             weight = np.nan
         if not are_weights(weight):
-            raise ValueError(
+            raise UserError(
                 f"{table.path}, {table.where(row)}: {column!r} is {text!r}; write a positive number"
                 " (how much the image counts in training; 1 like most), or set"
-                " data.weight_column='' if the column means something else"
+                " data.csv.weight_column='' if the column means something else"
             )
         weights.append(weight)
     return np.array(weights, np.float32)
@@ -175,15 +175,22 @@ def _weights(table: CsvTable, texts: list[str], column: str) -> np.ndarray:
 def _assigned(table: CsvTable, splits: list[str], column: str) -> np.ndarray:
     for row, split in enumerate(splits):
         if split_named(split) is None:
-            raise ValueError(
+            raise UserError(
                 f"{table.path}, {table.where(row)}: {column!r} is {split!r}; write train, val or"
                 " test"
             )
     assigned = np.array([split_named(split) for split in splits])
     for names in (("train",), ("val", "test")):
         if not np.isin(assigned, names).any():
-            raise ValueError(
+            raise UserError(
                 f"{table.path}: no row is for {' or '.join(names)} in the column {column!r}; add"
-                " some, or set data.split_column='' to have all images split by the seed"
+                " some, or set data.csv.split_column='' to have all images split by the seed"
             )
     return assigned
+
+
+CSV = Source(
+    points_at=f"a table ({', '.join(_SUFFIXES)})",
+    recognises=lambda config: Path(config.path).suffix.lower() in _SUFFIXES,
+    find=find_table,
+)

@@ -1,10 +1,12 @@
-"""Reading a CSV file with a header, and saying where it is wrong."""
+"""Reading a CSV file with a header. Errors name the line."""
 
 import csv
 import dataclasses
 import io
 import re
 from pathlib import Path
+
+from medmamba_jax.errors import UserError
 
 _DELIMITERS = (",", ";", "\t")
 
@@ -29,13 +31,13 @@ class CsvTable:
         """Returns the texts of a column.
 
         Raises:
-            ValueError: if there is none of this name.
+            UserError: if there is none of this name.
         """
         if name not in self.header:
-            raise ValueError(
+            raise UserError(
                 f"{self.path} has no column {name!r}; its first line, which names the columns, is"
-                f" {', '.join(self.header)!r}: name the column that is meant (data.path_column,"
-                " data.label_column and so on; of inspect --path-column, --label-column)"
+                f" {', '.join(self.header)!r}: name the column that is meant (data.csv.path_column,"
+                " data.csv.label_column and so on; of inspect --path-column, --label-column)"
             )
         index = self.header.index(name)
         return [row[index] for row in self.rows]
@@ -44,20 +46,20 @@ class CsvTable:
         """Returns the texts of a column that a table may lack.
 
         Args:
-            name: "" for no column.
-            default: the name that nobody has asked for.
+            name: the name in the configuration; "" for no column.
+            default: the name that the configuration has by default.
 
         Returns:
             None for no column, and if there is none of the default name.
 
         Raises:
-            ValueError: if a name was asked for and is not there, or the default name is there in
+            UserError: if a name was asked for and is not there, or the default name is there in
                 another spelling, which may have been meant.
         """
         if not name or (name == default and name not in self.header):
             alike = [other for other in self.header if name and _plain(other) == _plain(name)]
             if alike:
-                raise ValueError(
+                raise UserError(
                     f"{self.path} has the column {alike[0]!r}, but data looks for {name!r}: rename"
                     " the column, or set the name to look for, or '' to do without"
                 )
@@ -76,10 +78,10 @@ def read_csv_table(path: Path) -> CsvTable:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no such table, names two columns alike, or holds no rows.
+        UserError: if it is no such table, names two columns alike, or holds no rows.
     """
     if path.is_dir():
-        raise ValueError(f"{path} is a folder: give the CSV file in it")
+        raise UserError(f"{path} is a folder: give the CSV file in it")
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}: give the path of a CSV file")
     content = path.read_bytes()
@@ -87,7 +89,7 @@ def read_csv_table(path: Path) -> CsvTable:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise ValueError(
+        raise UserError(
             f"{path} is not UTF-8 text (line {line}): save it as CSV in UTF-8"
         ) from error
     delimiter = max(_DELIMITERS, key=text.partition("\n")[0].count)
@@ -99,15 +101,15 @@ def read_csv_table(path: Path) -> CsvTable:
                 rows.append([cell.strip() for cell in row])
                 lines.append(reader.line_num)
     except csv.Error as error:
-        raise ValueError(
-            f"{path}, line {reader.line_num}: {error}; mend the line, or save the table anew"
+        raise UserError(
+            f"{path}, line {reader.line_num}: {error}; mend the line, or save the table again"
         ) from error
     return _checked(path, rows, lines)
 
 
 def _checked(path: Path, rows: list[list[str]], lines: list[int]) -> CsvTable:
     if len(rows) < 2:
-        raise ValueError(
+        raise UserError(
             f"{path} holds {'only one line' if rows else 'nothing'}: a line that names the columns"
             " and a line for each image are needed"
         )
@@ -115,12 +117,12 @@ def _checked(path: Path, rows: list[list[str]], lines: list[int]) -> CsvTable:
     first_line = lines.pop(0)
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
-        raise ValueError(
+        raise UserError(
             f"{path}, line {first_line}: two columns are called {twice[0]!r}; rename one"
         )
     for row, line in zip(rows, lines, strict=True):
         if len(row) != len(header):
-            raise ValueError(
+            raise UserError(
                 f"{path}, line {line} has {len(row)} cells, the header {len(header)}: quote cells"
                 " that hold the separator, and fill in what is missing"
             )

@@ -12,21 +12,23 @@ from medmamba_jax.data.images.decoding import count_frames, open_image, parsed
 from medmamba_jax.data.images.dicom import DicomFile
 from medmamba_jax.data.images.windowing import Window
 from medmamba_jax.data.naming import short_name
+from medmamba_jax.errors import UserError
 
 
 class AllFrames:
     """A split in which each frame of a file is an image with the file's label and weight.
 
-    All frames of a file stay in the split that the file is in, and in its group; where the split
-    has no groups, each file becomes one. `files` is that split.
+    All frames of a file stay in the split and in the group of the file. Where the split has no
+    groups, each file becomes a group. `files` is the split of files.
 
     Args:
         split: files, each with one frame or more, and arrays.
-        window: what becomes 0..255 of more than 8 bits, see `DataConfig.window`.
+        window: which intensities become 0..255 where there are more than 8 bits; see
+            `DataConfig.window`.
 
     Raises:
         DataUnavailableError: if there are DICOM files and pydicom is not installed.
-        ValueError: if the frames of a file cannot be counted; the message names it.
+        UserError: if the frames of a file cannot be counted; the message names it.
     """
 
     def __init__(self, split: Split, window: Window = "auto"):
@@ -51,7 +53,7 @@ class AllFrames:
         try:
             return count_frames(image)
         except ValueError as error:
-            raise ValueError(f"{self.files.describe(index)}: {error}") from error
+            raise UserError(f"{self.files.describe(index)}: {error}") from error
 
     def __len__(self) -> int:
         return len(self._file)
@@ -62,7 +64,7 @@ class AllFrames:
         return {"image": np.asarray(pixels), "label": example["label"]}
 
     def _open(self, row: int) -> dict[str, Any]:
-        """Reads a file, or finds it still there: most passes read frame after frame."""
+        """Reads a file, or returns the one that was read last: most passes go frame by frame."""
         opened = self._opened
         if opened is None or opened[0] != row:
             example = self.files[row]
@@ -73,7 +75,7 @@ class AllFrames:
         return self.__dict__ | {"_opened": None}
 
     def has_window(self, index: int) -> bool | None:
-        """Whether a grey frame's DICOM file says its window; None of other frames."""
+        """Whether a grey frame's DICOM file contains its window; None for other frames."""
         file = self._open(int(self._file[index]))["image"]
         return file.has_window(int(self._frames[index])) if isinstance(file, DicomFile) else None
 

@@ -12,30 +12,31 @@ from medmamba_jax.data.images.decoding import is_image_file
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.sources.class_names import in_natural_order, require_classes
 from medmamba_jax.data.sources.labelled_files import FileSplit, readable, require_some_of_each
+from medmamba_jax.data.sources.labelled_images import LabelledImages
 from medmamba_jax.data.sources.source import Source
 from medmamba_jax.data.split_names import split_named
+from medmamba_jax.errors import UserError
 
 
-def find_image_folder(config: DataConfig) -> Source:
-    """Finds image files in `<root>/{train,val,test}/<class>/` or `<root>/<class>/`.
+def find_image_folder(config: DataConfig) -> LabelledImages:
+    """Finds image files in `<path>/{train,val,test}/<class>/` or `<path>/<class>/`.
 
-    The first layout is taken where the root has folders of these names; `val` may also be called
+    The first layout is taken where the folder has folders of these names; `val` may also be called
     `validation` or `valid`, and one of val and test may be missing. Classes are the folder names,
     sorted as text but numbers by value. What is hidden or no image is skipped and counted in the
     log.
 
     Raises:
-        FileNotFoundError: if `config.root` is not a directory.
-        ValueError: if `config.root` is unset, a split folder is missing or empty, there are fewer
-            than two classes, or two differ only by case.
+        UserError: if a split folder is missing or empty, there are fewer than two classes, or two
+            differ only by case.
     """
-    root = _root(config)
+    root = Path(config.path).expanduser()
     folders = _split_folders(root)
     names, labels, assigned = [], [], []
     for split, folder in folders.items():
         files = _labelled_files(folder)
         if not files:
-            raise ValueError(
+            raise UserError(
                 f"no image files in the class folders of {folder}{_where_images_are(folder)}"
             )
         names += [path.relative_to(root).as_posix() for path, _ in files]
@@ -50,9 +51,9 @@ def find_image_folder(config: DataConfig) -> Source:
         root,
         names,
         np.array([index.get(label, -1) for label in labels], np.int32),
-        _groups(names, config.group_pattern),
+        _groups(names, config.folder.group_pattern),
     )
-    return Source(
+    return LabelledImages(
         name=root.resolve().name,
         description=f"images of the folder {root}",
         class_names=class_names,
@@ -61,31 +62,15 @@ def find_image_folder(config: DataConfig) -> Source:
     )
 
 
-def _root(config: DataConfig) -> Path:
-    if not config.root:
-        raise ValueError("data.root is unset: set it to the folder that holds the images")
-    root = Path(config.root).expanduser()
-    if root.is_file():
-        remedy = {
-            ".csv": f"set data.source=csv and data.table={root}",
-            ".npz": "set data.source=npz",
-            ".zip": "extract it, and set data.root to the folder that comes out",
-        }.get(root.suffix.lower(), "set data.root to the folder of the images")
-        raise ValueError(f"{root} is a file, not a folder of images: {remedy}")
-    if not root.is_dir():
-        raise FileNotFoundError(f"no directory {root}: set data.root to the folder of the images")
-    return root
-
-
 def _groups(names: list[str], pattern: str) -> np.ndarray | None:
     if not pattern:
         return None
     matches = [re.search(pattern, name) for name in names]
     for name, match in zip(names, matches, strict=True):
         if match is None or not match[1]:
-            raise ValueError(
-                f"data.group_pattern={pattern!r} finds no patient in {name}: change the pattern so"
-                " that it fits the path of every image below the root"
+            raise UserError(
+                f"data.folder.group_pattern={pattern!r} finds no patient in {name}: change the"
+                " pattern so that it fits the path of every image below the folder"
             )
     return np.array([match[1] for match in matches])
 
@@ -99,7 +84,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
         if path.is_dir() and split is None and not path.name.startswith("."):
             others.append(path.name)
         if split in folders:
-            raise ValueError(
+            raise UserError(
                 f"{root} has the folders {folders[split].name} and {path.name}, both for {split}:"
                 " keep one of them"
             )
@@ -110,7 +95,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
     lacking = "train" if "train" not in folders else "val or test" if len(folders) == 1 else ""
     if lacking:
         found = ", ".join(path.name for path in folders.values())
-        raise ValueError(
+        raise UserError(
             f"{root} has the folder {found}, but none for {lacking}: add {lacking.split()[0]}"
             "/<class>/, or put the class folders directly into the root to have all images split"
             " by the seed"
@@ -131,17 +116,17 @@ def _where_images_are(folder: Path) -> str:
     if here:
         return (
             f", but {len(here)} directly in it: give each class a folder, or, if this is one class"
-            f" of several, set data.root to {folder.parent}"
+            f" of several, set data.path to {folder.parent}"
         )
     deeper = [path for path in folder.glob("*/*/*") if path.is_file() and is_image_file(path)]
     above = sorted({path.parent.parent for path in deeper})
     if len(above) == 1:
-        return f", but in those of {above[0]}: is that what data.root should be?"
+        return f", but in those of {above[0]}: is that what data.path should be?"
     if above:
         return (
             f", but a level deeper, in {above[0].name}/{min(deeper).parent.name} and so on: put"
             " them into <class>/ or {train,val,test}/<class>/, or name them in a table"
-            " (data.source=csv)"
+            " (data.path=TABLE.csv)"
         )
     return ""
 
@@ -171,3 +156,10 @@ def _labelled_files(folder: Path) -> list[tuple[Path, str]]:
     if skipped and files:
         logging.warning("%s: skipped %d entries that are no images", folder, skipped)
     return files
+
+
+IMAGE_FOLDER = Source(
+    points_at="a folder of images",
+    recognises=lambda config: config.path != "" and Path(config.path).expanduser().is_dir(),
+    find=find_image_folder,
+)

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
-from medmamba_jax.data.config import ALL_FRAMES, DataConfig
+from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.cpus import usable_cpus
 from medmamba_jax.data.dataset import Example, digest
 from medmamba_jax.data.images.decoding import count_frames, open_image
+from medmamba_jax.data.images.preprocessing import ALL_FRAMES
 from medmamba_jax.data.naming import listed
+from medmamba_jax.errors import UserError
 
 
 class FileSplit:
@@ -69,7 +71,7 @@ class FileSplit:
         )
 
     def contents(self) -> str:
-        """Tells these files from others of their names and sizes; reads them all."""
+        """Returns a hash of the content of all files, which it reads."""
 
         def content(index: int) -> bytes:
             return hashlib.sha256(self._path(index).read_bytes()).digest()
@@ -92,10 +94,10 @@ class FileSplit:
 
 
 def require_some_of_each(assigned: np.ndarray, kept: np.ndarray) -> None:
-    """Raises ValueError if a split (n,) has no image among those that are kept, bool (n,)."""
+    """Raises UserError if a split (n,) has no image among those that are kept, bool (n,)."""
     for split in np.unique(assigned):
         if not (assigned[kept] == split).any():
-            raise ValueError(
+            raise UserError(
                 f"none of the {(assigned == split).sum()} image files of {split} can be read:"
                 " replace them"
             )

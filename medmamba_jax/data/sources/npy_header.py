@@ -1,4 +1,4 @@
-"""What an array in an npz file claims to be, before anything is made room for."""
+"""Reading the header of an array in an npz file, before memory is allocated for the array."""
 
 import dataclasses
 import io
@@ -6,6 +6,8 @@ import math
 import zipfile
 
 import numpy as np
+
+from medmamba_jax.errors import UserError
 
 _LONGEST = 1 << 16  # bytes; NumPy itself refuses headers of more than 10,000 characters
 _LARGEST = 1 << 30  # bytes of an array other than images
@@ -40,9 +42,9 @@ class NpyHeader:
         return f"{self.dtype} {self.shape}"
 
     def require_small(self) -> None:
-        """Raises ValueError if this is too large for labels, groups or names."""
+        """Raises UserError if this is too large for labels, groups or names."""
         if self.nbytes > _LARGEST:
-            raise ValueError(
+            raise UserError(
                 f"{self.name} is {self}, {self.nbytes:,} bytes, of which {_LARGEST:,} are allowed:"
                 " save it with a smaller dtype, or get the file elsewhere"
             )
@@ -57,7 +59,7 @@ def read_npy_header(archive: zipfile.ZipFile, name: str) -> NpyHeader:
 
     Raises:
         zipfile.BadZipFile, zlib.error, EOFError, OSError: if the file is damaged.
-        ValueError: if it is no array, its values are of no bytes, or the file holds fewer values
+        UserError: if it is no array, its values are of no bytes, or the file holds fewer values
             than the header claims.
     """
     member = f"{name}.npy" if f"{name}.npy" in archive.namelist() else name
@@ -69,18 +71,18 @@ def read_npy_header(archive: zipfile.ZipFile, name: str) -> NpyHeader:
         found = None if read is None else read(start)
     except Exception as error:  # a damaged header is parsed as Python, which raises anything
         reason = " ".join(str(error).split())
-        raise ValueError(f"{name} is no array; save arrays by numpy.savez ({reason})") from error
+        raise UserError(f"{name} is no array; save arrays by numpy.savez ({reason})") from error
     if found is None:
-        raise ValueError(f"{name} is in version {version} of the npy format: save it again")
+        raise UserError(f"{name} is in version {version} of the npy format: save it again")
     shape, fortran_order, dtype = found
     if any(side < 0 for side in shape):
-        raise ValueError(f"{name} claims to be of shape {shape}: get it again")
+        raise UserError(f"{name} claims to be of shape {shape}: get it again")
     header = NpyHeader(name, dtype, shape, fortran_order, start.tell())
     if not dtype.itemsize:
-        raise ValueError(f"{name} is {header}, values of 0 bytes each: save it with another dtype")
+        raise UserError(f"{name} is {header}, values of 0 bytes each: save it with another dtype")
     held = archive.getinfo(member).file_size - header.offset
     if not dtype.hasobject and header.nbytes > held:
-        raise ValueError(
+        raise UserError(
             f"{name} claims to be {header}, {header.nbytes:,} bytes, but the file holds {held:,}:"
             " get it again"
         )

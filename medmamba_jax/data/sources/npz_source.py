@@ -12,9 +12,11 @@ from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.dataset import InMemorySplit
 from medmamba_jax.data.labels import as_labels
 from medmamba_jax.data.sources.class_names import require_classes
+from medmamba_jax.data.sources.labelled_images import LabelledImages
 from medmamba_jax.data.sources.npy_header import NpyHeader, read_npy_header
 from medmamba_jax.data.sources.source import Source
 from medmamba_jax.data.split_names import SPLITS, split_named
+from medmamba_jax.errors import UserError
 
 _LAYOUTS = (
     "{train,val,test}_images and _labels, as MedMNIST has them, or x and y, which are split by the"
@@ -22,8 +24,8 @@ _LAYOUTS = (
 )
 
 
-def find_arrays(config: DataConfig) -> Source:
-    """Reads the npz file `config.root` into memory; what is pickled is refused.
+def find_arrays(config: DataConfig) -> LabelledImages:
+    """Reads the npz file `config.path` into memory; what is pickled is refused.
 
     It holds `train_images` (n, h, w) or (n, h, w, c), `train_labels`, and the same for val
     (or valid, or validation) and test, one of which may be missing; or `x` and `y`. Labels are
@@ -33,16 +35,18 @@ def find_arrays(config: DataConfig) -> Source:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged, lacks an array, or arrays do not fit one another.
+        UserError: if the file is damaged, lacks an array, or arrays do not fit one another.
     """
-    path = _path(config)
+    path = Path(config.path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}: set data.path to the npz file")
     with _opened(path) as file:
         if "x" in file.files:
             parts = {"": ("x", "y", "groups")}
         else:
             parts = _splits(path, file.files)
             if "train" not in parts or len(parts) == 1:
-                raise ValueError(f"{path} holds {sorted(file.files)}: it must hold {_LAYOUTS}")
+                raise UserError(f"{path} holds {sorted(file.files)}: it must hold {_LAYOUTS}")
         arrays = _arrays(path, file, parts.values())
     images, names, assigned, labels, groups = [], [], [], [], []
     for split, (image_key, label_key, group_key) in parts.items():
@@ -53,9 +57,9 @@ def find_arrays(config: DataConfig) -> Source:
         if group_key in arrays:
             groups.append(_without_column(arrays[group_key]))
     if groups and len(groups) < len(parts):
-        raise ValueError(f"{path} has groups for some splits only: add them for all")
+        raise UserError(f"{path} has groups for some splits only: add them for all")
     class_names, labels = _classes(path, names, _joined(path, labels), arrays.get("class_names"))
-    return Source(
+    return LabelledImages(
         name=path.stem,
         description=f"arrays of {path}",
         class_names=class_names,
@@ -65,24 +69,13 @@ def find_arrays(config: DataConfig) -> Source:
     )
 
 
-def _path(config: DataConfig) -> Path:
-    if not config.root:
-        raise ValueError("data.root is unset: set it to the npz file that holds the images")
-    path = Path(config.root).expanduser()
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: set data.root to the npz file in it")
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}: set data.root to the npz file")
-    return path
-
-
 def _splits(path: Path, keys: Iterable[str]) -> dict[str, tuple[str, str, str]]:
     """Returns the names of the arrays of each split that there is: images, labels and groups."""
     prefixes: dict[str, str] = {}
     for prefix in (key.removesuffix("_images") for key in keys if key.endswith("_images")):
         split = split_named(prefix)
         if split in prefixes:
-            raise ValueError(
+            raise UserError(
                 f"{path} has both {prefixes[split]}_images and {prefix}_images, which are {split}:"
                 " keep one of them"
             )
@@ -98,7 +91,7 @@ def _splits(path: Path, keys: Iterable[str]) -> dict[str, tuple[str, str, str]]:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     if not zipfile.is_zipfile(path):
-        raise ValueError(
+        raise UserError(
             f"{path} is not an npz file, or is cut off ({path.stat().st_size} bytes): save it by"
             " numpy.savez, or get it again"
         )
@@ -106,7 +99,7 @@ def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
         with np.load(path, allow_pickle=False) as file:
             yield file
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise ValueError(f"{path} is damaged ({error}): get it again") from error
+        raise UserError(f"{path} is damaged ({error}): get it again") from error
 
 
 def _arrays(
@@ -116,10 +109,10 @@ def _arrays(
     keys = []
     for image_key, label_key, group_key in parts:
         if label_key not in file.files:
-            raise ValueError(f"{path} has {image_key} but no {label_key}: add the labels")
+            raise UserError(f"{path} has {image_key} but no {label_key}: add the labels")
         images = _header(path, file, image_key)
         if len(images.shape) not in (3, 4) or images.dtype.kind not in "biuf" or not images.nbytes:
-            raise ValueError(
+            raise UserError(
                 f"{path}: {image_key} must be numbers (n, h, w) or (n, h, w, channels); got"
                 f" {images}"
             )
@@ -132,7 +125,7 @@ def _arrays(
         names = _header(path, file, "class_names")
         _check_size(path, names)
         if len(names.shape) != 1 or names.dtype.kind not in "US":
-            raise ValueError(f"{path}: class_names must be text (classes,); got {names}")
+            raise UserError(f"{path}: class_names must be text (classes,); got {names}")
         keys.append("class_names")
     return {key: _array(path, file, key) for key in keys}
 
@@ -142,7 +135,7 @@ def _array(path: Path, file: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
         return file[key]
     except (ValueError, MemoryError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(
+        raise UserError(
             f"{path}: {key} cannot be loaded ({reason}): get the file again, or, if it is larger"
             " than the memory, save its images as files"
         ) from error
@@ -152,9 +145,9 @@ def _header(path: Path, file: np.lib.npyio.NpzFile, key: str) -> NpyHeader:
     try:
         header = read_npy_header(file.zip, key)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
     if header.dtype.hasobject:
-        raise ValueError(
+        raise UserError(
             f"{path}: {key} is no array of numbers or text, but of objects. Pickled objects are not"
             " loaded: save arrays of one shape and dtype"
         )
@@ -163,7 +156,7 @@ def _header(path: Path, file: np.lib.npyio.NpzFile, key: str) -> NpyHeader:
 
 def _check_part(path: Path, part: NpyHeader, images: NpyHeader) -> None:
     if part.shape[:1] != images.shape[:1]:
-        raise ValueError(
+        raise UserError(
             f"{path}: {part.name} has the shape {part.shape}, but {images.name} holds"
             f" {images.shape[0]} images: one of each belongs together"
         )
@@ -174,7 +167,7 @@ def _check_size(path: Path, header: NpyHeader) -> None:
     try:
         header.require_small()
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
 
 
 def _without_column(array: np.ndarray) -> np.ndarray:
@@ -185,7 +178,7 @@ def _joined(path: Path, labels: list[np.ndarray]) -> np.ndarray:
     try:
         return as_labels(np.concatenate(labels))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
 
 
 def _classes(
@@ -196,14 +189,14 @@ def _classes(
     if labels.ndim == 2:
         names = names or tuple(map(str, range(labels.shape[1])))
         if len(names) != labels.shape[1]:
-            raise ValueError(
+            raise UserError(
                 f"{path}: {len(names)} class_names, but labels of {labels.shape[1]} classes"
             )
         return names, labels
     wrong = np.flatnonzero((labels < 0) | (labels >= (np.inf if names is None else len(names))))
     if len(wrong):
         allowed = "0 or more" if names is None else f"an index into the {len(names)} class_names"
-        raise ValueError(
+        raise UserError(
             f"{path}: the label of {image_names[wrong[0]]} is {labels[wrong[0]]}; it must be"
             f" {allowed}"
         )
@@ -220,4 +213,11 @@ def _as_text(path: Path, names: np.ndarray) -> tuple[str, ...]:
             (np.char.decode(names, "utf-8") if names.dtype.kind == "S" else names).tolist()
         )
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: class_names are not UTF-8: save them as text") from error
+        raise UserError(f"{path}: class_names are not UTF-8: save them as text") from error
+
+
+NPZ = Source(
+    points_at="an npz file of arrays (.npz)",
+    recognises=lambda config: Path(config.path).suffix.lower() == ".npz",
+    find=find_arrays,
+)

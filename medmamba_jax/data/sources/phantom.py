@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.dataset import InMemorySplit
+from medmamba_jax.data.sources.labelled_images import LabelledImages
 from medmamba_jax.data.sources.source import Source
 
 CLASS_NAMES = ("clear", "reticular", "consolidation")
@@ -18,10 +19,10 @@ IMAGE_SIZE = 96  # pixels, both sides
 _CHUNK = 100  # images drawn at once, to keep the working set to a few megabytes
 
 
-def draw_phantoms(config: DataConfig) -> Source:
-    """Draws `config.phantom_images` images from the seed `config.split_seed`."""
-    images, labels = draw(config.phantom_images, config.split_seed)
-    return Source(
+def draw_phantoms(config: DataConfig) -> LabelledImages:
+    """Draws `config.phantom.images` images from the seed `config.split_seed`."""
+    images, labels = draw(config.phantom.images, config.split_seed)
+    return LabelledImages(
         name="phantom",
         description="synthetic chest X-ray phantoms drawn by a program, of no medical value",
         class_names=CLASS_NAMES,
@@ -166,3 +167,10 @@ def _uniform(rng: np.random.Generator, n: int, low: float, high: float) -> np.nd
 
 def _normal(rng: np.random.Generator, n: int, scale: float) -> np.ndarray:
     return (scale * rng.standard_normal((n, 1, 1))).astype(np.float32)
+
+
+PHANTOM = Source(
+    points_at="the name phantom (synthetic drawings)",
+    recognises=lambda config: config.name == "phantom",
+    find=draw_phantoms,
+)

@@ -1,80 +1,23 @@
-"""Labelled images as they were found, before they are split."""
+"""A kind of place that images come from: what points at it, and how its images are found."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable
 
-import numpy as np
-
-from medmamba_jax.data.dataset import Dataset, Split
-from medmamba_jax.data.labels import check_multiclass, check_multilabel
-
-_UNKNOWN_GROUPS = ("", "nan", "None", "<NA>")  # missing values of Python, NumPy and pandas as text
-
-
-class Images(Split, Protocol):
-    """A split that can be divided, and whose images have names."""
-
-    def name(self, index: int) -> str:
-        """Names image `index`, as no other: its path below a folder, or its row."""
-        ...
-
-    def take(self, rows: np.ndarray) -> "Images":
-        """Returns the images of these rows, in this order."""
-        ...
+from medmamba_jax.data.config import DataConfig
+from medmamba_jax.data.sources.labelled_images import LabelledImages
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Labelled images, and how they are split if that was found with them.
+    """One row of the table `medmamba_jax.data.build.SOURCES`.
 
     Attributes:
-        name, description, class_names, synthetic, task: as of `Dataset`.
-        images: all of them.
-        assigned: the split of each image, "train", "val" or "test" (n,), with images in train and
-            one of the others at least; None where images have to be split.
-
-    Raises:
-        ValueError: if a label does not fit the task or the classes, or the group of an image is
-            not known where groups are.
+        points_at: what `data.path` or `data.name` has to be, in a few words for messages.
+        recognises: whether `data.path` or `data.name` points at a source of this kind. It opens
+            no file.
+        find: finds the labelled images. It raises UserError for what the user did wrong.
     """
 
-    name: str
-    description: str
-    class_names: tuple[str, ...]
-    images: Images
-    assigned: np.ndarray | None = None
-    synthetic: bool = False
-    task: str = "multiclass"
-
-    def __post_init__(self):
-        labels, what = self.images.labels, f"labels of {self.name}"
-        if self.task == "multilabel":
-            check_multilabel(labels, len(self.class_names), what, self.images.describe)
-        else:
-            check_multiclass(labels, len(self.class_names), what)
-        if self.images.groups is not None:
-            for row in np.flatnonzero(np.isin(self.images.groups, _UNKNOWN_GROUPS))[:1]:
-                raise ValueError(
-                    f"{self.images.describe(row)} has the patient (group)"
-                    f" {str(self.images.groups[row])!r}, which names nobody: give each image one,"
-                    " of its own where none is known"
-                )
-
-    def dataset(self, rows: Mapping[str, np.ndarray], how: str = "") -> Dataset:
-        """Returns the images of these rows as splits; `how` says where the rows are from."""
-        return Dataset(
-            name=self.name,
-            description=f"{self.description}; {how}" if how else self.description,
-            class_names=self.class_names,
-            splits={name: self.images.take(part) for name, part in rows.items()},
-            synthetic=self.synthetic,
-            task=self.task,
-        )
-
-    def as_found(self) -> Dataset:
-        """Returns the splits that were found, or else all images as the one split "all"."""
-        if self.assigned is None:
-            return self.dataset({"all": np.arange(len(self.images))})
-        names = [name for name in ("train", "val", "test") if (self.assigned == name).any()]
-        return self.dataset({name: np.flatnonzero(self.assigned == name) for name in names})
+    points_at: str
+    recognises: Callable[[DataConfig], bool]
+    find: Callable[[DataConfig], LabelledImages]

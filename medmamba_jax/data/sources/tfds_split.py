@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,17 +12,32 @@ from medmamba_jax.data.dataset import Example, digest
 
 
 @dataclasses.dataclass(frozen=True)
-class Index:
-    """What one pass over stored records tells of each of them.
+class Store:
+    """Records as TFDS stored them.
 
     Attributes:
-        places: where in the store it is.
+        records: random access to {"image": bytes, "label": int, ...}.
+        where: names the records in messages.
+    """
+
+    records: Sequence[dict[str, Any]]
+    where: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """What one pass over stored records finds, an array entry for each record.
+
+    Attributes:
+        stores: which of the stores holds it.
+        places: its number in that store.
         labels: integers.
         filenames, patients, published: the text features "filename", "patient" and "split"; ""
             where there are none.
         images_sha256: of its encoded image, uint8 (n, 32).
     """
 
+    stores: np.ndarray
     places: np.ndarray
     labels: np.ndarray
     filenames: np.ndarray
@@ -33,18 +49,20 @@ class Index:
         return Index(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
 
 
-def read_index(records: Sequence[dict[str, Any]]) -> Index:
-    """Reads every record once."""
+def read_index(stores: Sequence[Store]) -> Index:
+    """Reads every record of the stores once."""
     labels, hashes = [], []
     texts: dict[str, list[str]] = {"filename": [], "patient": [], "split": []}
-    for record in records:
+    for record in itertools.chain.from_iterable(store.records for store in stores):
         labels.append(record["label"])
         hashes.append(np.frombuffer(hashlib.sha256(record["image"]).digest(), np.uint8))
         for feature, values in texts.items():
             value = record.get(feature, "")
             values.append(value.decode() if isinstance(value, bytes) else str(value))
+    sizes = [len(store.records) for store in stores]
     return Index(
-        np.arange(len(labels)),
+        np.repeat(np.arange(len(stores)), sizes),
+        np.concatenate([np.arange(size) for size in sizes]),
         np.array(labels, np.int32),
         *(np.array(values, np.str_) for values in texts.values()),
         np.array(hashes, np.uint8).reshape(-1, hashlib.sha256().digest_size),
@@ -55,20 +73,19 @@ class TfdsSplit:
     """Some of the records of a TFDS data set; images stay encoded.
 
     Args:
-        records: random access to {"image": bytes, "label": int, ...}.
+        stores: all records.
         index: those that belong to the split.
-        where: names the records for messages.
 
     Attributes:
         labels, groups, weights: see `Split`.
-        filenames, patients, published: see `Index`.
+        stores, filenames, patients, published: see `Index`.
     """
 
-    def __init__(self, records: Sequence[dict[str, Any]], index: Index, where: str):
-        self._records = records
+    def __init__(self, stores: Sequence[Store], index: Index):
+        self._stores = stores
         self._index = index
-        self._where = where
         self.labels = index.labels
+        self.stores = index.stores
         self.filenames = index.filenames
         self.patients = index.patients
         self.published = index.published
@@ -79,7 +96,7 @@ class TfdsSplit:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Example:
-        record = self._records[int(self._index.places[index])]
+        record = self._store(index).records[int(self._index.places[index])]
         return {"image": record["image"], "label": int(record["label"])}
 
     def name(self, index: int) -> str:
@@ -88,7 +105,7 @@ class TfdsSplit:
 
     def describe(self, index: int) -> str:
         filename = self.filenames[index]
-        return f"{filename or f'record {self._index.places[index]}'} of {self._where}"
+        return f"{filename or f'record {self._index.places[index]}'} of {self._store(index).where}"
 
     def digest(self) -> str:
         """Identifies images by their encoded bytes."""
@@ -96,4 +113,7 @@ class TfdsSplit:
 
     def take(self, rows: np.ndarray) -> "TfdsSplit":
         """Returns the images of these rows."""
-        return TfdsSplit(self._records, self._index.take(rows), self._where)
+        return TfdsSplit(self._stores, self._index.take(rows))
+
+    def _store(self, index: int) -> Store:
+        return self._stores[self._index.stores[index]]

@@ -1,22 +1,22 @@
-"""Dealing groups of images out to parts of given sizes, every class in proportion."""
+"""Dividing groups of images among parts of given sizes, every class in proportion."""
 
 import numpy as np
 
-_PASSES = 50  # of the improvement at most; a handful is usual
-_MOST_GROUPS_TO_SWAP = 1000  # a pass looks at every pair; more groups come out even without
+_PASSES = 50  # of the improvement at most; about five are usual
+_MOST_GROUPS_TO_SWAP = 1000  # A pass compares every pair; more groups fit without it.
 _ROUNDING = 1e-12
 
 
 def deal_groups(
     counts: np.ndarray, sizes: np.ndarray, fractions: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Deals whole groups out, so that each part gets its fraction of the images of every class.
+    """Divides whole groups so that each part gets its fraction of the images of every class.
 
-    scikit-learn's `StratifiedGroupKFold` knows only parts of one size, and one class an image.
-    Here the groups are dealt one by one, the largest first, each to the part that it brings
-    nearest to its fractions. Then single groups change parts, or change places with another, as
-    long as that brings all parts nearer. A part without some class counts as far off: one is left
-    only where the groups do not go round.
+    scikit-learn's `StratifiedGroupKFold` makes only parts of one size, and takes only one class an
+    image. Here each group, the largest first, goes to the part that it brings nearest to its
+    fractions. Then single groups move to another part, or two groups swap parts, as long as that
+    brings all parts nearer. A part that lacks a class counts as far from its fractions, so that
+    this happens only if too few groups show the class.
 
     Args:
         counts: images of each group that show each class (g, K); an image may show several

@@ -1,6 +1,8 @@
 """`split.csv`: where each image of a run belongs."""
 
 import csv
+import io
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,27 +13,27 @@ from medmamba_jax.data.naming import label_name, listed, short_name
 from medmamba_jax.data.sources.csv_table import read_csv_table
 from medmamba_jax.data.sources.frames import AllFrames
 from medmamba_jax.data.split_names import split_named
+from medmamba_jax.errors import UserError
+from medmamba_jax.files import write_atomically
 
 
 def write_split_table(path: Path, dataset: Dataset) -> None:
-    """Writes a row for each image, or file of frames: path (or other name), split, label and group.
+    """Writes a row for each image, or for each file of frames: path, split, label and group.
 
-    The label is the name of the class; of a multi-label set, the names of all that are shown, with
-    "|" between them. The group is empty where there is none. Written whole or not at all.
+    The path is another name where the image is no file. The label is the name of the class; in a
+    multi-label set, the names of all classes that the image shows, with "|" between them. The group
+    is empty where there is none.
     """
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "split", "label", "group"])
-        for name, split in dataset.splits.items():
-            if isinstance(split, AllFrames):
-                split = split.files
-            for row in range(len(split)):
-                group = "" if split.groups is None else split.groups[row]
-                writer.writerow(
-                    [short_name(split, row), name, label_name(dataset, split, row), group]
-                )
-    partial.replace(path)
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["path", "split", "label", "group"])
+    for name, split in dataset.splits.items():
+        if isinstance(split, AllFrames):
+            split = split.files
+        for row in range(len(split)):
+            group = "" if split.groups is None else split.groups[row]
+            writer.writerow([short_name(split, row), name, label_name(dataset, split, row), group])
+    write_atomically(path, text.getvalue())
 
 
 def read_split_table(path: Path, names: Sequence[str]) -> np.ndarray:
@@ -46,33 +48,39 @@ def read_split_table(path: Path, names: Sequence[str]) -> np.ndarray:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it lacks an image or a split, or names an image that is not there, or one
+        UserError: if it lacks an image or a split, or names an image that is not there, or one
             twice.
     """
     table = read_csv_table(path)
     split_of: dict[str, str] = {}
     known = set(names)
+    if len(known) < len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        raise UserError(
+            f"two images are called {twice}, so that data.split_file cannot name one of them: leave"
+            " it empty"
+        )
     for row, (name, split) in enumerate(
         zip(table.column("path"), table.column("split"), strict=True)
     ):
         where = f"{path}, {table.where(row)}"
         if split_named(split) is None:
-            raise ValueError(f"{where}: the split is {split!r}; write train, val or test")
+            raise UserError(f"{where}: the split is {split!r}; write train, val or test")
         if name in split_of:
-            raise ValueError(f"{where}: {name} has a row already; leave one")
+            raise UserError(f"{where}: {name} has a row already; leave one")
         if name not in known:
-            raise ValueError(
+            raise UserError(
                 f"{where}: {name} is none of the images; take the row out, or set data.split_file"
                 " to the table of these images"
             )
         split_of[name] = split_named(split)
     lacking = [name for name in names if name not in split_of]
     if lacking:
-        raise ValueError(
+        raise UserError(
             f"{path} lacks {len(lacking)} of the {len(names)} images: {listed(lacking)}; add a row"
             " for each"
         )
     for split in ("train", "val"):
         if split not in split_of.values():
-            raise ValueError(f"{path} has no row of the split {split}: add some")
+            raise UserError(f"{path} has no row of the split {split}: add some")
     return np.array([split_of[name] for name in names])

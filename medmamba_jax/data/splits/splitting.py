@@ -1,12 +1,15 @@
-"""Splitting labelled images by a seed: each class in proportion, no group in two splits."""
+"""Splitting labelled images by a seed: each class in proportion, no group in two splits.
+
+scikit-learn is imported where it is called, because processes that only read images do without it.
+"""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
 from medmamba_jax.data.split_names import SPLITS
 from medmamba_jax.data.splits.proportions import deal_groups
+from medmamba_jax.errors import UserError
 
 _REMEDY = "add images, leave the class out, or change the fractions"
 
@@ -34,7 +37,7 @@ def split_off(
         Two ascending index arrays: what is kept, and what is split off.
 
     Raises:
-        ValueError: if some class is not in both parts.
+        UserError: if some class is not in both parts.
     """
     labels = np.asarray(labels)
     if groups is None and labels.ndim == 1:
@@ -72,7 +75,7 @@ def stratified_split(
         "train", "val", "test" -> ascending indices.
 
     Raises:
-        ValueError: if some class is not in every split.
+        UserError: if some class is not in every split.
     """
     labels = np.asarray(labels)
     if groups is None and labels.ndim == 1:
@@ -114,13 +117,15 @@ def fold_split(
         "train", "val", "test" -> ascending indices.
 
     Raises:
-        ValueError: if some class is not in every split.
+        UserError: if some class is not in every split.
     """
     labels = np.asarray(labels)
     _require_a_group_a_fold(labels, groups, folds, class_names)
     if labels.ndim == 2:  # scikit-learn stratifies by one class an image
         parts = _deal(labels, groups, [1 / folds] * folds, seed)
     else:
+        from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
         kind = StratifiedKFold if groups is None else StratifiedGroupKFold
         splitter = kind(folds, shuffle=True, random_state=seed)
         parts = [test for _, test in splitter.split(np.zeros(len(labels)), labels, groups)]
@@ -142,11 +147,13 @@ def fold_split(
 def _split_images_off(labels, count, seed, name):
     class_sizes = np.unique(labels, return_counts=True)[1]
     if class_sizes.min() < 2 or not len(class_sizes) <= count <= len(labels) - len(class_sizes):
-        raise ValueError(
+        raise UserError(
             f"cannot split {count} images off {len(labels)} for {name}: every class (sizes"
             f" {class_sizes.tolist()}) needs an image in both parts; add images or change the"
             " fraction"
         )
+    from sklearn.model_selection import train_test_split
+
     kept, split = train_test_split(
         np.arange(len(labels)), test_size=count, stratify=labels, random_state=seed
     )
@@ -183,7 +190,7 @@ def _require_a_group_a_fold(labels, groups, folds, class_names):
     for label, shown in enumerate(_shown(labels).T):
         found = len(np.unique(group_of[shown]))
         if 0 < found < folds:
-            raise ValueError(
+            raise UserError(
                 f"class {_name(label, class_names)} has {_amount(found, groups)}, too few for"
                 f" {folds} folds: ask for fewer, or {_REMEDY.partition(', or')[0]}"
             )
@@ -201,7 +208,7 @@ def _require_every_class(
         if len(lacking):
             label = lacking[0]
             found = len(np.unique(_group_numbers(labels, groups)[shown[:, label]]))
-            raise ValueError(
+            raise UserError(
                 f"class {_name(label, class_names)} has {_amount(found, groups)}, which leaves"
                 f" none for {name}: {_REMEDY}"
             )

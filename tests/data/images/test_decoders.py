@@ -7,7 +7,7 @@ import PIL
 import pytest
 
 from medmamba_jax.data import DataConfig, Dataset, InMemorySplit, Preprocessing
-from medmamba_jax.data.auditing import auditing
+from medmamba_jax.data.auditing import checks
 from medmamba_jax.data.images.decoders import decoder_versions
 from medmamba_jax.data.reading import cached_splits
 
@@ -61,7 +61,7 @@ def test_what_an_audit_found_has_another_name(another_version, tmp_path):
     dataset = Dataset("own", "made by hand", ("a", "b"), {"train": SPLIT}, synthetic=False)
 
     def files():
-        auditing.audit(
+        checks.audit(
             dataset,
             PREPROCESSING,
             config,

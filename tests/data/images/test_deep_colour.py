@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from medmamba_jax.data import Preprocessing
-from medmamba_jax.data.__main__ import main
 from medmamba_jax.data.images.decoding import count_frames, open_image
 from medmamba_jax.data.inspection.image_kinds import image_kind
 from medmamba_jax.errors import DataUnavailableError
@@ -336,25 +335,23 @@ class TestWithoutTheLibrary:
         Image.fromarray(grey).save(buffer, "PNG")
         np.testing.assert_array_equal(open_image(buffer.getvalue()), rounded(grey, 0, 65535))
 
-    def test_it_is_one_line_and_exit_code_2(self, tmp_path, monkeypatch, capsys):
+    def test_inspect_stops_with_it(self, tmp_path, monkeypatch, command):
         for name in "ab":
             (tmp_path / name).mkdir()
             (tmp_path / name / "1.png").write_bytes(png(noise(5, 6, 3)))
         monkeypatch.setitem(sys.modules, "imagecodecs", None)
-        assert main(["inspect", str(tmp_path)]) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("error: ") and line.endswith("pip install imagecodecs")
+        with pytest.raises(DataUnavailableError, match=r"pip install imagecodecs$"):
+            command("inspect", tmp_path, "--output", tmp_path / "sheet.png")
 
 
-def test_inspect_names_the_depth(tmp_path, monkeypatch, capsys):
+def test_inspect_names_the_depth(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     for name, written in {"a": png, "b": tiff}.items():
         (tmp_path / "images" / name).mkdir(parents=True)
         for channels in MODES:
             path = tmp_path / "images" / name / f"{channels}.{written.__name__}"
             path.write_bytes(written(noise(20, 24, channels)))
-    assert main(["inspect", "images"]) == 0
-    out = capsys.readouterr().out
+    out = "\n".join(command("inspect", "images"))
     for kind in ("colour", "grey with alpha", "colour with alpha"):
         assert f"PNG, 16-bit {kind} (1)" in out and f"TIFF, 16-bit {kind} (1)" in out
     assert "cannot be read: none" in out

@@ -9,7 +9,7 @@ import pytest
 
 from medmamba_jax.data import DataConfig, InMemorySplit, Preprocessing
 from medmamba_jax.data import Dataset as ImageDataset
-from medmamba_jax.data.auditing.auditing import audit
+from medmamba_jax.data.auditing.checks import audit
 from medmamba_jax.data.images.decoding import count_frames, open_image, parsed
 from medmamba_jax.data.inspection.image_kinds import image_kind
 from medmamba_jax.data.sources.frames import AllFrames

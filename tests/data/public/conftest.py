@@ -11,6 +11,7 @@ import zipfile
 import pytest
 
 from medmamba_jax.data import DataConfig, build_dataset
+from medmamba_jax.data.config import PublicConfig
 from medmamba_jax.data.public.catalogue import CATALOGUE
 from medmamba_jax.data.public.facts import Archive
 
@@ -105,9 +106,11 @@ def build(tmp_path):
     """Returns a function (name, **data settings) -> the data set, prepared in `tmp_path`."""
 
     def build(name, root="tfds", **fields):
-        return build_dataset(
-            DataConfig(source="tfds", name=name, root=str(tmp_path / root), **fields)
+        keys = {field.name for field in dataclasses.fields(PublicConfig)} & fields.keys()
+        public = PublicConfig(
+            data_dir=str(tmp_path / root), **{key: fields.pop(key) for key in keys}
         )
+        return build_dataset(DataConfig(name=name, public=public, **fields))
 
     return build
 

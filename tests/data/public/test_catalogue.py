@@ -2,8 +2,8 @@
 
 import pytest
 
-from medmamba_jax.data.config import PUBLIC_SPLITS
 from medmamba_jax.data.public.catalogue import CATALOGUE
+from medmamba_jax.data.public.splits import PUBLIC_SPLITS
 
 _MODALITIES = "path derma oct pneumonia retina breast blood organa organc organs"
 MEDMNIST = [f"{modality}mnist" for modality in _MODALITIES.split()]

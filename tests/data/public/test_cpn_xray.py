@@ -110,8 +110,8 @@ class TestDownload:
         message = str(error.value)
         assert CATALOGUE[NAME].archive.url in message
         assert CATALOGUE[NAME].page in message
-        assert "data.manual_dir" in message
-        assert "`python main.py`" in message
+        assert "data.public.manual_dir" in message
+        assert "`medmamba train`" in message
         assert "\n" not in message
 
         publish(NAME, whole)
@@ -209,10 +209,14 @@ class TestDownload:
         program = f"""
 import sys
 from medmamba_jax.data import DataConfig, build_dataset
-build_dataset(DataConfig(source="phantom", phantom_images=30))
+from medmamba_jax.data.config import PublicConfig
+build_dataset(DataConfig(name="phantom"))
 assert "tensorflow_datasets" not in sys.modules
 dataset = build_dataset(
-    DataConfig(source="tfds", root={str(tmp_path / "tfds")!r}, manual_dir={str(tmp_path)!r})
+    DataConfig(
+        name="cpn_xray",
+        public=PublicConfig(data_dir={str(tmp_path / "tfds")!r}, manual_dir={str(tmp_path)!r}),
+    )
 )
 assert len(dataset.splits["train"][0]["image"]) > 0
 assert "tensorflow_datasets" in sys.modules and "tensorflow" not in sys.modules
@@ -297,7 +301,7 @@ class TestManualFiles:
     def test_an_empty_directory_or_none(self, tmp_path, build):
         manual = tmp_path / "manual"
         with pytest.raises(
-            FileNotFoundError, match=rf"set data\.manual_dir .* {ARCHIVE} from http"
+            FileNotFoundError, match=rf"set data\.public\.manual_dir .* {ARCHIVE} from http"
         ):
             build(NAME, manual_dir=str(manual))
         manual.mkdir()

@@ -125,7 +125,7 @@ def test_the_config_starts_to_train_on_the_papers_split(
     config = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(config)
     settings = config.get_config("testing")
-    settings.data.root = settings.data.cache_dir = str(tmp_path)
+    settings.data.public.data_dir = settings.data.cache_dir = str(tmp_path)
     experiment = mm.Experiment.from_config_dict(settings)
     assert prepare_training(experiment, tmp_path / "run").dataset.name == NAME
     assert "patients (groups) are in more than one split" in caplog.text

@@ -57,7 +57,7 @@ def test_a_folder_that_is_not_read_again_is_named(build, images, zipped, caplog,
     caplog.clear()
     build("kvasir", manual_dir=str(tmp_path))
     prepared = tmp_path / "tfds" / "kvasir" / "2.0.0"
-    assert f"before, in {prepared}, and data.manual_dir is not read again" in caplog.text
+    assert f"before, in {prepared}, and data.public.manual_dir is not read again" in caplog.text
     caplog.clear()
     build("kvasir")
     assert "not read again" not in caplog.text

@@ -85,7 +85,7 @@ def test_patients_in_two_splits_stop_a_run_unless_that_is_allowed(
 ):
     publish(NAME, archive(zipped, table(rows), images))
     config = mm.at_size(mm.default_config(), "testing")
-    config.data.source, config.data.name, config.data.root = "tfds", NAME, str(tmp_path / "tfds")
+    config.data.name, config.data.public.data_dir = NAME, str(tmp_path / "tfds")
     config.data.cache_dir = str(tmp_path / "cache")
     with pytest.raises(ValueError, match=r"patients \(groups\) are in more than .* PAT_"):
         prepare_training(mm.Experiment.from_config_dict(config), tmp_path / "run")

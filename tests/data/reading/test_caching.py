@@ -17,8 +17,9 @@ from medmamba_jax.data import (
     train_batches,
 )
 from medmamba_jax.data.reading import caching
+from medmamba_jax.data.reading.cache_places import CACHES, Need
 from medmamba_jax.data.reading.cached_splits import CachedSplit, InMemory, OnDisk, Prepared
-from medmamba_jax.data.reading.caching import available_memory, cached, choose, open_caches
+from medmamba_jax.data.reading.caching import available_memory, cached, open_caches
 
 COUNT = 20
 PREPROCESSING = Preprocessing((32, 40), 3, "bilinear", (0.5,), (0.5,))
@@ -153,7 +154,7 @@ class TestOnDisk:
             for label in "ab":
                 (root / name / label).mkdir(parents=True)
                 np.save(root / name / label / "0.npy", np.full((32, 32), 7, np.uint8))
-        config = DataConfig(source="image_folder", root=str(root), image_size=32)
+        config = DataConfig(path=str(root), image_size=32)
         preprocessing = Preprocessing.from_config(config, 1)
 
         def first_pixel():
@@ -247,7 +248,7 @@ GIB = 2**30
 )
 def test_the_table(cache, size, augmented, workers, expected):
     free = {"memory": 2 * GIB, "disk": 8 * GIB}
-    assert choose(cache, size, augmented, workers, free) == expected
+    assert CACHES[cache](Need(size, augmented, workers, free)) == expected
 
 
 class TestCached:

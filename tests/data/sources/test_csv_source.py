@@ -2,19 +2,22 @@ import numpy as np
 import pytest
 
 from medmamba_jax.data import DataConfig, build_dataset
+from medmamba_jax.data.config import CsvConfig
 
 
 @pytest.fixture
 def make_table(tmp_path, noise_png):
-    """Returns a function (text, **settings) -> data set; the table's files are x/00.png, ..."""
+    """Returns a function (text, **columns) -> data set; the table's files are x/00.png, ..."""
     (tmp_path / "x").mkdir()
     for i in range(40):
         (tmp_path / "x" / f"{i:02}.png").write_bytes(noise_png(i))
 
-    def make_table(text, encoding="utf-8", **settings):
+    def make_table(text, encoding="utf-8", allow_unreadable=False, **columns):
         path = tmp_path / "images.csv"
         path.write_bytes(text.encode(encoding))
-        return build_dataset(DataConfig(source="csv", table=str(path), **settings))
+        return build_dataset(
+            DataConfig(path=str(path), csv=CsvConfig(**columns), allow_unreadable=allow_unreadable)
+        )
 
     return make_table
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from medmamba_jax.data import DataConfig, InMemorySplit, build_dataset
-from medmamba_jax.data.build import FINDERS
+from medmamba_jax.data.build import find_images
 from medmamba_jax.data.naming import short_name
 from medmamba_jax.data.sources.frames import AllFrames
 
@@ -43,8 +43,8 @@ def test_a_frame_is_named_without_the_folder_that_all_lie_in(tmp_path):
         (tmp_path / name).mkdir()
         for number in range(2):
             (tmp_path / name / f"{number}.tif").write_bytes(tiff(1, 2))
-    config = DataConfig(source="image_folder", root=str(tmp_path))
-    files = FINDERS["image_folder"](config).images
+    config = DataConfig(path=str(tmp_path))
+    files = find_images(config).images
     frames = AllFrames(files)
     assert short_name(frames, 1) == f"{short_name(files, 0)}, frame 1"
     assert str(tmp_path) not in short_name(frames, 1)
@@ -121,7 +121,7 @@ def test_the_configuration_asks_for_them(tmp_path):
             folder = tmp_path / split / str(label)
             folder.mkdir(parents=True)
             (folder / f"{name}.tif").write_bytes(tiff(*range(label + 2)))
-    config = DataConfig(source="image_folder", root=str(tmp_path))
+    config = DataConfig(path=str(tmp_path))
     assert len(build_dataset(config).splits["train"]) == 2
     every = build_dataset(dataclasses.replace(config, frame=-1)).splits["train"]
     np.testing.assert_array_equal(every.labels, [0, 0, 1, 1, 1])

@@ -25,7 +25,7 @@ def make_folder(tmp_path, noise_png):
 
 
 def build(root, **fields):
-    return build_dataset(DataConfig(source="image_folder", root=str(root), **fields))
+    return build_dataset(DataConfig(path=str(root), **fields))
 
 
 def contents(dataset):
@@ -137,9 +137,9 @@ def test_a_file_with_a_damaged_frame_is_dropped_where_all_are_read(tmp_path, noi
         frames[0].save(path, save_all=True, append_images=frames[1:])
     damaged = tmp_path / "images" / "a" / "00.tif"
     damaged.write_bytes(damaged.read_bytes()[:-100])
-    settings = {"root": str(tmp_path / "images"), "allow_unreadable": True}
+    settings = {"path": str(tmp_path / "images"), "allow_unreadable": True}
     for frame, count in ((0, 40), (2, 39), (-1, 3 * 39)):
-        config = DataConfig(source="image_folder", frame=frame, **settings)
+        config = DataConfig(frame=frame, **settings)
         assert sum(map(len, build_dataset(config).splits.values())) == count
 
 
@@ -164,8 +164,11 @@ def test_a_file_with_a_damaged_frame_is_dropped_where_all_are_read(tmp_path, noi
         ),
         ({"train/a": 2, "train/b": 2, "val/a": 0, "test/a": 1}, "no image files .*val"),
         ({}, "no image files"),
-        ({"deeper/a": 1, "deeper/b": 2}, "in those of .*deeper: is that what data.root"),
-        ({"a/p1": 1, "a/p2": 1, "b/p3": 1}, r"a level deeper, in a/p1 and so on: .*source=csv"),
+        ({"deeper/a": 1, "deeper/b": 2}, "in those of .*deeper: is that what data.path"),
+        (
+            {"a/p1": 1, "a/p2": 1, "b/p3": 1},
+            r"level deeper, in a/p1 .*data\.path=TABLE\.csv",
+        ),
         ({"a": 30, "b": 1}, r"cannot split 9 images off 31 for test.*\[30, 1\]"),
     ],
 )
@@ -176,14 +179,14 @@ def test_folders_that_are_no_data_set(make_folder, folders, problem):
 
 def test_a_root_that_is_one_class_is_told_of_its_parent(make_folder):
     root = make_folder({"a": 3, "b": 3})
-    with pytest.raises(ValueError, match=rf"3 directly in it: give .* set data.root to {root}$"):
+    with pytest.raises(ValueError, match=rf"3 directly in it: give .* set data.path to {root}$"):
         build(root / "a")
 
 
 def test_the_root_must_be_set_and_exist(tmp_path):
-    with pytest.raises(ValueError, match=r"data\.root is unset"):
+    with pytest.raises(ValueError, match=r"data\.path and data\.name are unset"):
         build("")
-    with pytest.raises(FileNotFoundError, match=r"nowhere: set data\.root"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere: set data\.path"):
         build(tmp_path / "nowhere")
 
 

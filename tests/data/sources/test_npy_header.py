@@ -86,7 +86,7 @@ def test_a_directory_that_claims_more_than_there_is(tmp_path, shape, compression
     with pytest.raises(
         ValueError, match=r"set\.npz: x cannot be loaded \(.*get the file"
     ) as caught:
-        build_dataset(DataConfig(source="npz", root=str(path)))
+        build_dataset(DataConfig(path=str(path)))
     assert "\n" not in str(caught.value)
 
 
@@ -135,4 +135,4 @@ def test_arrays_beside_images_are_not_loaded_if_too_large(tmp_path, monkeypatch,
     with pytest.raises(
         ValueError, match=rf"set\.npz: {key} is uint8 .* of which 1,000 are allowed"
     ):
-        build_dataset(DataConfig(source="npz", root=str(tmp_path / "set.npz")))
+        build_dataset(DataConfig(path=str(tmp_path / "set.npz")))

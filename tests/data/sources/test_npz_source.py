@@ -20,7 +20,7 @@ def medmnist(labels=None, **more):
 def build(tmp_path):
     def build(arrays, **settings):
         np.savez(tmp_path / "set.npz", **arrays)
-        return build_dataset(DataConfig(source="npz", root=str(tmp_path / "set.npz"), **settings))
+        return build_dataset(DataConfig(path=str(tmp_path / "set.npz"), **settings))
 
     return build
 
@@ -84,8 +84,7 @@ def test_missing_test_stays_missing(build):
 
 
 def test_real_arrays_are_read(real_data):
-    settings = {"source": "npz", "root": str(real_data / "medmnist" / "breastmnist.npz")}
-    dataset = build_dataset(DataConfig(**settings))
+    dataset = build_dataset(DataConfig(path=str(real_data / "medmnist" / "breastmnist.npz")))
     assert {name: len(split) for name, split in dataset.splits.items()} == {
         "train": 546,
         "val": 78,

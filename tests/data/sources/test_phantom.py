@@ -14,7 +14,7 @@ from medmamba_jax.data.sources.phantom import draw
 
 @pytest.fixture(scope="module")
 def dataset():
-    return build_dataset(DataConfig(source="phantom"))
+    return build_dataset(DataConfig(name="phantom"))
 
 
 def arrays(dataset, split):

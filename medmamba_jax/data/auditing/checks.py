@@ -1,4 +1,4 @@
-"""Looking for what ruins a medical result before anything is trained."""
+"""Checks of the images before training, for what would make a medical result wrong."""
 
 import hashlib
 import json
@@ -22,6 +22,7 @@ from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.sources.frames import AllFrames
 from medmamba_jax.data.sources.labelled_files import FileSplit
+from medmamba_jax.errors import UserError
 
 _ALLOW = "or set data.allow_overlap=True to go on with a warning"
 
@@ -36,33 +37,43 @@ def audit(
 ) -> None:
     """Checks that splits are disjoint and that every image can be read.
 
-    Groups are compared, and every image is decoded once, in threads. Synthetic images are not:
-    no two of them are one. What is found is kept in `config.cache_folder`, under a name that
-    follows from the versions of this audit and of the decoders, the preprocessing and the content
-    of the images, so that the next run with the same images need not decode them; unreadable images
-    are looked at again each time.
+    It compares the groups of the splits, and decodes every image once, in threads. It does not
+    read synthetic images, which are all different. `config.audit` turns off all that compares
+    groups and reads images; then a line says so.
 
-    Errors are an empty split, an image that cannot be decoded, one class only in train, and a
-    group, or images that are equal pixel for pixel, in two splits; `config.allow_overlap` makes
-    a warning of the latter two. Warnings are nearly identical images in two splits, identical ones
-    in one split, a class that a split lacks, no images for testing, a multi-label set that shows
-    one class an image, and DICOM images with and without a window where `data.window` is "auto".
+    Its findings are kept in `config.cache_folder`, so that the next run with the same images does
+    not decode them again. The name of the file follows from the versions of this audit and of the
+    decoders, the preprocessing, and the content of the images. Findings with unreadable images are
+    not kept.
+
+    Errors are an empty split, an image that cannot be decoded, a training set of one class, a
+    group that is in two splits, and images in two splits that are equal, pixel for pixel;
+    `config.allow_overlap` turns the last two into warnings. Warnings are nearly equal images in
+    two splits, equal images in one split, a class that a split lacks, no images for testing, a
+    multi-label set whose images show one class each, and DICOM images with and without a window
+    where `data.window` is "auto".
 
     Args:
         dataset: the images.
         preprocessing: how they are decoded.
-        config: whether overlap is allowed, and where what is found is kept.
+        config: what is checked, whether overlap is allowed, and where findings are kept.
         digests: of the splits.
-        say: is told what is neither an error nor a warning, in a line each.
+        say: takes each line that is neither an error nor a warning.
 
     Raises:
-        DataUnavailableError: if a package that reads the images is missing.
-        ValueError: see above; the message names the files and ids.
+        DataUnavailableError: a package that reads the images is missing.
+        UserError: see above; the message names the files and ids.
     """
     _check_splits(dataset)
+    if not config.audit:
+        say(
+            "data.audit is False: nothing was checked for damaged images, and for patients or"
+            " images in two splits"
+        )
+        return
     _check_groups(dataset, config.allow_overlap)
     if not dataset.synthetic:
-        findings = _look(dataset, preprocessing, config, digests, say)
+        findings = _findings(dataset, preprocessing, config, digests, say)
         _check_images(dataset, findings, config.allow_overlap)
         if preprocessing.window == "auto" and all(findings.windows):
             logging.warning(
@@ -76,22 +87,22 @@ def audit(
 def _check_splits(dataset: Dataset) -> None:
     if "test" not in dataset.splits:
         logging.warning(
-            "no test images: what is reported is of val, by which the best epoch is chosen, and"
-            " so too good"
+            "no test images: the run reports the metrics of the validation images, which also"
+            " choose the best epoch, so that these metrics are too good"
         )
     for name, split in dataset.splits.items():
         if not len(split):
-            raise ValueError(f"no images are in {name}: add some, or split the images otherwise")
+            raise UserError(f"no images are in {name}: add some, or change the split")
     counts = {name: np.array(list(row.values())) for name, row in dataset.counts().items()}
     if dataset.task == "multiclass" and (counts["train"] > 0).sum() < 2:
-        raise ValueError(
+        raise UserError(
             f"train has images of one class only: {dataset.counts()['train']}; add images of the"
             " others"
         )
     if dataset.task == "multilabel" and all(_one_hot(split) for split in dataset.splits.values()):
         logging.warning(
-            "every image shows one class and no more: if that is always so, give one label an image"
-            " in place of %d, for a multi-class set",
+            "every image shows exactly one class: if that is always so, give each image one label"
+            " instead of %d, and the set becomes a multi-class set",
             len(dataset.class_names),
         )
     for name, row in counts.items():
@@ -110,7 +121,7 @@ def _check_groups(dataset: Dataset, allowed: bool) -> None:
         _refuse(
             f"{len(shared)} of the patients (groups) are in more than one split: {listed(shared)}",
             "Put all images of each into one split, have the splits made here (data.fold, or of a"
-            " table data.split_column='')",
+            " table data.csv.split_column='')",
             allowed,
         )
 
@@ -118,7 +129,7 @@ def _check_groups(dataset: Dataset, allowed: bool) -> None:
 def _check_images(dataset: Dataset, findings: Findings, allowed: bool) -> None:
     problems = unreadable_images(dataset, findings)
     if problems:
-        raise ValueError(
+        raise UserError(
             f"{len(problems)} of {_total(dataset)} images cannot be read: {listed(problems)}."
             " Replace or remove them, or let data.allow_unreadable drop damaged files"
         )
@@ -143,11 +154,11 @@ def _check_images(dataset: Dataset, findings: Findings, allowed: bool) -> None:
 
 def _refuse(problem: str, remedy: str, allowed: bool) -> None:
     if not allowed:
-        raise ValueError(f"{problem}. {remedy}, {_ALLOW}")
+        raise UserError(f"{problem}. {remedy}, {_ALLOW}")
     logging.warning("%s. Results on such a split are too good", problem)
 
 
-def _look(
+def _findings(
     dataset: Dataset,
     preprocessing: Preprocessing,
     config: DataConfig,
@@ -155,7 +166,7 @@ def _look(
     say: Callable[[str], None],
 ) -> Findings:
     splits = dataset.splits
-    # Digests of files see their names and sizes only, and another image may have both.
+    # The digest of a file covers its name and size only, and another image may have both.
     files = [split.files if isinstance(split, AllFrames) else split for split in splits.values()]
     contents = [split.contents() for split in files if isinstance(split, FileSplit)]
     state = [VERSION, decoder_versions(), preprocessing.to_dict(), digests, contents]
@@ -163,13 +174,15 @@ def _look(
     path = config.cache_folder / "audit" / f"{key[:32]}.json"
     findings = Findings.read(path, key)
     if findings is None:
-        say(f"looking at {_total(dataset):,} images for damage and overlap ...")
+        say(f"checking {_total(dataset):,} images for damage and overlap ...")
         findings = Findings.of(splits, preprocessing.decode, preprocessing.frame)
         if not findings.unreadable:
             try:
                 findings.write(path, key)
             except OSError as error:
-                logging.warning("%s could not be written (%s): every run looks again", path, error)
+                logging.warning(
+                    "%s could not be written (%s): every run checks all images again", path, error
+                )
     return findings
 
 

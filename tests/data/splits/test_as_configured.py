@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from medmamba_jax.data import DataConfig, Dataset, InMemorySplit, build_dataset, write_split_table
+from medmamba_jax.data.config import FolderConfig, PhantomConfig
 from medmamba_jax.data.sources.class_names import in_natural_order
 
 
@@ -17,8 +18,11 @@ def folder(tmp_path, noise_png):
     return tmp_path / "images"
 
 
-def build(folder, **settings):
-    return build_dataset(DataConfig(source="image_folder", root=str(folder), **settings))
+PATIENTS = FolderConfig(group_pattern=r"(p[0-9]+)_")
+
+
+def build(path, **settings):
+    return build_dataset(DataConfig(path=str(path), **settings))
 
 
 def names(dataset):
@@ -28,7 +32,7 @@ def names(dataset):
 
 
 def test_a_pattern_tells_the_patients_of_a_folder(folder):
-    dataset = build(folder, group_pattern=r"/(p[0-9]+)_")
+    dataset = build(folder, folder=FolderConfig(r"/(p[0-9]+)_"))
     for split in dataset.splits.values():
         for row in range(len(split)):
             assert split.name(row).split("/")[1].split("_")[0] == split.groups[row]
@@ -38,7 +42,7 @@ def test_a_pattern_tells_the_patients_of_a_folder(folder):
 
 
 def test_folds_test_every_image_once_and_keep_patients_together(folder):
-    rounds = [build(folder, group_pattern=r"(p[0-9]+)_", fold=f"{fold}/5") for fold in range(1, 6)]
+    rounds = [build(folder, folder=PATIENTS, fold=f"{fold}/5") for fold in range(1, 6)]
     tested = [name for dataset in rounds for name in names(dataset)["test"]]
     assert len(tested) == len(set(tested)) == 60
     for dataset in rounds:
@@ -58,11 +62,11 @@ def test_folds_set_split_folders_aside(folder, caplog):
         path.write_bytes((folder / "train" / name).iterdir().__next__().read_bytes())
     dataset = build(folder, fold="1/2")
     assert sum(map(len, dataset.splits.values())) == 62
-    assert "the splits that images brings are set aside" in caplog.text
+    assert "the splits that images brings are not used" in caplog.text
 
 
 def test_a_split_that_was_written_is_read(folder, tmp_path):
-    first = build(folder, split_seed=5, group_pattern=r"(p[0-9]+)_")
+    first = build(folder, split_seed=5, folder=PATIENTS)
     path = tmp_path / "split.csv"
     write_split_table(path, first)
     rows = list(csv.DictReader(path.read_text().splitlines()))
@@ -106,7 +110,7 @@ def test_labels_of_a_multi_label_set_are_written_by_name(tmp_path):
 
 
 def test_phantoms_can_be_cross_validated():
-    config = {"phantom_images": 60, "split_seed": 3}
+    config = {"name": "phantom", "phantom": PhantomConfig(images=60), "split_seed": 3}
     tested = set()
     for fold in (1, 2, 3):
         dataset = build_dataset(DataConfig(fold=f"{fold}/3", **config))

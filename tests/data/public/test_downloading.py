@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from medmamba_jax import locking
-from medmamba_jax.data.public.download import download
+from medmamba_jax.data.public.downloading import download
 
 NAME = "file.bin"
 
@@ -103,7 +103,7 @@ def test_errors_are_os_errors(server, target):
 
 PROGRAM = """
 import pathlib, sys
-from medmamba_jax.data.public.download import download
+from medmamba_jax.data.public.downloading import download
 download(sys.argv[1], pathlib.Path(sys.argv[2]))
 """
 

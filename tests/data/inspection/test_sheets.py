@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from medmamba_jax.data.images.augmentation import POLICIES
-from medmamba_jax.data.inspection.augmentation_sheet import augmentation_sheet
+from medmamba_jax.data.inspection.sheets import augmentation_sheet
 
 TILE, GAP = 160, 4
 

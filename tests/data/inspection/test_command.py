@@ -1,23 +1,19 @@
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from medmamba_jax.data.__main__ import main
-from medmamba_jax.data.inspection.contact_sheet import contact_sheet
 from medmamba_jax.data.inspection.image_kinds import image_kind
+from medmamba_jax.data.inspection.sheets import contact_sheet
+from medmamba_jax.errors import UserError
 
 
 @pytest.fixture
-def inspect(tmp_path, capsys, monkeypatch):
-    """Returns a function (arguments) -> exit code, lines of stdout, lines of stderr."""
+def inspect(tmp_path, command, monkeypatch):
+    """Returns a function (*arguments) -> lines that `medmamba inspect` prints."""
     monkeypatch.chdir(tmp_path)
-
-    def inspect(*arguments):
-        code = main(["inspect", *map(str, arguments)])
-        captured = capsys.readouterr()
-        return code, captured.out.splitlines(), captured.err.splitlines()
-
-    return inspect
+    return lambda *arguments: command("inspect", *arguments)
 
 
 @pytest.fixture
@@ -37,8 +33,7 @@ def pixels(path):
 
 
 def test_a_folder_is_counted_and_drawn(inspect, folder):
-    code, out, _ = inspect(folder)
-    assert code == 0
+    out = inspect(folder)
     assert out == [
         f"images: images of the folder {folder}",
         "        all",
@@ -69,8 +64,8 @@ def test_a_table_tells_of_patients_and_overlap(inspect, folder):
     table = folder.parent / "my.csv"
     table.write_text("\n".join(["path,label,split,patient_id", *rows]))
     (folder / "9" / "p0_0.png").write_bytes(b"no image")
-    code, out, _ = inspect(table, "--output", "sheet.png")
-    assert code == 0 and out[1:6] == [
+    out = inspect(table, "--output", "sheet.png")
+    assert out[1:6] == [
         "          train  test",
         "9             2     1",
         "10            2     2",
@@ -87,32 +82,43 @@ def test_arrays_with_a_row_for_each_class_of_a_multi_label_set(inspect, tmp_path
     images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 5), np.uint8)
     labels = np.tile([[1, 0, 1], [0, 0, 1]], (6, 1))
     np.savez("many.npz", x=images, y=labels, class_names=np.array(["a", "none", "c"]))
-    code, out, _ = inspect("many.npz")
-    assert code == 0 and out[2:5] == ["a         6", "none      0", "c        12"]
+    out = inspect("many.npz")
+    assert out[2:5] == ["a         6", "none      0", "c        12"]
     assert "kinds: array, uint8, 5 channels (12)" in out
     assert pixels("many.png").shape == (3 * 154, 8 * 132 + 4, 3)
 
 
 def test_augmentation_is_drawn(inspect, folder):
-    code, out, _ = inspect(folder, "--augment", "light")
-    assert code == 0 and out[-1] == "picture: images_light.png"
+    out = inspect(folder, "--augment", "light")
+    assert out[-1] == "picture: images_light.png"
     assert pixels("images_light.png").shape[0] == 2 * 160 + 4  # an image of each class
 
 
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["no/folder"], "no folder or file no/folder: give one"),
+        (["no/folder"], "no folder or file no/folder: set data.path"),
         (["no.csv"], "no file no.csv"),
-        (["no_such_set", "--data-dir", "."], "no folder or file no_such_set: give one"),
+        (["no_such_set", "--data-dir", "."], "no folder or file no_such_set: set data.path"),
         (["images", "--output", "nowhere/x.png"], "nowhere/x.png cannot be written"),
-        (["images", "--group-pattern", "(x"], "data.group_pattern must be"),
+        (["images", "--group-pattern", "(x"], "data.folder.group_pattern must be"),
+        (["images", "--label-column", "x"], "data.csv.label_column is 'x', but the images come"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(inspect, folder, arguments, problem):
-    code, out, err = inspect(*arguments)
-    assert code == 2 and not out and len(err) == 1
-    assert err[0].startswith("error: ") and problem in err[0]
+def test_a_mistake_is_named(inspect, folder, arguments, problem):
+    with pytest.raises((UserError, FileNotFoundError), match=re.escape(problem)):
+        inspect(*arguments)
+
+
+def test_a_picture_that_exists_is_kept(inspect, folder):
+    picture = folder.parent / "images.png"
+    picture.write_bytes(b"my own")
+    with pytest.raises(UserError, match=r"images\.png exists: .* --output, .* --overwrite"):
+        inspect(folder)
+    assert picture.read_bytes() == b"my own"
+    assert inspect(folder, "--output", "other.png")[-1] == "picture: other.png"
+    assert inspect(folder, "--overwrite")[-1] == "picture: images.png"
+    assert pixels(picture).shape == (2 * 154, 4 * 132 + 4, 3)
 
 
 def test_kinds_of_files(encode):
@@ -131,8 +137,7 @@ def test_nothing_to_show_is_an_error():
 
 
 def test_real_chest_x_rays(inspect, real_data):
-    code, out, _ = inspect(real_data / "cxr_kermany_224" / "split.csv")
-    assert code == 0
+    out = inspect(real_data / "cxr_kermany_224" / "split.csv")
     assert "images     1,800  524   624" in out and "patients   1,514  468   427" in out
     assert "kinds: JPEG, 8-bit colour (2,948)" in out
     assert "nearly the same pixels in two splits: none" in out

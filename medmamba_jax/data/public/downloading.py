@@ -1,4 +1,4 @@
-"""Downloading a file: in pieces if need be, and under its name only when it is whole."""
+"""Downloading a file, in several tries if need be. It has its name only when it is complete."""
 
 import contextlib
 import http.client
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from medmamba_jax.files import write_atomically
 from medmamba_jax.locking import alone
 
 _TIMEOUT_SECONDS = 30
@@ -19,7 +20,7 @@ def download(url: str, target: Path) -> None:
     """Downloads a file, going on where an earlier try broke off.
 
     Until the last byte is there the file is called `<target>.part`. Beside it `<target>.part.tag`
-    keeps what the server said the file's version is: a file that has changed since is downloaded
+    keeps the version of the file that the server sent: a file that has changed since is downloaded
     from its start, as is one whose server names no version or sends no parts. If another process
     downloads the same file, this one waits for it by the lock `<target>.lock`.
 
@@ -61,7 +62,7 @@ def _open(url: str, part: Path, tag: Path) -> Iterator[tuple[http.client.HTTPRes
     with response:
         if start == 0:
             part.unlink(missing_ok=True)
-            tag.write_text(_version(response))
+            write_atomically(tag, _version(response))
         yield response, start
 
 

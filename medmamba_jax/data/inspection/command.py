@@ -1,6 +1,7 @@
-"""The subcommand `inspect` of `python -m medmamba_jax.data`: what images there are."""
+"""The subcommand `medmamba inspect`: what images there are."""
 
 import argparse
+import dataclasses
 from collections import Counter
 from pathlib import Path
 
@@ -14,64 +15,68 @@ from medmamba_jax.data.auditing.overlaps import (
     shared_groups,
     unreadable_images,
 )
-from medmamba_jax.data.build import BUILDERS, FINDERS
-from medmamba_jax.data.config import PUBLIC_SPLITS, DataConfig
+from medmamba_jax.data.build import find_images, source_of
+from medmamba_jax.data.config import CsvConfig, DataConfig, FolderConfig, PublicConfig
 from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.images.augmentation import POLICIES
-from medmamba_jax.data.images.decoding import IMAGE_SUFFIXES, open_image
-from medmamba_jax.data.inspection.augmentation_sheet import augmentation_sheet
-from medmamba_jax.data.inspection.contact_sheet import contact_sheet
+from medmamba_jax.data.images.decoding import open_image
 from medmamba_jax.data.inspection.image_kinds import image_kind
+from medmamba_jax.data.inspection.sheets import augmentation_sheet, contact_sheet
 from medmamba_jax.data.naming import listed
-from medmamba_jax.data.public.catalogue import CATALOGUE
-from medmamba_jax.data.tfds_source import DEFAULT_DATA_DIR
+from medmamba_jax.data.public.commands import Subcommands
+from medmamba_jax.data.sources.tfds_source import is_stored
+from medmamba_jax.errors import UserError
 
 _SHOWN = 8  # images of a class
 _AUGMENTED = 6  # images in all
-_OPTIONS = (
-    *("path_column", "label_column", "split_column", "group_column", "weight_column"),
-    "group_pattern",
-)
+_SECTIONS = (FolderConfig, CsvConfig, PublicConfig)  # whose settings are flags
 
 
-def add_inspect(subcommands) -> None:
+def add_inspect(subcommands: Subcommands) -> None:
     """Adds `inspect` to the subcommands of a parser."""
     parser = subcommands.add_parser(
         "inspect", help="count the images of a set, look for damage and overlap, and draw some"
     )
     parser.add_argument(
         "what",
-        metavar="NAME|FOLDER|CSV|NPZ",
-        help="a folder, a .csv or .npz file, or a public set, which is prepared if need be",
+        metavar="NAME|PATH",
+        help="a folder, a table or an npz file, or a public set, which is prepared if need be",
     )
     parser.add_argument(
         "--augment", choices=tuple(POLICIES), help="draw what this policy makes of a few images"
     )
     parser.add_argument("--output", metavar="PNG", help="the picture; by default NAME.png here")
-    for field in _OPTIONS:
-        default = getattr(DataConfig, field)
-        flag = f"--{field.replace('_', '-')}"
-        parser.add_argument(flag, default=default, help=f"as data.{field} ({default!r})")
-    parser.add_argument("--data-dir", default="", help="the data.root of a run with a public set")
-    parser.add_argument("--splits", choices=PUBLIC_SPLITS, default=DataConfig.splits)
+    parser.add_argument("--overwrite", action="store_true", help="replace the picture if it exists")
+    for section in _SECTIONS:
+        for field in dataclasses.fields(section):
+            flag, help_text = (
+                f"--{field.name.replace('_', '-')}",
+                f"as {section.title}.{field.name}",
+            )
+            if field.type is bool:
+                parser.add_argument(flag, action="store_true", help=help_text)
+            else:
+                parser.add_argument(
+                    flag, default=field.default, help=f"{help_text} ({field.default!r})"
+                )
     parser.set_defaults(run=inspect)
 
 
 def inspect(options: argparse.Namespace) -> str:
-    """Reads every image once, writes a picture and returns what there is to say, as text.
+    """Reads every image once, writes a picture, and returns a description of the images.
 
     Raises:
         DataUnavailableError, FileNotFoundError: if there are no images.
-        ValueError: if they make no data set, or the picture cannot be written.
+        UserError: if they make no data set, or the picture cannot be written.
     """
-    config = _config(options)
-    if config.source in FINDERS:
-        dataset = FINDERS[config.source](config).as_found()
-    else:
-        dataset = BUILDERS[config.source](config)
-    findings = Findings.of(dataset.splits, _decode)
+    dataset = find_images(_config(options)).as_found()
     policy = f"_{options.augment}" if options.augment else ""
     picture = Path(options.output or f"{dataset.name}{policy}.png")
+    if picture.exists() and not options.overwrite:  # before every image is read
+        raise UserError(
+            f"{picture} exists: choose another file with --output, or replace it with --overwrite"
+        )
+    findings = Findings.of(dataset.splits, _decode)
     _draw(dataset, findings, options.augment, picture)
     return "\n".join(
         [
@@ -85,23 +90,17 @@ def inspect(options: argparse.Namespace) -> str:
 
 
 def _config(options: argparse.Namespace) -> DataConfig:
-    path = Path(options.what).expanduser()
-    columns = {field: getattr(options, field) for field in _OPTIONS}
-    if path.is_dir():
-        return DataConfig(source="image_folder", root=str(path), **columns)
-    suffix = path.suffix.lower()
-    if suffix == ".csv":
-        return DataConfig(source="csv", table=str(path), **columns)
-    if suffix in IMAGE_SUFFIXES:
-        raise ValueError(f"{path} is a single image: give the folder of all, or a table")
-    if suffix == ".npz" or path.is_file():
-        return DataConfig(source="npz", root=str(path))
-    prepared = Path(options.data_dir or DEFAULT_DATA_DIR).expanduser() / options.what
-    if options.what not in CATALOGUE and not prepared.is_dir():
-        raise FileNotFoundError(f"no folder or file {path}: give one, or a name that `list` shows")
-    return DataConfig(
-        source="tfds", name=options.what, root=options.data_dir, splits=options.splits
-    )
+    sections = {
+        section.title.rpartition(".")[2]: section(
+            **{field.name: getattr(options, field.name) for field in dataclasses.fields(section)}
+        )
+        for section in _SECTIONS
+    }
+    by_name = DataConfig(name=options.what, **sections)
+    is_name = source_of(by_name) != "public" or is_stored(by_name)
+    if is_name and not Path(options.what).expanduser().exists():
+        return by_name
+    return DataConfig(path=options.what, **sections)
 
 
 def _decode(image: bytes | np.ndarray) -> np.ndarray:
@@ -189,7 +188,7 @@ def _draw(dataset: Dataset, findings: Findings, augment: str | None, path: Path)
     try:
         sheet.save(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be written ({error}): give another --output") from error
+        raise UserError(f"{path} cannot be written ({error}): give another --output") from error
 
 
 def _shows(labels: np.ndarray, label: int) -> np.ndarray:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from medmamba_jax.data import DataConfig, build_dataset
+from medmamba_jax.data import DataConfig, build_dataset, write_split_table
+from medmamba_jax.data.config import PublicConfig
 
 CLASSES = ("cat", "dog")
 
@@ -63,9 +64,11 @@ def prepare(tmp_path, noise_png):
 
 @pytest.fixture
 def build(tmp_path):
-    return lambda name="own", **fields: build_dataset(
-        DataConfig(source="tfds", name=name, root=str(tmp_path), **fields)
-    )
+    def build(name="own", splits="paper", **fields):
+        public = PublicConfig(data_dir=str(tmp_path), splits=splits)
+        return build_dataset(DataConfig(name=name, public=public, **fields))
+
+    return build
 
 
 def contents(split):
@@ -93,7 +96,7 @@ def test_val_is_split_off_train(prepare, build, caplog):
     assert contents(splits["test"]) == written["test"]
     assert len(splits["val"]) == 8 and len(splits["train"]) == 22
     assert contents(splits["train"]) | contents(splits["val"]) == written["train"]
-    assert "8 images for val off the split train by the seed 0" in caplog.text
+    assert "no val images: split 8 of 30 train images off by the seed 0" in caplog.text
 
 
 def test_missing_test_stays_missing(prepare, build):
@@ -169,13 +172,35 @@ def test_patients_are_for_public_sets(prepare, build):
         build(splits="patient")
 
 
-def test_folds_are_not_for_own_sets(prepare, build):
-    prepare({"train": 4})
-    with pytest.raises(ValueError, match=r"data\.fold is not for sets that you prepared .* own"):
-        build(fold="1/2")
+def test_folds_test_every_image_once(prepare, build):
+    written = prepare({"train": 20, "val": 4, "test": 6})
+    tested = [contents(build(fold=f"{fold}/3").splits["test"]) for fold in (1, 2, 3)]
+    assert [len(images) for images in tested] == [10, 10, 10]
+    assert tested[0] | tested[1] | tested[2] == written["train"] | written["val"] | written["test"]
 
 
-@pytest.mark.parametrize("name", ["mnist", "kvasr", "../own", "", "own:7.0.0"])
+def test_a_split_file_says_where_images_belong(tmp_path, prepare, build):
+    prepare({"train": 20, "val": 4, "test": 6})
+    first = build(fold="2/3")
+    write_split_table(tmp_path / "split.csv", first)
+    again = build(split_file=str(tmp_path / "split.csv"))
+    assert {name: split.digest() for name, split in again.splits.items()} == {
+        name: split.digest() for name, split in first.splits.items()
+    }
+
+
+def test_a_split_file_needs_different_names(tmp_path, prepare, build):
+    prepare(
+        {"train": 20, "val": 4},
+        FEATURES | {"filename": tfds.features.Text()},
+        filename=lambda i: f"{i}.png",
+    )
+    write_split_table(tmp_path / "split.csv", build())
+    with pytest.raises(ValueError, match=r"two images are called 0\.png"):
+        build(split_file=str(tmp_path / "split.csv"))
+
+
+@pytest.mark.parametrize("name", ["mnist", "kvasr", "../own", "own:7.0.0"])
 def test_a_name_that_is_not_there(tmp_path, prepare, build, name):
     prepare({"train": 4})
     with pytest.raises(ValueError, match=rf"data\.name = '{name}' is no .* but \['own'\]") as error:

@@ -1,0 +1,87 @@
+"""Pictures of images, in rows of tiles."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from medmamba_jax.data.images.augmentation import POLICIES
+from medmamba_jax.data.images.planes import from_planes, to_planes
+from medmamba_jax.errors import UserError
+
+_GAP = 4  # pixels between tiles
+_TILE = 128  # pixels, both sides, of a contact sheet
+_HEADING = 22
+_BACKGROUND, _INK, _MARGIN = "white", "black", "gainsboro"
+_AUGMENTED_TILE = 160  # pixels, both sides, of an augmentation sheet
+_DRAWS = 6  # of the policy for each image
+
+
+def contact_sheet(rows: Mapping[str, Sequence[np.ndarray]]) -> Image.Image:
+    """Draws a row for each class, under its name.
+
+    An image keeps its aspect ratio. Of images with other than 1, 3 or 4 channels the first is
+    shown; alpha is not.
+
+    Args:
+        rows: heading -> images, uint8 (h, w, c); a row may be empty.
+
+    Raises:
+        UserError: if there are no images at all.
+    """
+    columns = max(map(len, rows.values()), default=0)
+    if not columns:
+        raise UserError("no images to show")
+    height = _HEADING + _TILE + _GAP
+    sheet = Image.new("RGB", (columns * (_TILE + _GAP) + _GAP, height * len(rows)), _BACKGROUND)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    for i, (heading, images) in enumerate(rows.items()):
+        draw.text((_GAP, i * height + 2), heading, _INK, font)
+        for column, pixels in enumerate(images):
+            place = (_GAP + column * (_TILE + _GAP), i * height + _HEADING)
+            sheet.paste(_tile(pixels), place)
+    return sheet
+
+
+def _tile(pixels: np.ndarray) -> Image.Image:
+    shown = pixels[..., :3] if pixels.shape[2] in (3, 4) else pixels[..., 0]
+    image = Image.fromarray(np.ascontiguousarray(shown)).convert("RGB")
+    return ImageOps.pad(image, (_TILE, _TILE), Image.Resampling.LANCZOS, _MARGIN)
+
+
+def augmentation_sheet(images: Sequence[np.ndarray], policy: str, seed: int) -> Image.Image:
+    """Draws a row for each image: the image itself, then what six draws of the policy make of it.
+
+    Every tile is resized to a square, as training resizes to the model's input. Of images with
+    other than 1 or 3 channels the first is shown.
+
+    Args:
+        images: uint8 (h, w, c), as `Preprocessing.decode` returns them; sizes may differ.
+        policy: name in `POLICIES`.
+        seed: the same seed gives the same picture.
+
+    Raises:
+        UserError: if there are no images, or no such policy.
+    """
+    if policy not in POLICIES:
+        raise UserError(f"augmentation must be one of {tuple(POLICIES)}; got {policy!r}")
+    if not images:
+        raise UserError("no images to show the augmentation on")
+    step = _AUGMENTED_TILE + _GAP
+    size = (step * (1 + _DRAWS) - _GAP, step * len(images) - _GAP)
+    sheet = Image.new("RGB", size, "white")
+    for row, pixels in enumerate(images):
+        height, width, _ = pixels.shape
+        rng = np.random.default_rng((seed, row))
+        drawn = [POLICIES[policy](width, height, rng) for _ in range(_DRAWS)]
+        for column, transform in enumerate([POLICIES["none"](width, height, rng), *drawn]):
+            changed = from_planes([transform(plane) for plane in to_planes(pixels)])
+            sheet.paste(_augmented_tile(changed), (step * column, step * row))
+    return sheet
+
+
+def _augmented_tile(pixels: np.ndarray) -> Image.Image:
+    shown = pixels if pixels.shape[2] == 3 else pixels[..., 0]
+    return Image.fromarray(shown).resize(
+        (_AUGMENTED_TILE, _AUGMENTED_TILE), Image.Resampling.BILINEAR
+    )

@@ -1,0 +1,72 @@
+"""What a process that reads images has to import."""
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+from medmamba_jax.data import DataConfig, Preprocessing, build_dataset
+from medmamba_jax.data.config import PhantomConfig
+from medmamba_jax.data.reading.cached_splits import CachedSplit, OnDisk, Prepared
+from medmamba_jax.data.sources.frames import AllFrames
+
+# Python runs this file at the start of every process that finds it, worker processes too. Grain
+# itself imports JAX and Orbax where they are installed, and does without them where they are not.
+SITECUSTOMIZE = """
+import sys
+
+HEAVY = ("jax", "jaxlib", "flax", "optax", "orbax", "sklearn", "tensorflow_datasets")
+
+
+class Refused:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in HEAVY:
+            raise ImportError(f"{name} is not to be imported")
+
+
+sys.meta_path.insert(0, Refused())
+"""
+PROGRAM = """
+import pickle
+import sys
+
+from medmamba_jax.data import eval_batches, train_batches
+
+if __name__ == "__main__":
+    with open(sys.argv[1], "rb") as file:
+        split, preprocessing = pickle.load(file)
+    options = {"batch_size": 4, "num_workers": 1}
+    with train_batches(split, preprocessing, "light", seed=0, **options) as batches:
+        assert next(batches)["image"].shape == (4, 32, 32, 1)
+    with eval_batches(split, preprocessing, **options) as batches:
+        assert next(batches)["image"].shape == (4, 32, 32, 1)
+    for name in ("jax", "flax", "orbax", "sklearn", "tensorflow_datasets"):
+        assert name not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("kind", ["files", "arrays", "frames", "kept on disk"])
+def test_reading_imports_neither_jax_nor_what_splits_images(tmp_path, noise_png, kind):
+    for i in range(40):
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(noise_png(i))
+    config = DataConfig(path=str(tmp_path / "images"), image_size=32)
+    if kind == "arrays":
+        config = DataConfig(name="phantom", phantom=PhantomConfig(images=30), image_size=32)
+    preprocessing = Preprocessing.from_config(config, 1)
+    split = build_dataset(config).splits["train"]
+    if kind == "frames":
+        split = AllFrames(split)
+    elif kind == "kept on disk":
+        prepared = Prepared(split, preprocessing, resized=True)
+        split = CachedSplit(split, OnDisk(prepared, tmp_path / "cache"))
+    (tmp_path / "sent.pickle").write_bytes(pickle.dumps((split, preprocessing)))
+    (tmp_path / "sitecustomize.py").write_text(SITECUSTOMIZE)
+    (tmp_path / "program.py").write_text(PROGRAM)
+    subprocess.run(
+        [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "sent.pickle")],
+        check=True,
+        env={"PYTHONPATH": ":".join([str(tmp_path), *sys.path])},
+    )
