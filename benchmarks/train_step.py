@@ -16,34 +16,34 @@ import numpy as np
 import medmamba_jax as mm
 from benchmarks.timing import seconds_per_call, write_json
 from medmamba_jax.data import Preprocessing
-from medmamba_jax.predictor import normalize
+from medmamba_jax.models import abstract_weights, evaluation_graphdef, training_graphdef
+from medmamba_jax.predictor import forward, normalize
 from medmamba_jax.training.config import TrainConfig
-from medmamba_jax.training.losses import cross_entropy
-from medmamba_jax.training.optimizer import make_optimizer
-from medmamba_jax.training.step import StepSpec, eval_step, graphdefs, init_state, train_step
+from medmamba_jax.training.losses import make_loss
+from medmamba_jax.training.optimizer import frozen_mask, make_optimizer
+from medmamba_jax.training.step import StepSpec, init_state, train_step
 
 
 def measure(config: mm.MedMambaConfig, batch_size: int, side: int, args) -> dict[str, float]:
     """Returns one row's figures."""
     preprocessing = Preprocessing((side, side), config.in_channels, "bilinear", (0.5,), (0.5,))
-    training, evaluation = graphdefs(config)
-    optimizer = make_optimizer(TrainConfig(), steps_per_epoch=100)
+    params, _ = abstract_weights(config)
     spec = StepSpec(
-        training,
-        evaluation,
-        optimizer,
-        functools.partial(normalize, preprocessing=preprocessing),
-        cross_entropy,
+        graphdef=training_graphdef(config),
+        optimizer=make_optimizer(TrainConfig(), 100, params),
+        normalize=functools.partial(normalize, preprocessing=preprocessing),
+        loss=make_loss("cross_entropy", "multiclass", None, {"label_smoothing": 0.0}),
+        frozen=frozen_mask(params, []),
     )
     rng = np.random.default_rng(0)
     batch = jax.device_put(
         {
             "image": rng.integers(0, 256, (batch_size, side, side, config.in_channels), np.uint8),
             "label": rng.integers(0, config.num_classes, batch_size, np.int32),
-            "mask": np.ones(batch_size, bool),
         }
     )
-    state = jax.jit(functools.partial(init_state, config, optimizer, 0))()
+    make = functools.partial(init_state, config, spec.optimizer, 0, average=False)
+    state = jax.jit(make)()
     step = jax.jit(functools.partial(train_step, spec=spec), donate_argnums=0)
     begun = time.perf_counter()
     step = step.lower(state, batch).compile()
@@ -53,11 +53,15 @@ def measure(config: mm.MedMambaConfig, batch_size: int, side: int, args) -> dict
     }
     if args.compile_only:
         return row
-    infer = jax.jit(functools.partial(eval_step, spec=spec))
-    infer = infer.lower(state.params, state.variables, batch).compile()
-    seconds = seconds_per_call(
-        lambda: infer(state.params, state.variables, batch), calls=args.calls, groups=args.groups
+    infer = functools.partial(
+        forward,
+        what="logits",
+        graphdef=evaluation_graphdef(config),
+        preprocessing=preprocessing,
     )
+    inputs = (state.params, state.statistics, batch["image"])
+    infer = jax.jit(infer).lower(*inputs).compile()
+    seconds = seconds_per_call(lambda: infer(*inputs), calls=args.calls, groups=args.groups)
     row["inference_images_per_second"] = batch_size / seconds
 
     def take_step():

@@ -1,18 +1,184 @@
-"""The step from images in a batch to the input of the model."""
+"""A trained model, ready to use: images in, probabilities out."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
+from medmamba_jax.data.dataset import InMemorySplit, Split
 from medmamba_jax.data.images.preprocessing import Preprocessing
+from medmamba_jax.data.reading.loading import eval_batches
+from medmamba_jax.errors import UserError
+from medmamba_jax.interop import read_weights
+from medmamba_jax.metrics import TASKS, Outputs, probabilities
+from medmamba_jax.models import MedMamba, MedMambaConfig, evaluation_graphdef
+from medmamba_jax.parallel import DataParallel
+
+Image = str | pathlib.Path | bytes | np.ndarray
+BATCH_SIZE = 64  # images in a batch, unless the caller says otherwise
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictor:
+    """A trained model: everything that is needed to classify an image, and nothing else.
+
+    Attributes:
+        model: the architecture.
+        params: parameters, nested dictionaries of float32 arrays.
+        statistics: running statistics of the BatchNorms, likewise.
+        preprocessing: how image files become arrays.
+        class_names: what each output stands for, in order.
+        task: "multiclass": the probabilities of an image add up to 1; "multilabel": each is a yes
+            or no of its own.
+        batch_size: the most images in a batch.
+        parallel: the devices. A batch is split over them.
+
+    Raises:
+        UserError: the parts do not fit together.
+    """
+
+    model: MedMambaConfig
+    params: Any
+    statistics: Any
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+    task: str = "multiclass"
+    batch_size: int = BATCH_SIZE
+    parallel: DataParallel = dataclasses.field(default_factory=DataParallel.over_all_devices)
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise UserError(f"a predictor's task must be one of {TASKS}; got {self.task!r}")
+        if len(self.class_names) != self.model.num_classes:
+            raise UserError(
+                f"the model has {self.model.num_classes} outputs, but class_names has"
+                f" {len(self.class_names)} names: {self.class_names}"
+            )
+        check_image_size(self.model, self.preprocessing)
+
+    @classmethod
+    def from_torch(
+        cls,
+        path: str | pathlib.Path,
+        *,
+        class_names: Sequence[str],
+        preprocessing: Preprocessing,
+        task: str = "multiclass",
+        **changes: Any,
+    ) -> "Predictor":
+        """Reads official weights; the file does not say what goes in and what comes out.
+
+        Args:
+            path: a `.safetensors`, `.pth` or `.pt` file. The latter two need the extra `torch`.
+            class_names: what each output stands for, in order.
+            preprocessing: how the images of the training set became arrays.
+            task: "multiclass" or "multilabel".
+            **changes: fields of `MedMambaConfig` that weights do not show, such as
+                `compute_dtype`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ImportError: a `.pth` or `.pt` file, and PyTorch is not installed.
+            UserError: the file holds no MedMamba, or the number of classes or of channels differs.
+        """
+        model, params, statistics = read_weights(path, **changes)
+        parallel = DataParallel.over_all_devices()
+        params, statistics = jax.device_put((params, statistics), parallel.replicated)
+        return cls(
+            model, params, statistics, preprocessing, tuple(class_names), task, parallel=parallel
+        )
+
+    def predict(self, images: Image | Sequence[Image] | Split) -> dict[str, float] | np.ndarray:
+        """Classifies one image, or several.
+
+        Args:
+            images: one image: the path of a file, the bytes of a file, or an array (h, w) or
+                (h, w, c); or a sequence of these, an array (n, h, w, c), or a split of a data set.
+
+        Returns:
+            Of one image {class name: probability}, in the order of `class_names`; of several
+            probabilities, float64 (n, classes), with the classes in that order.
+
+        Raises:
+            DataUnavailableError: the package that reads such a file is not installed.
+            UserError: an image cannot be read; the message names it.
+        """
+        one = isinstance(images, (str, pathlib.Path, bytes)) or (
+            isinstance(images, np.ndarray) and images.ndim < 4
+        )
+        split = images if hasattr(images, "labels") else _unlabelled([images] if one else images)
+        table = probabilities(self.logits(split), self.task)
+        return dict(zip(self.class_names, table[0].tolist(), strict=True)) if one else table
+
+    def module(self) -> MedMamba:
+        """Returns the network itself, in evaluation mode, for code that calls it on arrays."""
+        return nnx.merge(evaluation_graphdef(self.model), self.params, self.statistics)
+
+    def outputs(self, images: Split, *, num_workers: int = 0) -> Outputs:
+        """Returns labels and logits of every image of a split, in its order, for the metrics."""
+        logits = self.logits(images, num_workers=num_workers)
+        return Outputs(self.task, self.class_names, np.asarray(images.labels), logits)
+
+    def logits(self, images: Split, *, num_workers: int = 0) -> np.ndarray:
+        """Returns the model's outputs before softmax or sigmoid, float32 (n, classes)."""
+        return self._run("logits", images, num_workers)
+
+    def features(self, images: Split, *, num_workers: int = 0) -> np.ndarray:
+        """Returns the pooled features that the head reads, float32 (n, model.num_features)."""
+        return self._run("features", images, num_workers)
+
+    def _run(self, what: str, images: Split, num_workers: int) -> np.ndarray:
+        """Runs the model on every image, in batches of one shape; the last one is filled up."""
+        compute = _compiled(what, self.model, self.preprocessing, self.parallel)
+        batches = eval_batches(
+            images,
+            self.preprocessing,
+            batch_size=self._batch_size(len(images)),
+            num_workers=num_workers,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        with batches:
+            found = [
+                compute(self.params, self.statistics, self.parallel.put_batch(batch)["image"])
+                for batch in batches
+            ]
+        return np.concatenate(jax.device_get(found))[: len(images)]
+
+    def _batch_size(self, num_images: int) -> int:
+        """A power of two for few images, so that few shapes are compiled; else `batch_size`."""
+        size = min(self.batch_size, 1 << max(num_images - 1, 0).bit_length())
+        devices = len(self.parallel.devices)
+        return -(-size // devices) * devices
+
+
+def check_image_size(model: MedMambaConfig, preprocessing: Preprocessing) -> None:
+    """Raises UserError if the model's last stage would have no pixel."""
+    if min(preprocessing.image_size) < model.min_image_size:
+        height, width = preprocessing.image_size
+        raise UserError(
+            f"data.image_size is {height}x{width} px and must be at least {model.min_image_size}"
+            f" with model.patch_size = {model.patch_size}"
+        )
+    if preprocessing.channels != model.in_channels:
+        raise UserError(
+            f"the model reads {model.in_channels} channels, but the preprocessing gives"
+            f" {preprocessing.channels}"
+        )
 
 
 def normalize(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:
-    """Computes `(images / 255 - mean) / std`, inside a jitted function.
+    """Computes `(images / 255 - mean) / std`; written for use inside a jitted function.
 
     Args:
-        images: uint8 (b, h, w, c) with the channels of `preprocessing`.
-        preprocessing: its `mean` and `std` are on the scale from 0 to 1.
+        images: uint8 (b, h, w, c).
+        preprocessing: `mean` and `std`.
 
     Returns:
         float32 (b, h, w, c).
@@ -21,3 +187,38 @@ def normalize(images: jax.Array, preprocessing: Preprocessing) -> jax.Array:
     mean = jnp.asarray(np.broadcast_to(preprocessing.mean, shape), jnp.float32)
     std = jnp.asarray(np.broadcast_to(preprocessing.std, shape), jnp.float32)
     return (images.astype(jnp.float32) / 255 - mean) / std
+
+
+def forward(
+    params: Any,
+    statistics: Any,
+    images: jax.Array,
+    *,
+    what: str,
+    graphdef: nnx.GraphDef,
+    preprocessing: Preprocessing,
+) -> jax.Array:
+    """Returns the model's logits, or its pooled features, of uint8 images (b, h, w, c)."""
+    model = nnx.merge(graphdef, params, statistics)
+    images = normalize(images, preprocessing)
+    return model(images) if what == "logits" else model.pooled(images)
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(
+    what: str, model: MedMambaConfig, preprocessing: Preprocessing, parallel: DataParallel
+) -> Callable[..., jax.Array]:
+    """Returns `forward`, jitted. Predictors of one architecture share it, whatever the weights."""
+    call = functools.partial(
+        forward, what=what, graphdef=evaluation_graphdef(model), preprocessing=preprocessing
+    )
+    return jax.jit(call, out_shardings=parallel.replicated)
+
+
+def _unlabelled(images: Sequence[Image] | np.ndarray) -> Split:
+    """Returns images as a split; its labels mean nothing."""
+    names = [
+        str(image) if isinstance(image, (str, pathlib.Path)) else f"image {row}"
+        for row, image in enumerate(images)
+    ]
+    return InMemorySplit(list(images), np.zeros(len(names), np.int32), names=names)

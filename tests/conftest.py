@@ -1,6 +1,7 @@
 """The process that tests run in: eight CPU devices, and compilation that does not dawdle."""
 
 import atexit
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -18,3 +19,84 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+import jax
+import numpy as np
+import pytest
+
+import medmamba_jax as mm
+
+# Two stages compile in half of the time that the four of `medmamba_nano` take.
+mm.VARIANTS["tiny"] = {"depths": (1, 1), "dims": (8, 16)}
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Runs on the first device; `monkeypatch.undo()` gives the others back."""
+    use_one_device(monkeypatch)
+
+
+def use_one_device(monkeypatch):
+    first = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda *_: first)
+
+
+@pytest.fixture(scope="session")
+def images():
+    """Two classes that differ in brightness; 20 train, 10 val and 9 test images of 32 px."""
+    rng = np.random.default_rng(0)
+
+    def split(n):
+        labels = np.arange(n) % 2
+        base = 90 + 70 * labels[:, None, None]
+        pixels = np.clip(base + rng.normal(0, 40, (n, 32, 32)), 0, 255)
+        return mm.InMemorySplit(pixels.astype(np.uint8), labels)
+
+    splits = {"train": split(20), "val": split(10), "test": split(9)}
+    return mm.Dataset("blobs", "random blobs", ("dark", "bright"), splits, synthetic=True)
+
+
+@pytest.fixture(scope="session")
+def marked_images():
+    """As many images with any of two marks, a bright left and a bright right; some not known."""
+    rng = np.random.default_rng(0)
+
+    def split(n):
+        marks = np.stack([np.arange(n) % 2, np.arange(n) // 2 % 2], axis=1).astype(np.float32)
+        pixels = 90 + 70 * np.repeat(marks, 16, axis=1)[:, None, :] + rng.normal(0, 40, (n, 32, 32))
+        marks[::5, 0] = marks[1::5, 1] = np.nan
+        return mm.InMemorySplit(np.clip(pixels, 0, 255).astype(np.uint8), marks)
+
+    splits = {"train": split(20), "val": split(10), "test": split(9)}
+    return mm.Dataset("marks", "random marks", ("left", "right"), splits, True, "multilabel")
+
+
+@pytest.fixture(scope="session")
+def config():
+    """Returns a function (**changes of the section train) -> a small configuration."""
+
+    def config(**changes):
+        small = mm.default_config()
+        small.model.variant = "tiny"
+        small.data.image_size = 32
+        small.train.update(epochs=2, batch_size=8, lr=1e-3)
+        built = mm.Config.of(small)
+        return dataclasses.replace(built, train=dataclasses.replace(built.train, **changes))
+
+    return config
+
+
+@pytest.fixture(scope="session")
+def trained(config, images, tmp_path_factory):
+    """Workdir and results of `config(epochs=2)` on `images`; to be read only."""
+    workdir = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        use_one_device(monkeypatch)
+        results = mm.train(config(epochs=2), workdir, images)
+    return workdir, results
+
+
+@pytest.fixture
+def run_of_two_epochs(trained, tmp_path):
+    """A workdir of one's own that holds the trained run."""
+    return shutil.copytree(trained[0], tmp_path / "run")

@@ -4,9 +4,10 @@
 that belong to it give a model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 from flax import nnx
 
 from medmamba_jax.models.config import MedMambaConfig
@@ -72,3 +73,22 @@ def training_graphdef(
     for path, norm in batch_norms(model).items():
         norm.use_running_average = frozen is not None and frozen(path)
     return nnx.graphdef(model)
+
+
+def name_of(path: tuple[Any, ...]) -> str:
+    """Returns the dotted name of a leaf, such as "stages.0.blocks.conv1.kernel".
+
+    Args:
+      path: what `jax.tree_util` functions "with path" give.
+    """
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def by_name(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of a tree by their dotted names."""
+    return {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def with_tensors(tree: Any, tensors: Mapping[str, Any]) -> Any:
+    """Returns a tree in which the tensors with these dotted names take the place of others."""
+    return jax.tree_util.tree_map_with_path(lambda path, x: tensors.get(name_of(path), x), tree)

@@ -1,7 +1,15 @@
-"""What a run leaves behind: its description and its checkpoints, written and read back."""
+"""A run's folder: its description, its checkpoints, and the trained model in it."""
 
 from medmamba_jax.runs.description import RunDescription
-from medmamba_jax.runs.load import load_best
+from medmamba_jax.runs.run import Run, TrainedWeights, load_run, read_trained_weights
 from medmamba_jax.runs.store import CheckpointStore, Progress
 
-__all__ = ["CheckpointStore", "Progress", "RunDescription", "load_best"]
+__all__ = [
+    "CheckpointStore",
+    "Progress",
+    "Run",
+    "RunDescription",
+    "TrainedWeights",
+    "load_run",
+    "read_trained_weights",
+]

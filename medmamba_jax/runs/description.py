@@ -1,36 +1,43 @@
-"""`run.json`: what weights alone do not say and evaluation must not guess."""
+"""`run.json`: what weights alone do not say and later uses of a run must not guess."""
 
 import dataclasses
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
+from absl import logging
+
 from medmamba_jax.data import Preprocessing
+from medmamba_jax.errors import UserError
+from medmamba_jax.files import write_atomically
 from medmamba_jax.models import MedMambaConfig
 
 FILE = "run.json"
-CHECKPOINTS = "checkpoints"
+FORMAT = 2  # a version of the package reads this format and all earlier ones
 
 
 @dataclasses.dataclass(frozen=True)
 class RunDescription:
-    """What a trained model is and what its inputs and outputs mean.
+    """What a trained model is, and what its inputs and outputs mean.
 
     Attributes:
-        experiment: the resolved configuration, as `Experiment.to_dict` writes it.
+        config: the run's configuration, as `Config.to_dict` returns it.
         model: the architecture.
-        preprocessing: how images were prepared.
+        preprocessing: how image files become arrays.
         class_names: what each logit stands for.
-        task: "multiclass", where the softmax of the logits are probabilities, or "multilabel",
-            where the sigmoid of each is.
+        task: "multiclass", where the softmax of the logits gives probabilities, or "multilabel",
+            where the sigmoid of each does.
         best_metric: the validation metric that chooses the best checkpoint.
         dataset: name of the images.
-        images_sha256: split -> its `digest()`, which tells whether images were added, taken away,
-            renamed or split otherwise; of files it sees path and size.
-        synthetic: whether a program drew them.
+        images_sha256: split -> its `digest()`. It changes when images are added, removed, renamed
+            or split in another way. Of files it covers path and size.
+        synthetic: whether a program drew the images.
+        averaged: whether the evaluated parameters are the moving averages (`train.ema_decay`).
+        format: the format of the file that this was read from.
     """
 
-    experiment: dict[str, Any]
+    config: dict[str, Any]
     model: MedMambaConfig
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
@@ -39,52 +46,101 @@ class RunDescription:
     dataset: str
     images_sha256: dict[str, str]
     synthetic: bool
+    averaged: bool = False
+    format: int = FORMAT
 
     def write(self, workdir: pathlib.Path) -> None:
         """Writes `run.json`, whole or not at all."""
-        values = {
-            "experiment": self.experiment,
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values |= {
+            "format": FORMAT,
             "model": dataclasses.asdict(self.model),
             "preprocessing": self.preprocessing.to_dict(),
-            "class_names": list(self.class_names),
-            "task": self.task,
-            "best_metric": self.best_metric,
-            "dataset": self.dataset,
-            "images_sha256": self.images_sha256,
-            "synthetic": self.synthetic,
         }
-        partial = workdir / (FILE + ".partial")
-        partial.write_text(json.dumps(values, indent=2) + "\n")
-        partial.replace(workdir / FILE)
+        write_atomically(workdir / FILE, json.dumps(values, indent=2) + "\n")
 
     @classmethod
-    def read(cls, workdir: pathlib.Path) -> "RunDescription":
-        """Reads `run.json`.
+    def read(cls, workdir: str | pathlib.Path) -> "RunDescription":
+        """Reads `run.json`, also of an earlier format.
+
+        Keys that an earlier version did not write have their defaults. Keys that this version does
+        not know are named in one warning and left out.
 
         Raises:
-            FileNotFoundError: if the folder holds no run.
-            ValueError: if another version of this package wrote it.
+            FileNotFoundError: the folder holds no run.
+            UserError: the file is damaged, or a later version with another format wrote it.
         """
-        path = workdir / FILE
+        path = pathlib.Path(workdir) / FILE
         if not path.is_file():
             raise FileNotFoundError(
                 f"{workdir} holds no run ({FILE} is missing); train first, or give a run's folder"
             )
-        values = json.loads(path.read_text())
-        missing = {field.name for field in dataclasses.fields(cls)} - values.keys()
-        if missing:
-            raise ValueError(
-                f"{path} lacks {sorted(missing)}: another version of medmamba_jax wrote it; "
-                "continue the run with that version, or give a new workdir"
+        try:
+            values = json.loads(path.read_text())
+            written_in = values.get("format", 1)
+            if written_in > FORMAT:
+                raise UserError(
+                    f"{path} has the format {written_in}, and this version of medmamba_jax reads"
+                    f" formats up to {FORMAT}: install a later version"
+                )
+            if written_in == 1:
+                values = _from_format_1(values)
+            return cls._of(values, path, written_in)
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path} is damaged ({type(error).__name__}: {error}): restore it from a copy"
+            ) from error
+
+    @classmethod
+    def _of(
+        cls, values: Mapping[str, Any], path: pathlib.Path, written_in: int
+    ) -> "RunDescription":
+        known = {field.name for field in dataclasses.fields(cls)}
+        ignored = sorted(values.keys() - known)
+        model, unknown = _fields(MedMambaConfig, values["model"])
+        ignored += [f"model.{key}" for key in unknown]
+        preprocessing = Preprocessing.from_dict(values["preprocessing"], ignored=ignored)
+        if ignored:
+            logging.warning(
+                "%s has keys that this version does not know: %s", path, ", ".join(ignored)
             )
+        kept = {key: value for key, value in values.items() if key in known}
         return cls(
-            experiment=values["experiment"],
-            model=MedMambaConfig(**values["model"]),
-            preprocessing=Preprocessing.from_dict(values["preprocessing"]),
-            class_names=tuple(values["class_names"]),
-            task=values["task"],
-            best_metric=values["best_metric"],
-            dataset=values["dataset"],
-            images_sha256=values["images_sha256"],
-            synthetic=values["synthetic"],
+            **kept
+            | {
+                "model": MedMambaConfig(**model),
+                "preprocessing": preprocessing,
+                "class_names": tuple(values["class_names"]),
+                "format": written_in,
+            }
         )
+
+
+def _fields(cls: type, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Returns the values of the fields of a dataclass, and the keys that are none of them."""
+    names = {field.name for field in dataclasses.fields(cls)}
+    known = {key: value for key, value in values.items() if key in names}
+    return known, sorted(values.keys() - names)
+
+
+def _from_format_1(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `run.json` of format 1, which had no format number, in today's keys."""
+    config = values["experiment"]
+    data = dict(config["data"])
+    source = data.pop("source")
+    root, table, name = data.pop("root"), data.pop("table"), data.pop("name")
+    public = {
+        "data_dir": root if source == "tfds" else "",
+        **{key: data.pop(key) for key in ("manual_dir", "splits", "accept_changed_files")},
+    }
+    columns = ("path_column", "label_column", "split_column", "group_column", "weight_column")
+    data |= {
+        "path": {"csv": table, "image_folder": root, "npz": root}.get(source, ""),
+        "name": {"tfds": name, "phantom": "phantom"}.get(source, ""),
+        "public": public,
+        "csv": {key: data.pop(key) for key in columns if key in data},
+        "folder": {"group_pattern": data.pop("group_pattern")},
+        "phantom": {"images": data.pop("phantom_images")},
+    }
+    kept = {key: value for key, value in values.items() if key != "experiment"}
+    return kept | {"config": {**config, "data": data}}

@@ -2,11 +2,14 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
+
+_RANK = "improved_in_epoch"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,50 +18,58 @@ class Progress:
 
     Attributes:
         epoch: epochs finished.
-        best_epoch: the epoch with the best validation metric so far; the first of equals.
-        best_value: that metric's value there.
+        best_epoch: the best epoch so far; the first of equals. 0 before the first epoch.
+        best_values: its validation metrics: the one that chooses the best checkpoint, then the
+            tie-breakers.
     """
 
-    epoch: int
-    best_epoch: int
-    best_value: float
+    epoch: int = 0
+    best_epoch: int = 0
+    best_values: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
 
 
 class CheckpointStore:
     """Keeps two checkpoints in a folder, the latest and the best; a context manager.
 
-    A checkpoint is numbered by its epoch and holds the parts of the training state, each of which
-    can be read alone, and the progress. Saving is asynchronous and atomic: one that is interrupted
-    leaves no checkpoint behind, and the one before it stays.
+    A checkpoint is numbered by its epoch. It holds the progress and the parts of the training
+    state, each of which can be read alone. Saving is asynchronous and atomic: if it is interrupted,
+    it leaves no checkpoint behind, and the one before it stays.
 
     Args:
-        directory: created if it does not exist.
+        directory: created if it does not exist, unless `read_only`.
+        read_only: whether to change nothing in the folder. A run may be training there.
     """
 
-    def __init__(self, directory: pathlib.Path):
+    def __init__(self, directory: pathlib.Path, *, read_only: bool = False):
         # A checkpoint is the best for as long as no later one improved on it, so that "improved
         # last" ranks them: no comparison of floats or NaN, and the first of equals wins.
-        rank = "improved_in_epoch"
         policies = checkpoint_managers
-        self._manager = ocp.CheckpointManager(
-            directory.resolve(),
-            options=ocp.CheckpointManagerOptions(
-                best_fn=lambda metrics: metrics[rank],
-                best_mode="max",
-                preservation_policy=policies.AnyPreservationPolicy(
-                    [
-                        policies.LatestN(1),
-                        policies.BestN(get_metric_fn=lambda metrics: metrics[rank], n=1),
-                    ]
-                ),
+        options = ocp.CheckpointManagerOptions(
+            create=not read_only,
+            best_fn=lambda metrics: metrics[_RANK],
+            best_mode="max",
+            preservation_policy=policies.AnyPreservationPolicy(
+                [
+                    policies.LatestN(1),
+                    policies.BestN(get_metric_fn=lambda metrics: metrics[_RANK], n=1),
+                ]
             ),
         )
+        self._manager = ocp.CheckpointManager(directory.resolve(), options=options)
 
     def __enter__(self) -> "CheckpointStore":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Waits until everything is saved, and ends."""
         self._manager.close()
+
+    def wait(self) -> None:
+        """Waits until everything is saved."""
+        self._manager.wait_until_finished()
 
     def latest_epoch(self) -> int | None:
         """The epoch of the newest checkpoint, None where there is none."""
@@ -68,7 +79,7 @@ class CheckpointStore:
         """The epoch of the best checkpoint, None where there is none."""
         return self._manager.best_step()
 
-    def save(self, progress: Progress, parts: dict[str, Any]) -> None:
+    def save(self, progress: Progress, parts: Mapping[str, Any]) -> None:
         """Starts saving trees of arrays; returns once the arrays may change again."""
         improved = progress.best_epoch == progress.epoch
         self._manager.save(
@@ -77,33 +88,40 @@ class CheckpointStore:
                 progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
                 **{name: ocp.args.StandardSave(tree) for name, tree in parts.items()},
             ),
-            metrics={"improved_in_epoch": progress.epoch if improved else 0},
+            metrics={_RANK: progress.epoch if improved else 0},
         )
 
-    def restore(self, epoch: int, like: dict[str, Any]) -> tuple[Progress, dict[str, Any]]:
-        """Reads a checkpoint, or a part of it.
+    def restore(self, epoch: int, like: Mapping[str, Any]) -> dict[str, Any]:
+        """Reads parts of a checkpoint.
 
         Args:
             epoch: `latest_epoch()` or `best_epoch()`.
-            like: the parts to read, as trees of arrays or `jax.ShapeDtypeStruct` that give
-                shapes, dtypes and shardings.
+            like: the parts to read, as trees of `jax.ShapeDtypeStruct` that give shapes, dtypes
+                and shardings.
 
         Raises:
-            ValueError: if a shape differs from the checkpoint's.
+            ValueError: a shape differs from the checkpoint's.
         """
-        self._manager.wait_until_finished()  # the checkpoint may still be on its way to the disk
+        self.wait()  # the checkpoint may still be on its way to the disk
         restored = self._manager.restore(
             epoch,
             args=ocp.args.Composite(
-                progress=ocp.args.JsonRestore(),
-                **{
-                    name: ocp.args.StandardRestore(jax.tree.map(_abstract, tree))
-                    for name, tree in like.items()
-                },
+                **{name: ocp.args.StandardRestore(tree) for name, tree in like.items()}
             ),
         )
-        return Progress(**restored["progress"]), {name: restored[name] for name in like}
+        return {name: restored[name] for name in like}
+
+    def progress(self, epoch: int) -> Progress:
+        """Reads the progress that a checkpoint was saved with."""
+        self.wait()
+        args = ocp.args.Composite(progress=ocp.args.JsonRestore())
+        return Progress(**self._manager.restore(epoch, args=args)["progress"])
 
 
-def _abstract(x):
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+def restored_like(abstract: Any, shardings: Any) -> Any:
+    """Returns a tree for `CheckpointStore.restore`, from shapes and shardings."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        abstract,
+        shardings,
+    )

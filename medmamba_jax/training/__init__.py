@@ -1,25 +1,17 @@
-"""Training: the experiment, the step, the loop, evaluation."""
+"""Training: the configuration, the start of a run, the step, the loop."""
 
-from medmamba_jax.errors import NonFiniteLossError
-from medmamba_jax.training.evaluation import (
-    evaluate,
-    evaluate_best,
-    prepare_evaluation,
-)
-from medmamba_jax.training.experiment import Experiment
-from medmamba_jax.training.loop import fit, prepare_training, train
+from medmamba_jax.training.config import Config
+from medmamba_jax.training.loop import fit, train
 from medmamba_jax.training.recipes import at_size, default_config, medmnist_config
+from medmamba_jax.training.start import TrainingRun, start_run
 
 __all__ = [
-    "Experiment",
-    "NonFiniteLossError",
+    "Config",
+    "TrainingRun",
     "at_size",
     "default_config",
-    "evaluate",
-    "evaluate_best",
     "fit",
     "medmnist_config",
-    "prepare_evaluation",
-    "prepare_training",
+    "start_run",
     "train",
 ]

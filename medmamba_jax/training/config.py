@@ -1,70 +1,135 @@
-"""The `train` section of a run's configuration."""
+"""The configuration of a run: the sections `model`, `data` and `train`.
+
+Where a field takes one of several names, the names are those of a table: `VARIANTS`, `LOSSES`,
+`OPTIMIZERS`, `SCHEDULES`, `SAMPLERS`, `METRICS`, and `POLICIES` of augmentation. A row that a
+script adds to a table is a valid choice.
+"""
 
 import dataclasses
-import math
-from typing import Any
+import pathlib
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-OPTIMIZERS = ("adamw", "adam")
-SCHEDULES = ("constant", "cosine", "step")
+from ml_collections import ConfigDict
+
+from medmamba_jax.data.config import DataConfig
+from medmamba_jax.data.reading.order import SAMPLERS
+from medmamba_jax.errors import UserError
+from medmamba_jax.metrics import METRICS
+from medmamba_jax.models import MedMambaConfig
+from medmamba_jax.sections import Section, is_integer, is_number
+from medmamba_jax.training.losses import LOSSES
+from medmamba_jax.training.optimizer import OPTIMIZERS, SCHEDULES
+
 DECAYED = ("all", "weights")
-LOSSES = ("auto", "cross_entropy", "binary_cross_entropy", "focal", "ordinal")
 WEIGHTS = ("none", "balanced")
-SAMPLERS = ("shuffle", "balanced")
-# Name of a validation metric -> whether more is better. `metrics.LOGGED` has those of each task.
-BEST_METRICS = {
-    "auc": True,
-    "average_precision": True,
-    "accuracy": True,
-    "label_accuracy": True,
-    "subset_accuracy": True,
-    "balanced_accuracy": True,
-    "f1": True,
-    "loss": False,
-}
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """How a model is trained. Defaults are the paper's recipe.
+class ModelConfig(Section):
+    """The `model` section: a variant, and what differs from it.
+
+    Attributes:
+        variant: name of an architecture in `medmamba_jax.VARIANTS`.
+        in_channels: channels of the images that the model reads.
+        patch_size: side of a patch of the patch embedding, in pixels.
+        d_state: states of the selective scan.
+        drop_rate: dropout on the embedded patches.
+        attn_drop_rate: dropout on the output of SS2D.
+        drop_path_rate: stochastic depth of the last block; it rises linearly from 0 at the first.
+        compute_dtype: "float32" or "bfloat16".
+        remat: whether the backward pass computes the blocks' activations again, which saves
+            memory; a bool, or one for each stage.
+        scan_implementation: name of an implementation of the scan; None takes the best for the
+            device.
+
+    A field that is None has the variant's value. `MedMambaConfig` describes the fields further.
+
+    Raises:
+        UserError: a value is not allowed.
+    """
+
+    title: ClassVar[str] = "model"
+
+    variant: str = "medmamba_t"
+    in_channels: int | None = None
+    patch_size: int | None = None
+    d_state: int | None = None
+    drop_rate: float | None = None
+    attn_drop_rate: float | None = None
+    drop_path_rate: float | None = None
+    compute_dtype: str | None = None
+    remat: bool | tuple[bool, ...] | None = None
+    scan_implementation: str | None = None
+
+    def __post_init__(self) -> None:
+        self.architecture(num_classes=2)
+
+    def architecture(self, num_classes: int) -> MedMambaConfig:
+        """Returns the architecture for so many classes."""
+        fields = self.to_dict()
+        del fields["variant"]
+        try:
+            return MedMambaConfig.variant(self.variant, num_classes=num_classes, **fields)
+        except ValueError as error:
+            raise UserError(f"model.{error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(Section):
+    """The `train` section: how a model is trained. Defaults are the paper's recipe.
 
     Attributes:
         epochs: passes over the training images.
         batch_size: images in a step, over all devices.
-        seed: of the parameters, the order of images, augmentation, dropout and drop path.
+        seed: seed of the parameters, the order of images, augmentation, dropout and drop path.
+        init_from: a trained model to start from: a run's folder, or an official `.pth` or
+            `.safetensors` file. "" starts from random parameters.
+        freeze: patterns of parameter names that are not trained, with commas between them, such as
+            "patch_embed.*,stages.0.*". A frozen BatchNorm keeps its statistics, too.
+        lr_backbone_factor: factor of the learning rate of every parameter outside the head.
         lr: peak learning rate.
         optimizer: "adamw", or "adam" (with `torch.optim.Adam`'s meaning of weight_decay).
         weight_decay: coefficient.
-        decay: which tensors decay: "all", as PyTorch does unasked, or "weights", which leaves
+        decay: which tensors decay: "all", as PyTorch does by default, or "weights", which leaves
             out norms, biases, A_log and D.
         schedule: "constant", "cosine" (to 0 at the last step) or "step".
-        warmup_epochs: linear warm-up from 0 before the schedule; may be a fraction.
+        warmup_epochs: epochs of linear warm-up from 0 before the schedule; may be a fraction.
         step_epochs: epochs after which the "step" schedule multiplies by `step_factor`.
         step_factor: see `step_epochs`.
         clip_norm: largest global norm of the gradients; 0 means no clipping.
-        loss: of one class an image "cross_entropy", "focal" or "ordinal" (the classes' order
-            counts); of multi-label sets "binary_cross_entropy" or "focal"; see
-            `medmamba_jax.training.losses`. "auto" is the cross-entropy that fits the data set.
+        ema_decay: decay of an exponential moving average of the parameters, such as 0.999. The
+            average is evaluated and saved in place of the last parameters. 0 means none. In early
+            steps the decay is at most (1 + step) / (10 + step).
+        loss: a name in `LOSSES`: for one class an image "cross_entropy", "focal" or "ordinal" (the
+            order of the classes counts); for multi-label sets "binary_cross_entropy" or "focal".
+            "auto" is the cross-entropy that fits the data set.
         focal_gamma: exponent of the "focal" loss.
         label_smoothing: in [0, 1); of the cross-entropies only.
-        class_weights: of one class an image: "none", or "balanced": weights inverse to the
-            classes' training counts.
-        pos_weights: of multi-label sets: "none", or "balanced": in training, the images that show
+        class_weights: for one class an image: "none", or "balanced": weights inverse to the
+            classes' numbers of training images.
+        pos_weights: for multi-label sets: "none", or "balanced": in training, the images that show
             a class weigh as much as those that do not.
-        sampler: order of the training images: "shuffle", or "balanced": classes come equally
-            often, so that images of small ones come several times an epoch.
-        best_metric: validation metric that chooses the best checkpoint, a name in `BEST_METRICS`;
-            over classes it is the plain mean, and "loss" is the plain cross-entropy. "auto" is
-            "auc", or "balanced_accuracy" where the largest class has more than 3 times the
-            training images of the smallest (of multi-label sets always "auc").
-        patience: epochs without a better `best_metric` after which training stops; 0 means never.
+        sampler: order of the training images: "shuffle", or "balanced": every class comes equally
+            often, so that images of small classes come several times an epoch.
+        best_metric: validation metric that chooses the best checkpoint, a name in `METRICS`. The
+            AUC, then the loss, decide a tie. "auto" is "auc", or "balanced_accuracy" where the
+            largest class has more than 3 times the training images of the smallest (for
+            multi-label sets always "auc").
+        patience: epochs without an improvement after which training stops early; 0 means never.
 
     Raises:
-        ValueError: if a field holds a value that is not allowed.
+        UserError: a value is not allowed.
     """
+
+    title: ClassVar[str] = "train"
 
     epochs: int = 150
     batch_size: int = 64
     seed: int = 0
+    init_from: str = ""
+    freeze: str = ""
+    lr_backbone_factor: float = 1.0
     lr: float = 1e-4
     optimizer: str = "adamw"
     weight_decay: float = 1e-4
@@ -74,6 +139,7 @@ class TrainConfig:
     step_epochs: tuple[int, ...] = (50, 75)
     step_factor: float = 0.1
     clip_norm: float = 0.0
+    ema_decay: float = 0.0
     loss: str = "auto"
     focal_gamma: float = 2.0
     label_smoothing: float = 0.0
@@ -83,70 +149,133 @@ class TrainConfig:
     best_metric: str = "auto"
     patience: int = 0
 
-    def __post_init__(self):
-        is_sequence = isinstance(self.step_epochs, (tuple, list))
-        self._require("step_epochs", is_sequence, "a tuple of positive integers")
-        object.__setattr__(self, "step_epochs", tuple(self.step_epochs))
+    def __post_init__(self) -> None:
         for field in ("epochs", "batch_size"):
-            self._require(field, _is_count(getattr(self, field), 1), "a positive integer")
-        self._require("patience", _is_count(self.patience, 0), "an integer, 0 or more")
+            self._require(field, is_integer(getattr(self, field), 1), "a positive integer")
+        self._require("patience", is_integer(self.patience, 0), "an integer, 0 or more")
         self._require(
-            "seed", _is_count(self.seed, 0) and self.seed < 2**32, "an integer in [0, 2**32)"
+            "seed", is_integer(self.seed, 0) and self.seed < 2**32, "an integer in [0, 2**32)"
         )
-        self._require("lr", _is_number(self.lr) and self.lr > 0, "a positive number")
+        for field in ("init_from", "freeze"):
+            self._require(field, isinstance(getattr(self, field), str), "text")
+        self._require(
+            "step_epochs",
+            isinstance(self.step_epochs, tuple) and all(is_integer(x, 1) for x in self.step_epochs),
+            "a tuple of positive integers",
+        )
+        for field in ("lr", "step_factor", "lr_backbone_factor"):
+            value = getattr(self, field)
+            self._require(field, is_number(value) and value > 0, "a positive number")
         for field in ("weight_decay", "warmup_epochs", "clip_norm", "focal_gamma"):
             value = getattr(self, field)
-            self._require(field, _is_number(value) and value >= 0, "a number, 0 or more")
-        self._require(
-            "focal_gamma",
-            self.loss == "focal" or self.focal_gamma == type(self).focal_gamma,
-            f"left alone unless train.loss is 'focal', and that is {self.loss!r}",
-        )
+            self._require(field, is_number(value) and value >= 0, "a number, 0 or more")
+        for field in ("label_smoothing", "ema_decay"):
+            value = getattr(self, field)
+            self._require(field, is_number(value) and 0 <= value < 1, "a number in [0, 1)")
         self._require(
             "warmup_epochs", self.warmup_epochs <= self.epochs, f"at most epochs = {self.epochs}"
-        )
-        self._require(
-            "label_smoothing",
-            _is_number(self.label_smoothing) and 0 <= self.label_smoothing < 1,
-            "in [0, 1)",
-        )
-        self._require(
-            "step_factor", _is_number(self.step_factor) and self.step_factor > 0, "positive"
-        )
-        self._require(
-            "step_epochs", all(_is_count(x, 1) for x in self.step_epochs), "positive integers"
         )
         choices = {
             "optimizer": OPTIMIZERS,
             "schedule": SCHEDULES,
             "decay": DECAYED,
-            "loss": LOSSES,
+            "loss": ("auto", *LOSSES),
             "class_weights": WEIGHTS,
             "pos_weights": WEIGHTS,
             "sampler": SAMPLERS,
-            "best_metric": ("auto", *BEST_METRICS),
+            "best_metric": ("auto", *METRICS),
         }
         for field, allowed in choices.items():
-            self._require(field, getattr(self, field) in allowed, f"one of {allowed}")
-        self._require(
-            "label_smoothing",
-            not self.label_smoothing or self.loss not in ("focal", "ordinal"),
-            f"0 with train.loss = {self.loss!r}, which has none",
-        )
+            self._require(field, getattr(self, field) in allowed, f"one of {tuple(allowed)}")
+        self._require_options_of_the_loss()
         self._require(
             "class_weights",
             self.class_weights == "none" or self.sampler == "shuffle",
             "'none' with train.sampler = 'balanced', which evens the classes out already",
         )
 
-    def _require(self, field: str, valid: bool, allowed: str) -> None:
-        if not valid:
-            raise ValueError(f"train.{field} must be {allowed}; got {getattr(self, field)!r}")
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The patterns in `freeze`."""
+        return tuple(pattern.strip() for pattern in self.freeze.split(",") if pattern.strip())
+
+    def _require_options_of_the_loss(self) -> None:
+        """Refuses an option that the chosen loss does not read."""
+        losses = LOSSES.values() if self.loss == "auto" else [LOSSES[self.loss]]
+        automatic = [loss for loss in losses if self.loss != "auto" or loss.automatic]
+        read = {option for loss in automatic for option in loss.options}
+        for option in {option for loss in LOSSES.values() for option in loss.options} - read:
+            default = type(self).__dataclass_fields__[option].default
+            self._require(
+                option,
+                getattr(self, option) == default,
+                f"{default} with train.loss = {self.loss!r}, which does not read it",
+            )
 
 
-def _is_count(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that decides a run.
 
+    Attributes:
+        model: the architecture.
+        data: the images, and how they become arrays.
+        train: the training.
+    """
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+
+    @classmethod
+    def of(cls, config: "Config | ConfigDict") -> "Config":
+        """Returns a configuration as it is, or reads what a config file returned.
+
+        Raises:
+            UserError: it is neither, or as `from_dict`.
+        """
+        if isinstance(config, cls):
+            return config
+        if not isinstance(config, ConfigDict):
+            raise UserError(
+                "a config is a ConfigDict, such as medmamba_jax.default_config() returns; got a"
+                f" {type(config).__name__}"
+            )
+        return cls.from_dict(config.to_dict())
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, ignored: list[str] | None = None) -> "Config":
+        """Builds a configuration from nested dictionaries. Missing keys keep their defaults.
+
+        Args:
+            values: section -> key -> value, as `to_dict` returns it, also after a trip through
+                JSON.
+            ignored: collects the names of unknown keys. Without it an unknown key is an error.
+
+        Raises:
+            UserError: a section or key is unknown, or a value is not allowed.
+        """
+        sections = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
+        unknown = sorted(set(values) - set(sections))
+        if unknown and ignored is None:
+            raise UserError(f"a config has the sections {list(sections)}; got {sorted(values)}")
+        if ignored is not None:
+            ignored += unknown
+        return cls(
+            **{
+                name: section.from_dict(values.get(name, {}), ignored=ignored)
+                for name, section in sections.items()
+            }
+        )
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Returns nested dictionaries that JSON can hold."""
+        return dataclasses.asdict(self)
+
+    def with_absolute_paths(self) -> "Config":
+        """Returns the configuration with every path absolute, so that it works in any folder."""
+        source = self.train.init_from
+        train = dataclasses.replace(
+            self.train, init_from=str(pathlib.Path(source).expanduser().resolve()) if source else ""
+        )
+        return dataclasses.replace(self, data=self.data.with_absolute_paths(), train=train)

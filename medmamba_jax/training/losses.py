@@ -1,214 +1,261 @@
-"""The training losses, each (logits, labels, settings) -> scalar, and weights from the labels.
+"""The table of training losses.
 
-Image weights, where given, make every loss the weighted mean over images: an image of weight 2
-counts as two of weight 1.
+A loss gives a value for each image, or for each label of a multi-label set; `make_loss` weighs
+these and takes their mean, in one place. To add a loss, add a row to `LOSSES`.
 """
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+
+from medmamba_jax.data import Dataset
+from medmamba_jax.errors import UserError
+
+if TYPE_CHECKING:  # `TrainConfig` reads the table below
+    from medmamba_jax.training.config import TrainConfig
+
+
+class Values(Protocol):
+    """A loss before the mean: (logits (b, K), labels, class_weights (K,), options) -> values.
+
+    Of a multi-class set, labels are int32 (b,) and values float32 (b,); of a multi-label set both
+    are (b, K), and labels are 1 and 0. The function multiplies by the class weights itself, because
+    what they weigh differs from loss to loss.
+    """
+
+    def __call__(
+        self, logits: jax.Array, labels: jax.Array, class_weights: jax.Array, **options: Any
+    ) -> jax.Array: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """A training loss.
+
+    Attributes:
+        of_task: task -> the loss before the mean.
+        options: fields of `TrainConfig` that the loss reads; they are its keyword arguments.
+        automatic: tasks for which `train.loss = "auto"` means this loss.
+    """
+
+    of_task: Mapping[str, Values]
+    options: Sequence[str] = ()
+    automatic: Sequence[str] = ()
+
+
+class MeanLoss(Protocol):
+    """(logits, labels, image_weights (b,) or None) -> float32 scalar."""
+
+    def __call__(
+        self, logits: jax.Array, labels: jax.Array, image_weights: jax.Array | None = None
+    ) -> jax.Array: ...
 
 
 def cross_entropy(
-    logits: jax.Array,
-    labels: jax.Array,
-    *,
-    label_smoothing: float = 0.0,
-    class_weights: jax.Array | None = None,
-    image_weights: jax.Array | None = None,
+    logits: jax.Array, labels: jax.Array, class_weights: jax.Array, *, label_smoothing: float
 ) -> jax.Array:
-    """Mean cross-entropy as `torch.nn.CrossEntropyLoss(weight=, label_smoothing=)` defines it.
+    """Cross-entropy as `torch.nn.CrossEntropyLoss(weight=, label_smoothing=)` defines it.
 
     With smoothing e, the target of class c is 1 - e + e / K for the label and e / K elsewhere.
-    With class weights w, every class's term is weighted by its w and the sum is divided by the
-    sum of the labels' weights, not by their number.
-
-    Args:
-        logits: float32 (b, K).
-        labels: int32 (b,).
-        label_smoothing: e, in [0, 1).
-        class_weights: float32 (K,), or None for 1.
-        image_weights: float32 (b,), or None for 1.
-
-    Returns:
-        float32 scalar.
+    Every class's term is multiplied by that class's weight.
     """
-    log_p = jax.nn.log_softmax(logits)
-    num_classes = logits.shape[-1]
-    weights = jnp.ones(num_classes) if class_weights is None else class_weights
-    one_hot = jax.nn.one_hot(labels, num_classes)
-    target = (1 - label_smoothing) * one_hot + label_smoothing / num_classes
-    if image_weights is not None:
-        weights = weights * image_weights[:, None]
-    return -(target * weights * log_p).sum() / (one_hot * weights).sum()
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
+    return optax.softmax_cross_entropy(logits, targets * class_weights)
 
 
 def focal(
-    logits: jax.Array,
-    labels: jax.Array,
-    *,
-    gamma: float,
-    class_weights: jax.Array | None = None,
-    image_weights: jax.Array | None = None,
+    logits: jax.Array, labels: jax.Array, class_weights: jax.Array, *, focal_gamma: float
 ) -> jax.Array:
-    """Mean of -(1 - p)**gamma log p, p being the label's probability (Lin et al., 1708.02002).
+    """-(1 - p)**gamma log p, where p is the label's probability (Lin et al., 1708.02002).
 
-    Images that are classified well already count less, the more so the larger gamma is; gamma 0
-    is `cross_entropy`, whose weighted mean this takes, too.
-
-    Args:
-        logits: float32 (b, K).
-        labels: int32 (b,).
-        gamma: 0 or more.
-        class_weights: float32 (K,), or None for 1.
-        image_weights: float32 (b,), or None for 1.
-
-    Returns:
-        float32 scalar.
+    An image that the model classifies well already counts less; the larger gamma, the less. Gamma 0
+    gives the cross-entropy. The label's class weight multiplies the value.
     """
     is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
     log_p = jnp.where(is_label, jax.nn.log_softmax(logits), 0).sum(-1)
     # log(1 - p) from the other logits: from p itself, it and its gradient overflow as p nears 1.
     others = jax.nn.logsumexp(logits, axis=-1, where=~is_label)
     log_rest = others - jax.nn.logsumexp(logits, axis=-1)
-    return _weighted_mean(-jnp.exp(gamma * log_rest) * log_p, labels, class_weights, image_weights)
+    return -jnp.exp(focal_gamma * log_rest) * log_p * class_weights[labels]
 
 
-def ordinal(
-    logits: jax.Array,
-    labels: jax.Array,
-    *,
-    class_weights: jax.Array | None = None,
-    image_weights: jax.Array | None = None,
-) -> jax.Array:
-    """Mean squared earth mover's distance from the label, for classes that have an order.
+def ordinal(logits: jax.Array, labels: jax.Array, class_weights: jax.Array) -> jax.Array:
+    """Squared earth mover's distance from the label, for classes that have an order.
 
-    The sum over classes of the squared difference of two cumulative distributions, the
-    predicted one and the label's (Hou, Yu and Samaras, arXiv 1611.05916): a mistake costs more
-    the further it is from the label, in classes.
-
-    Args:
-        logits: float32 (b, K); the order of the classes is theirs.
-        labels: int32 (b,).
-        class_weights: float32 (K,), or None for 1; a weighted mean as in `cross_entropy`.
-        image_weights: float32 (b,), or None for 1.
-
-    Returns:
-        float32 scalar.
+    The sum over classes of the squared difference of two cumulative distributions, the predicted
+    one and the label's (Hou, Yu and Samaras, arXiv 1611.05916). The further a mistake is from the
+    label, in classes, the more it costs. The label's class weight multiplies the value.
     """
     difference = jax.nn.softmax(logits) - jax.nn.one_hot(labels, logits.shape[-1])
-    distance = jnp.square(jnp.cumsum(difference, -1)).sum(-1)
-    return _weighted_mean(distance, labels, class_weights, image_weights)
+    return jnp.square(jnp.cumsum(difference, -1)).sum(-1) * class_weights[labels]
 
 
 def binary_cross_entropy(
-    logits: jax.Array,
-    labels: jax.Array,
-    *,
-    label_smoothing: float = 0.0,
-    pos_weights: jax.Array | None = None,
-    image_weights: jax.Array | None = None,
+    logits: jax.Array, labels: jax.Array, class_weights: jax.Array, *, label_smoothing: float
 ) -> jax.Array:
-    """Mean over the known labels of `torch.nn.BCEWithLogitsLoss(pos_weight=)`'s terms.
+    """The terms of `torch.nn.BCEWithLogitsLoss(pos_weight=)`, with targets 1 - e / 2 and e / 2.
 
-    Args:
-        logits: float32 (b, K).
-        labels: float32 (b, K): 1, 0, or NaN for what is not known and is left out of the mean.
-        label_smoothing: e, in [0, 1): the targets are 1 - e / 2 and e / 2.
-        pos_weights: float32 (K,), factors of the terms of label 1, or None for 1.
-        image_weights: float32 (b,), or None for 1.
-
-    Returns:
-        float32 scalar; 0 where nothing is known.
+    The class weights multiply the terms of label 1.
     """
-    target = (1 - label_smoothing) * (labels == 1) + label_smoothing / 2
-    weights = 1 if pos_weights is None else pos_weights
-    positive = weights * target * jax.nn.log_sigmoid(logits)
-    negative = (1 - target) * jax.nn.log_sigmoid(-logits)
-    return _known_mean(-positive - negative, labels, image_weights)
+    target = (1 - label_smoothing) * labels + label_smoothing / 2
+    positive = class_weights * target * jax.nn.log_sigmoid(logits)
+    return -positive - (1 - target) * jax.nn.log_sigmoid(-logits)
 
 
 def binary_focal(
-    logits: jax.Array,
-    labels: jax.Array,
-    *,
-    gamma: float,
-    pos_weights: jax.Array | None = None,
-    image_weights: jax.Array | None = None,
+    logits: jax.Array, labels: jax.Array, class_weights: jax.Array, *, focal_gamma: float
 ) -> jax.Array:
-    """Mean over the known labels of -(1 - p)**gamma log p, p being the label's probability.
+    """`focal` for a yes or no on every class; the class weights multiply the terms of label 1."""
+    signed = jnp.where(labels == 1, logits, -logits)
+    weights = jnp.where(labels == 1, class_weights, 1)
+    # A power of 1 - p has no finite gradient where that rounds to 0; of its logarithm it has.
+    modulation = jnp.exp(focal_gamma * jax.nn.log_sigmoid(-signed))
+    return -weights * modulation * jax.nn.log_sigmoid(signed)
 
-    `focal` for a yes or no on every class; gamma 0 is `binary_cross_entropy`.
+
+# Name -> loss. `train.loss` takes these names, and "auto".
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": Loss(
+        {"multiclass": cross_entropy}, options=("label_smoothing",), automatic=("multiclass",)
+    ),
+    "binary_cross_entropy": Loss(
+        {"multilabel": binary_cross_entropy},
+        options=("label_smoothing",),
+        automatic=("multilabel",),
+    ),
+    "focal": Loss({"multiclass": focal, "multilabel": binary_focal}, options=("focal_gamma",)),
+    "ordinal": Loss({"multiclass": ordinal}),
+}
+
+
+def training_loss(config: "TrainConfig", dataset: Dataset) -> tuple[MeanLoss, str]:
+    """Returns the loss of a run, and its name and options as text.
+
+    Weights that are left to the data come from the training split alone.
+
+    Raises:
+        UserError: a setting does not fit the data set's task, or its labels cannot satisfy it.
+    """
+    task, labels = dataset.task, dataset.splits["train"].labels
+    if task == "multilabel" and np.isnan(labels).all():
+        raise UserError("no label of split 'train' is known; label some of its images")
+    name = _name(config.loss, dataset)
+    weights = None
+    for field, own_task, balanced, instead in (
+        ("class_weights", "multiclass", balanced_class_weights, "train.pos_weights"),
+        ("pos_weights", "multilabel", balanced_pos_weights, "train.class_weights"),
+    ):
+        if getattr(config, field) == "balanced":
+            if task != own_task:
+                raise UserError(
+                    f"train.{field} is for {own_task} labels, and those of {dataset.name!r} are"
+                    f" {task}; use {instead}"
+                )
+            weights = balanced(labels, dataset.class_names)
+            text_of_weights = f"{field} {', '.join(f'{w:.3g}' for w in weights)}"
+    options = {option: getattr(config, option) for option in LOSSES[name].options}
+    parts = [name, *(f"{option} {value:g}" for option, value in options.items() if value)]
+    if weights is not None:
+        parts.append(text_of_weights)
+    return make_loss(name, task, weights, options), "; ".join(parts)
+
+
+def _name(name: str, dataset: Dataset) -> str:
+    """Resolves "auto", and refuses a loss that is not for the data set's task."""
+    task = dataset.task
+    if name == "auto":
+        return next(name for name, loss in LOSSES.items() if task in loss.automatic)
+    if task not in LOSSES[name].of_task:
+        fitting = [name for name, loss in LOSSES.items() if task in loss.of_task]
+        raise UserError(
+            f"train.loss={name!r} is not for {task} labels, which {dataset.name!r} has; choose one"
+            f" of {fitting}, or 'auto'"
+        )
+    return name
+
+
+def make_loss(
+    name: str, task: str, class_weights: np.ndarray | None, options: Mapping[str, Any]
+) -> MeanLoss:
+    """Returns the loss of a batch: the weighted mean of the values of its images or labels.
+
+    Image weights multiply the values and count in the divisor, so that an image of weight 2 counts
+    as two of weight 1. Of a multi-class set the divisor also counts each image by its class's
+    weight, as PyTorch does. Of a multi-label set the mean is over the known labels; a batch in
+    which nothing is known has the loss 0.
 
     Args:
-        logits: float32 (b, K).
-        labels: float32 (b, K): 1, 0, or NaN for what is not known and is left out of the mean.
-        gamma: 0 or more.
-        pos_weights: float32 (K,), factors of the terms of label 1, or None for 1.
-        image_weights: float32 (b,), or None for 1.
-
-    Returns:
-        float32 scalar; 0 where nothing is known.
+        name: a name in `LOSSES`.
+        task: "multiclass" or "multilabel".
+        class_weights: float32 (K,), or None for 1: the weights of classes, or of a multi-label set
+            the weights of label 1.
+        options: the loss's keyword arguments.
     """
-    is_positive = labels == 1
-    signed = jnp.where(is_positive, logits, -logits)
-    weights = jnp.where(is_positive, 1 if pos_weights is None else pos_weights, 1)
-    # A power of 1 - p has no finite gradient where that rounds to 0; of its logarithm it has.
-    modulated = jnp.exp(gamma * jax.nn.log_sigmoid(-signed)) * jax.nn.log_sigmoid(signed)
-    return _known_mean(-weights * modulated, labels, image_weights)
+    values_of = functools.partial(LOSSES[name].of_task[task], **options)
+
+    def mean_loss(
+        logits: jax.Array, labels: jax.Array, image_weights: jax.Array | None = None
+    ) -> jax.Array:
+        num_classes = logits.shape[-1]
+        by_class = jnp.ones(num_classes) if class_weights is None else jnp.asarray(class_weights)
+        by_image = jnp.ones(len(logits)) if image_weights is None else image_weights
+        if task == "multiclass":
+            values = values_of(logits, labels, by_class)
+            return (by_image * values).sum() / (by_image * by_class[labels]).sum()
+        known = ~jnp.isnan(labels)
+        values = values_of(logits, jnp.where(known, labels, 0), by_class)
+        weights = jnp.where(known, by_image[:, None], 0)
+        total = weights.sum()
+        return jnp.where(known, weights * values, 0).sum() / jnp.where(total > 0, total, 1)
+
+    return mean_loss
 
 
-def balanced_class_weights(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Weights n / (K n_c): inverse to each class's count n_c, 1 where all are equal.
+def balanced_class_weights(labels: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
+    """Weights n / (K n_c): inverse to each class's number of images n_c, 1 where all are equal.
 
     Args:
         labels: integers (n,), of the training split only.
-        num_classes: K.
+        class_names: K names.
 
     Returns:
         float32 (K,).
 
     Raises:
-        ValueError: if a class has no image.
+        UserError: a class has no image.
     """
-    counts = np.bincount(labels, minlength=num_classes)
+    counts = np.bincount(labels, minlength=len(class_names))
     if not counts.all():
-        empty = np.flatnonzero(counts == 0).tolist()
-        raise ValueError(f"train.class_weights='balanced': no training image of classes {empty}")
-    return (len(labels) / (num_classes * counts)).astype(np.float32)
+        empty = [class_names[c] for c in np.flatnonzero(counts == 0)]
+        raise UserError(f"train.class_weights='balanced': no training image of classes {empty}")
+    return (len(labels) / (len(class_names) * counts)).astype(np.float32)
 
 
-def balanced_pos_weights(labels: np.ndarray) -> np.ndarray:
-    """Weights of label 1, negatives / positives of each class, that make both sides weigh alike.
+def balanced_pos_weights(labels: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
+    """Weights of label 1, negatives / positives of each class, so that both sides weigh alike.
 
     Args:
         labels: (n, K) of 1, 0 and NaN, of the training split only.
+        class_names: K names.
 
     Returns:
         float32 (K,).
 
     Raises:
-        ValueError: if a class has no label 1 or no label 0.
+        UserError: a class has no label 1 or no label 0.
     """
     positives, negatives = (labels == 1).sum(0), (labels == 0).sum(0)
-    one_sided = np.flatnonzero((positives == 0) | (negatives == 0)).tolist()
+    one_sided = [class_names[c] for c in np.flatnonzero((positives == 0) | (negatives == 0))]
     if one_sided:
-        raise ValueError(
+        raise UserError(
             "train.pos_weights='balanced' needs training images that show a class and others that"
-            f" do not; classes {one_sided} lack either: leave them out, or say 'none'"
+            f" do not; classes {one_sided} lack either: leave these classes out, or set"
+            " train.pos_weights=none"
         )
     return (negatives / positives).astype(np.float32)
-
-
-def _weighted_mean(values, labels, class_weights, image_weights):
-    weights = jnp.ones_like(values) if image_weights is None else image_weights
-    if class_weights is not None:
-        weights = weights * jnp.asarray(class_weights)[labels]
-    return (weights * values).sum() / weights.sum()
-
-
-def _known_mean(values, labels, image_weights):
-    known = ~jnp.isnan(labels)
-    weights = jnp.where(known, 1 if image_weights is None else image_weights[:, None], 0)
-    total = weights.sum()
-    return jnp.where(known, weights * values, 0).sum() / jnp.where(total > 0, total, 1)

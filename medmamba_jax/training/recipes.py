@@ -1,34 +1,43 @@
-"""The configurations that the files in `configs/` start from."""
+"""Where the files in `configs/` start from."""
 
 import dataclasses
+import typing
+from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from medmamba_jax.data import DataConfig
 from medmamba_jax.errors import UserError
-from medmamba_jax.training.config import TrainConfig
-from medmamba_jax.training.experiment import MODEL_OPTIONS
+from medmamba_jax.sections import Section
+from medmamba_jax.training.config import Config
 
 
 def default_config() -> ConfigDict:
     """Returns the configuration that every file in `configs/` starts from.
 
-    Its keys are those of `DataConfig`, `TrainConfig` and, under `model`, `variant` and
-    `MODEL_OPTIONS`.
+    Its sections and keys are those of `Config`.
     """
-    model = {"variant": "medmamba_t", **MODEL_OPTIONS}
-    model["scan_implementation"] = config_dict.placeholder(str)
+    config = Config()
     return ConfigDict(
-        {
-            "model": model,
-            "data": DataConfig().to_dict(),
-            "train": dataclasses.asdict(TrainConfig()),
-        }
+        {name: _with_types(getattr(config, name)) for name in ("model", "data", "train")}
     )
 
 
+def _with_types(section: Section) -> dict[str, Any]:
+    """Returns a section as a dictionary in which values that are None have a type for flags."""
+    hints = typing.get_type_hints(type(section))
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(section):  # type: ignore[arg-type]
+        value = getattr(section, field.name)
+        if isinstance(value, Section):
+            value = _with_types(value)
+        elif value is None:
+            value = config_dict.placeholder(typing.get_args(hints[field.name])[0])
+        values[field.name] = value
+    return values
+
+
 def at_size(config: ConfigDict, size: str) -> ConfigDict:
-    """Returns the configuration unchanged for "full", and made small for "testing", to try it out.
+    """Returns the configuration as it is for "full", and shrunk to try it out for "testing".
 
     Raises:
         UserError: the size is another.
@@ -44,13 +53,13 @@ def at_size(config: ConfigDict, size: str) -> ConfigDict:
 
 
 def medmnist_config(name: str, size: str) -> ConfigDict:
-    """Returns the paper's recipe for the sets of MedMNIST, as replications report it.
+    """Returns the paper's recipe for the sets of MedMNIST, as replications quote it.
 
     AdamW 1e-3, times 0.1 at epochs 50 and 75, 100 epochs of batches of 128, images resized to
     224 px, no augmentation.
 
     Args:
-        name: of the public set, such as "breastmnist".
+        name: name of the public set, such as "breastmnist".
         size: as in `at_size`.
 
     Raises:
@@ -58,7 +67,7 @@ def medmnist_config(name: str, size: str) -> ConfigDict:
     """
     config = default_config()
     config.data.name = name
-    config.data.allow_overlap = True  # MedMNIST's own splits are used unchanged
+    config.data.allow_overlap = True  # MedMNIST's own splits are taken as they are
     config.train.lr = 1e-3
     config.train.schedule = "step"
     config.train.step_epochs = (50, 75)

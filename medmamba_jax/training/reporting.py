@@ -1,57 +1,62 @@
-"""What a run reports of each epoch: a line, `metrics.jsonl` and TensorBoard events."""
+"""What a run prints, and the log of its epochs: `metrics.jsonl` and TensorBoard events."""
 
+import collections
 import importlib.metadata
 import json
 import pathlib
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from tensorboardX import SummaryWriter
 
+from medmamba_jax.files import write_atomically
+from medmamba_jax.metrics import METRICS, metrics_of
+from medmamba_jax.parallel import is_first_host
 from medmamba_jax.runs import Progress
-from medmamba_jax.training.config import TrainConfig
-from medmamba_jax.training.hosts import is_first
+from medmamba_jax.training.selection import is_turn
 
 METRICS_FILE = "metrics.jsonl"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scikit-learn")
 
 
 class MetricWriter:
-    """Appends one line an epoch to `metrics.jsonl` and writes the same numbers for TensorBoard.
+    """Writes a row for each epoch into `metrics.jsonl`, and the same numbers for TensorBoard.
 
-    Of several hosts the first one does so, and the others write nothing.
+    The first host writes; the others keep the rows only.
 
     Args:
-        workdir: of the run.
-        epoch: epochs already finished. Lines of later epochs, left by a run that stopped before
-            its checkpoint was complete, are taken out: those epochs are run again.
+        workdir: the run's folder.
+        epoch: epochs already finished. Rows of later epochs are dropped: a run that stopped before
+            their checkpoint was complete has left them, and those epochs run again.
+
+    Attributes:
+        rows: all rows so far, in order.
     """
 
     def __init__(self, workdir: pathlib.Path, epoch: int):
-        self._events = None
-        if not is_first():
-            return
+        self.rows = [row for row in read_metrics(workdir) if row["epoch"] <= epoch]
         self._path = workdir / METRICS_FILE
-        kept = [row for row in read_metrics(workdir) if row["epoch"] <= epoch]
-        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        self._events = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=epoch + 1 if epoch else None
-        )
+        self._epoch = epoch
+        self._events: SummaryWriter | None = None
 
     def __enter__(self) -> "MetricWriter":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self._events is not None:
             self._events.close()
 
     def write(self, row: dict[str, Any]) -> None:
         """Writes a flat row with the key `epoch`; None becomes null and is no event."""
-        if self._events is None:
+        self.rows.append(row)
+        if not is_first_host():
             return
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        if self._events is None:  # here, so that a run with nothing left to train writes nothing
+            purged = self._epoch + 1 if self._epoch else None
+            self._events = SummaryWriter(str(self._path.parent / "tensorboard"), purge_step=purged)
         for name, value in row.items():
             if name != "epoch" and value is not None:
                 self._events.add_scalar(name, value, row["epoch"])
@@ -59,9 +64,9 @@ class MetricWriter:
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the rows of `metrics.jsonl`; a last line cut off by a crash is left out."""
+    """Returns the rows of `metrics.jsonl`, up to a line that is not whole."""
     path = workdir / METRICS_FILE
-    rows = []
+    rows: list[dict[str, Any]] = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             rows.append(json.loads(line))
@@ -78,28 +83,89 @@ def versions() -> dict[str, str]:
     return found
 
 
-def epoch_line(
-    row: dict[str, Any], config: TrainConfig, progress: Progress, best_metric: str
-) -> str:
-    """Returns the line printed after an epoch; `best_metric` is in it, whichever it is."""
-    parts = [f"epoch {row['epoch']:>{len(str(config.epochs))}}/{config.epochs}"]
-    accuracy, name = "accuracy", "acc"
-    if "val/label_accuracy" in row:
-        accuracy, name = "label_accuracy", "label acc"
+def parameter_counts(params: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns lines (title, text) with the number of parameters of each part of the model."""
+
+    def count(tree: Any) -> int:
+        return sum(x.size for x in jax.tree.leaves(tree))
+
+    rows = {"patch_embed": count(params["patch_embed"])}
+    for i, stage in params["stages"].items():
+        rows[f"stage {i}"] = count(stage)
+        if i in params["merges"]:
+            rows[f"merge {i}"] = count(params["merges"][i])
+    rows |= {"head": count(params["head"]), "total": count(params)}
+    titles = ["parameters", *[""] * (len(rows) - 1)]
+    return [
+        (title, f"{name:<14}{size:>12,}")
+        for title, (name, size) in zip(titles, rows.items(), strict=True)
+    ]
+
+
+def as_text(lines: list[tuple[str, str]]) -> str:
+    """Returns lines (title, text) as aligned text."""
+    return "\n".join(f"{title:<12}{text}" for title, text in lines)
+
+
+def epoch_line(row: Mapping[str, Any], task: str, epochs: int, best_metric: str) -> str:
+    """Returns the line that a run prints after an epoch.
+
+    Args:
+        row: a row of `metrics.jsonl`.
+        task: the data set's task.
+        epochs: the run's last epoch.
+        best_metric: the metric that chooses the best checkpoint; the line shows its value.
+    """
+    rows = metrics_of(task)
+    shown = [name for name in rows if rows[name].in_headline or name == best_metric]
+    parts = [f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"]
     for split in ("train", "val"):
-        parts.append(
-            f"{split} loss {row[f'{split}/loss']:.4f} {name} "
-            f"{_text(row[f'{split}/{accuracy}'], '6.1%')} AUC {_text(row[f'{split}/auc'], '.3f')}"
+        values = (
+            f"{METRICS[name].heading} {rows[name].text(row[f'{split}/{name}'])}" for name in shown
         )
-    if best_metric not in ("loss", accuracy, "auc"):
-        parts[-1] += f" {best_metric} {_text(row[f'val/{best_metric}'], '.3f')}"
+        parts.append(f"{split} {' '.join(values)}")
     if row["images_per_second"] is not None:
         parts.append(f"{row['images_per_second']:.0f} img/s")
         parts.append(f"data wait {row['data_wait_share']:.0%}")
-    if progress.best_epoch == row["epoch"]:
-        parts.append("best")
     return " | ".join(parts)
 
 
-def _text(value: float | None, form: str) -> str:
-    return "undefined" if value is None else format(value, form)
+def progress_text(progress: Progress) -> str:
+    """Returns how far a run is that goes on."""
+    name, value = next(iter(progress.best_values.items()))
+    best = f"{METRICS[name].heading} {METRICS[name].text(value)} in epoch {progress.best_epoch}"
+    return f"after epoch {progress.epoch}, best so far {best}"
+
+
+class UnpredictedClasses:
+    """Warns of classes that the model has not predicted for any validation image for some epochs.
+
+    Args:
+        advice: what may help.
+    """
+
+    def __init__(self, advice: str):
+        self._epochs = collections.Counter[str]()
+        self._advice = advice
+
+    def warning(self, per_class: Mapping[str, Mapping[str, Any]]) -> str | None:
+        """Returns a line to print, or None.
+
+        A class is named after 3 epochs in a row, and again whenever their number has doubled.
+
+        Args:
+            per_class: what `metrics.measure` says of each class of the validation split. A class
+                that no image shows need not be predicted.
+        """
+        named = []
+        for name, row in per_class.items():
+            if row["num_predicted"] or not row["num_examples"]:
+                self._epochs[name] = 0
+                continue
+            self._epochs[name] += 1
+            if is_turn(self._epochs[name]):
+                shown = f"{row['num_examples']} validation images show it"
+                named.append(f"{name!r} for {self._epochs[name]} epochs ({shown})")
+        if not named:
+            return None
+        return f"warning: the model has not predicted {', '.join(named)}; {self._advice}"

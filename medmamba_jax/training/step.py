@@ -1,14 +1,17 @@
-"""One training step and one evaluation step: pure functions, jitted once by the loop."""
+"""One training step: a pure function of a state and a batch, which `start.py` jits."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from medmamba_jax.models import MedMamba, MedMambaConfig
+from medmamba_jax.models import MedMamba, MedMambaConfig, split_model
+from medmamba_jax.models.structure import with_tensors
+from medmamba_jax.training.losses import MeanLoss
 
 
 @jax.tree_util.register_dataclass
@@ -19,24 +22,42 @@ class TrainState:
     Attributes:
         step: int32 scalar, steps taken.
         params: trained tensors, float32.
-        variables: the rest of the model: BatchNorm statistics and the dropout stream.
+        statistics: running statistics of the BatchNorms.
+        random: the random stream of dropout and drop path.
         opt_state: the optimiser's state.
+        average: moving averages of `params` and `statistics`, as {"params": ..., "statistics":
+            ...}; None without `train.ema_decay`.
     """
 
     step: jax.Array
     params: Any
-    variables: Any
+    statistics: Any
+    random: Any
     opt_state: Any
+    average: Any = None
 
     def to_parts(self) -> dict[str, Any]:
-        """Returns the parts of a checkpoint; using a model takes the first two only."""
-        training = {"step": self.step, "opt_state": self.opt_state}
-        return {"params": self.params, "variables": self.variables, "training": training}
+        """Returns the parts of a checkpoint. To use a model, `eval_params` is enough."""
+        training = {"step": self.step, "random": self.random, "opt_state": self.opt_state}
+        parts = {"params": self.params, "statistics": self.statistics, "training": training}
+        return parts if self.average is None else parts | {"average": self.average}
 
     @classmethod
     def from_parts(cls, parts: dict[str, Any]) -> "TrainState":
         """Undoes `to_parts`."""
-        return cls(params=parts["params"], variables=parts["variables"], **parts["training"])
+        return cls(
+            params=parts["params"],
+            statistics=parts["statistics"],
+            average=parts.get("average"),
+            **parts["training"],
+        )
+
+
+def eval_params(state: TrainState) -> tuple[Any, Any]:
+    """Returns the parameters and statistics that are evaluated: the averages, if there are any."""
+    if state.average is None:
+        return state.params, state.statistics
+    return state.average["params"], state.average["statistics"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,17 +66,24 @@ class StepSpec:
 
     Attributes:
         graphdef: the model's structure in training mode.
-        eval_graphdef: the same in evaluation mode.
         optimizer: Optax transformation.
         normalize: uint8 images -> the model's float32 input.
-        loss: (logits, labels, image_weights=None) -> scalar.
+        loss: (logits, labels, image weights or None) -> scalar.
+        frozen: a tree of bools, True for the parameters that are not trained.
+        ema_decay: `TrainConfig.ema_decay`.
+        augment: (key, uint8 images (b, h, w, c)) -> images; None leaves them as they are. Reading
+            processes have augmented the images before.
+        seed: of the keys of `augment`.
     """
 
     graphdef: nnx.GraphDef
-    eval_graphdef: nnx.GraphDef
     optimizer: optax.GradientTransformation
     normalize: Callable[[jax.Array], jax.Array]
-    loss: Callable[..., jax.Array]
+    loss: MeanLoss
+    frozen: Any
+    ema_decay: float = 0.0
+    augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    seed: int = 0
 
 
 def train_step(
@@ -64,58 +92,85 @@ def train_step(
     """Takes one step.
 
     Args:
-        state: donated by the loop.
+        state: the state before; the loop donates its arrays.
         batch: "image" uint8 (b, h, w, c) and "label" int32 (b,), or float32 (b, classes) with 1, 0
             and NaN; where images are weighted also "weight" float32 (b,).
         spec: static.
 
     Returns:
-        The next state, and "loss", "grad_norm" (before clipping), "logits" (b, classes), "label".
+        The next state, and "loss", "grad_norm" (of the trained parameters, before clipping),
+        "logits" (b, classes) and "label".
     """
+    images = batch["image"]
+    if spec.augment is not None:
+        key = jax.random.fold_in(jax.random.key(spec.seed), state.step)
+        images = spec.augment(key, images)
 
-    def loss_fn(params):
-        model = nnx.merge(spec.graphdef, params, state.variables)
-        logits = model(spec.normalize(batch["image"]))
-        _, _, variables = nnx.split(model, nnx.Param, ...)
-        loss = spec.loss(logits, batch["label"], image_weights=batch.get("weight"))
-        return loss, (logits, nnx.to_pure_dict(variables))
+    def loss_fn(params: Any) -> tuple[jax.Array, Any]:
+        # XLA then leaves out the gradients of frozen parameters.
+        params = jax.tree.map(
+            lambda x, is_frozen: jax.lax.stop_gradient(x) if is_frozen else x, params, spec.frozen
+        )
+        model = nnx.merge(spec.graphdef, params, state.statistics, state.random)
+        logits = model(spec.normalize(images))
+        _, statistics, random = split_model(model)
+        loss = spec.loss(logits, batch["label"], batch.get("weight"))
+        return loss, (logits, statistics, random)
 
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
-    (loss, (logits, variables)), grads = gradient(state.params)
+    (loss, (logits, statistics, random)), grads = gradient(state.params)
     updates, opt_state = spec.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    average = state.average
+    if average is not None:
+        average = _averaged(average, params, statistics, state.step, spec.ema_decay)
     outputs = {
         "loss": loss,
         "grad_norm": optax.tree.norm(grads),
         "logits": logits,
         "label": batch["label"],
     }
-    return TrainState(state.step + 1, params, variables, opt_state), outputs
+    state = TrainState(state.step + 1, params, statistics, random, opt_state, average)
+    return state, outputs
 
 
-def eval_step(
-    params: Any, variables: Any, batch: dict[str, jax.Array], *, spec: StepSpec
-) -> dict[str, jax.Array]:
-    """Returns "logits" (b, classes), and the batch's "label" and "mask" beside them."""
-    model = nnx.merge(spec.eval_graphdef, params, variables)
-    logits = model(spec.normalize(batch["image"]))
-    return {"logits": logits, "label": batch["label"], "mask": batch["mask"]}
+def _averaged(average: Any, params: Any, statistics: Any, step: jax.Array, decay: float) -> Any:
+    """Moves the averages towards the new values.
+
+    Early steps use a smaller decay, so that the random start does not stay in the average.
+    """
+    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+
+    def moved(old: jax.Array, new: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(new.dtype, jnp.floating):  # BatchNorm's counter of batches
+            return new
+        return old + (1 - decay) * (new - old)
+
+    return jax.tree.map(moved, average, {"params": params, "statistics": statistics})
 
 
 def init_state(
-    config: MedMambaConfig, optimizer: optax.GradientTransformation, seed: int
+    config: MedMambaConfig,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    loaded: Mapping[str, Any] | None = None,
+    *,
+    average: bool,
 ) -> TrainState:
-    """Returns the state before the first step."""
-    model = MedMamba(config, rngs=nnx.Rngs(seed))
-    _, params, variables = nnx.split(model, nnx.Param, ...)
-    params, variables = nnx.to_pure_dict(params), nnx.to_pure_dict(variables)
-    return TrainState(jax.numpy.zeros((), "int32"), params, variables, optimizer.init(params))
+    """Returns the state before the first step.
 
-
-def graphdefs(config: MedMambaConfig) -> tuple[nnx.GraphDef, nnx.GraphDef]:
-    """Returns the model's structure in training and in evaluation mode, without any array."""
-    model = nnx.eval_shape(lambda: MedMamba(config, rngs=nnx.Rngs(0)))
-    model.train()
-    training = nnx.graphdef(model)
-    model.eval()
-    return training, nnx.graphdef(model)
+    Args:
+        config: the architecture.
+        optimizer: Optax transformation.
+        seed: of the parameters, dropout and drop path.
+        loaded: dotted name -> parameter or statistic that takes the place of a random one.
+        average: whether the state keeps moving averages.
+    """
+    params, statistics, random = split_model(MedMamba(config, rngs=nnx.Rngs(seed)))
+    params, statistics = (with_tensors(tree, loaded or {}) for tree in (params, statistics))
+    state = TrainState(jnp.zeros((), "int32"), params, statistics, random, optimizer.init(params))
+    if not average:
+        return state
+    # Arrays of their own: the loop donates the state, and no array may be donated twice.
+    copies = jax.tree.map(jnp.copy, {"params": params, "statistics": statistics})
+    return dataclasses.replace(state, average=copies)

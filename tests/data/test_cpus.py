@@ -8,7 +8,7 @@ import pytest
 from medmamba_jax.data import InMemorySplit, Preprocessing
 from medmamba_jax.data.auditing.fingerprints import fingerprint
 from medmamba_jax.data.cpus import usable_cpus
-from medmamba_jax.data.reading.cached_splits import OnDisk, Prepared
+from medmamba_jax.data.reading.caching import DecodedImages, OnDisk
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_the_audit_decodes_on_these_only(one_cpu, monkeypatch):
 
 
 def test_so_do_caches(one_cpu, monkeypatch, tmp_path):
-    class Written(Prepared):
+    class Written(DecodedImages):
         def key(self):  # reads the files, and does not decode them
             return "key"
 

@@ -5,17 +5,18 @@ import argparse
 import numpy as np
 import pytest
 
-from medmamba_jax.convert import add_convert
+from medmamba_jax.cli import MISTAKES
+from medmamba_jax.cli.convert import add_convert
 from medmamba_jax.errors import UserError
 from medmamba_jax.interop import read_state_dict, write_state_dict
 
 
 def run(*arguments):
-    """Parses the arguments after `medmamba convert` and runs the subcommand."""
+    """Runs `medmamba convert` with these arguments, in this process."""
     parser = argparse.ArgumentParser()
     add_convert(parser.add_subparsers())
-    parsed = parser.parse_args(["convert", *map(str, arguments)])
-    parsed.run(parsed)
+    options = parser.parse_args(["convert", *map(str, arguments)])
+    print(options.run(options))
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_it_prints_the_architecture_and_overwrites_only_on_request(
     assert_same(read_state_dict(target), state_dict)
 
     target.write_bytes(b"precious")
-    with pytest.raises(UserError, match="--overwrite"):
+    with pytest.raises(MISTAKES, match="--overwrite"):
         run(source, target)
     assert target.read_bytes() == b"precious"
     run(source, target, "--overwrite")
@@ -78,7 +79,7 @@ def test_it_prints_the_architecture_and_overwrites_only_on_request(
 
 
 def test_the_input_is_never_overwritten(source, state_dict):
-    with pytest.raises(UserError, match="is the input too"):
+    with pytest.raises(MISTAKES, match="is the input too"):
         run(source, source.parent / "." / source.name, "--overwrite")
     assert_same(read_state_dict(source), state_dict)
 
@@ -101,7 +102,7 @@ def test_weights_that_do_not_fit_are_refused(source, state_dict, tmp_path):
     ],
 )
 def test_paths_that_cannot_be(source, tmp_path, names, text):
-    with pytest.raises(UserError, match=text):
+    with pytest.raises(MISTAKES, match=text):
         run(*(tmp_path / name for name in names))
 
 
@@ -113,7 +114,7 @@ def test_a_failed_write_leaves_the_old_file(source, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(UserError, match="No space left"):
+    with pytest.raises(MISTAKES, match="No space left"):
         run(source, target, "--overwrite")
     assert target.read_bytes() == b"precious"
     assert {path.name for path in tmp_path.iterdir()} == {"in.safetensors", "out.safetensors"}

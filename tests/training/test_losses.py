@@ -1,3 +1,5 @@
+"""The training losses, with their mean, against PyTorch, scikit-learn and closed forms."""
+
 import functools
 
 import jax
@@ -9,14 +11,29 @@ from sklearn.metrics import log_loss
 from sklearn.utils.class_weight import compute_class_weight
 
 from medmamba_jax.training.losses import (
+    LOSSES,
+    Loss,
     balanced_class_weights,
     balanced_pos_weights,
-    binary_cross_entropy,
-    binary_focal,
-    cross_entropy,
-    focal,
-    ordinal,
+    make_loss,
 )
+
+
+def mean(name, task):
+    """Returns the function (logits, labels, weights and options) -> the loss of a batch."""
+
+    def loss(logits, labels, *, weights=None, image_weights=None, **options):
+        options = {option: options.get(option, 0.0) for option in LOSSES[name].options}
+        return make_loss(name, task, weights, options)(logits, labels, image_weights)
+
+    return loss
+
+
+cross_entropy = mean("cross_entropy", "multiclass")
+focal = mean("focal", "multiclass")
+ordinal = mean("ordinal", "multiclass")
+binary_cross_entropy = mean("binary_cross_entropy", "multilabel")
+binary_focal = mean("focal", "multilabel")
 
 RNG = np.random.default_rng(0)
 LOGITS = (3 * RNG.standard_normal((32, 5))).astype(np.float32)
@@ -42,7 +59,7 @@ def test_equals_torch(smoothing, weights):
         weight=None if weights is None else torch.from_numpy(weights), label_smoothing=smoothing
     )
     expected = loss(torch.from_numpy(LOGITS), torch.from_numpy(LABELS)).item()
-    actual = cross_entropy(LOGITS, LABELS, label_smoothing=smoothing, class_weights=weights)
+    actual = cross_entropy(LOGITS, LABELS, label_smoothing=smoothing, weights=weights)
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
@@ -57,26 +74,26 @@ def test_smoothing_by_hand():
 def test_weighted_mean_divides_by_the_sum_of_weights():
     logits = np.log(np.array([[0.9, 0.1], [0.4, 0.6]], np.float32))
     expected = (1 * -np.log(0.9) + 3 * -np.log(0.6)) / (1 + 3)
-    actual = cross_entropy(logits, np.array([0, 1]), class_weights=np.array([1.0, 3.0]))
+    actual = cross_entropy(logits, np.array([0, 1]), weights=np.array([1.0, 3.0]))
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
 
 def test_balanced_weights_are_scikit_learns():
     labels = np.repeat([0, 1, 2], [50, 10, 3])
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
-    np.testing.assert_allclose(balanced_class_weights(labels, 3), expected, rtol=1e-6)
+    np.testing.assert_allclose(balanced_class_weights(labels, "abc"), expected, rtol=1e-6)
 
 
 def test_balanced_weights_need_every_class():
-    with pytest.raises(ValueError, match=r"no training image of classes \[1\]"):
-        balanced_class_weights(np.array([0, 2]), 3)
+    with pytest.raises(ValueError, match=r"no training image of classes \['b'\]"):
+        balanced_class_weights(np.array([0, 2]), "abc")
 
 
 class TestFocal:
     @pytest.mark.parametrize("weights", [None, WEIGHTS])
     def test_gamma_0_is_cross_entropy(self, weights):
-        expected = cross_entropy(LOGITS, LABELS, class_weights=weights)
-        actual = focal(LOGITS, LABELS, gamma=0.0, class_weights=weights)
+        expected = cross_entropy(LOGITS, LABELS, weights=weights)
+        actual = focal(LOGITS, LABELS, focal_gamma=0.0, weights=weights)
         np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
     @pytest.mark.parametrize("gamma", [0.5, 2.0])
@@ -85,13 +102,13 @@ class TestFocal:
         p = softmax(LOGITS.astype(np.float64), axis=1)[np.arange(32), LABELS]
         w = np.ones(32) if weights is None else weights[LABELS].astype(np.float64)
         expected = (w * -((1 - p) ** gamma) * np.log(p)).sum() / w.sum()
-        actual = focal(LOGITS, LABELS, gamma=gamma, class_weights=weights)
+        actual = focal(LOGITS, LABELS, focal_gamma=gamma, weights=weights)
         np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
     @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
     def test_certainty_has_a_finite_gradient(self, gamma):
         logits = np.array([[200.0, -200.0, 0.0], [-200.0, 200.0, 0.0]], np.float32)
-        value, grad = jax.value_and_grad(focal)(logits, np.array([0, 0]), gamma=gamma)
+        value, grad = jax.value_and_grad(focal)(logits, np.array([0, 0]), focal_gamma=gamma)
         np.testing.assert_allclose(value, 400 / 2, rtol=1e-6)
         assert np.isfinite(grad).all()
         np.testing.assert_allclose(grad[1], [-0.5, 0.5, 0], atol=1e-6)
@@ -116,7 +133,7 @@ class TestOrdinal:
     def test_weighted_mean(self):
         each = [float(ordinal(LOGITS[i : i + 1], LABELS[i : i + 1])) for i in range(32)]
         np.testing.assert_allclose(
-            ordinal(LOGITS, LABELS, class_weights=WEIGHTS),
+            ordinal(LOGITS, LABELS, weights=WEIGHTS),
             np.average(each, weights=WEIGHTS[LABELS]),
             rtol=1e-5,
         )
@@ -132,7 +149,7 @@ class TestBinaryCrossEntropy:
         )
         target = KNOWN * (1 - smoothing) + smoothing / 2
         expected = loss(torch.from_numpy(LOGITS), torch.from_numpy(target)).item()
-        actual = binary_cross_entropy(LOGITS, KNOWN, label_smoothing=smoothing, pos_weights=weights)
+        actual = binary_cross_entropy(LOGITS, KNOWN, label_smoothing=smoothing, weights=weights)
         np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
     @pytest.mark.parametrize("weights", [None, WEIGHTS])
@@ -142,7 +159,7 @@ class TestBinaryCrossEntropy:
             MASKED == 1, (1 if weights is None else weights) * np.log(p), np.log1p(-p)
         )
         expected = terms[~np.isnan(MASKED)].mean()
-        actual, grad = jax.value_and_grad(binary_cross_entropy)(LOGITS, MASKED, pos_weights=weights)
+        actual, grad = jax.value_and_grad(binary_cross_entropy)(LOGITS, MASKED, weights=weights)
         np.testing.assert_allclose(actual, expected, rtol=1e-6)
         assert ((np.asarray(grad) == 0) == np.isnan(MASKED)).all()
 
@@ -152,7 +169,7 @@ class TestBinaryCrossEntropy:
         np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
     @pytest.mark.parametrize(
-        "loss", [binary_cross_entropy, functools.partial(binary_focal, gamma=2.0)]
+        "loss", [binary_cross_entropy, functools.partial(binary_focal, focal_gamma=2.0)]
     )
     def test_nothing_known_teaches_nothing(self, loss):
         value, grad = jax.value_and_grad(loss)(LOGITS, np.full((32, 5), np.nan, np.float32))
@@ -162,8 +179,8 @@ class TestBinaryCrossEntropy:
 class TestBinaryFocal:
     @pytest.mark.parametrize("weights", [None, WEIGHTS])
     def test_gamma_0_is_cross_entropy(self, weights):
-        expected = binary_cross_entropy(LOGITS, MASKED, pos_weights=weights)
-        actual = binary_focal(LOGITS, MASKED, gamma=0.0, pos_weights=weights)
+        expected = binary_cross_entropy(LOGITS, MASKED, weights=weights)
+        actual = binary_focal(LOGITS, MASKED, focal_gamma=0.0, weights=weights)
         np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
     @pytest.mark.parametrize("gamma", [0.5, 2.0])
@@ -173,13 +190,13 @@ class TestBinaryFocal:
         w = 1 if weights is None else weights
         positive, negative = w * (1 - p) ** gamma * np.log(p), p**gamma * np.log1p(-p)
         expected = -np.where(MASKED == 1, positive, negative)[~np.isnan(MASKED)].mean()
-        actual = binary_focal(LOGITS, MASKED, gamma=gamma, pos_weights=weights)
+        actual = binary_focal(LOGITS, MASKED, focal_gamma=gamma, weights=weights)
         np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
     @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
     def test_certainty_has_a_finite_gradient(self, gamma):
         logits, labels = np.array([[200.0, -200.0]], np.float32), np.ones((1, 2), np.float32)
-        value, grad = jax.value_and_grad(binary_focal)(logits, labels, gamma=gamma)
+        value, grad = jax.value_and_grad(binary_focal)(logits, labels, focal_gamma=gamma)
         np.testing.assert_allclose(value, 200 / 2, rtol=1e-6)
         np.testing.assert_allclose(grad, [[0, -0.5]], atol=1e-6)
 
@@ -187,18 +204,18 @@ class TestBinaryFocal:
 class TestPosWeights:
     def test_negatives_by_positives_of_what_is_known(self):
         labels = np.array([[1, 0], [0, np.nan], [0, 1], [np.nan, 1], [0, 1]], np.float32)
-        np.testing.assert_allclose(balanced_pos_weights(labels), [3, 1 / 3], rtol=1e-6)
+        np.testing.assert_allclose(balanced_pos_weights(labels, "ab"), [3, 1 / 3], rtol=1e-6)
 
     def test_both_sides_weigh_alike(self):
-        weights = balanced_pos_weights(MASKED)
+        weights = balanced_pos_weights(MASKED, "abcde")
         positives, negatives = (MASKED == 1).sum(0), (MASKED == 0).sum(0)
         np.testing.assert_allclose(weights * positives, negatives, rtol=1e-6)
 
     @pytest.mark.parametrize("side", [0, 1])
     def test_need_both(self, side):
         labels = np.array([[0, side], [1, side], [1, np.nan]])
-        with pytest.raises(ValueError, match=r"classes \[1\] lack either"):
-            balanced_pos_weights(labels)
+        with pytest.raises(ValueError, match=r"classes \['b'\] lack either"):
+            balanced_pos_weights(labels, "ab")
 
 
 def image_terms():
@@ -221,15 +238,21 @@ def image_terms():
         "cross_entropy": (cross_entropy, {}, LABELS, -np.log(own), np.ones(32)),
         "cross_entropy, class weights": (
             cross_entropy,
-            {"label_smoothing": 0.1, "class_weights": WEIGHTS},
+            {"label_smoothing": 0.1, "weights": WEIGHTS},
             LABELS,
             smoothed,
             w,
         ),
-        "focal": (focal, {"gamma": 2.0}, LABELS, -((1 - own) ** 2) * np.log(own), np.ones(32)),
+        "focal": (
+            focal,
+            {"focal_gamma": 2.0},
+            LABELS,
+            -((1 - own) ** 2) * np.log(own),
+            np.ones(32),
+        ),
         "focal, class weights": (
             focal,
-            {"gamma": 2.0, "class_weights": WEIGHTS},
+            {"focal_gamma": 2.0, "weights": WEIGHTS},
             LABELS,
             -w * (1 - own) ** 2 * np.log(own),
             w,
@@ -237,21 +260,21 @@ def image_terms():
         "ordinal": (ordinal, {}, LABELS, distance, np.ones(32)),
         "ordinal, class weights": (
             ordinal,
-            {"class_weights": WEIGHTS},
+            {"weights": WEIGHTS},
             LABELS,
             w * distance,
             w,
         ),
         "binary_cross_entropy": (
             binary_cross_entropy,
-            {"label_smoothing": 0.2, "pos_weights": WEIGHTS},
+            {"label_smoothing": 0.2, "weights": WEIGHTS},
             MASKED,
             np.where(known, binary, 0),
             known,
         ),
         "binary_focal": (
             binary_focal,
-            {"gamma": 2.0, "pos_weights": WEIGHTS},
+            {"focal_gamma": 2.0, "weights": WEIGHTS},
             MASKED,
             np.where(known, focused, 0),
             known,
@@ -291,7 +314,9 @@ class TestImageWeights:
         np.testing.assert_allclose(grad, summed, rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("loss", [binary_cross_entropy, functools.partial(binary_focal, gamma=2.0)])
+@pytest.mark.parametrize(
+    "loss", [binary_cross_entropy, functools.partial(binary_focal, focal_gamma=2.0)]
+)
 def test_small_image_weights_divide_by_their_own_sum(loss):
     labels = np.full((32, 5), np.nan, np.float32)
     labels[3, 2] = 1
@@ -303,3 +328,18 @@ def test_small_image_weights_divide_by_their_own_sum(loss):
         LOGITS, np.full((32, 5), np.nan, np.float32), image_weights=weights
     )
     assert value == 0 and not np.asarray(grad).any()
+
+
+def test_a_loss_of_ones_own_is_one_row(monkeypatch):
+    """The mean absolute error of the label's probability; it reads no option."""
+
+    def absolute(logits, labels, class_weights):
+        p = jax.nn.softmax(logits)
+        return (1 - p[np.arange(len(labels)), labels]) * class_weights[labels]
+
+    monkeypatch.setitem(LOSSES, "absolute", Loss({"multiclass": absolute}))
+    p = softmax(LOGITS.astype(np.float64), axis=1)[np.arange(32), LABELS]
+    images = RNG.uniform(0.5, 2, 32).astype(np.float32)
+    w = images * WEIGHTS[LABELS].astype(np.float64)
+    actual = make_loss("absolute", "multiclass", WEIGHTS, {})(LOGITS, LABELS, images)
+    np.testing.assert_allclose(actual, (w * (1 - p)).sum() / w.sum(), rtol=1e-5)

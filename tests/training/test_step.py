@@ -1,5 +1,7 @@
 """One training step, on a model so small that its gradient is easy to sum up."""
 
+import dataclasses
+
 import chex
 import jax
 import numpy as np
@@ -7,8 +9,8 @@ import optax
 import pytest
 from flax import nnx
 
-from medmamba_jax.training.losses import cross_entropy
-from medmamba_jax.training.step import StepSpec, TrainState, train_step
+from medmamba_jax.training.losses import make_loss
+from medmamba_jax.training.step import StepSpec, TrainState, eval_params, train_step
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 3, 3, 1), np.uint8)
 LABELS = np.array([0, 1, 2, 1], np.int32)
@@ -22,14 +24,26 @@ class Linear(nnx.Module):
         return self.layer(x.reshape(len(x), -1))
 
 
+def linear(**changes):
+    """The step and the first state of gradient descent on a linear model."""
+    graphdef, params = nnx.split(Linear())
+    params = nnx.to_pure_dict(params)
+    optimizer = optax.sgd(1.0)
+    spec = StepSpec(
+        graphdef=graphdef,
+        optimizer=optimizer,
+        normalize=lambda x: x / np.float32(255),
+        loss=make_loss("cross_entropy", "multiclass", None, {"label_smoothing": 0.0}),
+        frozen=jax.tree.map(lambda _: False, params),
+    )
+    state = TrainState(jax.numpy.int32(0), params, {}, {}, optimizer.init(params))
+    return dataclasses.replace(spec, **changes), state
+
+
 @pytest.fixture(scope="module")
 def step():
     """Returns a function (rows, weights) -> parameters after a step of gradient descent, loss."""
-    graphdef, params, variables = nnx.split(Linear(), nnx.Param, ...)
-    params, variables = nnx.to_pure_dict(params), nnx.to_pure_dict(variables)
-    optimizer = optax.sgd(1.0)
-    spec = StepSpec(graphdef, graphdef, optimizer, lambda x: x / np.float32(255), cross_entropy)
-    state = TrainState(jax.numpy.int32(0), params, variables, optimizer.init(params))
+    spec, state = linear()
 
     def step(rows, weights=None):
         batch = {"image": IMAGES[rows], "label": LABELS[rows]}
@@ -56,3 +70,57 @@ def test_weights_alike_are_none(step):
 def test_weights_change_the_step(step):
     (weighted, _), (plain, _) = step([0, 1, 2, 3], [1, 2, 1, 3]), step([0, 1, 2, 3])
     assert np.abs(weighted["layer"]["kernel"] - plain["layer"]["kernel"]).max() > 1e-3
+
+
+BATCH = {"image": IMAGES, "label": LABELS}
+
+
+def test_images_are_augmented_inside_the_step_by_seed_and_step():
+    keys = []
+
+    def brighter(key, images):
+        keys.append(np.asarray(jax.random.key_data(key)))
+        return images + np.uint8(1)
+
+    spec, state = linear(augment=brighter, seed=7)
+    after, _ = train_step(state, BATCH, spec=spec)
+    plain, _ = linear()
+    expected, _ = train_step(state, BATCH | {"image": IMAGES + np.uint8(1)}, spec=plain)
+    assert_close(after.params, expected.params)
+    train_step(after, BATCH, spec=spec)
+    expected_keys = [jax.random.fold_in(jax.random.key(7), step) for step in (0, 1)]
+    for key, expected_key in zip(keys, expected_keys, strict=True):
+        np.testing.assert_array_equal(key, jax.random.key_data(expected_key))
+
+
+def test_the_moving_average_follows_its_closed_form():
+    spec, state = linear(ema_decay=0.15)
+    state = dataclasses.replace(state, average={"params": state.params, "statistics": {}})
+    average = np.asarray(state.params["layer"]["kernel"], np.float64)
+    for step in range(5):
+        state, _ = train_step(state, BATCH, spec=spec)
+        decay = min(0.15, (1 + step) / (10 + step))  # 0.1, then 0.15
+        kernel = np.asarray(state.params["layer"]["kernel"], np.float64)
+        average = decay * average + (1 - decay) * kernel
+    params, _ = eval_params(state)
+    np.testing.assert_allclose(params["layer"]["kernel"], average, rtol=1e-5)
+    assert np.abs(average - kernel).max() > 1e-4
+    assert "average" in state.to_parts()
+
+
+def test_without_an_average_the_last_parameters_are_evaluated():
+    spec, state = linear()
+    state, _ = train_step(state, BATCH, spec=spec)
+    assert eval_params(state)[0] is state.params and "average" not in state.to_parts()
+
+
+def test_a_frozen_parameter_has_no_gradient():
+    frozen = {"layer": {"kernel": True, "bias": False}}
+    (spec, state), (plain, _) = linear(frozen=frozen), linear()
+    after, outputs = train_step(state, BATCH, spec=spec)
+    expected, _ = train_step(state, BATCH, spec=plain)
+    kernel, bias = after.params["layer"]["kernel"], after.params["layer"]["bias"]
+    np.testing.assert_array_equal(kernel, state.params["layer"]["kernel"])
+    np.testing.assert_allclose(bias, expected.params["layer"]["bias"], rtol=1e-6)
+    moved = np.asarray(state.params["layer"]["bias"]) - bias  # the rate is 1
+    np.testing.assert_allclose(outputs["grad_norm"], np.linalg.norm(moved), rtol=1e-6)

@@ -6,21 +6,33 @@ an earlier run has written to the disk is used, however little room is left ther
 """
 
 import dataclasses
+import hashlib
 import os
 import shutil
+import threading
+import uuid
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import psutil
+from tqdm import tqdm
 
 from medmamba_jax.data.config import DataConfig
-from medmamba_jax.data.dataset import Dataset, Split
-from medmamba_jax.data.images.preprocessing import Preprocessing
+from medmamba_jax.data.cpus import usable_cpus
+from medmamba_jax.data.dataset import Dataset, Example, Split
+from medmamba_jax.data.images.decoders import decoder_versions
+from medmamba_jax.data.images.preprocessing import Preprocessing, decoded
+from medmamba_jax.data.naming import short_name
 from medmamba_jax.data.reading.cache_places import CACHES, Need
-from medmamba_jax.data.reading.cached_splits import CachedSplit, InMemory, OnDisk, Prepared
 from medmamba_jax.errors import UserError
 
+_FORMAT = 1  # Increase it when the files change; a run then finds no earlier file.
+_SHAPE = np.dtype("<u4")  # height, width and channels stand before the pixels
+_SHAPE_BYTES = 3 * _SHAPE.itemsize
+_WRITTEN_AT_ONCE = 64  # images, all in memory, at their own size if they are to be augmented
 _SHARE = 0.5  # of what is free
 _SAMPLED = 16  # images, whose sizes stand for all
 _CGROUP = Path("/sys/fs/cgroup")
@@ -42,17 +54,15 @@ def cached(
     splits, texts = {}, []
     for name, split in dataset.splits.items():
         augmented = name == "train" and config.augmentation != "none"
-        prepared = Prepared(split, preprocessing, resized=not augmented)
-        size = 0 if config.cache == "none" else _size(prepared)
+        images = DecodedImages(split, preprocessing, resized=not augmented)
+        size = 0 if config.cache == "none" else _size(images)
         kind = CACHES[config.cache](Need(size, augmented, config.num_workers, free))
         if kind != "none":
             free[kind] -= size
-            images = InMemory(prepared) if kind == "memory" else _on_disk(prepared, folder)
-        elif (
-            config.cache == "auto" and not augmented and (images := _found(prepared, folder, size))
-        ):
+            kept = InMemory(images) if kind == "memory" else _on_disk(images, folder)
+        elif config.cache == "auto" and not augmented and (kept := _found(images, folder, size)):
             kind = "disk"
-        splits[name] = split if kind == "none" else CachedSplit(split, images)
+        splits[name] = split if kind == "none" else CachedSplit(split, kept)
         texts.append(f"{name} {_TEXTS[kind].format(size=_readable(size), folder=folder)}")
     return dataclasses.replace(dataset, splits=splits), ", ".join(texts)
 
@@ -76,6 +86,205 @@ def open_caches(splits: Iterable[Split]) -> None:
             split.images.open()
 
 
+class DecodedImages:
+    """A split's images, decoded and, if `resized`, resized; uint8 (h, w, c).
+
+    Args:
+        split: the images.
+        preprocessing: how they are decoded and resized.
+        resized: whether to resize; an image that is to be augmented must not be.
+    """
+
+    def __init__(self, split: Split, preprocessing: Preprocessing, *, resized: bool):
+        self.split = split
+        self.preprocessing = preprocessing
+        self.resized = resized
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        pixels, _ = decoded(self.split, index, self.preprocessing)
+        return self.preprocessing.resize(pixels) if self.resized else pixels
+
+    def key(self) -> str:
+        """Returns a hash of the files' content and of every setting that changes pixels."""
+        settings = self.preprocessing.to_dict()
+        for name in (
+            ("mean", "std") if self.resized else ("mean", "std", "image_size", "resize_filter")
+        ):
+            del settings[name]
+        key = hashlib.sha256(f"{_FORMAT} {decoder_versions()} {settings}".encode())
+        with ThreadPoolExecutor() as pool:
+            for content in pool.map(self._content, range(len(self))):
+                key.update(content)
+        return key.hexdigest()
+
+    def _content(self, index: int) -> bytes:
+        image = self.split[index]["image"]
+        if isinstance(image, np.ndarray):
+            array = f"{image.dtype} {image.shape} ".encode() + image.tobytes()
+            return hashlib.sha256(array).digest()
+        return hashlib.sha256(image).digest()
+
+
+class _ImageStore(Protocol):
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+
+class CachedSplit:
+    """A split whose images are decoded arrays; all else is as in the original split."""
+
+    def __init__(self, split: Split, images: _ImageStore):
+        self._split = split
+        self.images = images
+        self.labels = split.labels
+        self.groups = split.groups
+        self.weights = split.weights
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def __getitem__(self, index: int) -> Example:
+        label = self.labels[index]
+        return {"image": self.images[index], "label": label if label.ndim else int(label)}
+
+    def name(self, index: int) -> str:
+        return short_name(self._split, index)
+
+    def describe(self, index: int) -> str:
+        return self._split.describe(index)
+
+    def digest(self) -> str:
+        return self._split.digest()
+
+
+class InMemory:
+    """Keeps each image from when it is first read. Threads may share it, processes do not."""
+
+    def __init__(self, images: DecodedImages):
+        self._images = images
+        self._kept: list[np.ndarray | None] = [None] * len(images)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        pixels = self._kept[index]
+        if pixels is None:
+            pixels = self._kept[index] = self._images[index]
+        return pixels
+
+
+class OnDisk:
+    """Keeps all images in an ArrayRecord file, which is written by `open`, or the first read.
+
+    The file is named by the content of the images and by their preprocessing, so that a later run
+    finds it and one with other images does not. It gets that name when it is complete.
+
+    Args:
+        images: the images.
+        folder: where the file lies or is to lie; made if it does not exist.
+    """
+
+    def __init__(self, images: DecodedImages, folder: Path):
+        self._images = images
+        self._folder = folder
+        self._path: Path | None = None
+        self._start()
+
+    def _start(self) -> None:
+        self._lock = threading.Lock()
+        self._reader = None
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        if self._reader is None:
+            self.open()
+        try:
+            (record,) = self._reader.read([index])
+        except RuntimeError as error:
+            raise OSError(f"{self._path} is damaged ({error}): delete it") from error
+        shape = np.frombuffer(record, _SHAPE, 3)
+        return np.frombuffer(record, np.uint8, offset=_SHAPE_BYTES).reshape(shape)
+
+    def open(self) -> None:
+        """Opens the file, which is written if it does not exist or is not whole.
+
+        Raises:
+            OSError: if it cannot be written.
+            UserError: if an image cannot be decoded.
+        """
+        with self._lock:
+            if not self._found():
+                self._write()
+                self._reader = self._existing()
+
+    def find(self) -> bool:
+        """Opens the file if it exists and is whole, and returns whether it does.
+
+        The first time, every image is read for its content.
+        """
+        with self._lock:
+            return self._found()
+
+    def _found(self) -> bool:
+        if self._path is None:
+            self._path = self._folder / f"{self._images.key()}.array_record"
+        if self._reader is None:
+            self._reader = self._existing()
+        return self._reader is not None
+
+    def _existing(self) -> Any:
+        from array_record.python import array_record_module
+
+        if not self._path.is_file():
+            return None
+        try:
+            reader = array_record_module.ArrayRecordReader(
+                str(self._path), "readahead_buffer_size:0"
+            )
+            return reader if reader.num_records() == len(self._images) else None
+        except (RuntimeError, ValueError):  # another kind of file has this name
+            return None
+
+    def _write(self) -> None:
+        from array_record.python import array_record_module
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        # The images together may not fit into memory, so `write_atomically` cannot write them.
+        partial = self._path.with_suffix(f".{os.getpid()}-{uuid.uuid4().hex}.partial")
+        count = len(self._images)
+        try:
+            # Compressed, images would take longer to read than many a file takes to decode.
+            writer = array_record_module.ArrayRecordWriter(
+                str(partial), "group_size:1,uncompressed"
+            )
+            with (
+                ThreadPoolExecutor(usable_cpus()) as pool,
+                tqdm(total=count, desc="caching", unit="image", leave=False, disable=None) as bar,
+            ):
+                for start in range(0, count, _WRITTEN_AT_ONCE):
+                    rows = range(start, min(start + _WRITTEN_AT_ONCE, count))
+                    for pixels in pool.map(self._images.__getitem__, rows):
+                        writer.write(np.array(pixels.shape, _SHAPE).tobytes() + pixels.tobytes())
+                        bar.update()
+            writer.close()
+            partial.replace(self._path)
+        except RuntimeError as error:
+            reason = str(error).partition(";")[0]  # what follows names the file again
+            raise OSError(
+                f"cannot write the cache in {self._folder} ({reason}): make room, or set"
+                " data.cache_dir to another folder or data.cache to none"
+            ) from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.open()  # once, in the process that starts the workers
+        return self.__dict__ | {"_lock": None, "_reader": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()
+
+
 def available_memory() -> int:
     """Bytes that this process may take, by the system and by the control group it is in."""
     available = psutil.virtual_memory().available
@@ -86,12 +295,12 @@ def available_memory() -> int:
     return max(min(available, limit - used), 0)
 
 
-def _size(prepared: Prepared) -> int:
-    if prepared.resized:
-        height, width = prepared.preprocessing.image_size
-        return len(prepared) * height * width * prepared.preprocessing.channels
-    rows = np.unique(np.linspace(0, len(prepared) - 1, _SAMPLED).astype(int))
-    return int(len(prepared) * np.mean([prepared[int(row)].nbytes for row in rows]))
+def _size(images: DecodedImages) -> int:
+    if images.resized:
+        height, width = images.preprocessing.image_size
+        return len(images) * height * width * images.preprocessing.channels
+    rows = np.unique(np.linspace(0, len(images) - 1, _SAMPLED).astype(int))
+    return int(len(images) * np.mean([images[int(row)].nbytes for row in rows]))
 
 
 def _free_disk(folder: Path) -> int:
@@ -99,16 +308,16 @@ def _free_disk(folder: Path) -> int:
     return shutil.disk_usage(existing).free if os.access(existing, os.W_OK) else 0
 
 
-def _found(prepared: Prepared, folder: Path, size: int) -> OnDisk | None:
+def _found(images: DecodedImages, folder: Path, size: int) -> OnDisk | None:
     """The cache on disk, if it exists; images are read for it only if a file is large enough."""
     if any(file.stat().st_size > size for file in folder.glob("*.array_record")):
-        images = OnDisk(prepared, folder)
-        if images.find():
-            return images
+        kept = OnDisk(images, folder)
+        if kept.find():
+            return kept
     return None
 
 
-def _on_disk(prepared: Prepared, folder: Path) -> OnDisk:
+def _on_disk(images: DecodedImages, folder: Path) -> OnDisk:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -117,7 +326,7 @@ def _on_disk(prepared: Prepared, folder: Path) -> OnDisk:
         ) from error
     if not os.access(folder, os.W_OK):
         raise UserError(f"data.cache_dir: {folder} cannot be written to; name another folder")
-    return OnDisk(prepared, folder)
+    return OnDisk(images, folder)
 
 
 def _readable(size: int) -> str:

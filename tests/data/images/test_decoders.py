@@ -9,7 +9,7 @@ import pytest
 from medmamba_jax.data import DataConfig, Dataset, InMemorySplit, Preprocessing
 from medmamba_jax.data.auditing import checks
 from medmamba_jax.data.images.decoders import decoder_versions
-from medmamba_jax.data.reading import cached_splits
+from medmamba_jax.data.reading import caching
 
 PREPROCESSING = Preprocessing(
     image_size=(8, 8), channels=1, resize_filter="bilinear", mean=(0.5,), std=(0.5,)
@@ -49,7 +49,7 @@ def another_version(request, monkeypatch):
 
 
 def test_a_cache_of_decoded_images_has_another_name(another_version):
-    prepared = cached_splits.Prepared(SPLIT, PREPROCESSING, resized=True)
+    prepared = caching.DecodedImages(SPLIT, PREPROCESSING, resized=True)
     before = prepared.key()
     assert prepared.key() == before
     another_version()

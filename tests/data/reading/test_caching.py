@@ -18,8 +18,15 @@ from medmamba_jax.data import (
 )
 from medmamba_jax.data.reading import caching
 from medmamba_jax.data.reading.cache_places import CACHES, Need
-from medmamba_jax.data.reading.cached_splits import CachedSplit, InMemory, OnDisk, Prepared
-from medmamba_jax.data.reading.caching import available_memory, cached, open_caches
+from medmamba_jax.data.reading.caching import (
+    CachedSplit,
+    DecodedImages,
+    InMemory,
+    OnDisk,
+    available_memory,
+    cached,
+    open_caches,
+)
 
 COUNT = 20
 PREPROCESSING = Preprocessing((32, 40), 3, "bilinear", (0.5,), (0.5,))
@@ -48,11 +55,11 @@ def original(noise_png):
 
 
 def on_disk(source, folder, preprocessing=PREPROCESSING, *, resized=True):
-    return OnDisk(Prepared(source, preprocessing, resized=resized), folder)
+    return OnDisk(DecodedImages(source, preprocessing, resized=resized), folder)
 
 
 def in_memory(source, folder, preprocessing=PREPROCESSING, *, resized=True):
-    return InMemory(Prepared(source, preprocessing, resized=resized))
+    return InMemory(DecodedImages(source, preprocessing, resized=resized))
 
 
 STORES = {"memory": in_memory, "disk": on_disk}
@@ -115,7 +122,7 @@ class TestOnDisk:
         (file,) = tmp_path.iterdir()
         written = file.stat().st_mtime_ns
         again = split(noise_png)
-        expected = Prepared(original, PREPROCESSING, resized=True)
+        expected = DecodedImages(original, PREPROCESSING, resized=True)
         images = on_disk(again, tmp_path)
         for index in range(COUNT):
             np.testing.assert_array_equal(images[index], expected[index])
@@ -135,7 +142,7 @@ class TestOnDisk:
         on_disk(original, tmp_path)[0]
         changed = dataclasses.replace(PREPROCESSING, **change)
         images = on_disk(original, tmp_path, changed)
-        np.testing.assert_array_equal(images[2], Prepared(original, changed, resized=True)[2])
+        np.testing.assert_array_equal(images[2], DecodedImages(original, changed, resized=True)[2])
         assert len(list(tmp_path.iterdir())) == 2
 
     def test_images_at_their_own_size_are_another_file(self, original, tmp_path):
@@ -175,7 +182,7 @@ class TestOnDisk:
         whole = file.read_bytes()
         file.write_bytes(whole[:kept_bytes])
         images = on_disk(original, tmp_path)
-        expected = Prepared(original, PREPROCESSING, resized=True)
+        expected = DecodedImages(original, PREPROCESSING, resized=True)
         np.testing.assert_array_equal(images[COUNT - 1], expected[COUNT - 1])
         assert len(file.read_bytes()) == len(whole)
 
@@ -186,10 +193,11 @@ class TestOnDisk:
         (short,) = (tmp_path / "other").iterdir()
         short.replace(whole)
         images = on_disk(original, tmp_path)
-        np.testing.assert_array_equal(images[0], Prepared(original, PREPROCESSING, resized=True)[0])
+        expected = DecodedImages(original, PREPROCESSING, resized=True)[0]
+        np.testing.assert_array_equal(images[0], expected)
 
     def test_an_interrupted_writer_leaves_nothing_with_the_name(self, original, tmp_path):
-        class Interrupted(Prepared):
+        class Interrupted(DecodedImages):
             def __getitem__(self, index):
                 if index == COUNT - 1:
                     names.extend(path.suffix for path in tmp_path.iterdir())

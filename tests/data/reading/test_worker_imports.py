@@ -8,7 +8,7 @@ import pytest
 
 from medmamba_jax.data import DataConfig, Preprocessing, build_dataset
 from medmamba_jax.data.config import PhantomConfig
-from medmamba_jax.data.reading.cached_splits import CachedSplit, OnDisk, Prepared
+from medmamba_jax.data.reading.caching import CachedSplit, DecodedImages, OnDisk
 from medmamba_jax.data.sources.frames import AllFrames
 
 # Python runs this file at the start of every process that finds it, worker processes too. Grain
@@ -60,7 +60,7 @@ def test_reading_imports_neither_jax_nor_what_splits_images(tmp_path, noise_png,
     if kind == "frames":
         split = AllFrames(split)
     elif kind == "kept on disk":
-        prepared = Prepared(split, preprocessing, resized=True)
+        prepared = DecodedImages(split, preprocessing, resized=True)
         split = CachedSplit(split, OnDisk(prepared, tmp_path / "cache"))
     (tmp_path / "sent.pickle").write_bytes(pickle.dumps((split, preprocessing)))
     (tmp_path / "sitecustomize.py").write_text(SITECUSTOMIZE)

@@ -5,9 +5,9 @@ import pytest
 from scipy.special import expit
 from sklearn.metrics import accuracy_score, roc_auc_score
 
-from medmamba_jax.data import Dataset, InMemorySplit
-from medmamba_jax.training.metrics import METRICS
-from medmamba_jax.training.predictions import write_predictions
+from medmamba_jax.data import InMemorySplit
+from medmamba_jax.evaluation import write_predictions
+from medmamba_jax.metrics import Outputs, measure
 
 RNG = np.random.default_rng(0)
 
@@ -18,8 +18,8 @@ def table(tmp_path):
 
     def table(task, classes, labels, logits):
         split = InMemorySplit(np.zeros((len(labels), 4, 4), np.uint8), labels)
-        dataset = Dataset("own", "own images", classes, {"test": split}, False, task)
-        write_predictions(tmp_path / "p.csv", dataset, "test", split.labels, logits)
+        outputs = Outputs(task, classes, split.labels, logits)
+        write_predictions(tmp_path / "p.csv", split, outputs)
         with (tmp_path / "p.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         assert column(rows, "path") == [split.name(i) for i in range(len(labels))]
@@ -36,7 +36,7 @@ def test_the_figures_reported_follow_from_the_rows(table):
     classes, labels, logits = ("a", "b,c", "d"), np.arange(40) % 3, RNG.normal(size=(40, 3))
     rows = table("multiclass", classes, labels, logits)
     assert column(rows, "label") == [classes[label] for label in labels]
-    reported = METRICS["multiclass"](labels, logits, classes)
+    reported = measure(Outputs("multiclass", classes, labels, logits))
     accuracy = accuracy_score(column(rows, "label"), column(rows, "predicted"))
     assert accuracy == pytest.approx(reported["accuracy"])
     p = np.array([column(rows, f"p_{name}") for name in classes], float).T

@@ -11,14 +11,8 @@ from typing import Any
 
 import jax
 
-from medmamba_jax.errors import UserError
-from medmamba_jax.interop import (
-    check_suffix,
-    read_weights,
-    weights_to_state_dict,
-    write_state_dict,
-)
-from medmamba_jax.models import MedMambaConfig, split_model
+from medmamba_jax.interop import check_suffix, weights_to_state_dict, write_state_dict
+from medmamba_jax.runs import read_trained_weights
 
 # The fields that weights show. How to train and how to compute is not in a file of weights.
 SHOWN = ("depths", "dims", "num_classes", "in_channels", "block", "patch_size", "d_state")
@@ -40,7 +34,8 @@ def convert(
     """
     source, target = pathlib.Path(source), pathlib.Path(target)
     _check_target(source, target, overwrite)
-    config, params, statistics = _read(source)
+    trained = read_trained_weights(source)
+    config, params, statistics = trained.model, trained.params, trained.statistics
     write_state_dict(weights_to_state_dict(config, params, statistics), target)
     lines = [f"{field}: {getattr(config, field)}" for field in SHOWN]
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
@@ -48,13 +43,7 @@ def convert(
 
 
 def add_convert(subcommands: Any) -> None:
-    """Adds the subcommand `convert`, whose `run` takes the parsed arguments.
-
-    `run` raises UserError for everything that the caller can mend.
-
-    Args:
-      subcommands: what `argparse.ArgumentParser.add_subparsers` returned.
-    """
+    """Adds `convert` to the subcommands of a parser."""
     text = "Convert MedMamba weights with official names between file formats."
     parser = subcommands.add_parser("convert", help=text, description=text)
     parser.add_argument(
@@ -67,11 +56,8 @@ def add_convert(subcommands: Any) -> None:
     parser.set_defaults(run=_run)
 
 
-def _run(arguments: argparse.Namespace) -> None:
-    try:
-        print(convert(arguments.source, arguments.target, overwrite=arguments.overwrite))
-    except (ImportError, OSError) as error:
-        raise UserError(str(error)) from error
+def _run(options: argparse.Namespace) -> str:
+    return convert(options.source, options.target, overwrite=options.overwrite)
 
 
 def _check_target(source, target, overwrite):
@@ -83,13 +69,3 @@ def _check_target(source, target, overwrite):
             raise FileExistsError(f"{target} is the input too; give another OUT")
         if not overwrite:
             raise FileExistsError(f"{target} exists; give another OUT, or --overwrite")
-
-
-def _read(source) -> tuple[MedMambaConfig, Any, Any]:
-    if source.is_dir():
-        from medmamba_jax.runs import load_best
-
-        config, model = load_best(source)
-        params, statistics, _ = split_model(model)
-        return config, params, statistics
-    return read_weights(source)

@@ -1,4 +1,4 @@
-"""main.py as a user runs it: in a process of its own."""
+"""main.py and `medmamba train` as a user runs them: in a process of its own."""
 
 import json
 import os
@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = pathlib.Path(__file__).parent.parent
-TINY = ["--config.data.phantom_images=40", "--config.train.epochs=2"]
+ROOT = pathlib.Path(__file__).parents[2]
+TINY = ["--config.data.phantom.images=40", "--config.train.epochs=2"]
 
 
 def command(*arguments):
@@ -35,13 +35,16 @@ MISTAKES = {
     "--config.train.lr=abc": "could not convert string to float: 'abc'",
     "--config.train.epochs=0": "train.epochs must be a positive integer; got 0",
     "--config.model.variant=xl": "model.variant must be one of medmamba_t",
-    "--config.data.image_size=20": "data.image_size must be",
-    "--config.train.batch_size=5000": "batch size must be between 1 and",
+    "--config.data.image_size=20": "data.image_size is 20x20 px and must be at least 32",
+    "--config.train.freeze=nothing": "'nothing' matches no parameter",
+    "--config.train.init_from=nowhere": "nowhere",
+    "--lr=0.1": "did you mean --config.train.lr?",
     "--config=nowhere.py": "there is no config file nowhere.py; configs/ has bloodmnist, ",
     "--config=configs/imagefolder.py:x": "(did you mean configs/image_folder.py?)",
     f"--config={ROOT}/configs/quickstart.py:huge": "error: sizes are full and testing; got 'huge'",
-    f"--config={ROOT}/configs/image_folder.py": "data.root is unset",
+    f"--config={ROOT}/configs/image_folder.py": "data.path",
     "--mode=evaluate": "holds no run",
+    "--config": "--config needs a value",
     f"--workdir={ROOT}/LICENSE/run": f"Not a directory: {ROOT}/LICENSE/run",
     "--bogus=1": "Unknown command line flag 'bogus'",
     "extra": "unexpected argument 'extra'",
@@ -66,12 +69,12 @@ def test_a_mistake_is_one_line_and_exit_code_2(argument, tmp_path):
 def run_with_a_step_that_raises(error, cwd):
     program = f"""if True:
         import runpy, sys
-        from medmamba_jax.training import setup
+        from medmamba_jax.training import start
 
         def broken_step(state, batch, *, spec):
             raise {error}
 
-        setup.train_step = broken_step
+        start.train_step = broken_step
         sys.argv = ["main.py", "--config={ROOT}/configs/quickstart.py:testing"]
         runpy.run_path({str(ROOT / "main.py")!r}, run_name="__main__")
     """
@@ -102,7 +105,7 @@ def test_an_error_inside_the_step_keeps_its_traceback(tmp_path):
 
 def test_help_is_about_this_program(tmp_path):
     result = run("--help", cwd=tmp_path)
-    assert "python main.py --config=configs/image_folder.py" in result.stdout
+    assert "--config.<section>.<key>=<value>" in result.stdout
     assert "--workdir" in result.stdout and "<train|evaluate>" in result.stdout
 
 
@@ -116,7 +119,7 @@ def test_folder_of_images_from_training_to_evaluation(tmp_path):
             Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
     config = f"--config={ROOT}/configs/image_folder.py:testing"
     kept = "--config.data.cache_dir=kept"
-    trained = run(config, "--config.data.root=images", kept, cwd=tmp_path)
+    trained = run(config, "--config.data.path=images", kept, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "Traceback" not in trained.stderr
     assert "all 40 images can be read, 50x40 px" in trained.stdout
@@ -127,7 +130,7 @@ def test_folder_of_images_from_training_to_evaluation(tmp_path):
     assert json.loads(before["test.json"])["num_examples"] == 12
 
     (tmp_path / "images").rename(tmp_path / "moved")
-    again = run(config, "--mode=evaluate", "--config.data.root=moved", cwd=tmp_path)
+    again = run(config, "--mode=evaluate", "--config.data.path=moved", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     after = {path.name: path.read_text() for path in results.iterdir()}
     assert before.keys() == after.keys()
@@ -141,7 +144,7 @@ def test_folder_of_images_from_training_to_evaluation(tmp_path):
 
     image = tmp_path / "moved" / "a" / "0.png"
     image.rename(image.with_name("renamed.png"))
-    refused = run(config, "--config.data.root=moved", kept, "--config.train.epochs=3", cwd=tmp_path)
+    refused = run(config, "--config.data.path=moved", kept, "--config.train.epochs=3", cwd=tmp_path)
     assert refused.returncode == 2 and "images of split" in refused.stderr
 
 

@@ -3,25 +3,24 @@
 import jax
 import numpy as np
 from flax import nnx
-from golden import recipe_model
 
 import medmamba_jax as mm
-from medmamba_jax.convert import convert
-from medmamba_jax.data import Preprocessing
+from medmamba_jax.cli.convert import convert
+from medmamba_jax.models import split_model
 from medmamba_jax.runs import CheckpointStore, Progress, RunDescription
 
 
 def test_workdir_to_official_names(tmp_path):
     config = mm.MedMambaConfig(depths=(1, 2), dims=(8, 16), num_classes=3, in_channels=1)
-    model = recipe_model(config, seed=3)
-    _, params, variables = nnx.split(model, nnx.Param, ...)
-    parts = {"params": nnx.to_pure_dict(params), "variables": nnx.to_pure_dict(variables)}
+    model = mm.MedMamba(config, rngs=nnx.Rngs(3))
+    params, statistics, _ = split_model(model)
+    parts = {"params": params, "statistics": statistics}
     run = tmp_path / "run"
     run.mkdir()
     RunDescription(
-        experiment={},
+        config={},
         model=config,
-        preprocessing=Preprocessing((32, 32), 1, "bilinear", (0.5,), (0.5,)),
+        preprocessing=mm.Preprocessing((32, 32), 1, "bilinear", (0.5,), (0.5,)),
         class_names=("a", "b", "c"),
         task="multiclass",
         best_metric="auc",
@@ -30,9 +29,9 @@ def test_workdir_to_official_names(tmp_path):
         synthetic=True,
     ).write(run)
     with CheckpointStore(run / "checkpoints") as store:
-        store.save(Progress(epoch=1, best_epoch=1, best_value=0.5), parts)
+        store.save(Progress(epoch=1, best_epoch=1), parts)
         worse = jax.tree.map(lambda x: x + 1 if x.dtype == np.float32 else x, parts)
-        store.save(Progress(epoch=2, best_epoch=1, best_value=0.5), worse)
+        store.save(Progress(epoch=2, best_epoch=1), worse)
 
     text = convert(run, tmp_path / "best.safetensors")
     assert "depths: (1, 2)" in text

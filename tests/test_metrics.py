@@ -1,3 +1,5 @@
+"""The table of metrics against scikit-learn and confusion matrices counted by hand."""
+
 import json
 
 import numpy as np
@@ -5,14 +7,17 @@ import pytest
 from scipy.special import expit, softmax
 from sklearn import metrics
 
-from medmamba_jax.training.metrics import (
-    LOGGED,
-    METRICS,
-    classification_metrics,
-    multilabel_metrics,
-)
+from medmamba_jax.metrics import METRICS, TASKS, Metric, Outputs, measure, metrics_of, values
 
 RNG = np.random.default_rng(0)
+
+
+def classification_metrics(labels, logits, names):
+    return measure(Outputs("multiclass", names, labels, logits))
+
+
+def multilabel_metrics(labels, logits, names):
+    return measure(Outputs("multilabel", names, labels, logits))
 
 
 def make(n, k):
@@ -84,14 +89,36 @@ def test_ties_count_half():
     assert got["auc"] == 0.5
 
 
-def test_what_is_logged_is_reported():
-    results = {
-        "multiclass": METRICS["multiclass"](*make(20, 3), list("abc")),
-        "multilabel": METRICS["multilabel"](*make_multilabel(20, 3), list("abc")),
+def test_every_row_of_the_table_is_reported_and_shown():
+    outputs = {
+        "multiclass": Outputs("multiclass", list("abc"), *make(20, 3)),
+        "multilabel": Outputs("multilabel", list("abc"), *make_multilabel(20, 3)),
     }
-    assert results.keys() == METRICS.keys() == LOGGED.keys()
-    for task, names in LOGGED.items():
-        assert all(isinstance(results[task][name], float) for name in names)
+    assert set(outputs) == set(TASKS)
+    reported = set()
+    for task, found in outputs.items():
+        results = measure(found)
+        for name, metric in metrics_of(task).items():
+            assert isinstance(results[name], float) and results[name] == values(found)[name]
+            assert (metric.of_class is None) == (name not in results["per_class"]["a"])
+            reported.add(name)
+    assert reported == set(METRICS)
+    for metric in METRICS.values():
+        assert metric.heading and metric.tasks and (metric.compute or metric.of_class)
+        assert metric.text(None) == "undefined" and metric.text(0.25) in ("0.2500", "25.0%")
+
+
+def test_a_metric_of_ones_own_is_one_row(monkeypatch):
+    def youden(row):
+        sensitivity = metrics.recall_score(row.actual, row.predicted)
+        return sensitivity + metrics.recall_score(~row.actual, ~row.predicted) - 1
+
+    monkeypatch.setitem(METRICS, "youden", Metric("Youden's J", of_class=youden))
+    got = classification_metrics(*make(50, 3), list("abc"))
+    rows = got["per_class"].values()
+    expected = [row["sensitivity"] + row["specificity"] - 1 for row in rows]
+    np.testing.assert_allclose([row["youden"] for row in rows], expected)
+    np.testing.assert_allclose(got["youden"], np.mean(expected))
 
 
 def make_multilabel(n, k):
@@ -164,4 +191,4 @@ class TestMultilabel:
         assert (got["auc"], got["balanced_accuracy"]) == (1.0, 1.0)
         assert got["subset_accuracy"] == 0.5 and got["label_accuracy"] == 5 / 6
         nothing = multilabel_metrics(np.full((2, 4), np.nan), logits, list("abcd"))
-        assert [nothing[name] for name in LOGGED["multilabel"]] == [None] * 7
+        assert all(nothing[name] is None for name in metrics_of("multilabel"))

@@ -1,0 +1,83 @@
+"""The command line: `medmamba COMMAND ...`, which is also `python -m medmamba_jax COMMAND ...`.
+
+A mistake of the caller ends in one line and exit code 2; a fault of the program keeps its
+traceback. To add a subcommand, write a function `add_...` and add a row to `_SUBCOMMANDS`.
+"""
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import absl.logging
+
+from medmamba_jax.errors import DataUnavailableError, NonFiniteLossError, UserError
+
+# What the caller can mend.
+MISTAKES = (UserError, DataUnavailableError, OSError, ImportError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs `medmamba`; returns the exit code.
+
+    Args:
+        arguments: what follows the program's name; by default that of this process.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["train"]:
+        from medmamba_jax.cli.train import run
+
+        return run(["medmamba train", *arguments[1:]])
+    log_warnings()
+    options = _parser().parse_args(arguments)
+    try:
+        text = options.run(options)
+    except MISTAKES as error:
+        return fail(error)
+    except NonFiniteLossError as error:
+        return fail(error, code=1)
+    if text:
+        print(text)
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):  # type: ignore[override]
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+# Subcommand -> the module and the function that adds it to a parser.
+_SUBCOMMANDS = {
+    "evaluate": ("medmamba_jax.cli.evaluate", "add_evaluate"),
+    "convert": ("medmamba_jax.cli.convert", "add_convert"),
+    "inspect": ("medmamba_jax.data.inspection.command", "add_inspect"),
+    "list": ("medmamba_jax.data.public.commands", "add_list"),
+    "prepare": ("medmamba_jax.data.public.commands", "add_prepare"),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="medmamba", description="Train MedMamba, and use what was trained.")
+    subcommands: Any = parser.add_subparsers(metavar="COMMAND", required=True)
+    # Only for the list of commands: `main` sends its arguments to flags of another kind.
+    subcommands.add_parser("train", help="train, with the flags of main.py", add_help=False)
+    for module, function in _SUBCOMMANDS.values():
+        getattr(importlib.import_module(module), function)(subcommands)
+    return parser
+
+
+def fail(error: object, code: int = 2) -> int:
+    """Prints one line that names cause and remedy; returns the exit code."""
+    if isinstance(error, OSError) and error.errno is not None:  # not one of ours, which say more
+        error = f"{error.strerror}: {error.filename}; check the path, and who may read and write it"
+    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    return code
+
+
+def log_warnings() -> None:
+    """Lets warnings appear as a line that begins with `warning:`."""
+    absl.logging.use_absl_handler()
+    absl.logging.set_verbosity(absl.logging.WARNING)
+    absl.logging.get_absl_handler().setFormatter(logging.Formatter("warning: %(message)s"))

@@ -1,0 +1,151 @@
+"""Training from the command line: `python main.py` and `medmamba train`, by absl flags.
+
+python main.py                                    a first run on synthetic images
+python main.py --config=configs/image_folder.py --config.data.path=my_images
+python main.py --config=configs/xray.py --config.train.lr=1e-3 --workdir=runs/lr3
+python main.py --workdir=runs/lr3 --mode=evaluate
+"""
+
+import difflib
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from medmamba_jax.cli import MISTAKES, fail, log_warnings
+from medmamba_jax.errors import NonFiniteLossError, UserError
+
+QUICKSTART = "configs/quickstart.py"
+_PACKAGE = pathlib.Path(__file__).parent.parent
+# The current folder; a checkout of the repository, beside main.py; the installed package.
+_FOLDERS = (pathlib.Path(), _PACKAGE.parent, _PACKAGE)
+
+# Without a default here: ml_collections would check overrides against it when this is imported,
+# and a mistake in one would end in a traceback. `parse_flags` supplies the quickstart.
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    f"Python file that returns the configuration, {QUICKSTART} if none is given; :testing behind "
+    "it shrinks it to a trial. Single values are set with --config.<section>.<key>=<value>.",
+    lock_config=True,
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run, continued if it exists. Default: runs/<config>."
+)
+_MODE = flags.DEFINE_enum(
+    "mode", "train", ["train", "evaluate"], "Train, or evaluate the workdir's best checkpoint."
+)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the program; `argv` begins with its name. Returns the exit code."""
+    if {"--help", "-h"} & set(argv):
+        print(f"{__doc__}\n{flags.FLAGS.module_help(sys.modules[__name__])}")
+        return 0
+    log_warnings()
+    try:
+        app.run(_main, argv=list(argv), flags_parser=parse_flags)
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def _main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        sys.exit(fail(f"unexpected argument {argv[1]!r}; flags start with --"))
+    from medmamba_jax.training import fit, start_run
+
+    workdir = pathlib.Path(_WORKDIR.value or default_workdir())
+    try:
+        if _MODE.value == "evaluate":
+            sys.exit(_evaluate(workdir))
+        run = start_run(_CONFIG.value, workdir)
+    except MISTAKES as error:
+        sys.exit(fail(error))
+    try:
+        with run:  # outside of the above: an error in here is not the user's
+            fit(run)
+    except NonFiniteLossError as error:
+        sys.exit(fail(error, code=1))
+    except KeyboardInterrupt:
+        print(f"interrupted; the same line continues the run in {workdir}", file=sys.stderr)
+        sys.exit(130)
+
+
+def _evaluate(workdir: pathlib.Path) -> int:
+    from medmamba_jax.runs import load_run
+
+    typed = dict(config_flags.get_override_values(flags.FLAGS["config"]))
+    size = typed.pop("train.batch_size", None)
+    opened = load_run(workdir, **({} if size is None else {"batch_size": size}))
+    opened.evaluate(changes=typed)
+    return 0
+
+
+def default_workdir() -> str:
+    """Returns `runs/` and the config file's name, with its size where one was given."""
+    path, _, size = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return f"runs/{pathlib.Path(path).stem}" + (f"_{size}" if size else "")
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the command line; a mistake ends the program with one line and exit code 2."""
+    try:
+        rest = flags.FLAGS(with_config_file(argv))
+        _CONFIG.value.to_dict()  # a file that cannot be read is noticed only here
+        return rest
+    except flags.UnrecognizedFlagError as error:
+        problem: object = f"{error}{_where_it_is(error.flagname)}"
+    except AttributeError as error:
+        (cause,) = error.args  # ml_collections wraps a KeyError, which is wordier when printed
+        problem = f"no such setting: {cause.args[0] if isinstance(cause, KeyError) else cause}"
+    except (flags.Error, KeyError, TypeError, ValueError, OSError) as error:
+        # ml_collections puts whole tracebacks into messages; the cause is their last line.
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        cause = re.sub(r"^[\w.]+Error: ", "", lines[-1]) if "Traceback" in str(error) else error
+        problem = cause
+    sys.exit(fail(problem))
+
+
+def with_config_file(argv: Sequence[str]) -> list[str]:
+    """Returns the arguments with the path of an existing config file; see `_FOLDERS`.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    arguments = list(argv)
+    for i, argument in enumerate(arguments):
+        if match := re.fullmatch(r"--?config(?:=(.*))?", argument, re.DOTALL):
+            if match[1] is None and i + 1 == len(arguments):
+                raise UserError("--config needs a value: a config file")
+            typed = arguments.pop(i + 1) if match[1] is None else match[1]
+            arguments[i] = f"--config={_found(typed)}"
+            return arguments
+    return [arguments[0], f"--config={_found(QUICKSTART)}", *arguments[1:]]
+
+
+def _found(typed: str) -> str:
+    """Returns the path of a config file, with the size that may stand behind it."""
+    path, colon, size = typed.partition(":")
+    for folder in _FOLDERS:
+        if (folder / path).is_file():
+            return f"{folder / path}{colon}{size}"
+    known = sorted(
+        {file.stem for folder in _FOLDERS for file in (folder / "configs").glob("[!_]*.py")}
+    )
+    similar = difflib.get_close_matches(pathlib.Path(path).stem, known, n=1)
+    meant = f" (did you mean configs/{similar[0]}.py?)" if similar else ""
+    raise UserError(f"there is no config file {path}{meant}; configs/ has {', '.join(known)}")
+
+
+def _where_it_is(flag: str) -> str:
+    """Returns a hint if a flag is the last part of a setting's name, such as `lr`."""
+    from medmamba_jax.runs.workdir import flat
+    from medmamba_jax.training import default_config
+
+    settings = flat(default_config().to_dict())
+    named = [f"--config.{name}" for name in settings if name.rpartition(".")[2] == flag]
+    return f": did you mean {' or '.join(named)}?" if named else ""

@@ -1,0 +1,122 @@
+"""Evaluation: a predictor, labelled images and the table of metrics, and nothing else."""
+
+import csv
+import io
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from medmamba_jax.data.dataset import Split
+from medmamba_jax.data.naming import short_name
+from medmamba_jax.errors import NonFiniteLossError, UserError
+from medmamba_jax.files import write_atomically
+from medmamba_jax.metrics import Outputs, measure, metrics_of
+from medmamba_jax.predictor import Predictor
+
+
+def evaluate(predictor: Predictor, images: Split, *, num_workers: int = 0) -> dict[str, Any]:
+    """Returns every metric of a predictor on labelled images, each of which counts once.
+
+    Args:
+        predictor: the trained model.
+        images: a split of a data set. Its labels index `predictor.class_names`.
+        num_workers: processes that read images; 0 reads in threads of this process.
+
+    Returns:
+        What `metrics.measure` returns.
+
+    Raises:
+        NonFiniteLossError: an output of the model is NaN or infinite.
+        UserError: the labels are not those of the predictor's task, or there are no images.
+    """
+    return measure(labelled_outputs(predictor, images, num_workers=num_workers))
+
+
+def labelled_outputs(predictor: Predictor, images: Split, *, num_workers: int = 0) -> Outputs:
+    """Returns labels and logits, as `evaluate` measures them; raises the same."""
+    labels = np.asarray(images.labels)
+    if (labels.ndim == 2) != (predictor.task == "multilabel"):
+        kind = "multilabel" if labels.ndim == 2 else "multiclass"
+        raise UserError(
+            f"the model is for {predictor.task} labels, and the images have {kind} ones"
+        )
+    outputs = predictor.outputs(images, num_workers=num_workers)
+    finite = np.isfinite(outputs.logits).all(1)
+    if not finite.all():
+        first = images.describe(int(finite.argmin()))
+        raise NonFiniteLossError(
+            f"the model's outputs are not finite for {(~finite).sum()} of {len(finite)} images,"
+            f" such as {first}"
+        )
+    return outputs
+
+
+def table(results: Mapping[str, Any], title: str) -> str:
+    """Returns results as text: the headline metrics, then a line for each class.
+
+    Args:
+        results: what `evaluate` returned.
+        title: what the numbers are of.
+    """
+    task = "multilabel" if "label_accuracy" in results else "multiclass"
+    rows = metrics_of(task)
+    headline = ", ".join(
+        f"{metric.heading} {metric.text(results[name])}"
+        for name, metric in rows.items()
+        if metric.in_headline
+    )
+    columns = {name: metric for name, metric in rows.items() if metric.of_class}
+    counts = {"num_examples": "images"}
+    if task == "multilabel":
+        counts["num_known"] = "of known"
+    width = max(5, *(len(name) for name in results["class_names"]))
+    widths = {name: max(9, len(metric.heading)) + 2 for name, metric in columns.items()}
+    lines = [
+        f"{title}: {headline}",
+        f"  {'class':<{width}}"
+        + "".join(f"{name:>10}" for name in counts.values())
+        + "".join(f"{metric.heading:>{widths[name]}}" for name, metric in columns.items()),
+    ]
+    for class_name, row in results["per_class"].items():
+        cells = "".join(f"{row[key]:>10}" for key in counts)
+        for name in columns:
+            text = "undefined" if row[name] is None else f"{row[name]:.3f}"
+            cells += f"{text:>{widths[name]}}"
+        lines.append(f"  {class_name:<{width}}{cells}")
+    return "\n".join(lines)
+
+
+def write_predictions(path: pathlib.Path, images: Split, outputs: Outputs) -> None:
+    """Writes a CSV file with a row for each image of a split, in its order.
+
+    The columns are path (or another name of the image), label and predicted, by name of the class,
+    and the probability of each class, `p_<class>`. Of a multi-label set, where an image shows any
+    number of classes, label and predicted are a column for each class: `label_<class>`, 1, 0 or
+    empty for not known, and `predicted_<class>`, 1 where the probability is above 0.5.
+
+    Args:
+        path: the file; its folder exists.
+        images: the split.
+        outputs: labels and logits of its images.
+    """
+    names = outputs.class_names
+    if outputs.task == "multilabel":
+        columns = [f"label_{name}" for name in names] + [f"predicted_{name}" for name in names]
+        cells = [
+            ["" if np.isnan(value) else int(value) for value in label] + [int(x) for x in predicted]
+            for label, predicted in zip(outputs.labels, outputs.predicted, strict=True)
+        ]
+    else:
+        columns = ["label", "predicted"]
+        cells = [
+            [names[label], names[predicted]]
+            for label, predicted in zip(outputs.labels, outputs.predicted, strict=True)
+        ]
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerow(["path", *columns, *(f"p_{name}" for name in names)])
+    for row, (answer, p) in enumerate(zip(cells, outputs.probabilities, strict=True)):
+        writer.writerow([short_name(images, row), *answer, *(f"{value:.6g}" for value in p)])
+    write_atomically(path, file.getvalue())

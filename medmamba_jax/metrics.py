@@ -1,0 +1,267 @@
+"""The table of metrics. Whatever reports, logs or compares a metric reads it here.
+
+To add a metric, add a row to `METRICS`. Results, `metrics.jsonl`, TensorBoard, the printed table
+and `train.best_metric` then have it, too. scikit-learn does the arithmetic.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.special import expit, log_softmax, softmax
+from sklearn import metrics
+
+TASKS = ("multiclass", "multilabel")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassOutputs:
+    """One class against the rest, over the images whose label for this class is known.
+
+    Attributes:
+        actual: whether an image shows the class, bool (n,).
+        predicted: whether the model says so, bool (n,).
+        score: grows with the model's probability of the class, float64 (n,).
+    """
+
+    actual: np.ndarray
+    predicted: np.ndarray
+    score: np.ndarray
+
+    @property
+    def has_both_sides(self) -> bool:
+        """Whether some images show the class and others do not."""
+        return bool(self.actual.any() and not self.actual.all())
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """A model's outputs for labelled images.
+
+    Attributes:
+        task: "multiclass", where an image shows one class; or "multilabel", where it shows any
+            number of them.
+        class_names: K names.
+        labels: of a multi-class set integers (n,); of a multi-label set (n, K) of 1, 0, and NaN
+            where the label is not known.
+        logits: (n, K).
+    """
+
+    task: str
+    class_names: Sequence[str]
+    labels: np.ndarray
+    logits: np.ndarray
+
+    @functools.cached_property
+    def probabilities(self) -> np.ndarray:
+        """float64 (n, K): the softmax of the logits, or the sigmoid of each (multi-label)."""
+        return probabilities(self.logits, self.task)
+
+    @functools.cached_property
+    def predicted(self) -> np.ndarray:
+        """The likeliest class, integers (n,); or which classes exceed 0.5, bool (n, K)."""
+        return self._scores.argmax(1) if self.task == "multiclass" else self._scores > 0
+
+    @functools.cached_property
+    def by_class(self) -> dict[str, ClassOutputs]:
+        """Class name -> the class against the rest."""
+        found = {}
+        for c, name in enumerate(self.class_names):
+            if self.task == "multiclass":
+                rows = slice(None)
+                actual, predicted = self.labels == c, self.predicted == c
+            else:
+                rows = ~np.isnan(self.labels[:, c])
+                actual, predicted = self.labels[rows, c] == 1, self.predicted[rows, c]
+            found[name] = ClassOutputs(actual, predicted, self._scores[rows, c])
+        return found
+
+    @functools.cached_property
+    def _scores(self) -> np.ndarray:
+        """Log-probabilities, or logits of a multi-label set: both keep the order of probabilities,
+        which ties as they approach 1."""
+        logits = np.asarray(self.logits, np.float64)
+        return log_softmax(logits, axis=1) if self.task == "multiclass" else logits
+
+
+def probabilities(logits: np.ndarray, task: str) -> np.ndarray:
+    """Returns the probabilities that logits stand for, float64 (n, K)."""
+    logits = np.asarray(logits, np.float64)
+    return softmax(logits, axis=1) if task == "multiclass" else expit(logits)
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """How a metric is computed and shown.
+
+    Attributes:
+        heading: what tables call it.
+        compute: outputs -> value over all images, None where it is not defined. Without it, the
+            value is the plain mean of `of_class` over the classes where that is defined.
+        of_class: one class against the rest -> value, None where it is not defined. Without it,
+            the metric has no value for a single class.
+        tasks: the tasks it is for.
+        higher_is_better: the direction.
+        needs_both_sides: whether it needs a class that some images show and others do not.
+        in_headline: whether the epoch's line and the table's title show it.
+        percent: whether the epoch's line shows it in percent.
+    """
+
+    heading: str
+    compute: Callable[[Outputs], float | None] | None = None
+    of_class: Callable[[ClassOutputs], float | None] | None = None
+    tasks: tuple[str, ...] = TASKS
+    higher_is_better: bool = True
+    needs_both_sides: bool = False
+    in_headline: bool = False
+    percent: bool = False
+
+    def value(self, outputs: Outputs) -> float | None:
+        """Returns the metric over all images."""
+        if self.compute is not None:
+            return self.compute(outputs)
+        assert self.of_class is not None  # a row has one or the other; a test checks it
+        return _mean(self.of_class(row) for row in outputs.by_class.values())
+
+    def text(self, value: float | None) -> str:
+        """Returns a value for people."""
+        if value is None:
+            return "undefined"
+        return f"{value:.1%}" if self.percent else f"{value:.4f}"
+
+
+def _accuracy(outputs: Outputs) -> float:
+    return float(metrics.accuracy_score(outputs.labels, outputs.predicted))
+
+
+def _label_accuracy(outputs: Outputs) -> float | None:
+    known = ~np.isnan(outputs.labels)
+    return _mean(((outputs.labels == 1) == outputs.predicted)[known])
+
+
+def _subset_accuracy(outputs: Outputs) -> float | None:
+    known = ~np.isnan(outputs.labels)
+    right = (outputs.labels == 1) == outputs.predicted
+    return _mean((right | ~known).all(1)[known.any(1)])
+
+
+def _balanced_accuracy(outputs: Outputs) -> float | None:
+    rows = outputs.by_class.values()
+    if outputs.task == "multiclass":
+        return _mean(_sensitivity(row) for row in rows)
+    return _mean(
+        (_sensitivity(row) + _specificity(row)) / 2  # type: ignore[operator]
+        for row in rows
+        if row.has_both_sides
+    )
+
+
+def _loss(outputs: Outputs) -> float | None:
+    """The plain cross-entropy, in nats; without class weights, smoothing and the like."""
+    if outputs.task == "multiclass":
+        log_p = outputs._scores
+        return float(-log_p[np.arange(len(outputs.labels)), outputs.labels].mean())
+    logits, labels = outputs._scores, outputs.labels
+    return _mean(np.logaddexp(0, np.where(labels == 1, -logits, logits))[~np.isnan(labels)])
+
+
+def _sensitivity(row: ClassOutputs) -> float | None:
+    return float(metrics.recall_score(row.actual, row.predicted)) if row.actual.any() else None
+
+
+def _specificity(row: ClassOutputs) -> float | None:
+    if row.actual.all():
+        return None
+    return float(metrics.recall_score(~row.actual, ~row.predicted))
+
+
+def _precision(row: ClassOutputs) -> float | None:
+    if not row.predicted.any():
+        return None
+    return float(metrics.precision_score(row.actual, row.predicted))
+
+
+def _f1(row: ClassOutputs) -> float | None:
+    if not (row.actual.any() or row.predicted.any()):
+        return None
+    return float(metrics.f1_score(row.actual, row.predicted))
+
+
+def _auc(row: ClassOutputs) -> float | None:
+    return float(metrics.roc_auc_score(row.actual, row.score)) if row.has_both_sides else None
+
+
+def _average_precision(row: ClassOutputs) -> float | None:
+    if not row.has_both_sides:
+        return None
+    return float(metrics.average_precision_score(row.actual, row.score))
+
+
+# Name -> metric. `train.best_metric` takes any of these names.
+METRICS: dict[str, Metric] = {
+    "loss": Metric("loss", _loss, higher_is_better=False, in_headline=True),
+    "accuracy": Metric(
+        "accuracy", _accuracy, tasks=("multiclass",), in_headline=True, percent=True
+    ),
+    "label_accuracy": Metric(
+        "label accuracy", _label_accuracy, tasks=("multilabel",), in_headline=True, percent=True
+    ),
+    "subset_accuracy": Metric("subset accuracy", _subset_accuracy, tasks=("multilabel",)),
+    "balanced_accuracy": Metric("balanced accuracy", _balanced_accuracy, in_headline=True),
+    "sensitivity": Metric("sensitivity", of_class=_sensitivity),
+    "specificity": Metric("specificity", of_class=_specificity),
+    "precision": Metric("precision", of_class=_precision),
+    "f1": Metric("F1", of_class=_f1),
+    "auc": Metric("AUC", of_class=_auc, needs_both_sides=True, in_headline=True),
+    "average_precision": Metric(
+        "average precision", of_class=_average_precision, needs_both_sides=True
+    ),
+}
+
+
+def metrics_of(task: str) -> dict[str, Metric]:
+    """Returns the rows of `METRICS` for a task."""
+    return {name: metric for name, metric in METRICS.items() if task in metric.tasks}
+
+
+def values(outputs: Outputs) -> dict[str, float | None]:
+    """Returns name -> value over all images of every metric for the task."""
+    return {name: metric.value(outputs) for name, metric in metrics_of(outputs.task).items()}
+
+
+def measure(outputs: Outputs) -> dict[str, Any]:
+    """Returns every metric over all images and by class, as a dictionary that JSON can hold.
+
+    Returns:
+        The metrics by name. `per_class` has a row for each class: `num_examples`, the images that
+        show it; `num_predicted`, the images for which the model predicts it; `num_known`
+        (multi-label), the images for which the label is known; and the metrics that one class has.
+        `confusion_matrix[i][j]` (multi-class) counts images of class i for which the model
+        predicts class j. A metric that is not defined, such as the AUC of a class that every image
+        shows, is None; means over classes leave it out.
+    """
+    rows = metrics_of(outputs.task)
+    per_class: dict[str, dict[str, Any]] = {}
+    for name, row in outputs.by_class.items():
+        counts = {"num_examples": int(row.actual.sum()), "num_predicted": int(row.predicted.sum())}
+        if outputs.task == "multilabel":
+            counts["num_known"] = len(row.actual)
+        per_class[name] = counts | {
+            key: metric.of_class(row) for key, metric in rows.items() if metric.of_class
+        }
+    found: dict[str, Any] = {**values(outputs), "per_class": per_class}
+    if outputs.task == "multiclass":
+        classes = np.arange(len(outputs.class_names))
+        confusion = metrics.confusion_matrix(outputs.labels, outputs.predicted, labels=classes)
+        found["confusion_matrix"] = confusion.tolist()
+    return found | {
+        "num_examples": len(outputs.labels),
+        "class_names": list(outputs.class_names),
+    }
+
+
+def _mean(values: Any) -> float | None:
+    defined = [value for value in values if value is not None]
+    return float(np.mean(defined)) if defined else None

@@ -1,0 +1,112 @@
+"""Devices and hosts: how a batch and a state are spread over them, and which host writes files.
+
+A host is a JAX process. In a run on several hosts all compute the same; the first one prints and
+writes the files of the run's folder, and all write checkpoints together.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from medmamba_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class DataParallel:
+    """Data parallelism: a batch is split over the devices, everything else is on each of them.
+
+    Attributes:
+        devices: all of them, along one mesh axis `data`.
+    """
+
+    devices: tuple[jax.Device, ...]
+
+    @classmethod
+    def over_all_devices(cls) -> "DataParallel":
+        """Takes every device of every host, or `jax.default_device` alone where it is set."""
+        default = jax.config.jax_default_device
+        if default is not None:
+            return cls((jax.devices(default)[0] if isinstance(default, str) else default,))
+        # Sorted by host, because the images that a host reads lie together in the batch.
+        by_host = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+        return cls(tuple(by_host))
+
+    @functools.cached_property
+    def replicated(self) -> NamedSharding:
+        """The sharding of an array that is whole on every device."""
+        return NamedSharding(self._mesh, PartitionSpec())
+
+    @functools.cached_property
+    def batch(self) -> NamedSharding:
+        """The sharding of an array whose first axis is the batch."""
+        return NamedSharding(self._mesh, PartitionSpec("data"))
+
+    @functools.cached_property
+    def _mesh(self) -> Mesh:
+        return Mesh(np.array(self.devices), ("data",))
+
+    def of_state(self, abstract_state: Any) -> Any:
+        """Returns the sharding of every array of a state; the one place that decides it.
+
+        Args:
+            abstract_state: a tree of arrays or of `jax.ShapeDtypeStruct`.
+
+        Returns:
+            A tree of shardings of the same structure. Today every array is on every device.
+        """
+        return jax.tree.map(lambda _: self.replicated, abstract_state)
+
+    def put_batch(self, batch: dict[str, np.ndarray | jax.Array]) -> dict[str, jax.Array]:
+        """Puts this host's part of a batch on its devices and returns the global batch.
+
+        Arrays that are on devices already are returned as they are.
+        """
+        # JAX takes this for an implicit transfer where there are several hosts.
+        with jax.transfer_guard("allow"):
+            return {
+                name: x
+                if isinstance(x, jax.Array)
+                else jax.make_array_from_process_local_data(self.batch, x)
+                for name, x in batch.items()
+            }
+
+
+def is_first_host() -> bool:
+    """Whether this host prints and writes the files of the run's folder."""
+    return jax.process_index() == 0
+
+
+def say(text: str) -> None:
+    """Prints a line at once, on the first host only."""
+    if is_first_host():
+        print(text, flush=True)
+
+
+def on_first_host(action: Callable[[], None]) -> None:
+    """Does something on the first host; if that fails, every host stops.
+
+    Without this, the other hosts would go on and wait for the first one without end.
+
+    Raises:
+        Exception: what `action` raised, on the first host.
+        UserError: on every other host, if `action` failed.
+    """
+    error: Exception | None = None
+    if is_first_host():
+        try:
+            action()
+        except Exception as caught:  # raised again below, after the other hosts know of it
+            error = caught
+    if jax.process_count() > 1:
+        with jax.transfer_guard("allow"):
+            failed = multihost_utils.broadcast_one_to_all(np.int32(error is not None))
+        if failed and error is None:
+            raise UserError("the first host could not start the run; its message says why")
+    if error is not None:
+        raise error

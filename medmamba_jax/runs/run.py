@@ -1,0 +1,309 @@
+"""A run's folder as a trained model that can be used and evaluated."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from absl import logging
+
+from medmamba_jax.data import (
+    DataConfig,
+    Dataset,
+    OwnData,
+    Preprocessing,
+    as_dataset,
+    build_dataset,
+)
+from medmamba_jax.data.dataset import Split
+from medmamba_jax.errors import UserError
+from medmamba_jax.evaluation import labelled_outputs, table, write_predictions
+from medmamba_jax.files import write_atomically
+from medmamba_jax.interop import read_weights
+from medmamba_jax.metrics import measure
+from medmamba_jax.models import MedMambaConfig, abstract_model, split_model
+from medmamba_jax.parallel import DataParallel, is_first_host, say
+from medmamba_jax.predictor import BATCH_SIZE, Predictor
+from medmamba_jax.runs.description import RunDescription
+from medmamba_jax.runs.store import CheckpointStore, restored_like
+from medmamba_jax.runs.workdir import CHECKPOINTS, MAY_CHANGE, differing_images
+
+EVALUATED = ("val", "test")  # the latter where there is one
+_TRIES = 5  # how often a checkpoint may be replaced while it is being read
+
+
+class Run:
+    """What a run has left in its folder, from the first checkpoint on.
+
+    Attributes:
+        workdir: the folder.
+        description: what `run.json` says.
+        batch_size: images in a batch of `predictor` and `evaluate`.
+    """
+
+    def __init__(
+        self, workdir: pathlib.Path, description: RunDescription, batch_size: int = BATCH_SIZE
+    ):
+        self.workdir = workdir
+        self.description = description
+        self.batch_size = batch_size
+
+    @functools.cached_property
+    def predictor(self) -> Predictor:
+        """The model of the best checkpoint; it is read when it is first used.
+
+        Raises:
+            FileNotFoundError: the folder has no checkpoint yet.
+        """
+        return self._best[1]
+
+    @functools.cached_property
+    def epoch(self) -> int:
+        """The epoch of the best checkpoint."""
+        return self._best[0]
+
+    @functools.cached_property
+    def _best(self) -> tuple[int, Predictor]:
+        description, parallel = self.description, DataParallel.over_all_devices()
+        epoch, (params, statistics) = _read_best(self.workdir, description, parallel)
+        return epoch, Predictor(
+            model=description.model,
+            params=params,
+            statistics=statistics,
+            preprocessing=description.preprocessing,
+            class_names=description.class_names,
+            task=description.task,
+            batch_size=self.batch_size,
+            parallel=parallel,
+        )
+
+    def evaluate(
+        self, data: OwnData | None = None, changes: Mapping[str, Any] | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """Evaluates the best checkpoint on "val" and "test", or on other labelled images.
+
+        Prints a table for each split. Results on the run's own images are also written into its
+        folder: `results/<split>.json`, and `results/<split>_predictions.csv` with the
+        probabilities of every image.
+
+        Args:
+            data: images in place of the run's own, with the run's classes: a `Dataset`, or objects
+                of your own, see `medmamba_jax.data.as_dataset`.
+            changes: settings in place of the run's, by their names in `MAY_CHANGE`.
+
+        Returns:
+            Split -> what `evaluation.evaluate` returns, and what the numbers are of.
+
+        Raises:
+            DataUnavailableError, FileNotFoundError: there are no images, or no checkpoint yet.
+            NonFiniteLossError: an output of the model is NaN or infinite.
+            UserError: a setting may not change, or the images are not the run's.
+        """
+        config = self._data_config(changes or {})
+        dataset = build_dataset(config) if data is None else as_dataset(data, config)
+        own_images = self._check(dataset, any_images=data is not None)
+        return self.report(dataset, config.num_workers, write=own_images)
+
+    def report(
+        self, dataset: Dataset, num_workers: int, *, write: bool
+    ) -> dict[str, dict[str, Any]]:
+        """Evaluates images that have been checked; see `evaluate`.
+
+        Args:
+            dataset: the images.
+            num_workers: processes that read images; 0 reads in threads of this process.
+            write: whether to write results into the run's folder.
+        """
+        return {
+            name: self._report(name, dataset, num_workers, write=write)
+            for name in _evaluated(dataset)
+        }
+
+    def _data_config(self, changes: Mapping[str, Any]) -> DataConfig:
+        values = json.loads(json.dumps(self.description.config["data"]))
+        for name, value in changes.items():
+            if name not in MAY_CHANGE or not name.startswith("data."):
+                allowed = ", ".join(key for key in MAY_CHANGE if key.startswith("data."))
+                raise UserError(f"evaluation takes {name} from the run; it can be given {allowed}")
+            *sections, key = name.split(".")[1:]
+            section = functools.reduce(dict.__getitem__, sections, values)
+            section[key] = value
+        ignored: list[str] = []
+        config = DataConfig.from_dict(values, ignored=ignored)
+        if ignored:
+            logging.warning(
+                "the run has settings that this version ignores: %s", ", ".join(ignored)
+            )
+        return config
+
+    def _check(self, dataset: Dataset, *, any_images: bool) -> bool:
+        """Returns whether the images are the run's; refuses what cannot be evaluated."""
+        run, splits = self.description, _evaluated(dataset)
+        now = RunDescription(
+            **{**vars(run), "task": dataset.task, "class_names": dataset.class_names}
+            | {"images_sha256": {name: split.digest() for name, split in splits.items()}}
+        )
+        evaluated = {k: v for k, v in run.images_sha256.items() if k in EVALUATED}
+        differences = differing_images(
+            RunDescription(**{**vars(run), "images_sha256": evaluated}), now
+        )
+        same_classes = (dataset.task, dataset.class_names) == (run.task, run.class_names)
+        if differences and not (any_images and same_classes):
+            raise UserError(f"cannot evaluate {self.workdir}: {'; '.join(differences)}")
+        if not splits:
+            raise UserError(f"{dataset.name!r} has no split val or test to evaluate")
+        return not differences
+
+    def _report(
+        self, name: str, dataset: Dataset, num_workers: int, *, write: bool
+    ) -> dict[str, Any]:
+        split = dataset.splits[name]
+        outputs = labelled_outputs(self.predictor, split, num_workers=num_workers)
+        results = {
+            "split": name,
+            "task": dataset.task,
+            "epoch": self.epoch,
+            "best_metric": self.description.best_metric,
+            "dataset": dataset.name,
+            "synthetic": dataset.synthetic,
+            **measure(outputs),
+        }
+        synthetic = "SYNTHETIC " if dataset.synthetic else ""
+        title = (
+            f"{name} ({len(split)} {synthetic}images, best checkpoint by val"
+            f" {self.description.best_metric}: epoch {self.epoch})"
+        )
+        say(f"\n{table(results, title)}")
+        if write and is_first_host():
+            folder = self.workdir / "results"
+            folder.mkdir(exist_ok=True)
+            write_atomically(folder / f"{name}.json", json.dumps(results, indent=2) + "\n")
+            write_predictions(folder / f"{name}_predictions.csv", split, outputs)
+            say(str(folder / f"{name}.json"))
+        return results
+
+
+def _evaluated(dataset: Dataset) -> dict[str, Split]:
+    return {name: dataset.splits[name] for name in EVALUATED if name in dataset.splits}
+
+
+def load_run(workdir: str | pathlib.Path, *, batch_size: int = BATCH_SIZE) -> Run:
+    """Opens a run's folder; the run may have been trained on any number of devices.
+
+    Args:
+        workdir: the folder. A run may be training there.
+        batch_size: the most images in a batch.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        UserError: `run.json` is damaged, or a later version wrote it.
+    """
+    workdir = pathlib.Path(workdir).expanduser().resolve()
+    return Run(workdir, RunDescription.read(workdir), batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedWeights:
+    """The weights of a trained model, and what is known of it.
+
+    Attributes:
+        model: the architecture.
+        params: parameters, nested dictionaries of arrays.
+        statistics: running statistics of the BatchNorms, likewise.
+        outputs: the task and the class names; None where the source does not say them.
+        preprocessing: how its images became arrays; None where the source does not say it.
+    """
+
+    model: MedMambaConfig
+    params: Any
+    statistics: Any
+    outputs: tuple[str, tuple[str, ...]] | None = None
+    preprocessing: Preprocessing | None = None
+
+
+def read_trained_weights(source: str | pathlib.Path) -> TrainedWeights:
+    """Reads the best checkpoint of a run, or an official file of weights.
+
+    Args:
+        source: a run's folder, or a `.safetensors`, `.pth` or `.pt` file.
+
+    Raises:
+        FileNotFoundError: there is no such run or file.
+        ImportError: a `.pth` or `.pt` file, and PyTorch is not installed.
+        UserError: the file holds no MedMamba.
+    """
+    source = pathlib.Path(source).expanduser()
+    if not source.is_dir():
+        return TrainedWeights(*read_weights(source))
+    predictor = load_run(source).predictor
+    return TrainedWeights(
+        predictor.model,
+        *jax.device_get((predictor.params, predictor.statistics)),
+        outputs=(predictor.task, predictor.class_names),
+        preprocessing=predictor.preprocessing,
+    )
+
+
+def _read_best(
+    workdir: pathlib.Path, description: RunDescription, parallel: DataParallel
+) -> tuple[int, tuple[Any, Any]]:
+    """Reads parameters and statistics of the best checkpoint, and nothing more.
+
+    A run that is training may delete the checkpoint meanwhile, because it has saved a better one;
+    that one is read then.
+    """
+    if not (workdir / CHECKPOINTS).is_dir():
+        raise _no_checkpoint(workdir)
+    for remaining in reversed(range(_TRIES)):
+        with CheckpointStore(workdir / CHECKPOINTS, read_only=True) as store:
+            epoch = store.best_epoch()
+            if epoch is None:
+                raise _no_checkpoint(workdir)
+            try:
+                return epoch, _read(store, epoch, description, parallel)
+            except (OSError, ValueError, KeyError):
+                replaced = not (workdir / CHECKPOINTS / str(epoch)).is_dir()
+                if not (replaced and remaining):
+                    raise
+    raise AssertionError("unreachable")
+
+
+def _read(
+    store: CheckpointStore, epoch: int, description: RunDescription, parallel: DataParallel
+) -> tuple[Any, Any]:
+    params, statistics, random = split_model(abstract_model(description.model))
+
+    def placed(tree: Any) -> Any:
+        return restored_like(tree, parallel.of_state(tree))
+
+    if description.format == 1:  # statistics and the random stream were one part
+        like = {"params": placed(params), "variables": placed(_merged(statistics, random))}
+        parts = store.restore(epoch, like)
+        return parts["params"], _selected(parts["variables"], statistics)
+    if description.averaged:
+        tree = {"params": params, "statistics": statistics}
+        average = store.restore(epoch, {"average": placed(tree)})["average"]
+        return average["params"], average["statistics"]
+    parts = store.restore(epoch, {"params": placed(params), "statistics": placed(statistics)})
+    return parts["params"], parts["statistics"]
+
+
+def _merged(one: Any, other: Any) -> Any:
+    """Returns two nested dictionaries as one."""
+    if not (isinstance(one, Mapping) and isinstance(other, Mapping)):
+        return other
+    return {**one, **{k: _merged(one[k], v) if k in one else v for k, v in other.items()}}
+
+
+def _selected(tree: Any, like: Any) -> Any:
+    """Returns the part of nested dictionaries that has the structure of `like`."""
+    if not isinstance(like, Mapping):
+        return tree
+    return {key: _selected(tree[key], value) for key, value in like.items()}
+
+
+def _no_checkpoint(workdir: pathlib.Path) -> FileNotFoundError:
+    return FileNotFoundError(f"{workdir} has no checkpoint yet; train for one epoch first")

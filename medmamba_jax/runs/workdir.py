@@ -1,0 +1,116 @@
+"""A run's folder: whose it is, and what may change between two starts."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from absl import logging
+
+from medmamba_jax.errors import UserError
+from medmamba_jax.files import write_atomically
+from medmamba_jax.locking import Lock, hold
+from medmamba_jax.runs.description import RunDescription
+
+CHECKPOINTS = "checkpoints"
+SPLIT_TABLE = "split.csv"
+
+# Settings that may change between two starts of a run, and when a run is evaluated. Different
+# images, which some of these could bring, show in `RunDescription.images_sha256`.
+MAY_CHANGE = (
+    *("data.path", "data.split_file", "data.public.data_dir", "data.public.manual_dir"),
+    *("data.num_workers", "data.cache", "data.cache_dir", "data.audit", "data.allow_overlap"),
+    *("train.epochs", "train.patience", "train.init_from"),
+)
+
+
+def hold_workdir(workdir: pathlib.Path) -> Lock:
+    """Makes the folder and keeps other processes from training in it until the lock is closed.
+
+    Raises:
+        OSError: the folder cannot be made or written to.
+        UserError: another process is training there.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    held = hold(workdir / "lock")
+    if held is None:
+        raise UserError(
+            f"another process is training in {workdir}: wait until it ends, or give another"
+            " --workdir"
+        )
+    return held
+
+
+def check_same_run(
+    workdir: pathlib.Path, description: RunDescription, defaults: Mapping[str, Any]
+) -> None:
+    """Checks that the run in a folder is the one described.
+
+    Args:
+        workdir: the run's folder.
+        description: what is about to start there.
+        defaults: the default configuration, for keys that the run's version did not have.
+
+    Raises:
+        UserError: they differ in a setting outside `MAY_CHANGE`, or in their images.
+    """
+    old = RunDescription.read(workdir)
+    if old.format == 1:
+        raise UserError(
+            f"an earlier version of medmamba_jax started the run in {workdir}, whose epochs had"
+            " fewer steps; it can be evaluated, but not continued: give another --workdir"
+        )
+    new, defaults = (json.loads(json.dumps(values)) for values in (description.config, defaults))
+    differences = _differences(flat(defaults) | flat(old.config), flat(new))
+    differences += differing_images(old, description)
+    if differences:
+        raise UserError(
+            f"{workdir} holds another run: {'; '.join(differences)}. Give another --workdir, "
+            "or the settings that run was started with"
+        )
+
+
+def write_settings(
+    workdir: pathlib.Path, description: RunDescription, versions: Mapping[str, str]
+) -> None:
+    """Writes `run.json`, and `versions.json` beside it."""
+    description.write(workdir)
+    write_atomically(workdir / "versions.json", json.dumps(dict(versions), indent=2) + "\n")
+
+
+def differing_images(old: RunDescription, new: RunDescription) -> list[str]:
+    """Returns how the images of two descriptions differ, one phrase for each difference."""
+    if old.task != new.task:
+        return [f"the labels were {old.task}, are {new.task}"]
+    if old.class_names != new.class_names:
+        return [f"classes were {old.class_names}, are {new.class_names}"]
+    before, now = old.images_sha256, new.images_sha256
+    return [
+        *(f"there was no split {name!r}" for name in now if name not in before),
+        *(f"the split {name!r} is missing" for name in before if name not in now),
+        *(
+            f"the images of split {name!r} changed"
+            for name in before
+            if name in now and now[name] != before[name]
+        ),
+    ]
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested dictionaries as one, with dotted keys such as "data.csv.label_column"."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        nested = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return found
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    if unknown := sorted(before.keys() - now.keys()):
+        logging.warning("the run has settings that this version ignores: %s", ", ".join(unknown))
+    fixed = [key for key in now if key not in MAY_CHANGE]
+    if now["train.schedule"] == "cosine":
+        fixed.append("train.epochs")  # the schedule ends with the last epoch
+    return [
+        f"{key} was {before[key]!r}, is {now[key]!r}" for key in fixed if now[key] != before[key]
+    ]

@@ -1,0 +1,346 @@
+"""How a run starts: every check, then the first state. `start_run` is the whole story."""
+
+import contextlib
+import functools
+import hashlib
+import json
+import pathlib
+import platform
+import tempfile
+
+import jax
+from ml_collections import ConfigDict
+
+from medmamba_jax.data import (
+    Dataset,
+    OwnData,
+    Preprocessing,
+    as_dataset,
+    audit,
+    build_dataset,
+    steps_per_epoch,
+    write_split_table,
+)
+from medmamba_jax.data.reading.caching import cached, open_caches
+from medmamba_jax.data.reading.order import SAMPLERS, sampler_for
+from medmamba_jax.errors import UserError
+from medmamba_jax.files import write_atomically
+from medmamba_jax.models import abstract_weights, training_graphdef
+from medmamba_jax.models.scans import scans
+from medmamba_jax.parallel import DataParallel, on_first_host, say
+from medmamba_jax.predictor import Predictor, check_image_size, normalize
+from medmamba_jax.runs import CheckpointStore, Progress, RunDescription
+from medmamba_jax.runs.store import restored_like
+from medmamba_jax.runs.workdir import (
+    CHECKPOINTS,
+    SPLIT_TABLE,
+    check_same_run,
+    hold_workdir,
+    write_settings,
+)
+from medmamba_jax.training.config import Config
+from medmamba_jax.training.initial_weights import Report, initial_weights
+from medmamba_jax.training.losses import training_loss
+from medmamba_jax.training.optimizer import frozen_mask, is_frozen, make_optimizer
+from medmamba_jax.training.reporting import as_text, parameter_counts, progress_text, versions
+from medmamba_jax.training.selection import choose_best_metric
+from medmamba_jax.training.step import StepSpec, TrainState, eval_params, init_state, train_step
+
+COMPILED = "~/.cache/medmamba-jax/compiled"
+
+
+class TrainingRun:
+    """A run that is ready to train; a context manager that frees its folder.
+
+    Attributes:
+        config: the configuration.
+        workdir: the run's folder.
+        dataset: the images, behind caches where that pays.
+        description: what `run.json` says.
+        parallel: the devices.
+        train_step: the jitted step.
+        steps: training steps in an epoch.
+        store: the checkpoints.
+        state: the state before the next step.
+        progress: the epochs finished.
+        open_files: what `with` closes: the lock of the folder and the checkpoints.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        workdir: pathlib.Path,
+        dataset: Dataset,
+        description: RunDescription,
+        parallel: DataParallel,
+        spec: StepSpec,
+    ):
+        self.config = config
+        self.workdir = workdir
+        self.dataset = dataset
+        self.description = description
+        self.parallel = parallel
+        self.spec = spec
+        self.steps = steps_per_epoch(dataset.splits["train"], config.train.batch_size)
+        self.train_step = jax.jit(
+            functools.partial(train_step, spec=spec),
+            donate_argnums=0,
+            out_shardings=parallel.replicated,
+        )
+        self.open_files = contextlib.ExitStack()
+        self.store: CheckpointStore
+        self.state: TrainState
+        self.progress = Progress()
+
+    def __enter__(self) -> "TrainingRun":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.open_files.close()
+
+    def predictor(self) -> Predictor:
+        """Returns the model as it is now."""
+        params, statistics = eval_params(self.state)
+        description = self.description
+        return Predictor(
+            model=description.model,
+            params=params,
+            statistics=statistics,
+            preprocessing=description.preprocessing,
+            class_names=description.class_names,
+            task=description.task,
+            batch_size=self.config.train.batch_size,
+            parallel=self.parallel,
+        )
+
+
+def start_run(
+    config: Config | ConfigDict, workdir: str | pathlib.Path, data: OwnData | None = None
+) -> TrainingRun:
+    """Checks everything that can be checked, makes the folder this run's, and prints the plan.
+
+    The first state is that of the run's latest checkpoint; else of `train.init_from`; else random.
+
+    Args:
+        config: the configuration, also as a config file returns it.
+        workdir: the run's folder; it is created if it does not exist.
+        data: images in place of those that `config.data` names: a `Dataset`, or objects of your
+            own, see `medmamba_jax.data.as_dataset`.
+
+    Raises:
+        DataUnavailableError, FileNotFoundError: there are no images.
+        OSError: a file cannot be read or written, such as a cache on a full disk.
+        UserError: the configuration, the images, the devices and the folder do not fit together, or
+            the audit of the images failed.
+    """
+    config = Config.of(config).with_absolute_paths()
+    workdir = pathlib.Path(workdir).expanduser().resolve()
+    require_writable(workdir)
+    cache_compiled_programs()
+    parallel = DataParallel.over_all_devices()
+    if config.train.batch_size % len(parallel.devices):
+        raise UserError(
+            f"train.batch_size = {config.train.batch_size} must be a multiple of the"
+            f" {len(parallel.devices)} devices"
+        )
+    dataset = build_dataset(config.data) if data is None else as_dataset(data, config.data)
+    description, best_text = describe(config, dataset)
+    spec, loss_text = make_spec(config, dataset, description)
+    behind_caches, caches = cached(dataset, description.preprocessing, config.data)
+    digests = description.images_sha256
+    audit(dataset, description.preprocessing, config.data, digests=digests, say=say)
+    with contextlib.ExitStack() as open_files:
+        run = TrainingRun(config, workdir, behind_caches, description, parallel, spec)
+        run.store = open_workdir(workdir, description, open_files)
+        run.state, run.progress, report = first_state(run)
+        if run.progress.epoch < config.train.epochs:
+            on_first_host(functools.partial(write_records, run, report))
+            # Last, because the files may be large.
+            open_caches(run.dataset.splits.values())
+        say(plan(run, {"cache": caches, "loss": loss_text, "best by": best_text}))
+        if report is not None:
+            say(report.text())
+        run.open_files = open_files.pop_all()
+    return run
+
+
+def describe(config: Config, dataset: Dataset) -> tuple[RunDescription, str]:
+    """Returns what `run.json` will say, and the reason for the choice of the best metric.
+
+    Raises:
+        UserError: the images lack a split or a label, or do not fit the configuration.
+    """
+    for name in ("train", "val"):
+        if name not in dataset.splits:
+            raise UserError(f"the data set {dataset.name!r} lacks the split {name!r}: add images")
+    best_metric, reason = choose_best_metric(config.train.best_metric, dataset)
+    model = config.model.architecture(len(dataset.class_names))
+    preprocessing = Preprocessing.from_config(config.data, model.in_channels)
+    check_image_size(model, preprocessing)
+    description = RunDescription(
+        config=config.to_dict(),
+        model=model,
+        preprocessing=preprocessing,
+        class_names=dataset.class_names,
+        task=dataset.task,
+        best_metric=best_metric,
+        dataset=dataset.name,
+        # Last, because of objects of the caller's own this reads every image.
+        images_sha256={name: split.digest() for name, split in dataset.splits.items()},
+        synthetic=dataset.synthetic,
+        averaged=config.train.ema_decay > 0,
+    )
+    return description, f"val {best_metric}{reason}"
+
+
+def make_spec(
+    config: Config, dataset: Dataset, description: RunDescription
+) -> tuple[StepSpec, str]:
+    """Returns what a step needs besides arrays, and the loss as text.
+
+    Raises:
+        UserError: a setting does not fit the task or the labels, or `train.freeze` the parameters.
+    """
+    sampler_for(config.train.sampler, dataset.task)
+    loss, loss_text = training_loss(config.train, dataset)
+    params, _ = abstract_weights(description.model)
+    patterns = config.train.frozen
+    steps = steps_per_epoch(dataset.splits["train"], config.train.batch_size)
+    spec = StepSpec(
+        graphdef=training_graphdef(
+            description.model,
+            lambda norm: all(is_frozen(f"{norm}.{name}", patterns) for name in ("scale", "bias")),
+        ),
+        optimizer=make_optimizer(config.train, steps, params),
+        normalize=functools.partial(normalize, preprocessing=description.preprocessing),
+        loss=loss,
+        frozen=frozen_mask(params, patterns),
+        ema_decay=config.train.ema_decay,
+        seed=config.train.seed,
+    )
+    return spec, loss_text
+
+
+def open_workdir(
+    workdir: pathlib.Path, description: RunDescription, open_files: contextlib.ExitStack
+) -> CheckpointStore:
+    """Locks the folder, opens its checkpoints, and checks that they are of this run.
+
+    Raises:
+        OSError: the folder cannot be written to.
+        UserError: another process trains there, or the run there differs.
+    """
+    on_first_host(lambda: open_files.callback(hold_workdir(workdir).close))
+    store = open_files.enter_context(CheckpointStore(workdir / CHECKPOINTS))
+    if store.latest_epoch() is not None:
+        check_same_run(workdir, description, defaults=Config().to_dict())
+    return store
+
+
+def first_state(run: TrainingRun) -> tuple[TrainState, Progress, Report | None]:
+    """Returns the state to go on from: resumed, else from `train.init_from`, else random.
+
+    Returns:
+        The state; the epochs finished; and what became of the tensors that `init_from` names.
+
+    Raises:
+        FileNotFoundError: `init_from` names nothing.
+        UserError: the trained model is of another architecture.
+    """
+    description, train = run.description, run.config.train
+    make = functools.partial(
+        init_state, description.model, run.spec.optimizer, train.seed, average=description.averaged
+    )
+    shapes = jax.eval_shape(make)
+    shardings = run.parallel.of_state(shapes)
+    if (epoch := run.store.latest_epoch()) is not None:
+        like = restored_like(shapes, shardings).to_parts()
+        state = TrainState.from_parts(run.store.restore(epoch, like))
+        return state, run.store.progress(epoch), None
+    loaded, report = {}, None
+    if train.init_from:
+        loaded, report = initial_weights(train.init_from, shapes, description)
+    # Jitted, since one compilation is quicker than hundreds of small ones. XLA then leaves out the
+    # draws of the tensors that are loaded.
+    return jax.jit(make, out_shardings=shardings)(loaded), Progress(), report
+
+
+def write_records(run: TrainingRun, report: Report | None) -> None:
+    """Writes what describes the run into its folder."""
+    write_settings(run.workdir, run.description, versions())
+    write_split_table(run.workdir / SPLIT_TABLE, run.dataset)
+    if report is not None:
+        content = {"init_from": report.source, "tensors": report.fates}
+        write_atomically(run.workdir / "init_from.json", json.dumps(content, indent=2) + "\n")
+
+
+def plan(run: TrainingRun, settled: dict[str, str]) -> str:
+    """Returns what is about to happen, as text.
+
+    Args:
+        run: the run.
+        settled: title -> text of what was settled while the run started.
+    """
+    dataset, train, model = run.dataset, run.config.train, run.description.model
+    counts = dataset.counts()
+    sizes = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
+    height, width = run.description.preprocessing.image_size
+    names = scans(model, height, width)
+    scan = repr(names[0]) if len(set(names)) == 1 else f"{', '.join(names)} (by stage)"
+    weights, groups = dataset.splits["train"].weights, dataset.splits["train"].groups
+    lines = [
+        *parameter_counts(run.state.params),
+        ("model", f"{run.config.model.variant}, {model.block}, {model.compute_dtype}"),
+        ("device", f"{versions()['device']}, scan {scan}"),
+        ("data", f"{dataset.name}: {dataset.description}"),
+        ("images", f"{'SYNTHETIC, ' if dataset.synthetic else ''}{sizes}, {height}x{width} px"),
+        *(
+            ("", f"{split:<6}" + ", ".join(f"{name} {n}" for name, n in counts[split].items()))
+            for split in dataset.splits
+        ),
+    ]
+    if not dataset.synthetic and groups is None:
+        lines.append(("patients", "not known: no check that each is in one split only"))
+    lines.append(
+        (
+            "training",
+            f"{train.epochs} epochs of {run.steps} steps, batch {train.batch_size}, "
+            f"{SAMPLERS[train.sampler].text}",
+        )
+    )
+    if weights is not None:
+        lines.append(("weights", f"of images, in training: {weights.min():g}..{weights.max():g}"))
+    lines += [*settled.items(), ("workdir", str(run.workdir))]
+    if run.progress.epoch:
+        lines.append(("resuming", progress_text(run.progress)))
+    return as_text(lines)
+
+
+def require_writable(workdir: pathlib.Path) -> None:
+    """Raises OSError unless files can be made in the folder, or where it will be made."""
+    existing = next(path for path in (workdir, *workdir.parents) if path.exists())
+    with tempfile.TemporaryFile(dir=existing):
+        pass
+
+
+def cache_compiled_programs() -> None:
+    """Keeps compiled programs in `COMPILED`, so that the second start of a run is fast.
+
+    Nothing changes where JAX has a cache folder already, or where the environment variable
+    `JAX_ENABLE_COMPILATION_CACHE` turns the cache off.
+    """
+    if jax.config.jax_compilation_cache_dir is None and jax.config.jax_enable_compilation_cache:
+        folder = pathlib.Path(COMPILED).expanduser()
+        if jax.default_backend() == "cpu":  # JAX does not tell CPUs of different abilities apart
+            folder /= hashlib.sha256(_cpu().encode()).hexdigest()[:8]
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    if jax.config.jax_enable_compilation_cache:
+        say(f"compiled programs are kept in {jax.config.jax_compilation_cache_dir}")
+
+
+def _cpu() -> str:
+    """Returns a text that names this CPU's instructions."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line for line in lines if line.startswith(("flags", "Features")))
+    return f"{platform.machine()} {platform.processor()}"

@@ -1,0 +1,171 @@
+"""A run's folder as a trained model: reading it, predicting with it, evaluating it."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+from scipy.special import softmax
+
+import medmamba_jax as mm
+from medmamba_jax.models import abstract_model, split_model
+from medmamba_jax.runs import CheckpointStore, Progress, RunDescription
+from medmamba_jax.runs import run as run_module
+from medmamba_jax.runs.description import FILE
+
+FORMAT_1 = pathlib.Path(__file__).parent / "run_format_1.json"
+
+
+@pytest.fixture
+def run(trained):
+    return mm.load_run(trained[0], batch_size=8)
+
+
+def test_evaluation_repeats_the_numbers_of_the_run_bit_for_bit(run, images, trained):
+    _, results = trained
+    assert run.evaluate(images) == results
+    for name, split in (("val", images.splits["val"]), ("test", images.splits["test"])):
+        found = mm.evaluate(run.predictor, split)
+        assert found == {key: results[name][key] for key in found}
+
+
+def test_probabilities_by_class_name_are_those_of_the_network(run, images):
+    """Against the module called on arrays that NumPy prepares."""
+    split = images.splits["test"]
+    table = run.predictor.predict(split)
+    pixels = np.stack([split[i]["image"] for i in range(len(split))])
+    inputs = (np.repeat(pixels[..., None], 3, -1) / 255 - 0.5) / 0.5
+    logits = np.asarray(jax.jit(run.predictor.module())(inputs.astype(np.float32)))
+    np.testing.assert_allclose(table, softmax(logits.astype(np.float64), axis=1), rtol=1e-5)
+    assert table.shape == (9, 2)
+
+    one = run.predictor.predict(split[0]["image"])
+    assert list(one) == ["dark", "bright"] == list(run.description.class_names)
+    np.testing.assert_allclose(list(one.values()), table[0], rtol=1e-5)
+
+
+def test_paths_bytes_and_arrays_are_one_image(run, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50), np.uint8)
+    path = tmp_path / "scan.png"
+    Image.fromarray(pixels).save(path)
+    predictor = run.predictor
+    expected = predictor.predict(pixels)
+    for image in (path, str(path), path.read_bytes()):
+        assert predictor.predict(image) == expected
+    several = predictor.predict([path, str(path), path.read_bytes(), pixels])
+    np.testing.assert_allclose(several, [list(expected.values())] * 4, rtol=1e-5)
+    stack = np.stack([pixels[..., None]] * 2)
+    np.testing.assert_allclose(predictor.predict(stack), several[:2], rtol=1e-5)
+
+
+def test_an_image_that_cannot_be_read_is_named(run, tmp_path):
+    with pytest.raises(mm.UserError, match=r"nowhere\.png"):
+        run.predictor.predict(str(tmp_path / "nowhere.png"))
+    (tmp_path / "text.png").write_text("not an image")
+    with pytest.raises(mm.UserError, match=r"text\.png"):
+        run.predictor.predict([tmp_path / "text.png"])
+
+
+def test_reading_a_run_draws_no_weights(trained, monkeypatch):
+    def draws(*arguments, **options):
+        raise AssertionError("a random number was drawn")
+
+    shapes = abstract_model(mm.load_run(trained[0]).description.model)
+    monkeypatch.setattr(run_module, "abstract_model", lambda config: shapes)
+    for name in ("uniform", "normal", "bernoulli", "split"):
+        monkeypatch.setattr(jax.random, name, draws)
+    predictor = mm.load_run(trained[0]).predictor
+    params, _, _ = split_model(shapes)
+    assert jax.tree.map(np.shape, predictor.params) == jax.tree.map(np.shape, params)
+
+
+def test_features_are_what_the_head_reads(run, images):
+    split = images.splits["val"]
+    features = run.predictor.features(split)
+    head = jax.device_get(run.predictor.params["head"])
+    logits = features.astype(np.float64) @ head["kernel"] + head["bias"]
+    np.testing.assert_allclose(run.predictor.logits(split), logits, rtol=1e-4, atol=1e-5)
+    assert features.shape == (10, 16)
+
+
+def test_evaluation_needs_no_training_images(run, images, trained):
+    """Neither a training split nor an optimiser: a set of val and test alone."""
+    splits = {name: images.splits[name] for name in ("val", "test")}
+    assert run.evaluate(dataclasses.replace(images, splits=splits)) == trained[1]
+
+
+def test_evaluation_takes_only_what_may_change(run, images):
+    with pytest.raises(mm.UserError, match=r"takes data\.mean from the run"):
+        run.evaluate(images, changes={"data.mean": (0.4,)})
+    with pytest.raises(mm.UserError, match=r"takes train\.epochs from the run"):
+        run.evaluate(images, changes={"train.epochs": 3})
+
+
+def test_labels_of_another_task_or_other_classes(run, images):
+    marks = mm.InMemorySplit(np.zeros((4, 32, 32), np.uint8), np.zeros((4, 2), np.float32))
+    with pytest.raises(mm.UserError, match="for multiclass labels, and the images have multilabel"):
+        mm.evaluate(run.predictor, marks)
+    others = dataclasses.replace(images, class_names=("light", "dark"))
+    with pytest.raises(mm.UserError, match=r"classes were \('dark', 'bright'\), are"):
+        run.evaluate(others)
+
+
+def test_a_checkpoint_that_a_better_one_replaces_meanwhile(trained, tmp_path, monkeypatch):
+    """As a run does that goes on training while its folder is read."""
+    folder = shutil.copytree(trained[0], tmp_path / "run")
+    real, epochs = run_module._read, []
+
+    def replaced(store, epoch, description, parallel):
+        epochs.append(epoch)
+        if len(epochs) == 1:
+            checkpoints = folder / "checkpoints"
+            newer = checkpoints / "3"
+            shutil.copytree(checkpoints / str(epoch), newer)
+            shutil.rmtree(checkpoints / str(epoch))
+        return real(store, epoch, description, parallel)
+
+    monkeypatch.setattr(run_module, "_read", replaced)
+    run = mm.load_run(folder)
+    assert run.predictor.class_names == ("dark", "bright")
+    assert len(epochs) == 2 and epochs[0] != epochs[1] == run.epoch
+
+
+def test_no_checkpoint_yet(trained, tmp_path):
+    shutil.copy(trained[0] / FILE, tmp_path / FILE)
+    with pytest.raises(FileNotFoundError, match="no checkpoint yet"):
+        _ = mm.load_run(tmp_path).predictor
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(FileNotFoundError, match="no checkpoint yet"):
+        _ = mm.load_run(str(tmp_path)).predictor
+
+
+def test_a_run_of_format_1_predicts(tmp_path):
+    """Its checkpoints kept the statistics and the random stream in one part."""
+    shutil.copy(FORMAT_1, tmp_path / FILE)
+    config = RunDescription.read(tmp_path).model
+    model = mm.MedMamba(config, rngs=nnx.Rngs(3))
+    _, params, variables = nnx.split(model, nnx.Param, ...)
+    parts = {"params": nnx.to_pure_dict(params), "variables": nnx.to_pure_dict(variables)}
+    with CheckpointStore(tmp_path / "checkpoints") as store:
+        store.save(Progress(epoch=1, best_epoch=1), parts)
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    found = mm.load_run(tmp_path).predictor.predict(image)
+    model.eval()
+    logits = np.asarray(model(jax.numpy.asarray((image[None] / 255 - 0.5) / 0.5, "float32")))
+    expected = softmax(logits.astype(np.float64), axis=1)[0]
+    np.testing.assert_allclose(list(found.values()), expected, rtol=1e-5)
+
+
+def test_results_of_other_images_are_not_kept_as_the_runs(images, run_of_two_epochs):
+    folder = run_of_two_epochs / "results"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    others = {"val": images.splits["test"]}
+    results = mm.load_run(run_of_two_epochs).evaluate(dataclasses.replace(images, splits=others))
+    assert results["val"]["num_examples"] == 9 and "test" not in results
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert json.loads(before["val.json"])["num_examples"] == 10
