@@ -53,10 +53,13 @@ class SelectiveScanCases:
 
     Attributes:
       d, n: channels and states where a case does not name its own.
+      k: directions where a case is about lengths.
+      l: the length where a case is about directions.
     """
 
     implementation: str
     d, n = 8, 4
+    k, l = 4, 20
 
     def shape(self, *, b, l, k):
         return ScanShape(b=b, l=l, k=k, d=self.d, n=self.n)
@@ -100,7 +103,7 @@ class SelectiveScanCases:
 
     @pytest.mark.parametrize("length", [1, 7, 49, 50, 196, 784])
     def test_lengths(self, length):
-        self.check(make_inputs(self.shape(b=2, l=length, k=4), seed=length))
+        self.check(make_inputs(self.shape(b=2, l=length, k=self.k), seed=length))
 
     @pytest.mark.parametrize("d", [1, 32, 96, 192])
     @pytest.mark.parametrize("n", [1, 8, 16])
@@ -114,7 +117,7 @@ class SelectiveScanCases:
 
     @pytest.mark.parametrize("k", [1, 3])
     def test_directions(self, k):
-        self.check(make_inputs(self.shape(b=3, l=20, k=k)))
+        self.check(make_inputs(self.shape(b=3, l=self.l, k=k)))
 
     def test_without_softplus(self):
         inputs = make_inputs(self.shape(b=2, l=30, k=2))

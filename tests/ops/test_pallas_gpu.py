@@ -43,6 +43,8 @@ def skip_if_long(steps, d):
 
 class KernelCases(SelectiveScanCases):
     d, n = 32, 16
+    # The interpreter takes directions one by one, so a length needs few and a direction few steps.
+    k, l = (4, 20) if ON_GPU else (2, 9)
 
     @pytest.fixture(autouse=True)
     def kernels(self, monkeypatch):
@@ -67,7 +69,7 @@ class KernelCases(SelectiveScanCases):
 
     @pytest.mark.parametrize("batch", [4, 5])
     def test_batches_that_fill_and_do_not_fill_tiles(self, batch):
-        self.check(make_inputs(ScanShape(b=batch, l=9, k=2, d=32, n=16), seed=batch))
+        self.check(make_inputs(ScanShape(b=batch, l=9, k=1, d=32, n=16), seed=batch))
 
     def test_several_chunks(self):
         self.check(make_inputs(ScanShape(b=1, l=37, k=1, d=32, n=16)))
@@ -170,8 +172,7 @@ def check_image(case: ImageCase):
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(ImageCase(2, 4, 4, 32, 3), id="narrow"),
-        pytest.param(ImageCase(2, 4, 5, 32, 3), id="padded", marks=slow),
+        pytest.param(ImageCase(2, 4, 5, 32, 3), id="narrow", marks=slow),
         pytest.param(
             ImageCase(1, 5, 4, 32, 12, keep_states=False), id="steps read, recompute", marks=slow
         ),
@@ -205,6 +206,15 @@ def check_image(case: ImageCase):
 )
 def test_images(case):
     check_image(case)
+
+
+def test_the_outputs_of_an_image_whose_lines_are_padded():
+    """The part of the case "narrow" that is quick in the interpreter."""
+    inputs = make_image_inputs(2, 4, 5, 32, 3, 16)
+    with jax.default_matmul_precision("highest"):
+        y = jax.jit(functools.partial(run_image, **INTERPRET))(inputs)
+    expected, _ = image_scan_oracle(inputs, np.zeros(y.shape))
+    assert_close(y, expected, tolerance(jnp.float32, 4 * 5), "y")
 
 
 @slow
