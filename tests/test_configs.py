@@ -28,18 +28,18 @@ def module(file):
     return loaded
 
 
-def experiment(file, *argument):
-    return mm.Experiment.from_config_dict(module(file).get_config(*argument))
+def config_of(file, *argument):
+    return mm.Config.of(module(file).get_config(*argument))
 
 
 @pytest.mark.parametrize("file", LARGE)
 def test_recipe_of_the_large_sets(file):
-    full = experiment(file)
-    assert full == experiment(file, "full")
+    full = config_of(file)
+    assert full == config_of(file, "full")
     assert (full.data.name, full.data.public.splits) == (LARGE[file], "paper")
     assert full.data.image_size == 224 and full.data.augmentation == "none"
     assert full.data.allow_overlap
-    assert full.model["variant"] == "medmamba_t"
+    assert full.model.variant == "medmamba_t"
     recipe = {
         "optimizer": "adamw",
         "lr": 1e-4,
@@ -54,8 +54,8 @@ def test_recipe_of_the_large_sets(file):
 
 @pytest.mark.parametrize("name", MEDMNIST)
 def test_recipe_of_medmnist(name):
-    full = experiment(name)
-    assert full == experiment(name, "full")
+    full = config_of(name)
+    assert full == config_of(name, "full")
     assert (full.data.name, full.data.public.splits) == (name, "paper")
     assert full.data.image_size == 224 and full.data.augmentation == "none"
     assert full.data.allow_overlap
@@ -76,7 +76,7 @@ def test_docstrings_name_the_metric_that_stops_early(file):
     """By "auto" it is the balanced accuracy where a class is more than 3 times another."""
     counts = CATALOGUE[LARGE[file]].class_counts.values()
     uneven = max(counts) > 3 * min(counts)
-    assert experiment(file).train.best_metric == "auto"
+    assert config_of(file).train.best_metric == "auto"
     text = " ".join(module(file).__doc__.split())
     assert ("without a better balanced accuracy in validation" in text) == uneven
     assert ("without a better validation AUC" in text) != uneven
@@ -84,12 +84,12 @@ def test_docstrings_name_the_metric_that_stops_early(file):
 
 @pytest.mark.parametrize("file", [*PUBLIC, "image_folder", "quickstart"])
 def test_every_config_can_be_tried_out(file):
-    full, small = experiment(file), experiment(file, "testing")
-    assert (small.model["variant"], small.data.image_size) == ("medmamba_nano", 32)
+    full, small = config_of(file), config_of(file, "testing")
+    assert (small.model.variant, small.data.image_size) == ("medmamba_nano", 32)
     assert (small.train.epochs, small.train.batch_size) == (2, 8)
     assert small.data.name == full.data.name
     with pytest.raises(ValueError, match="sizes are full and testing; got 'huge'"):
-        experiment(file, "huge")
+        config_of(file, "huge")
 
 
 def test_every_public_set_has_a_config():
@@ -111,7 +111,7 @@ def test_docstrings_give_the_scores_of_the_catalogue(file):
 
 @pytest.mark.parametrize("file", PUBLIC)
 def test_docstrings_give_the_steps(file):
-    train = experiment(file).train
+    train = config_of(file).train
     steps = math.ceil(CATALOGUE[PUBLIC[file]].split_sizes["train"] / train.batch_size)
     text = " ".join(module(file).__doc__.split())
     assert f"{train.epochs} epochs of {steps} steps at 224 px and batch {train.batch_size}" in text

@@ -21,7 +21,6 @@ from PIL import Image
 
 import medmamba_jax as mm
 from medmamba_jax.errors import DataUnavailableError
-from medmamba_jax.training import prepare_training
 
 MAIN = pathlib.Path(__file__).parents[2] / "main.py"
 # What main.py answers with one line and exit code 2.
@@ -754,11 +753,11 @@ def prepare(folder, settings):
     settings = dict(settings)
     own = settings.pop("own", None)
     config = mm.default_config()
-    config.model.variant = "medmamba_nano"
+    config.model.variant = "tiny"
     config.train.batch_size = 8
     config.data.update(image_size=32, cache_dir=str(folder.parent / "cache"), **settings)
-    experiment = mm.Experiment.from_config_dict(config)
-    return prepare_training(experiment, folder.parent / "run", own)
+    with mm.start_run(config, folder.parent / "run", own) as run:
+        return run
 
 
 def test_the_images_are_good_without_a_mistake(folder):

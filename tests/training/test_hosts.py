@@ -19,7 +19,7 @@ index, hosts, address, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3],
 if hosts > 1:
     jax.distributed.initialize(address, hosts, index)
 import medmamba_jax as mm
-from medmamba_jax.training.sharding import DataParallel
+from medmamba_jax.parallel import DataParallel
 
 class Discs:
     class_names = ("small", "large")
@@ -42,7 +42,7 @@ config = mm.default_config()
 config.model.variant, config.data.image_size = "medmamba_nano", 32
 config.train.batch_size, config.train.epochs = 8, 2
 config.data.cache_dir = f"{folder}/cache"
-results = mm.train(mm.Experiment.from_config_dict(config), f"{folder}/run", data=Discs())
+results = mm.train(config, f"{folder}/run", data=Discs())
 with open(f"{folder}/host{index}.json", "w") as file:
     json.dump({"seen": seen, "results": results}, file)
 """

@@ -155,6 +155,7 @@ def test_what_is_not_loaded_is_drawn_as_without(config, images, trained, tmp_pat
         np.testing.assert_allclose(new[name], scratch[name], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_resuming_needs_the_trained_model_no_more(config, images, trained, tmp_path):
     source = tmp_path / "source"
     source.symlink_to(trained[0])

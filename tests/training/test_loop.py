@@ -148,6 +148,7 @@ def test_patience_stops_early_and_an_unpredicted_class_is_told(
     )
 
 
+@pytest.mark.slow
 def test_multilabel_from_training_to_evaluation(config, marked_images, tmp_path, capsys):
     options = {"batch_size": 8, "pos_weights": "balanced", "lr": 3e-3}
     results = mm.train(config(epochs=2, **options), tmp_path, marked_images)
@@ -329,6 +330,7 @@ def test_a_validation_that_is_not_finite_names_the_epoch(config, images, tmp_pat
         mm.train(config(), tmp_path, images)
 
 
+@pytest.mark.slow
 def test_the_moving_average_is_saved_continued_and_evaluated(config, images, tmp_path):
     options = {"ema_decay": 0.9, "lr": 3e-3}
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
@@ -352,6 +354,7 @@ def test_the_moving_average_is_saved_continued_and_evaluated(config, images, tmp
     assert np.abs(kernel - np.asarray(saved["params"]["head"]["kernel"])).max() > 1e-6
 
 
+@pytest.mark.slow
 def test_frozen_stages_and_their_statistics_do_not_move(config, images, tmp_path):
     frozen = config(epochs=1, freeze="patch_embed.*,stages.0.*")
     with mm.start_run(frozen, tmp_path, images) as run:

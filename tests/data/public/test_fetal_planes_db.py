@@ -8,7 +8,6 @@ import pytest
 
 import medmamba_jax as mm
 from medmamba_jax.data.public.catalogue import CATALOGUE
-from medmamba_jax.training import prepare_training
 
 CONFIG = pathlib.Path(__file__).parents[3] / "configs" / "fetal_planes_db.py"
 
@@ -126,7 +125,8 @@ def test_the_config_starts_to_train_on_the_papers_split(
     spec.loader.exec_module(config)
     settings = config.get_config("testing")
     settings.data.public.data_dir = settings.data.cache_dir = str(tmp_path)
-    experiment = mm.Experiment.from_config_dict(settings)
-    assert prepare_training(experiment, tmp_path / "run").dataset.name == NAME
+    settings.model.variant = "tiny"
+    with mm.start_run(settings, tmp_path / "run") as run:
+        assert run.dataset.name == NAME
     assert "patients (groups) are in more than one split" in caplog.text
     assert "Results on such a split are too good" in caplog.text
