@@ -40,9 +40,14 @@ def make_inputs(side):
 @pytest.mark.parametrize("form", FORMS)
 def test_values_and_gradients(form, side):
     x, kernel, dy = make_inputs(side)
+
+    @jax.jit
+    def both(x, kernel, dy):
+        y, pull = jax.vjp(form, x, kernel)
+        return y, pull(dy)
+
     with jax.default_matmul_precision("highest"):
-        y, pull = jax.vjp(form, jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32))
-        gradients = pull(jnp.asarray(dy, jnp.float32))
+        y, gradients = both(*(jnp.asarray(array, jnp.float32) for array in (x, kernel, dy)))
     results = zip((y, *gradients), convolve(x, kernel, dy), ("y", "x", "kernel"), strict=True)
     for actual, expected, name in results:
         assert_close(actual, expected, 1e-6, name)
@@ -51,7 +56,7 @@ def test_values_and_gradients(form, side):
 @pytest.mark.parametrize("form", FORMS)
 def test_bfloat16_is_rounded_once(form):
     x, kernel, dy = (np.asarray(jnp.asarray(a, jnp.bfloat16), np.float64) for a in make_inputs(3))
-    y = form(jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.bfloat16))
+    y = jax.jit(form)(jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.bfloat16))
     assert y.dtype == jnp.bfloat16
     assert_close(y.astype(jnp.float32), convolve(x, kernel, dy)[0], 2.0**-8, "y")
 
@@ -97,8 +102,9 @@ def test_the_backward_pass_keeps_the_two_inputs_alone(arrays):
 
 def test_forward_mode(arrays):
     x, kernel = arrays
-    _, tangent = jax.jvp(depthwise_conv, (x, kernel), (x, kernel))
-    np.testing.assert_array_equal(tangent, 2 * depthwise_conv(x, kernel))  # bilinear
+    both = jax.jit(lambda *arrays: jax.jvp(depthwise_conv, arrays, arrays))
+    y, tangent = both(x, kernel)
+    np.testing.assert_array_equal(tangent, 2 * y)  # bilinear
 
 
 def test_second_derivatives_are_those_of_a_square(arrays):
@@ -106,7 +112,7 @@ def test_second_derivatives_are_those_of_a_square(arrays):
     x, kernel = arrays
     gradient = functools.partial(jax.grad(loss), kernel=kernel)
     _, hessian_times_x = jax.jit(lambda x: jax.jvp(gradient, (x,), (x,)))(x)
-    assert (x * hessian_times_x).sum() / 2 == loss(x, kernel)
+    assert (x * hessian_times_x).sum() / 2 == jax.jit(loss)(x, kernel)
 
 
 def test_a_batch_on_several_devices_stays_there(arrays):
@@ -118,4 +124,4 @@ def test_a_batch_on_several_devices_stays_there(arrays):
     kernel = jax.device_put(arrays[1], NamedSharding(mesh, PartitionSpec()))
     compiled = jax.jit(jax.grad(loss)).lower(x, kernel).compile()
     assert "all-gather" not in compiled.as_text()
-    np.testing.assert_array_equal(compiled(x, kernel), jax.grad(loss)(*arrays))
+    np.testing.assert_array_equal(compiled(x, kernel), jax.jit(jax.grad(loss))(*arrays))
