@@ -6,7 +6,7 @@ writes the files of the run's folder, and all write checkpoints together.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -30,7 +30,7 @@ class DataParallel:
     @classmethod
     def over_all_devices(cls) -> "DataParallel":
         """Takes every device of every host, or `jax.default_device` alone where it is set."""
-        default = jax.config.jax_default_device
+        default = jax.config.jax_default_device  # type: ignore[attr-defined]
         if default is not None:
             return cls((jax.devices(default)[0] if isinstance(default, str) else default,))
         # Sorted by host, because the images that a host reads lie together in the batch.
@@ -62,7 +62,7 @@ class DataParallel:
         """
         return jax.tree.map(lambda _: self.replicated, abstract_state)
 
-    def put_batch(self, batch: dict[str, np.ndarray | jax.Array]) -> dict[str, jax.Array]:
+    def put_batch(self, batch: Mapping[str, np.ndarray | jax.Array]) -> dict[str, jax.Array]:
         """Puts this host's part of a batch on its devices and returns the global batch.
 
         Arrays that are on devices already are returned as they are.
@@ -88,7 +88,7 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def on_first_host(action: Callable[[], None]) -> None:
+def on_first_host(action: Callable[[], object]) -> None:
     """Does something on the first host; if that fails, every host stops.
 
     Without this, the other hosts would go on and wait for the first one without end.

@@ -112,7 +112,8 @@ class Predictor:
         one = isinstance(images, (str, pathlib.Path, bytes)) or (
             isinstance(images, np.ndarray) and images.ndim < 4
         )
-        split = images if hasattr(images, "labels") else _unlabelled([images] if one else images)
+        several: Any = [images] if one else images
+        split: Split = several if hasattr(several, "labels") else _unlabelled(several)
         table = probabilities(self.logits(split), self.task)
         return dict(zip(self.class_names, table[0].tolist(), strict=True)) if one else table
 
@@ -221,4 +222,6 @@ def _unlabelled(images: Sequence[Image] | np.ndarray) -> Split:
         str(image) if isinstance(image, (str, pathlib.Path)) else f"image {row}"
         for row, image in enumerate(images)
     ]
-    return InMemorySplit(list(images), np.zeros(len(names), np.int32), names=names)
+    # `Preprocessing.decode` reads paths, too, which a `Split` does not promise.
+    found: Any = list(images)
+    return InMemorySplit(found, np.zeros(len(names), np.int32), names=names)

@@ -42,8 +42,8 @@ class Section:
                 if ignored is None:
                     raise UserError(f"{cls.title} has no key {key!r}; it has {sorted(fields)}")
                 ignored.append(f"{cls.title}.{key}")
-            elif isinstance(fields[key].type, type) and issubclass(fields[key].type, Section):
-                known[key] = fields[key].type.from_dict(value, ignored=ignored)
+            elif isinstance(kind := fields[key].type, type) and issubclass(kind, Section):
+                known[key] = kind.from_dict(value, ignored=ignored)
             else:
                 known[key] = tuple(value) if isinstance(value, list) else value
         return cls(**known)

@@ -60,7 +60,7 @@ def _run(options: argparse.Namespace) -> str:
     return convert(options.source, options.target, overwrite=options.overwrite)
 
 
-def _check_target(source, target, overwrite):
+def _check_target(source: pathlib.Path, target: pathlib.Path, overwrite: bool) -> None:
     check_suffix(target)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent} is not a folder; make it first")

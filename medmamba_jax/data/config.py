@@ -40,7 +40,7 @@ class FolderConfig(Section):
 
     group_pattern: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._require_text("group_pattern")
         try:
             groups = re.compile(self.group_pattern).groups
@@ -82,7 +82,7 @@ class CsvConfig(Section):
     group_column: str = "patient_id"
     weight_column: str = "weight"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._require_text("path_column", "split_column", "group_column", "weight_column")
         self._require("path_column", self.path_column != "", "the name of a column")
         names = self.label_column
@@ -134,7 +134,7 @@ class PublicConfig(Section):
     splits: str = "paper"
     accept_changed_files: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._require_text("data_dir", "manual_dir")
         self._require_one_of("splits", PUBLIC_SPLITS)
         self._require_bool("accept_changed_files")
@@ -160,7 +160,7 @@ class PhantomConfig(Section):
 
     images: int = 900
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._require(
             "images",
             is_integer(self.images, _MIN_PHANTOM_IMAGES),
@@ -245,7 +245,7 @@ class DataConfig(Section):
     cache: str = "auto"
     cache_dir: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._require_text("path", "name", "fold", "split_file", "cache_dir")
         if self.path and self.name:
             raise UserError(

@@ -70,7 +70,7 @@ def digest(
     labels = np.asarray(labels)
     if labels.ndim == 2:  # bytes that no other NaN, zero or dtype changes
         total = hashlib.sha256(f"{labels.shape} ".encode())
-        rows = map(bytes, np.where(np.isnan(labels), 2, labels).astype(np.uint8))
+        rows: Iterable[bytes] = map(bytes, np.where(np.isnan(labels), 2, labels).astype(np.uint8))
     else:
         total = hashlib.sha256()
         rows = (label.to_bytes(8, "little") for label in labels.tolist())
@@ -182,7 +182,7 @@ class Dataset:
     synthetic: bool
     task: str = "multiclass"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise UserError(f"a data set's task must be one of {TASKS}; got {self.task!r}")
         multilabel, num_classes = self.task == "multilabel", len(self.class_names)

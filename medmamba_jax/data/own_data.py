@@ -122,23 +122,23 @@ def _labelled(
         groups.append(_groups(part, where))
         weights.append(_weights(part, where))
     try:
-        labels = as_labels(labels)
+        all_labels = as_labels(labels)
     except ValueError as error:
         raise UserError(f"data: {error}") from error
-    groups = _of_all(groups, "groups")
+    all_groups = _of_all(groups, "groups")
     return LabelledImages(
         name=type(data).__name__,
         description=f"images of a {type(data).__module__}.{type(data).__qualname__}",
         class_names=class_names,
         images=_OwnSplit(
             places,
-            labels,
+            all_labels,
             # As text only here: patient 1 of one split may be 1.0 in another.
-            None if groups is None else groups.astype(str),
+            None if all_groups is None else all_groups.astype(str),
             _of_all(weights, "weights"),
         ),
         assigned=assigned,
-        task="multilabel" if labels.ndim == 2 else "multiclass",
+        task="multilabel" if all_labels.ndim == 2 else "multiclass",
     )
 
 

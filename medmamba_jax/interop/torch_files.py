@@ -4,6 +4,7 @@ import io
 import pathlib
 import pickle
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -110,14 +111,14 @@ def check_suffix(path: pathlib.Path) -> None:
         raise UserError(f"{path} must end in one of {', '.join(SUFFIXES)}")
 
 
-def _read_safetensors(path):
+def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         return safetensors.numpy.load_file(path)
     except safetensors.SafetensorError as error:
         raise UserError(f"{path} is not a readable .safetensors file: {error}") from error
 
 
-def _read_torch(path):
+def _read_torch(path: pathlib.Path) -> Any:
     torch = _import_torch(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -130,7 +131,7 @@ def _read_torch(path):
         raise UserError(f"{path} is not a readable PyTorch file: {error}") from error
 
 
-def _import_torch(path):
+def _import_torch(path: pathlib.Path) -> ModuleType:
     try:
         import torch
     except ImportError as error:
@@ -141,7 +142,7 @@ def _import_torch(path):
     return torch
 
 
-def _unwrap(content, path):
+def _unwrap(content: Any, path: pathlib.Path) -> dict[str, np.ndarray]:
     while isinstance(content, Mapping):
         inner = [content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)]
         if not inner:
@@ -160,7 +161,7 @@ def _unwrap(content, path):
     return state_dict
 
 
-def _to_numpy(tensor):
+def _to_numpy(tensor: Any) -> np.ndarray:
     if isinstance(tensor, np.ndarray):
         return tensor
     # bfloat16 and float16 checkpoints: NumPy has no bfloat16, and parameters are float32 here.

@@ -25,6 +25,9 @@ class Layout:
     to_torch: Callable[[np.ndarray], np.ndarray]
 
 
+Names = tuple[str, str, Layout]  # official name, our path, layout
+
+
 def _axes(from_torch: tuple[int, ...]) -> Layout:
     back = tuple(int(i) for i in np.argsort(from_torch))
     return Layout(lambda x: x.transpose(from_torch), lambda x: x.transpose(back))
@@ -42,27 +45,27 @@ DIRECTIONS = Layout(  # (k * d, ...) -> (k, d, ...)
 COUNTER = Layout(lambda x: _to_int32(x), lambda x: x.astype(np.int64))
 
 
-def _to_int32(x):
+def _to_int32(x: np.ndarray) -> np.ndarray:
     if x.size and x.max() > np.iinfo(np.int32).max:
         raise UserError(f"num_batches_tracked = {x.max()} does not fit the int32 counter")
     return x.astype(np.int32)
 
 
-def _norm(torch_name, path):
+def _norm(torch_name: str, path: str) -> list[Names]:
     return [
         (f"{torch_name}.weight", f"{path}.scale", SAME),
         (f"{torch_name}.bias", f"{path}.bias", SAME),
     ]
 
 
-def _conv(torch_name, path):
+def _conv(torch_name: str, path: str) -> list[Names]:
     return [
         (f"{torch_name}.weight", f"{path}.kernel", CONV),
         (f"{torch_name}.bias", f"{path}.bias", SAME),
     ]
 
 
-def _batch_norm(torch_name, path):
+def _batch_norm(torch_name: str, path: str) -> list[Names]:
     return [
         *_norm(torch_name, path),
         (f"{torch_name}.running_mean", f"{path}.mean", SAME),
@@ -198,7 +201,7 @@ def config_from_state_dict(state_dict: Mapping[str, Any], **changes: Any) -> Med
     return MedMambaConfig(**{**fields, **changes})
 
 
-def _nearest_block(names):
+def _nearest_block(names: set[str]) -> str:
     """The kind of block that differs in the fewest names, so that the loader can list those."""
     expected = {block: {name for name, _, _ in table} for block, table in BLOCKS.items()}
     return min(expected, key=lambda block: len(expected[block] ^ names))

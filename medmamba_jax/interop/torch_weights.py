@@ -1,6 +1,6 @@
 """Official state_dicts as our parameters and statistics, and back: strict, and exact to the bit."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from medmamba_jax.errors import UserError
-from medmamba_jax.interop.torch_names import rows
+from medmamba_jax.interop.torch_names import Row, rows
 from medmamba_jax.models import MedMamba, MedMambaConfig
 from medmamba_jax.models.structure import Tensors, abstract_weights, split_model
 
@@ -82,7 +82,9 @@ def to_torch_state_dict(model: MedMamba) -> dict[str, np.ndarray]:
     return weights_to_state_dict(model.config, params, statistics)
 
 
-def _our_tensors(config, state_dict, like):
+def _our_tensors(
+    config: MedMambaConfig, state_dict: Mapping[str, Any], like: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
     """Returns our tensors by dotted path; `like` gives the shape and dtype of each."""
     table = list(rows(config))
     expected = {row.torch_name: _torch_shape(row, like[row.path]) for row in table}
@@ -98,12 +100,14 @@ def _our_tensors(config, state_dict, like):
     return {path: np.stack(x) if isinstance(x, list) else x for path, x in tensors.items()}
 
 
-def _torch_shape(row, tensor):
+def _torch_shape(row: Row, tensor: Any) -> tuple[int, ...]:
     shape = tensor.shape if row.block is None else tensor.shape[1:]
     return row.layout.to_torch(np.empty(shape, np.int8)).shape
 
 
-def _check_names(actual, expected):
+def _check_names(
+    actual: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
+) -> None:
     problems = [
         f"missing: {name} {shape}" for name, shape in expected.items() if name not in actual
     ]
@@ -123,15 +127,15 @@ def _check_names(actual, expected):
         )
 
 
-def _path(keys):
+def _path(keys: Iterable[Any]) -> str:
     """The table's form of a path: keys joined by dots."""
     return ".".join(map(str, keys))
 
 
-def _by_path(tree):
+def _by_path(tree: Tensors) -> dict[str, Any]:
     return {_path(keys): leaf for keys, leaf in nnx.traversals.flatten_mapping(tree).items()}
 
 
-def _nested_as(tree, tensors):
+def _nested_as(tree: Tensors, tensors: Mapping[str, Any]) -> Tensors:
     keys = nnx.traversals.flatten_mapping(tree)
     return nnx.traversals.unflatten_mapping({key: tensors[_path(key)] for key in keys})

@@ -93,7 +93,9 @@ class ConvSSM(nnx.Module):
         return self.final_conv(jnp.concatenate([left, right], axis=-1)) + x
 
 
-def _scanned(ss2d, x, drop_path_rate, key):
+def _scanned(
+    ss2d: SS2D, x: jax.Array, drop_path_rate: jax.Array, key: jax.Array | None
+) -> jax.Array:
     """SS2D with dropout, then drop path; without a key neither of the two drops."""
     if key is None:
         return ss2d(x)

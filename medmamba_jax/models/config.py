@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Collection
 from typing import Any
 
 from medmamba_jax.errors import UserError
@@ -51,7 +52,7 @@ class MedMambaConfig:
     remat: bool | tuple[bool, ...] = False
     scan_implementation: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("depths", "dims"):
             value = getattr(self, name)
             is_sequence = isinstance(value, (tuple, list)) and len(value) > 0
@@ -153,10 +154,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _is_count(value) -> bool:
+def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _check_choice(name, value, choices):
+def _check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     if not isinstance(value, str) or value not in choices:
         raise UserError(f"{name} must be one of {', '.join(choices)}; got {value!r}")

@@ -1,5 +1,7 @@
 """The whole network: patch embedding, stages of blocks, mean pooling, head."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -22,7 +24,7 @@ class Stage(nnx.Module):
 
         @nnx.split_rngs(splits=depth)
         @nnx.vmap
-        def make_blocks(rngs: nnx.Rngs):
+        def make_blocks(rngs: nnx.Rngs) -> nnx.Module:
             return BLOCKS[config.block](
                 config.dims[stage],
                 d_state=config.d_state,
@@ -41,11 +43,11 @@ class Stage(nnx.Module):
         """(b, h, w, c) to the same shape; without a key dropout and drop path are off."""
         graphdef, params, statistics = nnx.split(self.blocks, nnx.Param, ...)  # type: ignore[misc]
 
-        def run_block(x, inputs):
+        def run_block(x: jax.Array, inputs: Any) -> tuple[jax.Array, Any]:
             params, statistics, rate, key = inputs
             block = nnx.merge(graphdef, params, statistics)
             x = block(x, rate, key)
-            return x, nnx.split(block, nnx.Param, ...)[2]
+            return x, nnx.state(block, nnx.Not(nnx.Param))
 
         if self.remat:
             run_block = jax.checkpoint(run_block)
@@ -132,12 +134,12 @@ class MedMamba(nnx.Module):
         """
         return self._feature_maps(images)[-1].astype(jnp.float32).mean((1, 2))
 
-    def _feature_maps(self, images):
+    def _feature_maps(self, images: jax.Array) -> tuple[jax.Array, ...]:
         self._check(images)
         stochastic = not self.deterministic and (
             self.config.drop_rate or self.config.attn_drop_rate or self.config.drop_path_rate
         )
-        keys = [None] * (len(self.stages) + 1)
+        keys: Any = [None] * (len(self.stages) + 1)
         if stochastic:
             keys = jax.random.split(self.dropout_rng(), len(keys))
         x = self.patch_embed(images.astype(self.config.compute_dtype))
@@ -151,7 +153,7 @@ class MedMamba(nnx.Module):
                 x = self.merges[i](x)
         return tuple(features)
 
-    def _check(self, images):
+    def _check(self, images: jax.Array) -> None:
         config, smallest = self.config, self.config.min_image_size
         if images.ndim != 4 or images.shape[-1] != config.in_channels:
             raise ValueError(

@@ -11,7 +11,7 @@ def default_backend() -> str:
     while tracing, when nobody knows yet where the arrays are. For arrays that are elsewhere name
     an implementation.
     """
-    device = jax.config.jax_default_device
+    device = jax.config.jax_default_device  # type: ignore[attr-defined]
     if device is None:
         return jax.default_backend()
     if isinstance(device, str):  # the name of a platform, of which "cuda" is one for "gpu"

@@ -53,9 +53,9 @@ def sum_of_shifts(x: jax.Array, kernel: jax.Array) -> jax.Array:
     margin = side // 2
     padded = jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    y = sum(
+    terms = [
         padded[:, i : i + h, j : j + w].astype(dtype) * kernel[i, j, 0].astype(dtype)
         for i in range(side)
         for j in range(side)
-    )
-    return y.astype(x.dtype)
+    ]
+    return sum(terms[1:], terms[0]).astype(x.dtype)

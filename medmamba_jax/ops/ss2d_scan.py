@@ -68,7 +68,16 @@ def ss2d_scan(
 
 
 def _scan_as_sequences(
-    scan: Callable[..., jax.Array], u, dt, B, C, *, dt_weight, dt_bias, A, D
+    scan: Callable[..., jax.Array],
+    u: jax.Array,
+    dt: jax.Array,
+    B: jax.Array,
+    C: jax.Array,
+    *,
+    dt_weight: jax.Array,
+    dt_bias: jax.Array,
+    A: jax.Array,
+    D: jax.Array,
 ) -> jax.Array:
     """Runs `ss2d_scan`, whose arguments are checked, through an `Implementation.scan`."""
     _, h, w, _ = u.shape
@@ -88,7 +97,16 @@ def _scan_as_sequences(
     return merge(y, h, w).astype(u.dtype)
 
 
-def _check(u, dt, B, C, dt_weight, dt_bias, A, D):
+def _check(
+    u: jax.Array,
+    dt: jax.Array,
+    B: jax.Array,
+    C: jax.Array,
+    dt_weight: jax.Array,
+    dt_bias: jax.Array,
+    A: jax.Array,
+    D: jax.Array,
+) -> None:
     check_are_arrays(u=u, dt=dt, B=B, C=C, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D)
     if u.ndim != 4 or 0 in u.shape:
         raise ValueError(f"u must be a non-empty (b, h, w, d) array, got shape {u.shape}")

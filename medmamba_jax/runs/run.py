@@ -239,9 +239,11 @@ def read_trained_weights(source: str | pathlib.Path) -> TrainedWeights:
     if not source.is_dir():
         return TrainedWeights(*read_weights(source))
     predictor = load_run(source).predictor
+    params, statistics = jax.device_get((predictor.params, predictor.statistics))
     return TrainedWeights(
         predictor.model,
-        *jax.device_get((predictor.params, predictor.statistics)),
+        params,
+        statistics,
         outputs=(predictor.task, predictor.class_names),
         preprocessing=predictor.preprocessing,
     )

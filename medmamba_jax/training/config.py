@@ -255,18 +255,21 @@ class Config:
         Raises:
             UserError: a section or key is unknown, or a value is not allowed.
         """
-        sections = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
+        sections: dict[str, type[Section]] = {
+            "model": ModelConfig,
+            "data": DataConfig,
+            "train": TrainConfig,
+        }
         unknown = sorted(set(values) - set(sections))
         if unknown and ignored is None:
             raise UserError(f"a config has the sections {list(sections)}; got {sorted(values)}")
         if ignored is not None:
             ignored += unknown
-        return cls(
-            **{
-                name: section.from_dict(values.get(name, {}), ignored=ignored)
-                for name, section in sections.items()
-            }
-        )
+        found: dict[str, Any] = {
+            name: section.from_dict(values.get(name, {}), ignored=ignored)
+            for name, section in sections.items()
+        }
+        return cls(**found)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Returns nested dictionaries that JSON can hold."""

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from medmamba_jax.data import OwnData, train_batches
+from medmamba_jax.data.reading.loading import BatchIterator
 from medmamba_jax.errors import NonFiniteLossError
 from medmamba_jax.evaluation import evaluate
 from medmamba_jax.metrics import Outputs, metrics_of, values
@@ -85,7 +86,7 @@ def fit(run: TrainingRun) -> dict[str, dict[str, Any]]:
     return evaluated.report(run.dataset, run.config.data.num_workers, write=True)
 
 
-def batches_of(run: TrainingRun):
+def batches_of(run: TrainingRun) -> BatchIterator:
     """Returns the batches from the next epoch's first step on, as an iterator without end.
 
     Batches are dictionaries of arrays. These may be arrays of the host, or global arrays that are

@@ -6,7 +6,7 @@ these and takes their mean, in one place. To add a loss, add a row to `LOSSES`.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
@@ -29,9 +29,7 @@ class Values(Protocol):
     what they weigh differs from loss to loss.
     """
 
-    def __call__(
-        self, logits: jax.Array, labels: jax.Array, class_weights: jax.Array, **options: Any
-    ) -> jax.Array: ...
+    __call__: Callable[..., jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +230,7 @@ def balanced_class_weights(labels: np.ndarray, class_names: Sequence[str]) -> np
     """
     counts = np.bincount(labels, minlength=len(class_names))
     if not counts.all():
-        empty = [class_names[c] for c in np.flatnonzero(counts == 0)]
+        empty = [class_names[c] for c in np.flatnonzero(counts == 0).tolist()]
         raise UserError(f"train.class_weights='balanced': no training image of classes {empty}")
     return (len(labels) / (len(class_names) * counts)).astype(np.float32)
 
@@ -251,7 +249,8 @@ def balanced_pos_weights(labels: np.ndarray, class_names: Sequence[str]) -> np.n
         UserError: a class has no label 1 or no label 0.
     """
     positives, negatives = (labels == 1).sum(0), (labels == 0).sum(0)
-    one_sided = [class_names[c] for c in np.flatnonzero((positives == 0) | (negatives == 0))]
+    lacking = np.flatnonzero((positives == 0) | (negatives == 0))
+    one_sided = [class_names[c] for c in lacking.tolist()]
     if one_sided:
         raise UserError(
             "train.pos_weights='balanced' needs training images that show a class and others that"

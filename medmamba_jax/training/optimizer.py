@@ -18,12 +18,14 @@ if TYPE_CHECKING:  # `TrainConfig` reads the tables below
 WEIGHT_NAMES = ("kernel", "x_proj", "dt_weight")
 
 
-def _adamw(schedule: optax.Schedule, weight_decay: float, mask: Any):
+def _adamw(
+    schedule: optax.Schedule, weight_decay: float, mask: Any
+) -> optax.GradientTransformation:
     """Decays decoupled from the moments (Loshchilov and Hutter, arXiv 1711.05101)."""
     return optax.adamw(schedule, weight_decay=weight_decay, mask=mask)
 
 
-def _adam(schedule: optax.Schedule, weight_decay: float, mask: Any):
+def _adam(schedule: optax.Schedule, weight_decay: float, mask: Any) -> optax.GradientTransformation:
     """Adds the decay to the gradient before the moments, as `torch.optim.Adam` does."""
     return optax.chain(optax.add_decayed_weights(weight_decay, mask), optax.adam(schedule))
 

@@ -7,8 +7,11 @@ import json
 import pathlib
 import platform
 import tempfile
+from collections.abc import Mapping
+from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from medmamba_jax.data import (
@@ -257,7 +260,8 @@ def first_state(run: TrainingRun) -> tuple[TrainState, Progress, Report | None]:
         like = restored_like(shapes, shardings).to_parts()
         state = TrainState.from_parts(run.store.restore(epoch, like))
         return state, run.store.progress(epoch), None
-    loaded, report = {}, None
+    loaded: Mapping[str, np.ndarray] = {}
+    report = None
     if train.init_from:
         loaded, report = initial_weights(train.init_from, shapes, description)
     # Jitted, since one compilation is quicker than hundreds of small ones. XLA then leaves out the
@@ -329,13 +333,14 @@ def cache_compiled_programs() -> None:
     Nothing changes where JAX has a cache folder already, or where the environment variable
     `JAX_ENABLE_COMPILATION_CACHE` turns the cache off.
     """
-    if jax.config.jax_compilation_cache_dir is None and jax.config.jax_enable_compilation_cache:
+    config: Any = jax.config  # JAX gives no types for its attributes
+    if config.jax_compilation_cache_dir is None and config.jax_enable_compilation_cache:
         folder = pathlib.Path(COMPILED).expanduser()
         if jax.default_backend() == "cpu":  # JAX does not tell CPUs of different abilities apart
             folder /= hashlib.sha256(_cpu().encode()).hexdigest()[:8]
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-    if jax.config.jax_enable_compilation_cache:
-        say(f"compiled programs are kept in {jax.config.jax_compilation_cache_dir}")
+        config.update("jax_compilation_cache_dir", str(folder))
+    if config.jax_enable_compilation_cache:
+        say(f"compiled programs are kept in {config.jax_compilation_cache_dir}")
 
 
 def _cpu() -> str:

@@ -139,12 +139,12 @@ def _averaged(average: Any, params: Any, statistics: Any, step: jax.Array, decay
 
     Early steps use a smaller decay, so that the random start does not stay in the average.
     """
-    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    so_far = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
     def moved(old: jax.Array, new: jax.Array) -> jax.Array:
         if not jnp.issubdtype(new.dtype, jnp.floating):  # BatchNorm's counter of batches
             return new
-        return old + (1 - decay) * (new - old)
+        return old + (1 - so_far) * (new - old)
 
     return jax.tree.map(moved, average, {"params": params, "statistics": statistics})
 

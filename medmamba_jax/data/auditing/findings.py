@@ -61,10 +61,7 @@ class Findings:
             near=near[:_MOST_NEAR_PAIRS],
             num_near=sum(map(len, pairs.values())),
             sizes=_sizes(prints),
-            windows=tuple(
-                sum(int((found.windows == known).sum()) for found in prints.values())
-                for known in (0, 1)
-            ),
+            windows=(_windows(prints, 0), _windows(prints, 1)),
         )
 
     def write(self, path: Path, key: str) -> None:
@@ -108,3 +105,8 @@ def _sizes(prints: Mapping[str, Fingerprints]) -> list[tuple[int, int, int]]:
         if row not in split.problems
     )
     return [(width, height, count) for (width, height), count in counts.most_common()]
+
+
+def _windows(prints: Mapping[str, Fingerprints], kind: int) -> int:
+    """Counts the images whose entry in `Fingerprints.windows` is `kind`."""
+    return sum(int((found.windows == kind).sum()) for found in prints.values())

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -49,8 +50,14 @@ class Fingerprints:
 
     def take(self, rows: np.ndarray) -> "Fingerprints":
         """Returns the fingerprints of these rows, which could all be decoded."""
-        fields = (self.sha256, self.sizes, self.dhashes, self.thumbnails, self.windows)
-        return Fingerprints(*(field[rows] for field in fields), problems={})
+        return Fingerprints(
+            self.sha256[rows],
+            self.sizes[rows],
+            self.dhashes[rows],
+            self.thumbnails[rows],
+            self.windows[rows],
+            problems={},
+        )
 
 
 def fingerprint(split: Split, decode: Decode, frame: int = 0) -> Fingerprints:
@@ -207,7 +214,7 @@ def _bits_apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return apart
 
 
-def _of_image(split: Split, row: int, decode: Decode, frame: int):
+def _of_image(split: Split, row: int, decode: Decode, frame: int) -> tuple[Any, ...] | str:
     """Returns sha256, size, dhash, thumbnail and window; or what is wrong, as text."""
     try:
         image = split[row]["image"]
@@ -223,8 +230,8 @@ def _of_image(split: Split, row: int, decode: Decode, frame: int):
     dhash = np.packbits(thumbnail[:, 1:] > thumbnail[:, :-1]).view(np.uint64)
     thumbnail = thumbnail.ravel() - thumbnail.mean()
     norm = np.linalg.norm(thumbnail)
-    window = _NO_DICOM if window is None else int(window)
-    return identity.hexdigest(), grey.shape[::-1], dhash, thumbnail / (norm or 1), window
+    known = _NO_DICOM if window is None else int(window)
+    return identity.hexdigest(), grey.shape[::-1], dhash, thumbnail / (norm or 1), known
 
 
 def _has_window(split: Split, row: int, image: bytes | np.ndarray, frame: int) -> bool | None:

@@ -27,7 +27,8 @@ def identical_images(dataset: Dataset, findings: Findings) -> tuple[list[str], l
 
     Where they are not all of one class, that is named, too.
     """
-    across, within = [], []
+    across: list[str] = []
+    within: list[str] = []
     for images in findings.identical:
         text = " = ".join(_named(dataset, image) for image in images)
         classes = {label_name(dataset, dataset.splits[name], row): None for name, row in images}

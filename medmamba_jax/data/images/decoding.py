@@ -1,7 +1,9 @@
 """Opening an image without losing anything in silence."""
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -142,6 +144,7 @@ def load_npy(content: bytes) -> np.ndarray:
 
 
 def _load(image: bytes | TiffFile, frame: int) -> Image.Image:
+    opened: Image.Image
     if isinstance(image, TiffFile):
         content = image.content
         with explained_damage(content):
@@ -175,18 +178,23 @@ def deeper_than_read(content: bytes, opened: Image.Image) -> str | None:
         return None
     if png_bit_depth(content) == 16:
         return "animated 16-bit PNG"
-    if opened.format == "TIFF" and max(opened.tag_v2.get(BITSPERSAMPLE, (8,))) > 8:
+    if opened.format == "TIFF" and max(_tags(opened).get(BITSPERSAMPLE, (8,))) > 8:
         return f"16-bit {opened.mode} TIFF"
     return None
 
 
+def _tags(opened: Image.Image) -> Mapping[int, Any]:
+    """Returns the tags of a TIFF file; Pillow's `Image` has no such attribute for other files."""
+    return opened.tag_v2  # type: ignore[attr-defined]
+
+
 def _is_signed(opened: Image.Image) -> bool:
-    return opened.format == "TIFF" and opened.tag_v2.get(SAMPLEFORMAT, (1,))[0] == 2
+    return opened.format == "TIFF" and _tags(opened).get(SAMPLEFORMAT, (1,))[0] == 2
 
 
 def _deep_pixels(opened: Image.Image, window: Window) -> np.ndarray:
     """Brings one channel of 16 or 32 bits, or of 8 with a sign, to uint8 (h, w)."""
-    tags = opened.tag_v2 if opened.format == "TIFF" else {}
+    tags = _tags(opened) if opened.format == "TIFF" else {}
     pixels = np.asarray(opened)
     # Pillow has no such modes and keeps the bits.
     if opened.mode == "L":

@@ -6,6 +6,7 @@ It is read by imagecodecs (the extra `colour16`).
 import dataclasses
 import io
 import logging
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -138,12 +139,15 @@ def read_deep_colour(
 
 def _of_png(content: bytes) -> DeepColour | None:
     opened = Image.open(io.BytesIO(content), formats=("PNG",))
-    return None if opened.is_animated else _OF_PNG.get(content[_PNG_COLOUR_TYPE_OFFSET])
+    if getattr(opened, "is_animated", False):
+        return None
+    return _OF_PNG.get(content[_PNG_COLOUR_TYPE_OFFSET])
 
 
 def _of_tiff(tags: ImageFileDirectory_v2) -> DeepColour | None:
     samples, photometric = tags.get(SAMPLESPERPIXEL, 1), tags.get(PHOTOMETRIC_INTERPRETATION)
-    found = _OF_TIFF.get((photometric, samples, tags.get(EXTRASAMPLES, ())))
+    kind: Any = (photometric, samples, tags.get(EXTRASAMPLES, ()))
+    found = _OF_TIFF.get(kind)
     if {*tags.get(BITSPERSAMPLE, ())} != {16} or {*tags.get(SAMPLEFORMAT, (1,))} != {_UNSIGNED}:
         return None
     if found is None:

@@ -2,6 +2,7 @@
 
 import math
 from numbers import Real
+from typing import cast
 
 import numpy as np
 
@@ -67,7 +68,7 @@ def to_uint8(pixels: np.ndarray, window: Window) -> np.ndarray:
     elif window == "full":
         low, high = _dtype_range(pixels.dtype)
     else:
-        low, high = window
+        low, high = cast(tuple[float, float], window)
     if low == high:
         return np.where(pixels > low, 255, 0).astype(np.uint8)
     scaled = (pixels.astype(np.float64) - low) * 255 / (high - low)

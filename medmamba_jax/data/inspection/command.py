@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -90,7 +91,7 @@ def inspect(options: argparse.Namespace) -> str:
 
 
 def _config(options: argparse.Namespace) -> DataConfig:
-    sections = {
+    sections: dict[str, Any] = {
         section.title.rpartition(".")[2]: section(
             **{field.name: getattr(options, field.name) for field in dataclasses.fields(section)}
         )
@@ -169,8 +170,10 @@ def _draw(dataset: Dataset, findings: Findings, augment: str | None, path: Path)
         for label in range(len(dataset.class_names))
     }
 
-    def pixels(images, count):
-        chosen = np.unique(np.linspace(0, len(images) - 1, count).astype(int)) if images else []
+    def pixels(images: list[tuple[str, int]], count: int) -> list[np.ndarray]:
+        if not images:
+            return []
+        chosen = np.unique(np.linspace(0, len(images) - 1, count).astype(int))
         picked = (images[i] for i in chosen)
         return [_decode(dataset.splits[name][row]["image"]) for name, row in picked]
 

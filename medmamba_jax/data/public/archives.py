@@ -9,8 +9,12 @@ import functools
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import IO
 
 from medmamba_jax.errors import UserError
+
+# Path inside the folder -> function that reads the file.
+Members = dict[str, Callable[[], bytes]]
 
 _ZIP_DEPTH = 2  # A zip in a zip is opened; a zip inside that is a file like any other.
 _ENCRYPTED = 0x1
@@ -59,7 +63,7 @@ def open_files(location: Path) -> Iterator[Files]:
         zipfile.BadZipFile: if an archive is damaged.
         UserError: if a zip holds a path outside of its folder, a name twice, or encrypted files.
     """
-    members: dict[str, Callable[[], bytes]] = {}
+    members: Members = {}
     with contextlib.ExitStack() as stack:
         if location.is_dir():
             _add_folder(members, location, stack)
@@ -68,7 +72,7 @@ def open_files(location: Path) -> Iterator[Files]:
         yield Files(members)
 
 
-def _add_folder(members, root, stack):
+def _add_folder(members: Members, root: Path, stack: contextlib.ExitStack) -> None:
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
         if _is_hidden(name) or not path.is_file():
@@ -79,7 +83,13 @@ def _add_folder(members, root, stack):
             members[name] = path.read_bytes
 
 
-def _add_zip(members, archive, prefix, depth, stack):
+def _add_zip(
+    members: Members,
+    archive: zipfile.ZipFile,
+    prefix: str,
+    depth: int,
+    stack: contextlib.ExitStack,
+) -> None:
     for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
         name = prefix + info.filename
         if _leads_outside(info.filename):
@@ -97,14 +107,14 @@ def _add_zip(members, archive, prefix, depth, stack):
             members[name] = functools.partial(_read, archive, info, name)
 
 
-def _read(archive, info, name):
+def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> bytes:
     if info.file_size > _LARGEST:
         raise UserError(f"{name} unpacks to {info.file_size} bytes, too many for memory: remove it")
     with archive.open(info) as file:
         return file.read(info.file_size)  # no more is unpacked than the zip says
 
 
-def _open_zip(file, name, stack):
+def _open_zip(file: Path | IO[bytes], name: str, stack: contextlib.ExitStack) -> zipfile.ZipFile:
     try:
         return stack.enter_context(zipfile.ZipFile(file))
     except zipfile.BadZipFile as error:

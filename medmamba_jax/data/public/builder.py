@@ -1,20 +1,23 @@
 """Writing a public set to disk as a TFDS data set, without TensorFlow."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 from absl import logging
 
 from medmamba_jax.data.public.facts import PublicSet
-from medmamba_jax.data.public.obtaining import obtain
+from medmamba_jax.data.public.obtaining import Obtained, obtain
 
 # The one split that is stored: which images are for training is decided when they are read.
 STORED_SPLIT = "images"
 
 
-class PublicSetBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class PublicSetBuilder(  # type: ignore[call-arg]
+    tfds.core.GeneratorBasedBuilder, skip_registration=True
+):
     """Any set of the catalogue as a TFDS builder.
 
     Each record holds the image as it was published, its label, and as text its "filename",
@@ -39,8 +42,8 @@ class PublicSetBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         *,
         manual_dir: Path | None = None,
         accept_changed: bool = False,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         self.name = _stored_name(public_set, accept_changed)
         self._public_set = public_set
         self._manual_dir = manual_dir
@@ -72,7 +75,7 @@ class PublicSetBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Where downloads are kept."""
         return Path(self.data_dir_root) / "downloads" / self._public_set.name
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         obtained = obtain(
             self._public_set,
             # Not through `dl_manager`, which cannot go on with a download that broke off.
@@ -82,7 +85,7 @@ class PublicSetBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
         return {STORED_SPLIT: self._generate_examples(obtained)}
 
-    def _generate_examples(self, obtained):
+    def _generate_examples(self, obtained: Obtained) -> Iterator[tuple[str, dict[str, Any]]]:
         with obtained.explained():
             for image in self._public_set.read(obtained.location):
                 yield image.filename, dataclasses.asdict(image)

@@ -102,7 +102,9 @@ def _total_bytes(response: http.client.HTTPResponse, start: int) -> int | None:
     return None if length is None else start + int(length)
 
 
-def _append(response, part, start, total, name):
+def _append(
+    response: http.client.HTTPResponse, part: Path, start: int, total: int | None, name: str
+) -> None:
     progress = tqdm(
         desc=name, total=total, initial=start, unit="B", unit_scale=True, disable=None, leave=False
     )

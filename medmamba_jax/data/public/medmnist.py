@@ -5,6 +5,7 @@ Classes, sizes, licences and MD5s are those that the package `medmnist` 3.0.2 re
 
 import dataclasses
 import functools
+from typing import Any
 
 from medmamba_jax.data.public.facts import Archive, PublicSet, Scores
 from medmamba_jax.data.public.npz_images import read_npz
@@ -197,7 +198,7 @@ _FACTS = {
     ),
 }
 # TFDS records these of the file with 28 px.
-_PNEUMONIA_28 = {
+_PNEUMONIA_28: dict[str, Any] = {
     "about": "4.2 MB",
     "size": 4170669,
     "sha256": "e1792d3f03751cb101e99f19a63b3c1941436c988665f47853417b05be250cd8",

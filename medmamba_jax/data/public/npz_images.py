@@ -6,7 +6,7 @@ import math
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -94,7 +94,7 @@ def _header(archive: zipfile.ZipFile, name: str) -> NpyHeader:
 
 
 @contextlib.contextmanager
-def _array(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[BinaryIO, NpyHeader]]:
+def _array(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[IO[bytes], NpyHeader]]:
     """Opens an array of an npz file at its first value."""
     header = _header(archive, name)
     with archive.open(f"{name}.npy") as stream:
@@ -102,7 +102,7 @@ def _array(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[BinaryIO, NpyH
         yield stream, header
 
 
-def _values(stream: BinaryIO, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+def _values(stream: IO[bytes], dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     values = math.prod(shape)
     content = stream.read(values * dtype.itemsize)
     if len(content) < values * dtype.itemsize:

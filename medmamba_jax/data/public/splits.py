@@ -102,7 +102,7 @@ def _official(public_set: PublicSet, images: ImageFacts) -> Rows:
             count,
             seed=images.seed,
             name="val",
-            groups=images.patients[given],
+            groups=None if images.patients is None else images.patients[given],
             class_names=public_set.class_names,
         )
         rows |= {"train": given[kept], "val": given[val]}

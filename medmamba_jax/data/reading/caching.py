@@ -6,6 +6,7 @@ an earlier run has written to the disk is used, however little room is left ther
 """
 
 import dataclasses
+import functools
 import hashlib
 import os
 import shutil
@@ -52,17 +53,19 @@ def cached(
     folder = config.cache_folder
     free = {"memory": _SHARE * available_memory(), "disk": _SHARE * _free_disk(folder)}
     splits, texts = {}, []
+    kept: InMemory | OnDisk | None
     for name, split in dataset.splits.items():
         augmented = name == "train" and config.augmentation != "none"
         images = DecodedImages(split, preprocessing, resized=not augmented)
         size = 0 if config.cache == "none" else _size(images)
+        kept = None
         kind = CACHES[config.cache](Need(size, augmented, config.num_workers, free))
         if kind != "none":
             free[kind] -= size
             kept = InMemory(images) if kind == "memory" else _on_disk(images, folder)
         elif config.cache == "auto" and not augmented and (kept := _found(images, folder, size)):
             kind = "disk"
-        splits[name] = split if kind == "none" else CachedSplit(split, kept)
+        splits[name] = split if kept is None else CachedSplit(split, kept)
         texts.append(f"{name} {_TEXTS[kind].format(size=_readable(size), folder=folder)}")
     return dataclasses.replace(dataset, splits=splits), ", ".join(texts)
 
@@ -187,12 +190,15 @@ class OnDisk:
     def __init__(self, images: DecodedImages, folder: Path):
         self._images = images
         self._folder = folder
-        self._path: Path | None = None
         self._start()
 
     def _start(self) -> None:
         self._lock = threading.Lock()
-        self._reader = None
+        self._reader: Any = None
+
+    @functools.cached_property
+    def _path(self) -> Path:
+        return self._folder / f"{self._images.key()}.array_record"
 
     def __getitem__(self, index: int) -> np.ndarray:
         if self._reader is None:
@@ -225,8 +231,6 @@ class OnDisk:
             return self._found()
 
     def _found(self) -> bool:
-        if self._path is None:
-            self._path = self._folder / f"{self._images.key()}.array_record"
         if self._reader is None:
             self._reader = self._existing()
         return self._reader is not None

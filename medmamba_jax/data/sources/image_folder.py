@@ -72,7 +72,7 @@ def _groups(names: list[str], pattern: str) -> np.ndarray | None:
                 f"data.folder.group_pattern={pattern!r} finds no patient in {name}: change the"
                 " pattern so that it fits the path of every image below the folder"
             )
-    return np.array([match[1] for match in matches])
+    return np.array([match[1] for match in matches if match is not None])
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -139,7 +139,7 @@ def _files_among(folders: Iterable[Path]) -> str:
 
 
 def _labelled_files(folder: Path) -> list[tuple[Path, str]]:
-    files = []
+    files: list[tuple[Path, str]] = []
     skipped = 0
     for class_folder in sorted(folder.iterdir()):
         if not class_folder.is_dir() or class_folder.name.startswith("."):

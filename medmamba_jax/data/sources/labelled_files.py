@@ -112,10 +112,9 @@ def readable(root: Path, names: Sequence[str], config: DataConfig) -> np.ndarray
 
     def problem(name: str) -> str | None:
         try:
-            image, frames = (root / name).read_bytes(), (config.frame,)
-            if config.frame == ALL_FRAMES:
-                frames = range(count_frames(image))
-            for frame in frames:
+            image = (root / name).read_bytes()
+            every = config.frame == ALL_FRAMES
+            for frame in range(count_frames(image)) if every else (config.frame,):
                 open_image(image, window=config.window, frame=frame)
         except (OSError, ValueError) as error:
             return str(error)

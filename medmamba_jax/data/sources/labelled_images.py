@@ -49,7 +49,7 @@ class LabelledImages:
     synthetic: bool = False
     task: str = "multiclass"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         labels, what = self.images.labels, f"labels of {self.name}"
         if self.task == "multilabel":
             check_multilabel(labels, len(self.class_names), what, self.images.describe)

@@ -58,14 +58,18 @@ def find_arrays(config: DataConfig) -> LabelledImages:
             groups.append(_without_column(arrays[group_key]))
     if groups and len(groups) < len(parts):
         raise UserError(f"{path} has groups for some splits only: add them for all")
-    class_names, labels = _classes(path, names, _joined(path, labels), arrays.get("class_names"))
+    class_names, all_labels = _classes(
+        path, names, _joined(path, labels), arrays.get("class_names")
+    )
     return LabelledImages(
         name=path.stem,
         description=f"arrays of {path}",
         class_names=class_names,
-        images=InMemorySplit(images, labels, np.concatenate(groups) if groups else None, names),
+        images=InMemorySplit(
+            images, all_labels, np.concatenate(groups).tolist() if groups else None, names
+        ),
         assigned=None if "x" in arrays else np.array(assigned),
-        task="multilabel" if labels.ndim == 2 else "multiclass",
+        task="multilabel" if all_labels.ndim == 2 else "multiclass",
     )
 
 
@@ -82,7 +86,11 @@ def _splits(path: Path, keys: Iterable[str]) -> dict[str, tuple[str, str, str]]:
         if split is not None:
             prefixes[split] = prefix
     return {
-        split: tuple(f"{prefixes[split]}_{what}" for what in ("images", "labels", "groups"))
+        split: (
+            f"{prefixes[split]}_images",
+            f"{prefixes[split]}_labels",
+            f"{prefixes[split]}_groups",
+        )
         for split in SPLITS
         if split in prefixes
     }
@@ -142,6 +150,7 @@ def _array(path: Path, file: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
 
 
 def _header(path: Path, file: np.lib.npyio.NpzFile, key: str) -> NpyHeader:
+    assert file.zip is not None  # it is open
     try:
         header = read_npy_header(file.zip, key)
     except ValueError as error:
@@ -182,10 +191,9 @@ def _joined(path: Path, labels: list[np.ndarray]) -> np.ndarray:
 
 
 def _classes(
-    path: Path, image_names: list[str], labels: np.ndarray, names: np.ndarray | None
+    path: Path, image_names: list[str], labels: np.ndarray, saved_names: np.ndarray | None
 ) -> tuple[tuple[str, ...], np.ndarray]:
-    if names is not None:
-        names = _as_text(path, names)
+    names = None if saved_names is None else _as_text(path, saved_names)
     if labels.ndim == 2:
         names = names or tuple(map(str, range(labels.shape[1])))
         if len(names) != labels.shape[1]:

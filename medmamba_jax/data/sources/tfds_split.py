@@ -64,8 +64,10 @@ def read_index(stores: Sequence[Store]) -> Index:
         np.repeat(np.arange(len(stores)), sizes),
         np.concatenate([np.arange(size) for size in sizes]),
         np.array(labels, np.int32),
-        *(np.array(values, np.str_) for values in texts.values()),
-        np.array(hashes, np.uint8).reshape(-1, hashlib.sha256().digest_size),
+        filenames=np.array(texts["filename"], np.str_),
+        patients=np.array(texts["patient"], np.str_),
+        published=np.array(texts["split"], np.str_),
+        images_sha256=np.array(hashes, np.uint8).reshape(-1, hashlib.sha256().digest_size),
     )
 
 

@@ -56,6 +56,7 @@ def _by_file(found: LabelledImages, config: DataConfig) -> tuple[Rows, str]:
 
 
 def _by_fold(found: LabelledImages, config: DataConfig) -> tuple[Rows, str]:
+    assert config.fold_of is not None  # this is called only where it is set
     fold, folds = config.fold_of
     rows = fold_split(
         found.images.labels,
@@ -85,6 +86,7 @@ def _by_fractions(found: LabelledImages, config: DataConfig) -> tuple[Rows, str]
 
 
 def _as_found(found: LabelledImages, config: DataConfig) -> tuple[Rows, str]:
+    assert found.assigned is not None  # this is called only where it is known
     rows = _present(found.assigned)
     if "val" in rows:
         return rows, ""

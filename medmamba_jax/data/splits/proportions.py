@@ -58,7 +58,7 @@ def _improve(parts: np.ndarray, shares: np.ndarray, wanted: np.ndarray) -> np.nd
     nothing = shares.min(0, where=shares > 0, initial=1) / 2
     every_part = np.arange(len(wanted))
 
-    def cost(have, part):
+    def cost(have: np.ndarray, part: np.ndarray) -> np.ndarray:
         return ((have - wanted[part]) ** 2).sum(-1) + (have < nothing).sum(-1)
 
     for _ in range(_PASSES):

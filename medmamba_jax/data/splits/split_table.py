@@ -64,7 +64,8 @@ def read_split_table(path: Path, names: Sequence[str]) -> np.ndarray:
         zip(table.column("path"), table.column("split"), strict=True)
     ):
         where = f"{path}, {table.where(row)}"
-        if split_named(split) is None:
+        belongs = split_named(split)
+        if belongs is None:
             raise UserError(f"{where}: the split is {split!r}; write train, val or test")
         if name in split_of:
             raise UserError(f"{where}: {name} has a row already; leave one")
@@ -73,7 +74,7 @@ def read_split_table(path: Path, names: Sequence[str]) -> np.ndarray:
                 f"{where}: {name} is none of the images; take the row out, or set data.split_file"
                 " to the table of these images"
             )
-        split_of[name] = split_named(split)
+        split_of[name] = belongs
     lacking = [name for name in names if name not in split_of]
     if lacking:
         raise UserError(

@@ -144,7 +144,9 @@ def fold_split(
     return rows
 
 
-def _split_images_off(labels, count, seed, name):
+def _split_images_off(
+    labels: np.ndarray, count: int, seed: int, name: str
+) -> tuple[np.ndarray, np.ndarray]:
     class_sizes = np.unique(labels, return_counts=True)[1]
     if class_sizes.min() < 2 or not len(class_sizes) <= count <= len(labels) - len(class_sizes):
         raise UserError(
@@ -185,7 +187,12 @@ def _group_numbers(labels: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
     return np.unique(groups, return_inverse=True)[1]
 
 
-def _require_a_group_a_fold(labels, groups, folds, class_names):
+def _require_a_group_a_fold(
+    labels: np.ndarray,
+    groups: np.ndarray | None,
+    folds: int,
+    class_names: Sequence[str] | None,
+) -> None:
     group_of = _group_numbers(labels, groups)
     for label, shown in enumerate(_shown(labels).T):
         found = len(np.unique(group_of[shown]))

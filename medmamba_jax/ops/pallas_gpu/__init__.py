@@ -48,7 +48,7 @@ def refusal(case: "Case") -> str | None:
     """
     if case.backend != "gpu":
         return f"it is a kernel for NVIDIA GPUs and the backend is {case.backend!r}"
-    if jax.config.jax_enable_x64:
+    if jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         return "its indices have 32 bits and jax_enable_x64 is on"
     return refusal_of_shape(case) or _refusal_of_gpu() or _missing()
 

@@ -38,8 +38,9 @@ def lowered(make: Callable, problem: Problem, **options: Any) -> Callable:
 def _exported(make, problem, options, shapes) -> export.Exported:
     key = repr((jax.__version__, jaxlib.__version__, make.__name__, problem, options, shapes))
     name = hashlib.sha256(_source() + key.encode()).hexdigest()
-    folder = jax.config.jax_compilation_cache_dir
-    if not folder or "://" in folder or not jax.config.jax_enable_compilation_cache:
+    config: Any = jax.config  # JAX gives no types for its attributes
+    folder = config.jax_compilation_cache_dir
+    if not folder or "://" in folder or not config.jax_enable_compilation_cache:
         return _export(make, problem, options, shapes)
     path = pathlib.Path(folder) / f"medmamba_jax_{make.__name__}-{name}"
     # If anything is wrong with the file, the kernel is lowered again.

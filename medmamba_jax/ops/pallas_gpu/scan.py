@@ -138,12 +138,12 @@ def lower() -> None:
     # Short lines give short chunks, and each step of an unrolled chunk takes time to lower.
     maps = (4, SHORTEST_LINE, SHORTEST_LINE)
     arrays = (f32((*maps, 32)), f32((*maps, 4, 3)), *2 * [f32((*maps, 4, STATES))])
-    parameters = {"dt_weight": (4, 3, 32), "dt_bias": (4, 32), "A": (4, 32, STATES), "D": (4, 32)}
+    shapes = {"dt_weight": (4, 3, 32), "dt_bias": (4, 32), "A": (4, 32, STATES), "D": (4, 32)}
 
     def loss(arrays, parameters):
         return scan_image(*arrays, **parameters).sum()
 
-    parameters = {name: f32(shape) for name, shape in parameters.items()}
+    parameters = {name: f32(shape) for name, shape in shapes.items()}
     jax.jit(jax.grad(loss)).trace(arrays, parameters).lower(lowering_platforms=("cuda",))
 
 
@@ -263,7 +263,7 @@ def _backward(mode: Mode, u, packed, step, bias, A, D, dy, *states):
     b, h, w, k = packed.shape[:4]
     arrays = (*_prepare(p, u, packed, step), bias, A, D)
     if states:
-        states = [_pad(states[0], 0, p.b)]
+        states = (_pad(states[0], 0, p.b),)
     else:
         rewrite = _kernel(mode, make_forward, p, outputs=False, states=True)
         states = rewrite(*arrays, *_forward_ends(p, mode, *arrays))

@@ -42,7 +42,7 @@ def sigmoid_of_softplus(dt: jax.Array) -> jax.Array:
 
 def horner(coefficients: Sequence[float], x: jax.Array) -> jax.Array:
     """Returns the polynomial sum(coefficients[i] * x**i)."""
-    total = coefficients[-1]
+    total: Any = coefficients[-1]
     for coefficient in coefficients[-2::-1]:
         total = total * x + coefficient
     return total

@@ -62,7 +62,15 @@ def selective_scan(
     return chosen.scan(u, delta, A, B, C, D, delta_bias=delta_bias, delta_softplus=delta_softplus)
 
 
-def _check(u, delta, A, B, C, D, delta_bias):
+def _check(
+    u: jax.Array,
+    delta: jax.Array,
+    A: jax.Array,
+    B: jax.Array,
+    C: jax.Array,
+    D: jax.Array,
+    delta_bias: jax.Array | None,
+) -> None:
     check_are_arrays(u=u, delta=delta, A=A, B=B, C=C, D=D)
     if u.ndim != 4 or 0 in u.shape:
         raise ValueError(f"u must be a non-empty (b, l, k, d) array, got shape {u.shape}")

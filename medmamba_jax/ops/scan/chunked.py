@@ -13,6 +13,9 @@ from jax import lax
 from medmamba_jax.ops.backend import default_backend
 from medmamba_jax.ops.scan.recurrence import combine, discretise, in_scan_dtype, read_out
 
+# u, dt, A, B, C, D and the state at each chunk's border.
+Residuals = tuple[jax.Array, ...]
+
 
 def max_chunk(backend: str) -> int:
     """Returns the most steps of a chunk on a backend ("cpu", "gpu", "tpu" or another).
@@ -82,12 +85,30 @@ def scan_chunked(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _scan(chunk, u, dt, A, B, C, D):
+def _scan(
+    chunk: int,
+    u: jax.Array,
+    dt: jax.Array,
+    A: jax.Array,
+    B: jax.Array,
+    C: jax.Array,
+    D: jax.Array,
+) -> jax.Array:
     return _scan_forward(chunk, u, dt, A, B, C, D)[0]
 
 
-def _scan_forward(chunk, u, dt, A, B, C, D):
-    def walk(h0, inputs):
+def _scan_forward(
+    chunk: int,
+    u: jax.Array,
+    dt: jax.Array,
+    A: jax.Array,
+    B: jax.Array,
+    C: jax.Array,
+    D: jax.Array,
+) -> tuple[jax.Array, Residuals]:
+    def walk(
+        h0: jax.Array, inputs: tuple[jax.Array, ...]
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         u, dt, B, C = inputs
         _, h = _chunk_states(h0, u, dt, A, B)
         return h[:, -1], (read_out(h, u, C, D), h0)
@@ -97,10 +118,12 @@ def _scan_forward(chunk, u, dt, A, B, C, D):
     return _from_chunks(y), (u, dt, A, B, C, D, borders)
 
 
-def _scan_backward(chunk, residuals, dy):
+def _scan_backward(chunk: int, residuals: Residuals, dy: jax.Array) -> tuple[jax.Array, ...]:
     u, dt, A, B, C, D, borders = residuals
 
-    def walk(carry, inputs):
+    def walk(
+        carry: tuple[jax.Array, jax.Array, jax.Array], inputs: tuple[jax.Array, ...]
+    ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
         dh_next, dA, dD = carry  # dh_next: the gradient of the state that leaves this chunk
         h0, u, dt, B, C, dy = inputs
         a, h = _chunk_states(h0, u, dt, A, B)
@@ -131,7 +154,9 @@ def _scan_backward(chunk, residuals, dy):
 _scan.defvjp(_scan_forward, _scan_backward)
 
 
-def _chunk_states(h0, u, dt, A, B):
+def _chunk_states(
+    h0: jax.Array, u: jax.Array, dt: jax.Array, A: jax.Array, B: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Returns decays and states (b, t, k, n, d) of one chunk that starts from h0 (b, k, n, d)."""
     a, b = discretise(u, dt, A, B)
     # Folding h0 into the first step leaves one scan; adding cumprod(a) * h0 after it would read
@@ -141,12 +166,12 @@ def _chunk_states(h0, u, dt, A, B):
     return a, h
 
 
-def _to_chunks(x, chunk):
+def _to_chunks(x: jax.Array, chunk: int) -> jax.Array:
     """(b, l, ...) -> (l / chunk, b, chunk, ...)."""
     return x.reshape(x.shape[0], -1, chunk, *x.shape[2:]).swapaxes(0, 1)
 
 
-def _from_chunks(x):
+def _from_chunks(x: jax.Array) -> jax.Array:
     """(l / chunk, b, chunk, ...) -> (b, l, ...)."""
     x = x.swapaxes(0, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:])

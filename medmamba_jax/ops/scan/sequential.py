@@ -17,7 +17,7 @@ def scan_sequential(
     out_dtype = u.dtype
     u, A, B, C, D = in_scan_dtype(u, A, B, C, D)
 
-    def step(h, inputs):
+    def step(h: jax.Array, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         u, dt, B, C = inputs
         a, b = discretise(u, dt, A, B)
         h = a * h + b
