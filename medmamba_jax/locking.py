@@ -29,7 +29,7 @@ def alone(path: Path, what: str) -> Iterator[None]:
         what: is going on, for the log.
 
     Raises:
-        OSError: if the file cannot be written.
+        OSError: the file cannot be written.
     """
     with path.open("ab") as file:
         if not _lock(file, wait=False):
@@ -57,7 +57,7 @@ def hold(path: Path) -> Lock | None:
         The lock; None if another process, or this one, holds it already.
 
     Raises:
-        OSError: if the file cannot be written.
+        OSError: the file cannot be written.
     """
     lock = Lock(path.open("ab"))
     return lock if _lock(lock._file, wait=False) else None

@@ -94,7 +94,7 @@ class InMemorySplit:
         weights: how much each image counts in the training loss, (n,); see `Split`.
 
     Raises:
-        UserError: if the lengths differ, the labels are of neither kind, or a weight is not
+        UserError: the lengths differ, the labels are of neither kind, or a weight is not
             positive and finite.
     """
 
@@ -170,7 +170,7 @@ class Dataset:
             the classes, or none. A single class makes it a binary classification.
 
     Raises:
-        UserError: if the task is another, there are fewer than two classes (fewer than one of
+        UserError: the task is another, there are fewer than two classes (fewer than one of
             a multi-label set), two share a name, or a split's labels are not the task's or name
             a class that does not exist, or its weights are not positive and finite.
     """

@@ -21,7 +21,7 @@ def as_labels(labels: ArrayLike) -> np.ndarray:
         Integers (n,), or float32 (n, K) with NaN where that is not known.
 
     Raises:
-        UserError: if the labels are neither.
+        UserError: the labels are neither.
     """
     try:
         labels = np.asarray(labels)
@@ -54,7 +54,7 @@ def check_multiclass(labels: np.ndarray, num_classes: int, what: str) -> None:
         what: names the labels in an error.
 
     Raises:
-        UserError: if they are not, or name a class that does not exist.
+        UserError: they are not, or name a class that does not exist.
     """
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise UserError(
@@ -80,7 +80,7 @@ def check_multilabel(
         describe: row -> name of its image in an error.
 
     Raises:
-        UserError: if they are not.
+        UserError: they are not.
     """
     if labels.ndim != 2 or labels.shape[1] != num_classes or labels.dtype.kind not in "iufb":
         raise UserError(

@@ -45,7 +45,7 @@ def as_dataset(data: OwnData, config: DataConfig) -> Dataset:
         config: for the split.
 
     Raises:
-        UserError: if the object lacks one of these, is empty, or an element or a label does not
+        UserError: the object lacks one of these, is empty, or an element or a label does not
             fit.
     """
     if isinstance(data, Dataset):

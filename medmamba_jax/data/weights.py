@@ -28,7 +28,7 @@ def as_weights(
         describe: row -> name of its image in an error.
 
     Raises:
-        UserError: if they are not that.
+        UserError: they are not that.
     """
     weights = np.asarray(weights)
     if weights.shape != (count,) or weights.dtype.kind not in "iuf":

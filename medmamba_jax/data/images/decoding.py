@@ -61,9 +61,9 @@ def open_image(
         the pixels of both.
 
     Raises:
-        DataUnavailableError: if it is DICOM and pydicom is not installed, or 16-bit colour and
+        DataUnavailableError: it is DICOM and pydicom is not installed, or 16-bit colour and
             imagecodecs is not.
-        UserError: if the image is damaged, is not of these kinds, lacks the frame, holds NaN or
+        UserError: the image is damaged, is not of these kinds, lacks the frame, holds NaN or
             infinity, or is of a kind that cannot be read at its full depth.
     """
     image = parsed(image)
@@ -87,8 +87,8 @@ def parsed(
     """Does once what `open_image` would do for each frame; GIF, WebP, ... are returned themselves.
 
     Raises:
-        DataUnavailableError: if it is DICOM and pydicom is not installed.
-        UserError: if it is DICOM or .npy and damaged.
+        DataUnavailableError: it is DICOM and pydicom is not installed.
+        UserError: it is DICOM or .npy and damaged.
     """
     if not isinstance(image, bytes):
         return image
@@ -103,8 +103,8 @@ def count_frames(image: bytes) -> int:
     """Returns how many frames a file holds that `open_image` reads; most hold one.
 
     Raises:
-        DataUnavailableError: if it is DICOM and pydicom is not installed.
-        UserError: if the file is damaged or no image.
+        DataUnavailableError: it is DICOM and pydicom is not installed.
+        UserError: the file is damaged or no image.
     """
     if is_npy(image):
         return 1
@@ -122,7 +122,7 @@ def open_header(content: bytes) -> Image.Image:
     """Opens an image file that is not .npy or DICOM, without decoding it.
 
     Raises:
-        UserError: if its header is damaged or of another kind.
+        UserError: its header is damaged or of another kind.
     """
     with explained_damage(content):
         return Image.open(io.BytesIO(content), formats=_FORMATS)
@@ -132,7 +132,7 @@ def load_npy(content: bytes) -> np.ndarray:
     """Loads the array of a .npy file, which must hold numbers.
 
     Raises:
-        UserError: if it is damaged or pickled.
+        UserError: it is damaged or pickled.
     """
     try:
         return np.load(io.BytesIO(content), allow_pickle=False)

@@ -86,7 +86,7 @@ def find_deep_colour(image: bytes | TiffFile, frame: int = 0) -> DeepColour | No
         frame: 0-based.
 
     Raises:
-        UserError: if a TIFF lacks the frame, the header is damaged, or it promises more pixels
+        UserError: a TIFF lacks the frame, the header is damaged, or it promises more pixels
             than Pillow would decode.
     """
     if isinstance(image, TiffFile):
@@ -115,8 +115,8 @@ def read_deep_colour(
         An image of mode LA, RGB or RGBA.
 
     Raises:
-        DataUnavailableError: if imagecodecs is not installed.
-        UserError: if the file is damaged.
+        DataUnavailableError: imagecodecs is not installed.
+        UserError: the file is damaged.
     """
     with explained_damage(content):
         pixels = _decode(content, header, frame)

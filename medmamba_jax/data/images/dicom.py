@@ -30,8 +30,8 @@ class DicomFile:
         content: the file.
 
     Raises:
-        DataUnavailableError: if pydicom is not installed.
-        UserError: if the file is damaged.
+        DataUnavailableError: pydicom is not installed.
+        UserError: the file is damaged.
     """
 
     def __init__(self, content: bytes):
@@ -58,7 +58,7 @@ class DicomFile:
             uint8 (h, w), or (h, w, 3) for colour.
 
         Raises:
-            UserError: if the file is damaged, holds no such image, or has colour of more than 8
+            UserError: the file is damaged, holds no such image, or has colour of more than 8
                 bits.
         """
         with _explained_damage():
@@ -96,7 +96,7 @@ class DicomFile:
             frame: 0-based.
 
         Raises:
-            UserError: if the file is damaged.
+            UserError: the file is damaged.
         """
         with _explained_damage():
             if self._header.get("PhotometricInterpretation") not in _GREY:
@@ -107,7 +107,7 @@ class DicomFile:
         """Returns what the header says of depth and colour, such as "12-bit MONOCHROME2".
 
         Raises:
-            UserError: if it says nothing of colour.
+            UserError: it says nothing of colour.
         """
         with _explained_damage():
             bits = self._header.get("BitsStored")
@@ -119,8 +119,8 @@ def count_dicom_frames(content: bytes) -> int:
     """Returns the number of frames, without decoding any.
 
     Raises:
-        DataUnavailableError: if pydicom is not installed.
-        UserError: if the file is damaged.
+        DataUnavailableError: pydicom is not installed.
+        UserError: the file is damaged.
     """
     pydicom = _pydicom()
     with _explained_damage():

@@ -42,7 +42,7 @@ class TiffFile:
         """Returns what a frame says of itself: values by number, tuples where several may be.
 
         Raises:
-            NoSuchFrameError: if there are fewer frames.
+            NoSuchFrameError: there are fewer frames.
         """
         directory = ImageFileDirectory_v2(self._header(frame))
         file = io.BytesIO(self.content)
@@ -54,7 +54,7 @@ class TiffFile:
         """Returns the file as if a frame were its first.
 
         Raises:
-            NoSuchFrameError: if there are fewer frames.
+            NoSuchFrameError: there are fewer frames.
         """
         return _Reheaded(self.content, self._header(frame))
 

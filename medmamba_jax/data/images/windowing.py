@@ -23,7 +23,7 @@ def parse_window(value: object) -> Window:
         "auto", "full" or (low, high).
 
     Raises:
-        UserError: if it is none of these.
+        UserError: it is none of these.
     """
     if isinstance(value, str):
         if value in NAMED_WINDOWS:
@@ -53,7 +53,7 @@ def to_uint8(pixels: np.ndarray, window: Window) -> np.ndarray:
         uint8, of the same shape.
 
     Raises:
-        UserError: if the pixels are no numbers, are NaN or infinite, or have a dtype without a
+        UserError: the pixels are no numbers, are NaN or infinite, or have a dtype without a
             range and the window is "full".
     """
     if pixels.dtype == np.uint8:

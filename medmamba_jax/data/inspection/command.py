@@ -66,8 +66,8 @@ def inspect(options: argparse.Namespace) -> str:
     """Reads every image once, writes a picture, and returns a description of the images.
 
     Raises:
-        DataUnavailableError, FileNotFoundError: if there are no images.
-        UserError: if they make no data set, or the picture cannot be written.
+        DataUnavailableError, FileNotFoundError: there are no images.
+        UserError: they make no data set, or the picture cannot be written.
     """
     dataset = find_images(_config(options)).as_found()
     policy = f"_{options.augment}" if options.augment else ""

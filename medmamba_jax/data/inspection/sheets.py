@@ -27,7 +27,7 @@ def contact_sheet(rows: Mapping[str, Sequence[np.ndarray]]) -> Image.Image:
         rows: heading -> images, uint8 (h, w, c); a row may be empty.
 
     Raises:
-        UserError: if there are no images at all.
+        UserError: there are no images at all.
     """
     columns = max(map(len, rows.values()), default=0)
     if not columns:
@@ -61,7 +61,7 @@ def augmentation_sheet(images: Sequence[np.ndarray], policy: str, seed: int) -> 
         seed: the same seed gives the same picture.
 
     Raises:
-        UserError: if there are no images, or no such policy.
+        UserError: there are no images, or no such policy.
     """
     if policy not in POLICIES:
         raise UserError(f"augmentation must be one of {tuple(POLICIES)}; got {policy!r}")

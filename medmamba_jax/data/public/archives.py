@@ -42,7 +42,7 @@ class Files:
         """Returns the path of the one file of this name, in any folder.
 
         Raises:
-            UserError: if there is none, or more than one.
+            UserError: there is none, or more than one.
         """
         found = [file for file in self._members if PurePosixPath(file).name == name]
         if len(found) != 1:
@@ -56,8 +56,8 @@ def open_files(location: Path) -> Iterator[Files]:
     """Opens a folder or a zip. Hidden files and those that macOS adds to zips are left out.
 
     Raises:
-        zipfile.BadZipFile: if an archive is damaged.
-        UserError: if a zip holds a path outside of its folder, a name twice, or encrypted files.
+        zipfile.BadZipFile: an archive is damaged.
+        UserError: a zip holds a path outside of its folder, a name twice, or encrypted files.
     """
     members: dict[str, Callable[[], bytes]] = {}
     with contextlib.ExitStack() as stack:

@@ -102,9 +102,9 @@ def prepare(
     run without `accept_changed` gets the published images.
 
     Raises:
-        DataUnavailableError: if the images can neither be downloaded nor found in `manual_dir`.
-        FileNotFoundError: if `manual_dir` is given, is needed, and does not exist.
-        UserError: if what was found is not the set.
+        DataUnavailableError: the images can neither be downloaded nor found in `manual_dir`.
+        FileNotFoundError: `manual_dir` is given, is needed, and does not exist.
+        UserError: what was found is not the set.
     """
     builder = PublicSetBuilder(
         public_set,

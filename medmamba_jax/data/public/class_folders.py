@@ -24,8 +24,8 @@ def count_by_class_folder(location: Path, class_names: Sequence[str]) -> dict[st
     """Returns class name -> number of images, by the names of files alone.
 
     Raises:
-        zipfile.BadZipFile: if an archive is damaged.
-        UserError: if a class has no images, or the class folders occur in more than one place.
+        zipfile.BadZipFile: an archive is damaged.
+        UserError: a class has no images, or the class folders occur in more than one place.
     """
     with open_files(location) as files:
         entries = _by_class_folder(files, class_names)
@@ -36,7 +36,7 @@ def _by_class_folder(files: Files, class_names: Sequence[str]) -> dict[str, Entr
     """Lists the images in class folders, which may lie at any depth, but side by side.
 
     Raises:
-        UserError: if a class has no images, or the class folders occur in more than one place.
+        UserError: a class has no images, or the class folders occur in more than one place.
     """
     found: dict[str, dict[str, Entry]] = {}
     for file in files.names:

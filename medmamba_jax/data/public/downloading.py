@@ -29,7 +29,7 @@ def download(url: str, target: Path) -> None:
         target: the file to write, unless it is there; its folder is made.
 
     Raises:
-        OSError: if the server cannot be reached, refuses, or stops before the end.
+        OSError: the server cannot be reached, refuses, or stops before the end.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with alone(target.with_name(f"{target.name}.lock"), f"downloading {target}"):

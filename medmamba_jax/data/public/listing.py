@@ -30,8 +30,8 @@ def read_listed(
     """Reads the images of an archive or a folder, in the order in which they lie there.
 
     Raises:
-        zipfile.BadZipFile: if an archive is damaged.
-        UserError: if the files are not those expected, or one is not an image.
+        zipfile.BadZipFile: an archive is damaged.
+        UserError: the files are not those expected, or one is not an image.
     """
     with open_files(location) as files:
         listed = entries(files)

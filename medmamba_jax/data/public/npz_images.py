@@ -31,8 +31,8 @@ def read_npz(
         num_classes: labels are below it.
 
     Raises:
-        zipfile.BadZipFile: if the file is damaged.
-        UserError: if `location` is a folder, or an array is missing, pickled, cut off, or of
+        zipfile.BadZipFile: the file is damaged.
+        UserError: `location` is a folder, or an array is missing, pickled, cut off, or of
             another shape or dtype.
     """
     if location.is_dir():

@@ -39,9 +39,9 @@ class Obtained:
         """Turns an exception that reading the files raises into an error with a remedy.
 
         Raises:
-            DataUnavailableError: if a download is damaged. It is removed, because another try would
+            DataUnavailableError: a download is damaged. It is removed, because another try would
                 read it again.
-            UserError: if what the user gave is damaged, or the files are not those of the set.
+            UserError: what the user gave is damaged, or the files are not those of the set.
         """
         try:
             yield
@@ -79,9 +79,9 @@ def obtain(
             `PublicSet.mistaken` refuses.
 
     Raises:
-        DataUnavailableError: if the download fails.
-        FileNotFoundError: if there is no `manual_dir`.
-        UserError: if what the user gave is not what is published.
+        DataUnavailableError: the download fails.
+        FileNotFoundError: there is no `manual_dir`.
+        UserError: what the user gave is not what is published.
     """
     archive = public_set.archive
     if manual_dir is None:

@@ -50,7 +50,7 @@ def _table_rows(files: Files, name: str, columns: Sequence[str], delimiter: str)
     """Reads a CSV file that lies anywhere among the files; blanks around cells are dropped.
 
     Raises:
-        UserError: if there is not exactly one such file, it is not UTF-8, a column is missing,
+        UserError: there is not exactly one such file, it is not UTF-8, a column is missing,
             or a row does not have as many cells as the header.
     """
     file = files.only(name)

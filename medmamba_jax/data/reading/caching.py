@@ -47,7 +47,7 @@ def cached(
     be augmented, to know their size, and nothing is written: see `open_caches`.
 
     Raises:
-        UserError: if `config.cache_dir` cannot be written to, or an image cannot be decoded.
+        UserError: `config.cache_dir` cannot be written to, or an image cannot be decoded.
     """
     folder = config.cache_folder
     free = {"memory": _SHARE * available_memory(), "disk": _SHARE * _free_disk(folder)}
@@ -78,8 +78,8 @@ def open_caches(splits: Iterable[Split]) -> None:
     """Opens the caches on disk that hold these splits; files that are missing are written.
 
     Raises:
-        OSError: if one cannot be written.
-        UserError: if an image cannot be decoded.
+        OSError: one cannot be written.
+        UserError: an image cannot be decoded.
     """
     for split in splits:
         if isinstance(split, CachedSplit) and isinstance(split.images, OnDisk):
@@ -208,8 +208,8 @@ class OnDisk:
         """Opens the file, which is written if it does not exist or is not whole.
 
         Raises:
-            OSError: if it cannot be written.
-            UserError: if an image cannot be decoded.
+            OSError: it cannot be written.
+            UserError: an image cannot be decoded.
         """
         with self._lock:
             if not self._found():

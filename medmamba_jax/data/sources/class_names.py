@@ -20,7 +20,7 @@ def require_classes(names: Iterable[str], where: str, hint: str = "") -> None:
         hint: what to add where there are too few.
 
     Raises:
-        UserError: if there are fewer than two, or some differ only by case.
+        UserError: there are fewer than two, or some differ only by case.
     """
     names = sorted(names)
     if len(names) < 2:

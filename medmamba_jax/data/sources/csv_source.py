@@ -28,8 +28,8 @@ def find_table(config: DataConfig) -> LabelledImages:
     too; classes are sorted as text, but runs of digits by value.
 
     Raises:
-        FileNotFoundError: if there is no such table.
-        UserError: if the table is damaged, lacks a column, or has a row that does not fit; the
+        FileNotFoundError: there is no such table.
+        UserError: the table is damaged, lacks a column, or has a row that does not fit; the
             message names the line.
     """
     table, columns = read_csv_table(Path(config.path).expanduser()), config.csv

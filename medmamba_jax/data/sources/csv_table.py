@@ -31,7 +31,7 @@ class CsvTable:
         """Returns the texts of a column.
 
         Raises:
-            UserError: if there is none of this name.
+            UserError: there is none of this name.
         """
         if name not in self.header:
             raise UserError(
@@ -53,7 +53,7 @@ class CsvTable:
             None for no column, and if there is none of the default name.
 
         Raises:
-            UserError: if a name was asked for and is not there, or the default name is there in
+            UserError: a name was asked for and is not there, or the default name is there in
                 another spelling, which may have been meant.
         """
         if not name or (name == default and name not in self.header):
@@ -77,8 +77,8 @@ def read_csv_table(path: Path) -> CsvTable:
     The delimiter is the one of the three that the first line has most of. Empty lines are skipped.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        UserError: if it is no such table, names two columns alike, or holds no rows.
+        FileNotFoundError: there is no such file.
+        UserError: it is no such table, names two columns alike, or holds no rows.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the CSV file in it")

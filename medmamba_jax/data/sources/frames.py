@@ -27,8 +27,8 @@ class AllFrames:
             `DataConfig.window`.
 
     Raises:
-        DataUnavailableError: if there are DICOM files and pydicom is not installed.
-        UserError: if the frames of a file cannot be counted; the message names it.
+        DataUnavailableError: there are DICOM files and pydicom is not installed.
+        UserError: the frames of a file cannot be counted; the message names it.
     """
 
     def __init__(self, split: Split, window: Window = "auto"):

@@ -27,7 +27,7 @@ def find_image_folder(config: DataConfig) -> LabelledImages:
     log.
 
     Raises:
-        UserError: if a split folder is missing or empty, there are fewer than two classes, or two
+        UserError: a split folder is missing or empty, there are fewer than two classes, or two
             differ only by case.
     """
     root = Path(config.path).expanduser()

@@ -37,7 +37,7 @@ class LabelledImages:
             one of the others at least; None where images have to be split.
 
     Raises:
-        UserError: if a label does not fit the task or the classes, or the group of an image is
+        UserError: a label does not fit the task or the classes, or the group of an image is
             not known where groups are.
     """
 

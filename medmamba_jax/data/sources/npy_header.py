@@ -58,8 +58,8 @@ def read_npy_header(archive: zipfile.ZipFile, name: str) -> NpyHeader:
         name: of the array; it is there.
 
     Raises:
-        zipfile.BadZipFile, zlib.error, EOFError, OSError: if the file is damaged.
-        UserError: if it is no array, its values are of no bytes, or the file holds fewer values
+        zipfile.BadZipFile, zlib.error, EOFError, OSError: the file is damaged.
+        UserError: it is no array, its values are of no bytes, or the file holds fewer values
             than the header claims.
     """
     member = f"{name}.npy" if f"{name}.npy" in archive.namelist() else name

@@ -34,8 +34,8 @@ def find_arrays(config: DataConfig) -> LabelledImages:
     text, which labels are indices into; without, classes are named by the integers that occur.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        UserError: if the file is damaged, lacks an array, or arrays do not fit one another.
+        FileNotFoundError: there is no such file.
+        UserError: the file is damaged, lacks an array, or arrays do not fit one another.
     """
     path = Path(config.path).expanduser()
     if not path.is_file():

@@ -31,8 +31,8 @@ def split_as_configured(found: LabelledImages, config: DataConfig) -> Dataset:
     `config.split_seed` alone.
 
     Raises:
-        FileNotFoundError: if there is no file `config.split_file`.
-        UserError: if a class is not in every split made here, or a split has a class that train
+        FileNotFoundError: there is no file `config.split_file`.
+        UserError: a class is not in every split made here, or a split has a class that train
             lacks; or the split file does not fit the images.
     """
     if config.split_file:

@@ -47,8 +47,8 @@ def read_split_table(path: Path, names: Sequence[str]) -> np.ndarray:
         "train", "val" or "test" for each image (n,).
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        UserError: if it lacks an image or a split, or names an image that is not there, or one
+        FileNotFoundError: there is no such file.
+        UserError: it lacks an image or a split, or names an image that is not there, or one
             twice.
     """
     table = read_csv_table(path)

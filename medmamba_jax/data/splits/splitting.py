@@ -37,7 +37,7 @@ def split_off(
         Two ascending index arrays: what is kept, and what is split off.
 
     Raises:
-        UserError: if some class is not in both parts.
+        UserError: some class is not in both parts.
     """
     labels = np.asarray(labels)
     if groups is None and labels.ndim == 1:
@@ -75,7 +75,7 @@ def stratified_split(
         "train", "val", "test" -> ascending indices.
 
     Raises:
-        UserError: if some class is not in every split.
+        UserError: some class is not in every split.
     """
     labels = np.asarray(labels)
     if groups is None and labels.ndim == 1:
@@ -117,7 +117,7 @@ def fold_split(
         "train", "val", "test" -> ascending indices.
 
     Raises:
-        UserError: if some class is not in every split.
+        UserError: some class is not in every split.
     """
     labels = np.asarray(labels)
     _require_a_group_a_fold(labels, groups, folds, class_names)
