@@ -1,4 +1,4 @@
-"""Trains or evaluates a MedMamba, as `medmamba train`; see `python main.py --help`."""
+"""Runs the command `medmamba train`, which trains a MedMamba; see `python main.py --help`."""
 
 import sys
 

@@ -1,6 +1,6 @@
 """MedMamba (Yue and Li, arXiv 2403.03849) in JAX and Flax NNX.
 
-`__init__.pyi` lists the public names. Each is imported when it is first used, so that worker
+`__init__.pyi` lists the public names. Python imports each of them at its first use, so that worker
 processes, which only read images, start without JAX.
 """
 

@@ -1,8 +1,8 @@
-"""The errors that this package raises on purpose. None of them is a fault of the package."""
+"""The errors that this package raises on purpose. None of them means a fault of the package."""
 
 
 class UserError(ValueError):
-    """The caller asked for something that is not possible; the message names cause and remedy.
+    """The caller requested something that is not possible; the message names cause and remedy.
 
     The command line prints the message in one line and exits with code 2. Every other exception
     keeps its traceback, because it is a fault of the program.
@@ -10,7 +10,7 @@ class UserError(ValueError):
 
 
 class DataUnavailableError(RuntimeError):
-    """The images cannot be obtained or read on this machine; the message says what to install."""
+    """The images cannot be downloaded or read on this machine; the message names the remedy."""
 
 
 class NonFiniteLossError(ArithmeticError):

@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all."""
+"""Writes a file completely or not at all."""
 
 import os
 import pathlib
@@ -12,7 +12,7 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
 
     Args:
         path: the file. Its folder exists.
-        content: text, which is written as UTF-8 with its line ends unchanged, or bytes.
+        content: bytes, or text. Text is written as UTF-8, and its line ends do not change.
 
     Raises:
         OSError: the folder cannot be written to, or the disk is full.

@@ -1,4 +1,4 @@
-"""One process at a time."""
+"""Locks that let only one process at a time do something."""
 
 import contextlib
 import errno
@@ -18,18 +18,18 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 @contextlib.contextmanager
 def alone(path: Path, what: str) -> Iterator[None]:
-    """Waits until no other process is in here with the same `path`, and says so.
+    """Holds a lock on `path`. It waits, and logs this, while another process holds the lock.
 
-    The lock ends with the process that holds it, however that ends. The file stays: if it were
-    removed, one process might hold the old file and another one a new file. Where there are no
-    locks, as on Windows and some network drives, nobody waits, and that is logged.
+    The lock ends with the process that holds it, even if that process crashes. The file stays: if
+    it were removed, one process might lock the old file and another one a new file. Windows and
+    some network drives have no locks. There the function does not wait, and logs a warning.
 
     Args:
-        path: an empty file, made if it does not exist.
-        what: is going on, for the log.
+        path: an empty file. It is created if it does not exist.
+        what: what the process does while it holds the lock, for the log.
 
     Raises:
-        OSError: if the file cannot be written.
+        OSError: the file cannot be written.
     """
     with path.open("ab") as file:
         if not _lock(file, wait=False):
@@ -39,7 +39,7 @@ def alone(path: Path, what: str) -> Iterator[None]:
 
 
 class Lock:
-    """A lock that is held until it is closed, nobody refers to it, or the process ends."""
+    """A lock. It ends when `close` is called, the object is deleted, or the process ends."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
@@ -51,20 +51,20 @@ class Lock:
 
 
 def hold(path: Path) -> Lock | None:
-    """Takes a lock as `alone` does, but does not wait.
+    """Takes the same lock as `alone`, but does not wait for it.
 
     Returns:
         The lock; None if another process, or this one, holds it already.
 
     Raises:
-        OSError: if the file cannot be written.
+        OSError: the file cannot be written.
     """
     lock = Lock(path.open("ab"))
     return lock if _lock(lock._file, wait=False) else None
 
 
 def _lock(file: BinaryIO, *, wait: bool) -> bool:
-    """Returns whether no other process holds the lock any more."""
+    """Tries to take the lock; returns False if another process holds it."""
     try:
         if fcntl is None:
             raise OSError(errno.ENOSYS, "no locks")

@@ -1,3 +1,3 @@
-"""The package's version, on its own so that a build reads it without importing JAX."""
+"""The package's version. It has its own file, so that a build can read it without JAX."""
 
 __version__ = "0.1.0"

@@ -1,7 +1,7 @@
 """Images: data sets, preprocessing and batches.
 
-`__init__.pyi` lists the public names. Each is imported when it is first used, so that worker
-processes load only what reads images.
+`__init__.pyi` lists the public names. Python imports each of them at its first use, so that worker
+processes load only the modules that read images.
 """
 
 import lazy_loader

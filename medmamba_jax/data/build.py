@@ -1,4 +1,4 @@
-"""From the `data` section of the configuration to a data set: the table of sources."""
+"""Builds a data set from the `data` section of the configuration; holds the table of sources."""
 
 import dataclasses
 from pathlib import Path
@@ -19,10 +19,11 @@ from medmamba_jax.data.splits.as_configured import split_as_configured
 from medmamba_jax.errors import UserError
 from medmamba_jax.sections import Section
 
-# Name -> source. What only this source reads stands in the section of the same name, such as
-# `data.csv`. The source that was added last is asked first, so a script can take an ending over.
+# Name -> source. The settings that only one source reads are in the section of the same name, such
+# as `data.csv`. `source_of` tries the newest entry first, so that a script can add a source for an
+# ending that another source also recognises.
 SOURCES: dict[str, Source] = {
-    "public": PUBLIC,  # takes every name that no other source recognises
+    "public": PUBLIC,  # recognises every name that is left
     "phantom": PHANTOM,
     "npz": NPZ,
     "csv": CSV,
@@ -34,10 +35,10 @@ def build_dataset(config: DataConfig) -> Dataset:
     """Builds the data set that `config.path` or `config.name` points at.
 
     Raises:
-        DataUnavailableError: images have to be fetched and cannot be.
-        FileNotFoundError: a file or folder named in the configuration does not exist.
-        UserError: no source recognises what the configuration points at, a setting of another
-            source is changed, or the files found do not make a data set.
+        DataUnavailableError: the images have to be downloaded, and the download fails.
+        FileNotFoundError: a file or folder that the configuration names does not exist.
+        UserError: no source recognises `config.path` or `config.name`, the configuration changes
+            a setting of another source, or the files do not make a data set.
     """
     dataset = split_as_configured(find_images(config), config)
     if config.frame != ALL_FRAMES:
@@ -58,7 +59,7 @@ def source_of(config: DataConfig) -> str:
 
     Raises:
         FileNotFoundError: there is nothing at `config.path`.
-        UserError: neither is set, or no source recognises what is set.
+        UserError: neither is set, or no source recognises the one that is set.
     """
     for name, source in reversed(SOURCES.items()):
         if source.recognises(config):
@@ -87,7 +88,7 @@ def _not_recognised(config: DataConfig) -> Exception:
 
 
 def _require_defaults_elsewhere(config: DataConfig, name: str) -> None:
-    """Refuses settings of sources other than `name`, which would have no effect."""
+    """Refuses changed settings of other sources than `name`: they would have no effect."""
     for field in dataclasses.fields(config):
         section = getattr(config, field.name)
         if isinstance(section, Section) and field.name != name and section.changed():

@@ -1,7 +1,8 @@
 """The `data` section of a run's configuration, and the sections inside it.
 
-What every source reads stands in `DataConfig` itself. What one source alone reads stands in the
-section that has the name of the source in `medmamba_jax.data.build.SOURCES`.
+`DataConfig` itself holds the settings that every source reads. Settings that only one source reads
+are in a section of their own. That section has the name of the source in
+`medmamba_jax.data.build.SOURCES`.
 """
 
 import dataclasses
@@ -25,15 +26,15 @@ _MIN_PHANTOM_IMAGES = 30
 
 @dataclasses.dataclass(frozen=True)
 class FolderConfig(Section):
-    """What is read of an image folder.
+    """The settings for an image folder.
 
     Attributes:
-        group_pattern: a regular expression with one group. It is searched in each image's path
-            below the folder, and what the group matches is the patient. "" means that no patients
-            are known.
+        group_pattern: a regular expression with one group. The program searches for it in each
+            image's path below the folder. The text that the group matches names the patient. ""
+            means that the patients are not known.
 
     Raises:
-        UserError: the pattern is not a regular expression with one group.
+        UserError: `group_pattern` is not a regular expression with one group.
     """
 
     title: ClassVar[str] = "data.folder"
@@ -55,20 +56,19 @@ class FolderConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class CsvConfig(Section):
-    """The columns of a CSV table. A column that may be missing is searched by its default name.
+    """The columns of a CSV table. An optional column is used if the table has its default name.
 
     Attributes:
-        path_column: the column of image files, relative to the folder of the table.
+        path_column: the column of image files. Their paths are relative to the folder of the table.
         label_column: the column of classes. Several names, with commas between them, make a
-            multi-label set: each column is a class and holds 1, 0, or nothing, NaN or -1 where
-            that is not known.
-        split_column: the column with train, val or test; may be missing. "" means none.
-        group_column: the column of patients, whose images stay in one split; may be missing. ""
-            means none.
-        weight_column: the column of weights; may be missing. A weight is a positive number that
-            says how much the image counts in the training loss, which is divided by the sum of
-            the weights in the batch. The validation loss and all metrics count images alike. ""
-            means none.
+            multi-label set. Each of these columns is a class. It holds 1 where the image shows the
+            class, 0 where it does not, and nothing, NaN or -1 where that is not known.
+        split_column: the optional column with train, val or test. "" means none.
+        group_column: the optional column of patients. All images of a patient stay in one split.
+            "" means none.
+        weight_column: the optional column of weights. A weight is a positive number: how much the
+            image counts in the training loss. The loss is divided by the sum of the weights in the
+            batch. The validation loss and all metrics count every image alike. "" means none.
 
     Raises:
         UserError: a name is not allowed.
@@ -111,17 +111,17 @@ class CsvConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class PublicConfig(Section):
-    """How a public set, or a set that you prepared with TFDS, is stored and split.
+    """Where a public set, or a set that you prepared with TFDS, is stored, and how it is split.
 
     Attributes:
         data_dir: the TFDS data directory. "" means `~/tensorflow_datasets`.
-        manual_dir: the folder of an archive that you fetched yourself, or of the files in it. ""
-            means that the archive is downloaded.
-        splits: how a public set is split: "paper" (the sizes reported for MedMamba, by
+        manual_dir: the folder that holds the archive that you downloaded yourself, or the files of
+            that archive. "" means that the program downloads the archive.
+        splits: how to split a public set: "paper" (the sizes reported for MedMamba, by
             `data.split_seed`), "official" (the publisher's own) or "patient" (no patient in two
-            splits, by `data.split_seed`). Not every set has each.
+            splits, by `data.split_seed`). Some sets do not support all three.
         accept_changed_files: prepare a public set from a file that differs from the published
-            one. Its structure is still checked.
+            one. The program still checks the structure of the file.
 
     Raises:
         UserError: a value is not allowed.
@@ -147,13 +147,13 @@ class PublicConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class PhantomConfig(Section):
-    """The synthetic drawings.
+    """The settings for the synthetic drawings.
 
     Attributes:
-        images: how many are drawn, before they are split; 30 or more.
+        images: how many images to draw for all splits together; 30 or more.
 
     Raises:
-        UserError: the number is not allowed.
+        UserError: `images` is not allowed.
     """
 
     title: ClassVar[str] = "data.phantom"
@@ -173,46 +173,49 @@ class DataConfig(Section):
     """Where the images come from and how they reach the model.
 
     A command-line flag can set every value, except for an image_size of (height, width), which
-    takes a config file. `path` or `name` says what the images are; images that you pass from
-    Python need neither.
+    needs a config file. Set `path` or `name` to choose the images. Images that you pass from Python
+    need neither.
 
     Attributes:
         path: an image folder, a CSV table or an npz file. "" means unset.
         name: a public set (`medmamba list`), a set that you prepared with TFDS, or "phantom"
             (synthetic drawings). "" means unset.
-        folder, csv, public, phantom: what only this source reads.
+        folder, csv, public, phantom: the settings that only this source reads.
         image_size: pixels, one side of a square or (height, width).
         resize: the resampling filter, a name in `preprocessing.RESIZE_FILTERS`.
-        mean: subtracted after scaling to 0..1; one value, or one per channel.
-        std: divisor after subtracting the mean; one value, or one per channel.
+        mean: the value that is subtracted from pixels on the scale 0..1; one value, or one per
+            channel.
+        std: the value by which the difference from the mean is divided; one value, or one per
+            channel.
         window: which intensities of images with more than 8 bits (16-bit files, DICOM, arrays of
-            other types) become 0..255. "auto": the window in the DICOM file, else from the
-            smallest to the largest value of each image. "full": all that the file's type can
-            hold. "LOW,HIGH": the same for all images (for DICOM in its own units, such as
-            Hounsfield). Values below LOW become 0 and above HIGH 255. 8-bit images do not change.
-        frame: which frame of a file with several (DICOM, TIFF, GIF, WebP), counted from 0. -1
-            makes an image of each frame, with the file's label.
+            other types) become 0..255. "auto": the window in the DICOM file; without one, the
+            range from the smallest to the largest value of each image. "full": the whole range of
+            the file's type. "LOW,HIGH": the same range for all images (for DICOM in the file's own
+            units, such as Hounsfield). Values below LOW become 0, and values above HIGH become 255.
+            8-bit images do not change.
+        frame: which frame to read of a file with several frames (DICOM, TIFF, GIF, WebP), counted
+            from 0. With -1, each frame becomes an image with the file's label.
         augmentation: the training policy, a name in `augmentation.POLICIES`.
-        val_fraction: part of all images for validation, where the data bring no split.
-        test_fraction: part of all images for testing, where the data bring no split.
-        split_seed: seed of those splits, and of the phantom drawings.
-        fold: "2/5" tests on the second of five folds of all images, and splits the validation
-            images off the others. Splits that the data bring are not used. "" means no
-            cross-validation. Sets that you prepared with TFDS have neither `fold` nor
-            `split_file`.
-        split_file: a CSV file with the columns path and split that says where each image belongs,
-            such as the `split.csv` of a run. "" means none.
+        val_fraction: the fraction of all images for validation, if the data have no splits.
+        test_fraction: the fraction of all images for testing, if the data have no splits.
+        split_seed: the seed of those splits, and of the phantom drawings.
+        fold: "2/5" takes the second of five folds of all images as the test set, and splits the
+            validation set off the other folds. Splits of the data themselves are then not used. ""
+            means no cross-validation.
+        split_file: a CSV file with the columns path and split, such as the `split.csv` of a run.
+            It names the split of each image. "" means none.
         audit: check before training that every image can be read, and that no patient and no
             image is in two splits.
-        allow_overlap: only warn of a patient, or an image, that is in two splits. The configs of
-            the paper's sets set it, because they use the published splits unchanged.
-        allow_unreadable: drop image files that cannot be decoded instead of stopping. It has an
-            effect on image folders and CSV tables.
-        num_workers: worker processes that read images; 0 decodes in threads of this process.
-        cache: whether decoded images are kept, a name in `cache_places.CACHES`. No pixel depends
-            on it.
-        cache_dir: folder of the disk cache and of the results of the audit. You may delete it at
-            any time. "" means `~/.cache/medmamba-jax`.
+        allow_overlap: warn of a patient or an image that is in two splits, instead of stopping.
+            The configs of the paper's sets set it, because they use the published splits unchanged.
+        allow_unreadable: drop image files that cannot be decoded, instead of stopping. It affects
+            image folders and CSV tables only.
+        num_workers: the number of worker processes that read images; 0 decodes in threads of this
+            process.
+        cache: whether and where to keep decoded images, a name in `cache_places.CACHES`. It does
+            not change any pixel.
+        cache_dir: the folder of the disk cache and of the results of the audit. You may delete the
+            folder at any time. "" means `~/.cache/medmamba-jax`.
 
     Raises:
         UserError: a value is not allowed.
@@ -311,7 +314,7 @@ class DataConfig(Section):
 
     @property
     def fold_of(self) -> tuple[int, int] | None:
-        """Which fold, counted from 0, and how many; None if `fold` names none."""
+        """The fold, counted from 0, and the number of folds; None if `fold` does not name any."""
         match = re.fullmatch(r"([0-9]+)/([0-9]+)", self.fold)
         if match is None:
             return None
@@ -319,9 +322,9 @@ class DataConfig(Section):
         return (fold - 1, folds) if folds >= 2 and 1 <= fold <= folds else None
 
     def with_absolute_paths(self) -> Self:
-        """Returns the configuration with every path absolute, so that it holds in any folder.
+        """Returns the configuration with absolute paths, so that it is valid in every folder.
 
-        `~` becomes the home folder. A path that is unset stays so.
+        `~` becomes the home folder. An unset path stays unset.
         """
         public = dataclasses.replace(
             self.public,
@@ -342,5 +345,5 @@ def _absolute(path: str) -> str:
 
 
 def _is_tuple(values: Any) -> bool:
-    """Whether this is a tuple with something in it."""
+    """Whether this is a tuple with one or more elements."""
     return isinstance(values, tuple) and len(values) > 0

@@ -6,7 +6,7 @@ import os
 def usable_cpus() -> int:
     """Returns the number of CPUs that this process may run on.
 
-    A cluster may give a process some of the CPUs of a machine. On macOS it is always all of them.
+    A cluster may give a process only some of the CPUs of a machine. macOS always gives all of them.
     """
     if hasattr(os, "process_cpu_count"):  # from Python 3.13 on
         return os.process_cpu_count() or 1

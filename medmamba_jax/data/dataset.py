@@ -1,4 +1,4 @@
-"""What a data set is: named classes and splits of labelled images."""
+"""Data sets: named classes, and splits of labelled images."""
 
 import dataclasses
 import hashlib
@@ -19,7 +19,7 @@ class Example(TypedDict):
     """One labelled image.
 
     image: the bytes of an image file, or an array (h, w) or (h, w, c).
-    label: index into `Dataset.class_names`; of a multi-label set float32 (K,), see `Split`.
+    label: an index into `Dataset.class_names`; in a multi-label set float32 (K,), see `Split`.
     """
 
     image: bytes | np.ndarray
@@ -29,13 +29,18 @@ class Example(TypedDict):
 class Split(Protocol):
     """Random access to labelled images.
 
-    `labels` is known without decoding any image, and `split[i]["label"] == split.labels[i]`:
-    integers (n,); of a multi-label set float32 (n, K), 1 where image i shows class k, 0 where it
-    does not, NaN where that is not known. `groups` names what image i belongs to, most often its
-    patient, as strings (n,), or is None: images of one group belong into one split. `weights` says
-    how much image i counts in the training loss, float32 (n,), positive and finite, or is None:
-    all count alike. With `num_workers > 0` the split travels to worker processes, so it has to be
-    picklable. Reading threads call `split[i]` concurrently.
+    `labels` can be read without decoding any image, and `split[i]["label"] == split.labels[i]`.
+    They are integers (n,). In a multi-label set they are float32 (n, K): 1 where image i shows
+    class k, 0 where it does not, NaN where that is not known.
+
+    `groups` holds the group of each image, most often its patient, as strings (n,). All images of
+    a group belong in one split. None means that the groups are not known.
+
+    `weights` holds how much each image counts in the training loss, float32 (n,), positive and
+    finite. None means that all images count alike.
+
+    With `num_workers > 0` the split is sent to worker processes, so pickle must be able to copy it.
+    Reading threads call `split[i]` concurrently.
     """
 
     @property
@@ -52,7 +57,7 @@ class Split(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
     def describe(self, index: int) -> str:
-        """Names image `index` for a message: its file, or where else the user finds it."""
+        """Names image `index` in a message: its file, or another place where the user finds it."""
         ...
 
     def digest(self) -> str:
@@ -63,19 +68,22 @@ class Split(Protocol):
 def digest(
     labels: np.ndarray, identities: Iterable[bytes], weights: np.ndarray | None = None
 ) -> str:
-    """Returns the SHA-256 of labels, (n,) or (n, K), and what identifies their images, in order.
+    """Returns the SHA-256 of labels, identities and weights, in their order.
 
-    Weights, float32 (n,), are covered where there are any.
+    Args:
+        labels: (n,) or (n, K).
+        identities: n byte strings, each of which identifies an image.
+        weights: float32 (n,), or None.
     """
     labels = np.asarray(labels)
-    if labels.ndim == 2:  # bytes that no other NaN, zero or dtype changes
+    if labels.ndim == 2:  # another NaN, a negative zero or another dtype gives the same bytes
         total = hashlib.sha256(f"{labels.shape} ".encode())
         rows: Iterable[bytes] = map(bytes, np.where(np.isnan(labels), 2, labels).astype(np.uint8))
     else:
         total = hashlib.sha256()
         rows = (label.to_bytes(8, "little") for label in labels.tolist())
     for label, identity in zip(rows, identities, strict=True):
-        # A digest each, so that no two lists of images run together to the same bytes.
+        # Each identity is hashed first, so that two different lists cannot join to the same bytes.
         total.update(label + hashlib.sha256(identity).digest())
     if weights is not None:
         total.update(b"weights" + weights.astype("<f4").tobytes())
@@ -86,15 +94,15 @@ class InMemorySplit:
     """A split whose images are already in memory.
 
     Args:
-        images: n images, each as in `Example`; an array (n, h, w[, c]) will do.
-        labels: integers (n,); of a multi-label set numbers (n, K): 1, 0, and NaN or -1 for what
-            is not known.
-        groups: what each image belongs to, (n,); see `Split`.
-        names: what messages and tables call each image, (n,); "image 0" and so on if None.
+        images: n images, each as in `Example`, or one array (n, h, w[, c]).
+        labels: integers (n,); in a multi-label set numbers (n, K): 1, 0, and NaN or -1 where the
+            class is not known.
+        groups: the group of each image, (n,); see `Split`.
+        names: the name of each image in messages and tables, (n,); "image 0" and so on if None.
         weights: how much each image counts in the training loss, (n,); see `Split`.
 
     Raises:
-        UserError: if the lengths differ, the labels are of neither kind, or a weight is not
+        UserError: the lengths differ, the labels are not of an allowed kind, or a weight is not
             positive and finite.
     """
 
@@ -138,7 +146,7 @@ class InMemorySplit:
         return digest(self.labels, map(content, self._images), self.weights)
 
     def take(self, rows: np.ndarray) -> "InMemorySplit":
-        """Returns the images of these rows; they keep their names."""
+        """Returns a split of these rows; the images keep their names."""
         return InMemorySplit(
             [self._images[row] for row in rows],
             self.labels[rows],
@@ -161,18 +169,19 @@ class Dataset:
 
     Attributes:
         name: short name for logs and reports.
-        description: one line saying what the images are.
+        description: one line that describes the images.
         class_names: label -> name.
         splits: split name -> images; the training program reads "train", "val" and, if there is
             one, "test".
-        synthetic: whether the images are drawn by a program; reports must say so.
-        task: "multiclass", every image shows one class; or "multilabel", an image shows any of
-            the classes, or none. A single class makes it a binary classification.
+        synthetic: whether a program drew the images; reports must state this.
+        task: "multiclass": every image shows exactly one class. "multilabel": an image shows any
+            number of the classes, or none. A multi-label set of a single class is a binary
+            classification.
 
     Raises:
-        UserError: if the task is another, there are fewer than two classes (fewer than one of
-            a multi-label set), two share a name, or a split's labels are not the task's or name
-            a class that does not exist, or its weights are not positive and finite.
+        UserError: `task` is not allowed, there are fewer than two classes (in a multi-label set
+            fewer than one), two classes share a name, the labels of a split do not fit the task,
+            a label names a class that does not exist, or a weight is not positive and finite.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Labels: one class an image, or a yes, a no or an unknown for every class."""
+"""Labels: one class for each image, or yes, no or unknown for every class."""
 
 from collections.abc import Callable
 
@@ -7,21 +7,22 @@ from numpy.typing import ArrayLike
 
 from medmamba_jax.errors import UserError
 
-_UNKNOWN = -1  # what integers, which have no NaN, write for it
+_UNKNOWN = -1  # integers have no NaN
 
 
 def as_labels(labels: ArrayLike) -> np.ndarray:
-    """Returns labels as a split holds them.
+    """Converts labels to the form that a split holds.
 
     Args:
         labels: integers (n,), the class of each image; or numbers (n, K): 1 where image i shows
             class k, 0 where it does not, NaN or -1 where that is not known.
 
     Returns:
-        Integers (n,), or float32 (n, K) with NaN where that is not known.
+        Integers (n,), or float32 (n, K) with NaN where it is not known whether the image shows the
+        class.
 
     Raises:
-        UserError: if the labels are neither.
+        UserError: the labels have neither form.
     """
     try:
         labels = np.asarray(labels)
@@ -46,15 +47,15 @@ def as_labels(labels: ArrayLike) -> np.ndarray:
 
 
 def check_multiclass(labels: np.ndarray, num_classes: int, what: str) -> None:
-    """Checks labels of one class an image.
+    """Checks that labels give each image exactly one class.
 
     Args:
-        labels: what should be integers (n,).
+        labels: they should be integers (n,).
         num_classes: number of classes.
-        what: names the labels in an error.
+        what: the name of the labels in an error.
 
     Raises:
-        UserError: if they are not, or name a class that does not exist.
+        UserError: the labels are not integers (n,), or name a class that does not exist.
     """
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise UserError(
@@ -71,16 +72,16 @@ def check_multiclass(labels: np.ndarray, num_classes: int, what: str) -> None:
 def check_multilabel(
     labels: np.ndarray, num_classes: int, what: str, describe: Callable[[int], str]
 ) -> None:
-    """Checks labels of a yes, a no or an unknown for every class.
+    """Checks that labels give each image yes, no or unknown for every class.
 
     Args:
-        labels: what should be 1, 0 and NaN, (n, K).
+        labels: they should be 1, 0 and NaN, (n, K).
         num_classes: K.
-        what: names the labels in an error.
+        what: the name of the labels in an error.
         describe: row -> name of its image in an error.
 
     Raises:
-        UserError: if they are not.
+        UserError: the labels have another shape or dtype, or another value than 1, 0 and NaN.
     """
     if labels.ndim != 2 or labels.shape[1] != num_classes or labels.dtype.kind not in "iufb":
         raise UserError(
@@ -91,7 +92,7 @@ def check_multilabel(
 
 
 def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Returns how many images show each class, integers (K,), of labels of either kind."""
+    """Counts the images that show each class, integers (K,); labels may be (n,) or (n, K)."""
     if labels.ndim == 2:
         return (labels == 1).sum(0)
     return np.bincount(labels, minlength=num_classes)

@@ -1,4 +1,4 @@
-"""Images in objects of the caller's own, which need not be classes of this package."""
+"""Data sets from the caller's own objects, which need not be classes of this package."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -16,11 +16,11 @@ from medmamba_jax.errors import UserError
 
 
 class OwnImages(Protocol):
-    """What a caller's object has to have.
+    """The attributes and methods that a caller's object must have.
 
-    It may also have `groups`, the patient of each image (n,), and `weights`, how much each counts
-    in the training loss (n,). Reading threads call it concurrently; with `data.num_workers > 0` it
-    is pickled.
+    It may also have `groups`, the patient of each image (n,), and `weights`, how much each image
+    counts in the training loss (n,). Reading threads call `[]` concurrently. With
+    `data.num_workers > 0` the object is pickled.
     """
 
     class_names: tuple[str, ...]
@@ -34,19 +34,20 @@ OwnData = Dataset | OwnImages | Mapping[str, OwnImages]
 
 
 def as_dataset(data: OwnData, config: DataConfig) -> Dataset:
-    """Returns images that a caller passes as a data set.
+    """Turns the images that a caller passes into a data set.
+
+    It reads every element once for its label. `digest` of a split reads every image once more.
 
     Args:
-        data: a data set, which is returned as it is; or any object with `len`, `[]` and
-            `class_names`, which is split as the configuration says (see `split_as_configured`); or
-            such objects by the names "train", "val" and "test", of which val or test may be
+        data: one of three forms. A data set is returned unchanged. An object with `len`, `[]` and
+            `class_names` is split by the configuration (see `split_as_configured`). A dictionary
+            holds such objects under the names "train", "val" and "test"; val or test may be
             missing.
-            Every label is read once here, and to identify images everything once more.
-        config: for the split.
+        config: the settings of the split.
 
     Raises:
-        UserError: if the object lacks one of these, is empty, or an element or a label does not
-            fit.
+        UserError: an object lacks `len`, `[]` or `class_names`, is empty, or has an element or a
+            label of another form.
     """
     if isinstance(data, Dataset):
         return data
@@ -191,7 +192,7 @@ def _weights(data: Any, where: str) -> np.ndarray | None:
 
 
 def _of_all(parts: list[np.ndarray | None], name: str) -> np.ndarray | None:
-    """Joins what every split of the data has, or none."""
+    """Joins the arrays of all splits; None if no split has one."""
     given = [part for part in parts if part is not None]
     if given and len(given) < len(parts):
         raise UserError(f"some splits of data have {name} and some have none: give them to all")

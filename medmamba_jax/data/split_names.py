@@ -1,4 +1,4 @@
-"""What the parts of a split data set are called, here and elsewhere."""
+"""The names of the splits of a data set, and other names for them."""
 
 SPLITS = ("train", "val", "test")
 
@@ -6,7 +6,7 @@ _ALSO_CALLED = {"valid": "val", "validation": "val"}
 
 
 def split_named(name: str) -> str | None:
-    """Returns which of `SPLITS` a name stands for, however it is capitalised; None if none."""
+    """Returns the entry of `SPLITS` that a name means, in any capitalisation; None if none."""
     name = name.casefold()
     name = _ALSO_CALLED.get(name, name)
     return name if name in SPLITS else None

@@ -11,24 +11,24 @@ _FLOAT32 = np.finfo(np.float32)
 
 
 def are_weights(values: ArrayLike) -> np.ndarray:
-    """Returns which numbers are positive and finite, in float32 too; bool of the same shape."""
-    # Not the denormal ones either: devices may flush them to 0.
+    """Returns which numbers are positive and finite in float32, too; bool of the same shape."""
+    # Denormal numbers are not allowed, because devices may flush them to 0.
     return (np.asarray(values) >= _FLOAT32.tiny) & (np.asarray(values) <= _FLOAT32.max)
 
 
 def as_weights(
     weights: ArrayLike, count: int, what: str, describe: Callable[[int], str]
 ) -> np.ndarray:
-    """Returns weights as a split holds them, float32 (n,).
+    """Converts weights to the form that a split holds, float32 (n,).
 
     Args:
         weights: a positive, finite number for each image.
         count: n.
-        what: names the weights in an error.
+        what: the name of the weights in an error.
         describe: row -> name of its image in an error.
 
     Raises:
-        UserError: if they are not that.
+        UserError: the weights are not n positive, finite numbers.
     """
     weights = np.asarray(weights)
     if weights.shape != (count,) or weights.dtype.kind not in "iuf":

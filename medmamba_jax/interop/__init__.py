@@ -1,4 +1,4 @@
-"""Weights in and out of the official PyTorch layout."""
+"""Converts weights from and to the official PyTorch layout."""
 
 from medmamba_jax.interop.torch_files import (
     check_suffix,

@@ -1,4 +1,4 @@
-"""Reading and writing weight files that PyTorch users keep: .safetensors, .pth and .pt."""
+"""Reads and writes the weight files of PyTorch users: .safetensors, .pth and .pt."""
 
 import io
 import pathlib
@@ -33,18 +33,18 @@ def read_weights(
 
     Args:
       path: a `.safetensors` file, or a `.pth` or `.pt` file (needs the `torch` extra).
-      **changes: fields of the config that weights do not show, such as `drop_path_rate` or
+      **changes: fields of the config that weights do not determine, such as `drop_path_rate` or
         `compute_dtype`.
 
     Returns:
-      The config, and parameters and statistics as nested dictionaries of NumPy arrays. For
+      The config, and parameters and statistics as nested dictionaries of NumPy arrays. With
       `graphdef = models.evaluation_graphdef(config)`, `nnx.merge(graphdef, params, statistics)` is
       the model.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ImportError: a `.pth` or `.pt` file without PyTorch installed.
-      UserError: the file is unreadable, holds code besides tensors, or is no MedMamba.
+      FileNotFoundError: the file does not exist.
+      ImportError: the file is a `.pth` or `.pt` file, and PyTorch is not installed.
+      UserError: the file is unreadable, holds code besides tensors, or does not hold a MedMamba.
     """
     state_dict = read_state_dict(path)
     config = config_from_state_dict(state_dict, **changes)
@@ -52,7 +52,7 @@ def read_weights(
 
 
 def load_torch(path: str | pathlib.Path, **changes: Any) -> tuple[MedMambaConfig, MedMamba]:
-    """Builds the model that a file's official weights belong to, and loads them.
+    """Builds a model with the architecture and the weights of a file of official weights.
 
     Args:
       path: as for `read_weights`.
@@ -66,13 +66,13 @@ def load_torch(path: str | pathlib.Path, **changes: Any) -> tuple[MedMambaConfig
     config, params, statistics = read_weights(path, **changes)
     model = abstract_model(config)
     nnx.update(model, jax.device_put(params), jax.device_put(statistics))
-    model.dropout_rng = nnx.Rngs(0).dropout.fork()  # the only tensors that no file holds
+    model.dropout_rng = nnx.Rngs(0).dropout.fork()  # the only tensors that are not in the file
     model.eval()
     return config, model
 
 
 def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads a file's state_dict, out of the wrappers that training scripts put around it.
+    """Reads the state_dict of a file. It removes the wrappers that training scripts add.
 
     Raises: as `read_weights`.
     """
@@ -85,11 +85,11 @@ def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def write_state_dict(state_dict: Mapping[str, np.ndarray], path: str | pathlib.Path) -> None:
-    """Writes a state_dict in the format of the path's ending, whole or not at all.
+    """Writes a state_dict, completely or not at all. The path's ending determines the format.
 
     Raises:
       OSError: the file cannot be written.
-      ImportError: a `.pth` or `.pt` file without PyTorch installed.
+      ImportError: the ending is `.pth` or `.pt`, and PyTorch is not installed.
       UserError: the ending is not one of `.safetensors`, `.pth` and `.pt`.
     """
     path = pathlib.Path(path)
@@ -164,5 +164,5 @@ def _unwrap(content: Any, path: pathlib.Path) -> dict[str, np.ndarray]:
 def _to_numpy(tensor: Any) -> np.ndarray:
     if isinstance(tensor, np.ndarray):
         return tensor
-    # bfloat16 and float16 checkpoints: NumPy has no bfloat16, and parameters are float32 here.
+    # Convert bfloat16 and float16: NumPy has no bfloat16, and our parameters are float32.
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()

@@ -1,7 +1,8 @@
-"""The table that relates official PyTorch names and shapes to ours, one row per tensor.
+"""The table that relates official PyTorch names and shapes to ours, with one row for each tensor.
 
-A row is (official name, our path, layout). The two differ in three ways only: PyTorch's channel
-order in kernels, a few flattened axes, and that we stack a stage's blocks along a leading axis.
+A row is (official name, our path, layout). The layouts differ in three ways only: PyTorch orders
+the axes of kernels differently, it flattens a few axes, and we stack the blocks of a stage along a
+leading axis.
 """
 
 import collections
@@ -19,7 +20,7 @@ from medmamba_jax.ops.ss2d_scan import NUM_DIRECTIONS
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How one tensor is laid out on both sides; the two functions undo each other exactly."""
+    """The conversion between both layouts of a tensor. The functions are exact inverses."""
 
     from_torch: Callable[[np.ndarray], np.ndarray]
     to_torch: Callable[[np.ndarray], np.ndarray]
@@ -124,13 +125,13 @@ HEAD = [("head.weight", "head.kernel", LINEAR), ("head.bias", "head.bias", SAME)
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One official tensor and where it lives here.
+    """One official tensor, and the place of its values in our model.
 
     Attributes:
       torch_name: key in the official state_dict.
       path: our tensor's path in `nnx.state(model)`, joined by dots.
-      block: index along the leading axis of the stacked tensor; None where it is not stacked.
-      layout: how the axes relate.
+      block: index along the leading axis of the stacked tensor; None if it is not stacked.
+      layout: the conversion of the axes.
     """
 
     torch_name: str
@@ -163,8 +164,9 @@ def rows(config: MedMambaConfig) -> Iterator[Row]:
 def config_from_state_dict(state_dict: Mapping[str, Any], **changes: Any) -> MedMambaConfig:
     """Reads the architecture from the names and shapes of an official state_dict.
 
-    They show block, depths, dims, classes, channels, patch size and d_state. They do not show drop
-    rates and how to compute: those come from `changes` or are the defaults.
+    They determine block, depths, dims, classes, channels, patch size and d_state. They do not
+    determine the other fields, such as drop rates and the compute dtype: these come from `changes`,
+    or keep their defaults.
 
     Args:
       state_dict: official name -> array, or anything else that has a shape.
@@ -202,6 +204,6 @@ def config_from_state_dict(state_dict: Mapping[str, Any], **changes: Any) -> Med
 
 
 def _nearest_block(names: set[str]) -> str:
-    """The kind of block that differs in the fewest names, so that the loader can list those."""
+    """Returns the kind of block that differs in the fewest names; the loader lists these names."""
     expected = {block: {name for name, _, _ in table} for block, table in BLOCKS.items()}
     return min(expected, key=lambda block: len(expected[block] ^ names))

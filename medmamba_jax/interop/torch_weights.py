@@ -1,4 +1,4 @@
-"""Official state_dicts as our parameters and statistics, and back: strict, and exact to the bit."""
+"""Converts official state_dicts to our parameters and statistics, and back, exactly to the bit."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -16,7 +16,7 @@ from medmamba_jax.models.structure import Tensors, abstract_weights, split_model
 def weights_from_state_dict(
     config: MedMambaConfig, state_dict: Mapping[str, Any]
 ) -> tuple[Tensors, Tensors]:
-    """Returns the parameters and statistics that an official state_dict holds.
+    """Converts an official state_dict to our parameters and statistics.
 
     Args:
       config: the architecture, see `config_from_state_dict`.
@@ -36,12 +36,14 @@ def weights_from_state_dict(
 def weights_to_state_dict(
     config: MedMambaConfig, params: Tensors, statistics: Tensors
 ) -> dict[str, np.ndarray]:
-    """Returns parameters and statistics as an official state_dict; undoes the above.
+    """Converts parameters and statistics to an official state_dict.
+
+    It is the inverse of `weights_from_state_dict`.
 
     Args:
       config: the architecture.
       params: parameters, nested as `split_model` nests them.
-      statistics: BatchNorm's statistics, likewise.
+      statistics: BatchNorm's statistics, nested in the same way.
 
     Returns:
       Arrays with official shapes and dtypes, by official name and in official order.
@@ -70,8 +72,8 @@ def load_torch_state_dict(model: MedMamba, state_dict: Mapping[str, Any]) -> Non
     variables = {_path(keys): variable for keys, variable in state}
     for path, array in _our_tensors(model.config, state_dict, variables).items():
         old = variables[path].get_value()
-        # A tensor that was not bound to devices stays so. In a model of which some tensors are
-        # bound the first training step would compile twice: it returns all of them bound.
+        # A tensor that is not bound to devices stays unbound. A training step returns all tensors
+        # bound, so a model with some bound tensors would compile the step twice.
         sharding = old.sharding if getattr(old, "committed", False) else None
         variables[path].set_value(jax.device_put(array, sharding))
 
@@ -128,7 +130,7 @@ def _check_names(
 
 
 def _path(keys: Iterable[Any]) -> str:
-    """The table's form of a path: keys joined by dots."""
+    """Joins the keys of a path by dots, as in the table."""
     return ".".join(map(str, keys))
 
 

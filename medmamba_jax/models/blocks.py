@@ -1,6 +1,6 @@
 """The two published blocks of MedMamba. Each convolves half of the channels and scans the other.
 
-A block of one's own is a module with the same arguments, and one more row in `BLOCKS`.
+To add a block, write a module with the same arguments, and add a row to `BLOCKS`.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ class SSConvSSM(nnx.Module):
 
     Args:
       features: channels c of the image, an even number.
-      dtype: of the activations.
+      dtype: the dtype of the activations.
       rngs: draws the initial parameters.
       **ss2d_options: arguments of `SS2D`.
     """
@@ -47,7 +47,7 @@ class SSConvSSM(nnx.Module):
 
         Args:
           x: the image.
-          drop_path_rate: scalar, of the scanned half.
+          drop_path_rate: scalar, the drop path rate of the scanned half.
           key: random key for dropout and drop path; None turns both off.
         """
         left, right = jnp.split(x, 2, axis=-1)
@@ -64,7 +64,7 @@ class ConvSSM(nnx.Module):
 
     The channels are split into halves, left and right. The left half passes 3x3 convolution,
     BatchNorm, ReLU, 3x3 convolution, BatchNorm, ReLU and 1x1 convolution. The right half passes
-    LayerNorm, SS2D and drop path, and the right half as it was is added. A 1x1 convolution mixes
+    LayerNorm, SS2D and drop path, and the unchanged right half is added. A 1x1 convolution mixes
     the halves, and the block's input is added.
 
     Args: as for `SSConvSSM`.
@@ -96,7 +96,7 @@ class ConvSSM(nnx.Module):
 def _scanned(
     ss2d: SS2D, x: jax.Array, drop_path_rate: jax.Array, key: jax.Array | None
 ) -> jax.Array:
-    """SS2D with dropout, then drop path; without a key neither of the two drops."""
+    """Applies SS2D with dropout, then drop path; without a key both are off."""
     if key is None:
         return ss2d(x)
     dropout_key, drop_path_key = jax.random.split(key)

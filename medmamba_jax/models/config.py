@@ -14,15 +14,16 @@ COMPUTE_DTYPES = ("float32", "bfloat16")
 
 @dataclasses.dataclass(frozen=True)
 class MedMambaConfig:
-    """The architecture and how it computes. Defaults are the official ones.
+    """The architecture, and settings of its computation. The defaults are the official ones.
 
     Raises:
-      UserError: a value is not valid; the message names the field and what is allowed.
+      UserError: a value is not valid; the message names the field and the allowed values.
 
     Attributes:
-      depths: blocks in each stage.
-      dims: channels of each stage; each stage doubles the last.
-      num_classes: outputs of the head; 0 leaves the head out and returns the pooled features.
+      depths: number of blocks in each stage.
+      dims: channels of each stage; each stage has twice the channels of the stage before.
+      num_classes: outputs of the head; with 0 there is no head, and the model returns the pooled
+        features.
       in_channels: channels of the image.
       block: `"ss_conv_ssm"` (official since April 2024) or `"conv_ssm"` (the paper's first
         version).
@@ -34,7 +35,7 @@ class MedMambaConfig:
       compute_dtype: dtype of convolutions, matrix products and activations. Parameters, the
         scan's state, softplus, exp, the statistics of norms and the logits are always float32.
       remat: whether the backward pass computes the activations of a stage's blocks again, which
-        saves memory: True or False for all stages, or one of them for each stage.
+        saves memory: one bool for all stages, or one bool for each stage.
       scan_implementation: name for `selective_scan`, or None for the backend's default.
     """
 
@@ -94,11 +95,11 @@ class MedMambaConfig:
 
     @property
     def min_image_size(self) -> int:
-        """The smallest height and width, in pixels, that leaves a pixel to the last stage."""
+        """The smallest height and width, in pixels, for which the last stage's map has a pixel."""
         return self.patch_size * 2 ** (len(self.depths) - 1)
 
     def map_sizes(self, height: int, width: int) -> tuple[tuple[int, int], ...]:
-        """Height and width of each stage's map, for an image of that size in pixels."""
+        """Returns (height, width) of each stage's map, for an image of this size in pixels."""
         strides = (self.patch_size << stage for stage in range(len(self.depths)))
         return tuple((height // stride, width // stride) for stride in strides)
 

@@ -10,9 +10,9 @@ from medmamba_jax.ops.depthwise_conv import depthwise_conv
 
 
 def layer_norm(features: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm with PyTorch's epsilon and the two-pass variance, statistics in float32.
+    """LayerNorm with PyTorch's epsilon and two-pass variance; the statistics are float32.
 
-    The one-pass variance E[x^2] - E[x]^2 cancels where the mean is large.
+    The one-pass variance E[x^2] - E[x]^2 loses its digits where the mean is large.
     """
     return nnx.LayerNorm(features, epsilon=1e-5, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
@@ -29,7 +29,7 @@ def linear(
 def conv(
     n_in: int, n_out: int, side: int, dtype: DTypeLike, rngs: nnx.Rngs, *, stride: int = 1
 ) -> nnx.Conv:
-    """Square convolution with bias and the official initialisation; stride > 1 pads nothing."""
+    """Square convolution with bias and the official initialisation; no padding if stride > 1."""
     return nnx.Conv(
         n_in,
         n_out,
@@ -61,19 +61,20 @@ class DepthwiseConv(nnx.Module):
 class BatchNorm(nnx.Module):
     """Batch normalisation with the running statistics of `torch.nn.BatchNorm2d`.
 
-    In training the biased variance of the batch normalises it, but the running variance follows
-    the unbiased one (in Flax it follows the biased one). Momentum is 0.1 in PyTorch's sense, and
-    epsilon is 1e-5. Under `jit` with a sharded batch the statistics are those of the global batch.
+    In training, the biased variance of the batch normalises the batch, but the running variance
+    follows the unbiased variance (in Flax it follows the biased one). Momentum is 0.1 by PyTorch's
+    definition, and epsilon is 1e-5. Under `jit` with a sharded batch the statistics are those of
+    the global batch.
 
-    `use_running_average` True is evaluation mode, and what freezes a norm in training: it
-    normalises by its running statistics and does not update them.
+    With `use_running_average` True, the layer normalises by its running statistics and does not
+    update them. Evaluation mode uses this, and a frozen layer uses it in training.
     """
 
     momentum = 0.1
     epsilon = 1e-5
 
     def __init__(self, features: int, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
-        del rngs  # Nothing is random here. All layers take the same arguments.
+        del rngs  # Nothing here is random, but all layers take the same arguments.
         self.scale = nnx.Param(jnp.ones(features))
         self.bias = nnx.Param(jnp.zeros(features))
         self.mean = nnx.BatchStat(jnp.zeros(features))
@@ -88,7 +89,7 @@ class BatchNorm(nnx.Module):
             self.use_running_average = use_running_average
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(b, h, w, c) to the same shape in the compute dtype; updates statistics in training."""
+        """(b, h, w, c) to the same shape in the compute dtype. Training updates the statistics."""
         x = x.astype(jnp.float32)
         if self.use_running_average:
             mean, var = self.mean[...], self.var[...]

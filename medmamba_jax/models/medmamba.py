@@ -15,8 +15,8 @@ from medmamba_jax.models.patch import PatchEmbed, PatchMerging
 class Stage(nnx.Module):
     """Blocks of one resolution, run by one `lax.scan` over their stacked parameters.
 
-    Every tensor of `blocks` has a leading axis `depth`. XLA compiles the block once however deep
-    the stage is, and an optimiser sees a third of the leaves.
+    Every tensor of `blocks` has a leading axis `depth`. So XLA compiles the block once for any
+    depth, and an optimiser handles a third of the leaves.
     """
 
     def __init__(self, config: MedMambaConfig, stage: int, rngs: nnx.Rngs) -> None:
@@ -55,8 +55,8 @@ class Stage(nnx.Module):
         keys = None if key is None else jax.random.split(key, len(self.drop_path_rates))
         x, statistics = jax.lax.scan(run_block, x, (params, statistics, rates, keys))
         if not all(norm.use_running_average for norm in batch_norms(self.blocks).values()):
-            # Where every norm uses its running statistics nothing is written, so that `jax.jit`
-            # may close over a model in evaluation mode. A frozen norm returns what it got.
+            # If every norm uses its running statistics, nothing is written, so that `jax.jit` may
+            # close over a model in evaluation mode. A frozen norm returns its statistics unchanged.
             nnx.update(self.blocks, statistics)
         return x
 
@@ -103,14 +103,15 @@ class MedMamba(nnx.Module):
 
         Args:
           images: float32 (b, h, w, in_channels); h and w at least `config.min_image_size` (32).
-            Sides that are no multiple of 32 lose their remainder where a map is halved, as in
-            the official code.
+            If a side is no multiple of 32, a map loses its last row or column when it is halved, as
+            in the official code.
           features_only: return each stage's map instead of logits.
 
         Returns:
-          float32 logits (b, num_classes), or pooled features (b, dims[-1]) where num_classes is
-          0. With `features_only`, one map (b, h_i, w_i, dims[i]) a stage in the compute dtype, at
-          strides 4, 8, 16 and 32, each before merging (official `layers.{i}` is after it).
+          float32 logits (b, num_classes), or pooled features (b, dims[-1]) if num_classes is 0.
+          With `features_only`, one map (b, h_i, w_i, dims[i]) for each stage in the compute dtype,
+          at strides 4, 8, 16 and 32. Each map is that before patch merging; the official
+          `layers.{i}` returns the map after it.
 
         Raises:
           ValueError: the images' rank, channels, dtype or size do not fit.

@@ -9,7 +9,7 @@ from medmamba_jax.models.layers import conv, layer_norm, linear
 
 
 class PatchEmbed(nnx.Module):
-    """Cuts the image into patches: a strided convolution that pads nothing, then LayerNorm."""
+    """Cuts the image into patches: a strided convolution without padding, then LayerNorm."""
 
     def __init__(
         self, in_channels: int, features: int, patch_size: int, dtype: DTypeLike, rngs: nnx.Rngs

@@ -10,8 +10,8 @@ from medmamba_jax.ops.scan import Case, choose
 def scans(config: MedMambaConfig, height: int, width: int) -> tuple[str, ...]:
     """Returns the name of the implementation that each stage will run.
 
-    The name is a function of the stage's `Case` alone. The model asks `choose` for the same cases
-    when it is traced; a test compares the two.
+    The name depends only on the stage's `Case`. When the model is traced, it calls `choose` with
+    the same cases; a test compares the two.
 
     Args:
         config: the model's configuration.

@@ -22,7 +22,7 @@ class SS2D(nnx.Module):
       d_state: states n of the scan.
       dt_rank: rank r of the step size's projection.
       drop_rate: dropout on the output.
-      dtype: of the activations.
+      dtype: the dtype of the activations.
       scan_implementation: name for `selective_scan`, or None for the backend's default.
       rngs: draws the initial parameters.
     """
@@ -57,8 +57,8 @@ class SS2D(nnx.Module):
         """Mixes (b, h, w, c) to the same shape; `key` None means no dropout."""
         x, z = jnp.split(self.in_proj(x), 2, axis=-1)
         x = nnx.silu(self.conv(x))
-        # The projection acts on each pixel, so that the order of the pixels does not matter: one
-        # projection of the image serves all four directions.
+        # The projection acts on each pixel alone, so the order of the pixels does not matter. One
+        # projection of the image is enough for all four directions.
         projected = jnp.einsum("bhwd,dkc->bhwkc", x, self.x_proj[...].astype(self.dtype))
         dt, B, C = jnp.split(projected, self.splits, axis=-1)
         y = ss2d_scan(

@@ -1,7 +1,7 @@
-"""A model's structure and its tensors apart from each other, as loading and jitted functions need.
+"""Separates a model's structure from its tensors, for loading weights and for jitted functions.
 
-`nnx.merge` puts them together: a graphdef of this module and the nested dictionaries of arrays
-that belong to it give a model.
+`nnx.merge` joins them again: it builds a model from a graphdef of this module and the nested
+dictionaries of arrays that belong to it.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ Tensors = dict[Any, Any]
 def abstract_model(config: MedMambaConfig) -> MedMamba:
     """Returns a model in training mode whose tensors are `jax.ShapeDtypeStruct`.
 
-    No weight is drawn: drawing takes seconds, and whoever loads weights would replace every one.
+    It does not draw random weights: this takes seconds, and loaded weights would replace them all.
     """
     return nnx.eval_shape(lambda: MedMamba(config, rngs=nnx.Rngs(0)))
 
@@ -36,8 +36,8 @@ def split_model(model: MedMamba) -> tuple[Tensors, Tensors, Tensors]:
     """Returns a model's tensors as nested dictionaries: parameters, statistics, random stream.
 
     The parameters are float32. The statistics are those of BatchNorm: float32 means and variances,
-    and int32 counters. The random stream is that of dropout and drop path; it is empty where
-    `evaluation_graphdef` made the model.
+    and int32 counters. The random stream is that of dropout and drop path. It is empty if the model
+    was built from `evaluation_graphdef`.
     """
     _, *states = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
     params, statistics, random = (nnx.to_pure_dict(state) for state in states)
@@ -79,7 +79,7 @@ def name_of(path: tuple[Any, ...]) -> str:
     """Returns the dotted name of a leaf, such as "stages.0.blocks.conv1.kernel".
 
     Args:
-      path: what `jax.tree_util` functions "with path" give.
+      path: the path of a leaf, from a function such as `jax.tree_util.tree_leaves_with_path`.
     """
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
@@ -90,5 +90,5 @@ def by_name(tree: Any) -> dict[str, Any]:
 
 
 def with_tensors(tree: Any, tensors: Mapping[str, Any]) -> Any:
-    """Returns a tree in which the tensors with these dotted names take the place of others."""
+    """Returns a tree in which `tensors`, by dotted name, replace the leaves of these names."""
     return jax.tree_util.tree_map_with_path(lambda path, x: tensors.get(name_of(path), x), tree)

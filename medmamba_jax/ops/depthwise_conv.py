@@ -1,4 +1,4 @@
-"""Depthwise convolution in the form that is fast on the platform it runs on."""
+"""Depthwise convolution, in the form that is fast on the present platform."""
 
 import functools
 
@@ -12,9 +12,9 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     On a CPU, XLA's grouped convolution is 10 to 60 times slower than a sum of shifted images, which
     XLA fuses into one pass. On a GPU the grouped convolution is up to twice as fast in the backward
-    pass (docs/performance.md). XLA gets the form for the platform that the program is lowered for;
-    a platform without a form of its own gets the grouped convolution. The backward pass keeps x
-    and the kernel and nothing else.
+    pass (docs/performance.md). So a CPU gets the sum of shifts, and every other platform gets the
+    grouped convolution; JAX chooses when it lowers the program. The backward pass keeps only x and
+    the kernel.
 
     Args:
       x: images, (b, h, w, c), floating.
@@ -26,9 +26,10 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _by_platform(x, kernel)
 
 
-# Differentiating `platform_dependent` alone would keep what the forms of all platforms keep, with
-# zeros in place of what the others would have kept. The checkpoint keeps the two inputs instead.
-# It computes nothing twice, because the gradient of a product needs no result of the forward pass.
+# Without the checkpoint, the gradient of `platform_dependent` would keep the arrays of the forms of
+# all platforms, with zeros for the forms that do not run. The checkpoint keeps the two inputs
+# instead. It computes nothing twice, because the gradient of a product needs no result of the
+# forward pass.
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def _by_platform(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return lax.platform_dependent(x, kernel, cpu=sum_of_shifts, default=grouped_conv)
@@ -47,7 +48,10 @@ def grouped_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def sum_of_shifts(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Computes `depthwise_conv` as shifted images times a scalar a channel, added in float32."""
+    """Computes `depthwise_conv` as a sum of shifted images, each times a scalar for each channel.
+
+    The sum is in float32, or in float64 if x is float64.
+    """
     side = kernel.shape[0]
     h, w = x.shape[1:3]
     margin = side // 2

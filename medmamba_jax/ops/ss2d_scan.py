@@ -1,4 +1,4 @@
-"""The public scan of an image in four orders; a fused kernel can replace the whole of it."""
+"""The public scan of an image in four orders; a fused kernel can compute all of it."""
 
 from collections.abc import Callable
 
@@ -34,10 +34,10 @@ def ss2d_scan(
                                       order_k(C[..., k, :]), D[k], delta_bias=dt_bias[k],
                                       delta_softplus=True))
 
-    All inputs lie on the raster image. A projection of the channels commutes with the orders, so
-    the caller projects once and not once for each order. Numerics: as `selective_scan`. The
-    projection to delta accumulates in float32 (in float64 where u is float64), and the four
-    directions are added in it.
+    All inputs are in the raster order of the image. A projection of the channels commutes with the
+    orders, so the caller projects once for all orders. Numerics: as `selective_scan`. The
+    projection to delta accumulates in float32 (in float64 if u is float64), and the four directions
+    are added in the same dtype.
 
     Source: Yue and Li, arXiv 2403.03849, section 3.2 (MedMamba's SS2D).
 
@@ -132,7 +132,7 @@ def _check(
 
 
 def order(x: jax.Array) -> jax.Array:
-    """Reads images (b, h, w, 4, c) as sequences (b, h * w, 4, c), direction k in its own order."""
+    """Turns images (b, h, w, 4, c) into sequences (b, h * w, 4, c), direction k in its order."""
     b, h, w, _, c = x.shape
     rows = x[..., 0::2, :].reshape(b, h * w, 2, c)
     columns = x[..., 1::2, :].swapaxes(1, 2).reshape(b, h * w, 2, c)
@@ -151,7 +151,7 @@ def merge(y: jax.Array, h: int, w: int) -> jax.Array:
       h, w: the image's sides.
 
     Returns:
-      (b, h, w, c) in float32, or in float64 where y is float64.
+      (b, h, w, c) in float32, or in float64 if y is float64.
     """
     b, _, _, c = y.shape
     y = y.astype(jnp.promote_types(y.dtype, jnp.float32))

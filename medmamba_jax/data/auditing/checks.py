@@ -1,4 +1,4 @@
-"""Checks of the images before training, for what would make a medical result wrong."""
+"""Checks of the images before training. They find errors that make a medical result wrong."""
 
 import hashlib
 import json
@@ -37,32 +37,33 @@ def audit(
 ) -> None:
     """Checks that splits are disjoint and that every image can be read.
 
-    It compares the groups of the splits, and decodes every image once, in threads. It does not
-    read synthetic images, which are all different. `config.audit` turns off all that compares
-    groups and reads images; then a line says so.
+    The audit compares the groups of the splits, and decodes every image once, in threads. It does
+    not read synthetic images, because they are all different. If `config.audit` is False, the audit
+    neither compares groups nor reads images, and reports this in a line.
 
-    Its findings are kept in `config.cache_folder`, so that the next run with the same images does
-    not decode them again. The name of the file follows from the versions of this audit and of the
-    decoders, the preprocessing, and the content of the images. Findings with unreadable images are
-    not kept.
+    It saves its findings in `config.cache_folder`, so that the next run with the same images does
+    not decode them again. The versions of the audit and of the decoders, the preprocessing, and the
+    content of the images determine the name of the file. The audit does not save findings with
+    unreadable images.
 
-    Errors are an empty split, an image that cannot be decoded, a training set of one class, a
-    group that is in two splits, and images in two splits that are equal, pixel for pixel;
-    `config.allow_overlap` turns the last two into warnings. Warnings are nearly equal images in
-    two splits, equal images in one split, a class that a split lacks, no images for testing, a
-    multi-label set whose images show one class each, and DICOM images with and without a window
-    where `data.window` is "auto".
+    The audit raises an error for an empty split, an image that cannot be decoded, and a training
+    set of one class. It also raises an error for a group in two splits, and for images in two
+    splits with the same pixels; with `config.allow_overlap` it only warns of these two.
+
+    It warns of nearly equal images in two splits, equal images in one split, a class without images
+    in a split, a missing test split, and a multi-label set whose images show one class each. If
+    `data.window` is "auto", it also warns of a set in which only some DICOM images have a window.
 
     Args:
         dataset: the images.
-        preprocessing: how they are decoded.
-        config: what is checked, whether overlap is allowed, and where findings are kept.
-        digests: of the splits.
-        say: takes each line that is neither an error nor a warning.
+        preprocessing: how to decode them.
+        config: which checks to make, whether overlap is allowed, and where to save findings.
+        digests: split name -> digest of the split.
+        say: function that prints or logs a line that is neither an error nor a warning.
 
     Raises:
         DataUnavailableError: a package that reads the images is missing.
-        UserError: see above; the message names the files and ids.
+        UserError: one of the errors above; the message names the files and groups.
     """
     _check_splits(dataset)
     if not config.audit:
@@ -87,8 +88,8 @@ def audit(
 def _check_splits(dataset: Dataset) -> None:
     if "test" not in dataset.splits:
         logging.warning(
-            "no test images: the run reports the metrics of the validation images, which also"
-            " choose the best epoch, so that these metrics are too good"
+            "no test images: the run reports the metrics of the validation images. They are too"
+            " good, because the validation images also choose the best epoch"
         )
     for name, split in dataset.splits.items():
         if not len(split):
@@ -120,8 +121,8 @@ def _check_groups(dataset: Dataset, allowed: bool) -> None:
     if shared:
         _refuse(
             f"{len(shared)} of the patients (groups) are in more than one split: {listed(shared)}",
-            "Put all images of each into one split, have the splits made here (data.fold, or of a"
-            " table data.csv.split_column='')",
+            "Put all images of each patient into one split, let the program make the splits"
+            " (data.fold, or for a table data.csv.split_column='')",
             allowed,
         )
 
@@ -137,7 +138,8 @@ def _check_images(dataset: Dataset, findings: Findings, allowed: bool) -> None:
     if across:
         _refuse(
             f"the same pixels are in more than one split, {_times(len(across))}: {listed(across)}",
-            "Keep one of these files, or, where the splits are made here, name one patient for all",
+            "Keep one of these files, or, if the program makes the splits, give all of them the"
+            " same patient",
             allowed,
         )
     if within:
@@ -166,7 +168,7 @@ def _findings(
     say: Callable[[str], None],
 ) -> Findings:
     splits = dataset.splits
-    # The digest of a file covers its name and size only, and another image may have both.
+    # The digest of a file covers only its name and size. Another image may have the same ones.
     files = [split.files if isinstance(split, AllFrames) else split for split in splits.values()]
     contents = [split.contents() for split in files if isinstance(split, FileSplit)]
     state = [VERSION, decoder_versions(), preprocessing.to_dict(), digests, contents]

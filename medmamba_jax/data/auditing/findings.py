@@ -1,4 +1,4 @@
-"""What the audit finds in the images, and the file that keeps it."""
+"""The findings of the audit, and the file that holds them."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from medmamba_jax.data.auditing.fingerprints import Decode, Fingerprints, finger
 from medmamba_jax.data.dataset import Split
 from medmamba_jax.files import write_atomically
 
-VERSION = 3  # Increase it when an image can give other findings; earlier files are then ignored.
+VERSION = 3  # Increase it when the code may find something else in an image; old files then expire.
 
 _MOST_NEAR_PAIRS = 1000
 
@@ -20,13 +20,13 @@ Image = tuple[str, int]  # split, row
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What decoding every image shows.
+    """The findings from decoding every image.
 
     Attributes:
-        unreadable: images that cannot be decoded, and why.
-        identical: sets of images that are equal, pixel for pixel.
-        near: pairs from two splits that are nearly equal, see `near_pairs`; 1,000 at most.
-        num_near: how many such pairs there are.
+        unreadable: images that cannot be decoded, and the reasons.
+        identical: sets of images with the same pixels.
+        near: nearly equal pairs of images from two splits, see `near_pairs`; at most 1,000.
+        num_near: the number of all such pairs.
         sizes: (width, height, number of images), the most frequent first.
         windows: numbers of grey DICOM images without and with a window in the file.
     """
@@ -71,7 +71,7 @@ class Findings:
 
     @classmethod
     def read(cls, path: Path, key: str) -> "Findings | None":
-        """Reads what `write` wrote with this key; None if there is no such file."""
+        """Reads the findings that `write` saved under this key; None if there are none."""
         try:
             values = json.loads(path.read_text())
             if values.pop("key") != key:

@@ -1,4 +1,4 @@
-"""Fingerprints of images: equal for equal pixels, and near for nearly equal ones."""
+"""Fingerprints of images: equal pixels give equal ones, nearly equal pixels give near ones."""
 
 import dataclasses
 import hashlib
@@ -22,23 +22,23 @@ _MOST_BITS_APART = 10
 _LEAST_CORRELATION = 0.98
 _BLOCK = 256  # images that are compared with all others at once
 _PAIRS_AT_ONCE = 1 << 16  # bounds the memory that comparing takes
-_ROUNDING = 1e-3  # more than what float32 loses in a correlation
-_CANDIDATE_COST = 8  # comparing a pair of candidates, beside a pair where all are compared
+_ROUNDING = 1e-3  # more than the rounding error of a correlation in float32
+_CANDIDATE_COST = 8  # cost of a pair of candidates, in units of a pair in `_compared_with_all`
 _NO_DICOM = -1
 
 
 @dataclasses.dataclass(frozen=True)
 class Fingerprints:
-    """Of n decoded images.
+    """The fingerprints of n images.
 
     Attributes:
-        sha256: of the pixels (n,); "" where an image could not be decoded.
+        sha256: SHA-256 of the pixels (n,); "" where an image could not be decoded.
         sizes: (width, height) in pixels (n, 2).
-        dhashes: 256 bits each, uint64 (n, 4).
+        dhashes: difference hashes of 256 bits, uint64 (n, 4).
         thumbnails: 17 x 16 pixels of mean 0 and norm 1, float32 (n, 272).
         windows: 1 where a DICOM file contains the window of the frame, 0 where it does not, -1 for
             other images (n,).
-        problems: row -> why it could not be decoded.
+        problems: row -> why the image could not be decoded.
     """
 
     sha256: np.ndarray
@@ -49,7 +49,7 @@ class Fingerprints:
     problems: dict[int, str]
 
     def take(self, rows: np.ndarray) -> "Fingerprints":
-        """Returns the fingerprints of these rows, which could all be decoded."""
+        """Returns the fingerprints of these rows. All of their images must be readable."""
         return Fingerprints(
             self.sha256[rows],
             self.sizes[rows],
@@ -65,8 +65,9 @@ def fingerprint(split: Split, decode: Decode, frame: int = 0) -> Fingerprints:
 
     Args:
         split: the images.
-        decode: to uint8 (h, w, c), as for the model; raises UserError for a damaged image.
-        frame: which one of a file with several `decode` reads.
+        decode: decodes an image to uint8 (h, w, c), as for the model. It raises UserError for a
+            damaged image.
+        frame: the frame that `decode` reads from a file with several frames.
     """
     rows = range(len(split))
     with ThreadPoolExecutor(usable_cpus()) as pool:
@@ -88,22 +89,23 @@ def fingerprint(split: Split, decode: Decode, frame: int = 0) -> Fingerprints:
 
 
 def near_pairs(one: Fingerprints, other: Fingerprints) -> np.ndarray:
-    """Finds pairs that show nearly the same pixels: compressed, scaled or brightened again.
+    """Finds pairs of images that differ only by compression, scale or brightness.
 
-    At most 10 of the 256 bits of their difference hashes differ, and their thumbnails correlate
-    by 0.98 or more. Of 2,948 chest X-rays, which all look alike, no two others come nearer than 17
-    bits, and JPEG at quality 30, half the size or 1.2 times the brightness leave 95 % within 7. (A
-    difference hash of 64 bits is equal for hundreds of pairs of them.) A cropped or mirrored image
-    is not found.
+    The difference hashes of a pair differ in at most 10 of 256 bits, and its thumbnails have a
+    correlation of 0.98 or more. The limits were tried on 2,948 chest X-rays, which all look alike.
+    The hashes of two different X-rays differ in 17 bits or more. If an X-ray is compressed as JPEG
+    at quality 30, halved in size, or made 1.2 times as bright, its hash changes by at most 7 bits
+    in 95 % of the cases. (A difference hash of 64 bits is equal for hundreds of pairs of different
+    X-rays.) The function does not find a cropped or mirrored image.
 
     Args:
-        one, other: n and m images.
+        one, other: fingerprints of n and m images.
 
     Returns:
-        Rows of `one` and of `other` (pairs, 2), in ascending order. Images that could not be
-        decoded, or that are equal, pixel for pixel, are left out.
+        Rows of `one` and of `other` (pairs, 2), in ascending order. They do not include images that
+        could not be decoded, or pairs with the same pixels.
     """
-    # A thumbnail of one value, or of an unreadable image, is all zeros and correlates with none.
+    # The thumbnail of a uniform or an unreadable image is all zeros: it has no correlation.
     rows, other_rows = (np.flatnonzero(prints.thumbnails.any(1)) for prints in (one, other))
     one, other = one.take(rows), other.take(other_rows)
     candidates = _near_hashes(one.dhashes, other.dhashes) or _compared_with_all(one, other)
@@ -133,19 +135,19 @@ def _correlations(
 def _near_hashes(one: np.ndarray, other: np.ndarray) -> Iterator[Pairs] | None:
     """Finds pairs of hashes that differ in at most 10 bits, each pair once.
 
-    Each hash is cut into 11 segments. Ten bits can change ten segments at most, so two hashes that
-    are near agree in one of them. Only pairs that do are compared.
+    It cuts each hash into 11 segments. Ten different bits lie in at most ten segments, so two near
+    hashes agree in at least one segment. The function compares only such pairs.
 
     Args:
         one, other: uint64 (n, 4) and (m, 4).
 
     Returns:
-        Rows of `one` and of `other`, in parts; None if so many hashes agree in a segment that
-        comparing each with each is quicker.
+        Rows of `one` and of `other`, in parts. None if so many hashes agree in a segment that it is
+        faster to compare all pairs.
     """
     segments = list(zip(_segments(one), _segments(other), strict=True))
     orders = [np.argsort(values) for _, values in segments]
-    places = [  # where in the order the equal segments begin and end, for each row of `one`
+    places = [  # for each row of `one`: where the equal segments begin and end in the order
         [np.searchsorted(other_values[order], values, side) for side in ("left", "right")]
         for (values, other_values), order in zip(segments, orders, strict=True)
     ]
@@ -162,7 +164,7 @@ def _near_hashes(one: np.ndarray, other: np.ndarray) -> Iterator[Pairs] | None:
                 second = order[np.repeat(begin[rows], counts) + within]
                 near = _bits_apart(one[first], other[second]) <= _MOST_BITS_APART
                 first, second = first[near], second[near]
-                # A pair that agrees in an earlier segment, too, was found there.
+                # The loop has already returned the pairs that also agree in an earlier segment.
                 new = np.ones(len(first), bool)
                 for values, other_values in segments[:number]:
                     new &= values[first] != other_values[second]
@@ -172,7 +174,7 @@ def _near_hashes(one: np.ndarray, other: np.ndarray) -> Iterator[Pairs] | None:
 
 
 def _compared_with_all(one: Fingerprints, other: Fingerprints) -> Iterator[Pairs]:
-    """Finds what `_near_hashes` finds, less pairs of clearly different thumbnails."""
+    """Finds the pairs of `_near_hashes`, without those of clearly different thumbnails."""
     for start in range(0, len(one.dhashes), _BLOCK):
         block = slice(start, start + _BLOCK)
         near = _bits_apart(one.dhashes[block, None], other.dhashes) <= _MOST_BITS_APART
@@ -185,8 +187,8 @@ def _compared_with_all(one: Fingerprints, other: Fingerprints) -> Iterator[Pairs
 def _segments(dhashes: np.ndarray) -> list[np.ndarray]:
     """Cuts hashes, uint64 (n, 4), into 11 segments of 23 or 24 bits, each uint32 (n,).
 
-    A segment takes every eleventh bit: neighbours in an image are often alike, so that a piece
-    of an image is the same in many.
+    A segment takes every eleventh bit. Neighbouring bits are often alike, so a segment of
+    neighbours would be the same in many images.
     """
     bits = np.unpackbits(np.ascontiguousarray(dhashes).view(np.uint8).reshape(-1, 32), axis=1)
     count = _MOST_BITS_APART + 1
@@ -195,10 +197,10 @@ def _segments(dhashes: np.ndarray) -> list[np.ndarray]:
 
 
 def _in_parts(counts: np.ndarray) -> list[np.ndarray]:
-    """Divides rows into consecutive parts with about as many candidates as fit into memory.
+    """Divides rows into consecutive parts of about `_PAIRS_AT_ONCE` candidates.
 
     Args:
-        counts: candidates of each row, (n,).
+        counts: number of candidates for each row, (n,).
     """
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0
@@ -207,7 +209,7 @@ def _in_parts(counts: np.ndarray) -> list[np.ndarray]:
 
 
 def _bits_apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Counts in how many bits hashes differ, uint16; both end in an axis of four words."""
+    """Counts the bits in which hashes differ, uint16. The last axis of both holds four words."""
     apart = np.bitwise_count(one[..., 0] ^ other[..., 0]).astype(np.uint16)
     for word in range(1, one.shape[-1]):
         apart += np.bitwise_count(one[..., word] ^ other[..., word])
@@ -215,7 +217,7 @@ def _bits_apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _of_image(split: Split, row: int, decode: Decode, frame: int) -> tuple[Any, ...] | str:
-    """Returns sha256, size, dhash, thumbnail and window; or what is wrong, as text."""
+    """Returns sha256, size, dhash, thumbnail and window; or the error message."""
     try:
         image = split[row]["image"]
         pixels = np.ascontiguousarray(decode(image))

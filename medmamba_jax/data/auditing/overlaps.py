@@ -1,4 +1,4 @@
-"""Descriptions of the images and patients that splits share, one text for each case."""
+"""Describes the images and patients that splits share, in one text for each case."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from medmamba_jax.data.naming import label_name, short_name
 
 
 def shared_groups(dataset: Dataset) -> list[str]:
-    """Names the groups that are in more than one split, with an image in each."""
+    """Names the groups that are in more than one split, and one image of each such split."""
     first: dict[str, dict[str, int]] = {}  # group -> split -> its first row there
     for name, split in dataset.splits.items():
         if split.groups is not None:
@@ -23,9 +23,9 @@ def shared_groups(dataset: Dataset) -> list[str]:
 
 
 def identical_images(dataset: Dataset, findings: Findings) -> tuple[list[str], list[str]]:
-    """Names sets of equal images: those in more than one split, and those in one.
+    """Names the sets of equal images in more than one split, and those within one split.
 
-    Where they are not all of one class, that is named, too.
+    If the images of a set have different classes, the text names the classes, too.
     """
     across: list[str] = []
     within: list[str] = []
@@ -39,19 +39,19 @@ def identical_images(dataset: Dataset, findings: Findings) -> tuple[list[str], l
 
 
 def near_images(dataset: Dataset, findings: Findings) -> list[str]:
-    """Names pairs of nearly equal images in two splits, as many as are kept."""
+    """Names the pairs of nearly equal images in `findings.near`."""
     return [" ~ ".join(_named(dataset, image) for image in pair) for pair in findings.near]
 
 
 def unreadable_images(dataset: Dataset, findings: Findings) -> list[str]:
-    """Names the images that cannot be decoded, and why."""
+    """Names the images that cannot be decoded, and the reasons."""
     return [
         f"{dataset.splits[name].describe(row)} ({why})" for (name, row), why in findings.unreadable
     ]
 
 
 def image_sizes(findings: Findings) -> str:
-    """Returns the one size of all images, or the range."""
+    """Returns the size of the images as text, or the range of their sizes."""
     by_area = sorted((width * height, width, height) for width, height, _ in findings.sizes)
     if not by_area:
         return "of no size"

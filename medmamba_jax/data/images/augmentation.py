@@ -1,9 +1,9 @@
 """Augmentation policies: random changes to training images.
 
 A policy is a function (width, height, generator) -> transform. It draws all random numbers for one
-image. The transform then does the same to each of the image's planes (Pillow images of mode L or
-RGB) at the image's own size. Resizing to the model's input follows, so a crop is cut from the full
-resolution.
+image. The transform then changes each plane of the image (a Pillow image of mode L or RGB) in the
+same way, at the image's own size. The image is resized to the model's input afterwards, so a crop
+is cut from the full resolution.
 
 `POLICIES` is the only list of policies; the docstring of a policy describes it. To add one, assign
 a function to a new name in it.
@@ -29,7 +29,7 @@ _RAMP = Image.frombytes("L", (256, 1), bytes(range(256)))
 
 
 def unchanged(image: Image.Image) -> Image.Image:
-    """Returns the image as it is; `none` draws this transform."""
+    """Returns the image unchanged; the policy `none` returns this transform."""
     return image
 
 
@@ -43,7 +43,7 @@ def official(width: int, height: int, rng: np.random.Generator) -> Transform:
     """Random crop to between 8 % and 100 % of the area, then a mirror image half of the time.
 
     The authors' public `train.py` does the same (RandomResizedCrop and RandomHorizontalFlip). Use
-    this policy to compare with that code: a mirrored chest has its heart on the wrong side.
+    this policy only to compare with that code: a mirrored chest has its heart on the wrong side.
     """
     left, top, crop_width, crop_height = random_crop_box(width, height, rng)
     mirrored = rng.random() < 0.5
@@ -63,12 +63,12 @@ def light(width: int, height: int, rng: np.random.Generator) -> Transform:
     angle = math.radians(rng.uniform(-_ROTATION_DEGREES, _ROTATION_DEGREES))
     zoom = rng.uniform(*_ZOOM)
     brightness = rng.uniform(*_BRIGHTNESS)
-    # Pillow maps output pixels to input pixels, so this is the inverse of rotation and zoom.
+    # Pillow maps output pixels to input pixels, so it needs the inverse of the rotation and zoom.
     cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
     x, y = width / 2, height / 2
     inverse = (cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y)
-    # A table of the 256 values instead of `enhance` on the image: `enhance` holds the interpreter's
-    # lock, and all other threads would wait.
+    # A table of the 256 values replaces `enhance` on the image. `enhance` would hold the
+    # interpreter's lock, and all other threads would wait.
     table = list(ImageEnhance.Brightness(_RAMP).enhance(brightness).tobytes())
 
     def transform(image: Image.Image) -> Image.Image:
@@ -83,7 +83,7 @@ def light(width: int, height: int, rng: np.random.Generator) -> Transform:
 def light_flip(width: int, height: int, rng: np.random.Generator) -> Transform:
     """`light`, then a mirror image half of the time.
 
-    For organs that look alike when mirrored.
+    Use it for organs that look the same when they are mirrored.
     """
     lightly = light(width, height, rng)
     mirrored = rng.random() < 0.5

@@ -1,4 +1,4 @@
-"""One kind of error for every damaged image file."""
+"""Raises the same kind of error for every damaged image file."""
 
 import contextlib
 import struct
@@ -19,15 +19,15 @@ class NoSuchFrameError(UserError):
     """A file has fewer frames than `data.frame` needs."""
 
     def __init__(self, frame: int, frames: int):
-        super().__init__(f"frame {frame} was asked for (data.frame), but there are {frames}")
+        super().__init__(f"frame {frame} was asked for by data.frame, but there are {frames}")
 
 
 @contextlib.contextmanager
 def explained_damage(content: bytes) -> Iterator[None]:
-    """Turns whatever a decoder raises for a damaged file into a UserError that says so.
+    """Turns any exception of a decoder for a damaged file into a UserError.
 
     Args:
-        content: the file.
+        content: the bytes of the file.
 
     Raises:
         UserError: the file is damaged, of an unknown kind, or too large.

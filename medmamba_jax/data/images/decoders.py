@@ -2,7 +2,7 @@
 
 from importlib import metadata
 
-# pydicom uses those that follow it, where they are installed, for compressed pixels.
+# pydicom uses the packages after it to decompress pixels, if they are installed.
 _LIBRARIES = (
     *("pillow", "imagecodecs", "pydicom"),
     *("pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle"),
@@ -11,7 +11,7 @@ _LIBRARIES = (
 
 
 def decoder_versions() -> dict[str, str]:
-    """Returns the versions of those that are installed, by the name that pip knows them by."""
+    """Returns package name -> version for the installed libraries."""
     versions = {}
     for library in _LIBRARIES:
         try:

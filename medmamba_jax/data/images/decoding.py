@@ -1,4 +1,4 @@
-"""Opening an image without losing anything in silence."""
+"""Opens image files. A file that cannot be read at its full depth raises an error."""
 
 import io
 from collections.abc import Mapping
@@ -30,10 +30,10 @@ _DICOM_HEADER = 132  # bytes
 
 
 def is_image_file(path: Path) -> bool:
-    """Whether a file is to be read as an image, by its ending.
+    """Whether a file is an image, by its ending or its first bytes.
 
-    A name without an ending, or one that ends in digits as the UIDs do that DICOM files are named
-    by, counts if the file begins as DICOM.
+    Some DICOM files have no ending, or have a UID as their name, which ends in digits. Such a file
+    is an image if it begins as DICOM files do.
     """
     suffix = path.suffix.lower()
     if suffix and not suffix[1:].isdigit():
@@ -47,25 +47,26 @@ def open_image(
 ) -> Image.Image | np.ndarray:
     """Opens and fully decodes an image, in 8 bits, turned upright by its EXIF orientation.
 
-    Colour profiles (ICC) are not applied: the pixels are those of the file.
+    It does not apply colour profiles (ICC): the pixels are those of the file.
 
     Args:
-        image: the bytes of an image file (PNG, JPEG, TIFF, BMP, WebP, GIF, .npy or DICOM), or what
-            `parsed` makes of it, or an array (h, w) or (h, w, c) of any real dtype, with any number
-            of channels.
-        window: what becomes 0..255 of an image with more than 8 bits; see `to_uint8`, and
-            `DicomFile` for DICOM. 8 bits are not touched.
-        frame: 0-based, of a DICOM file, TIFF, GIF or WebP that holds several.
+        image: the bytes of an image file (PNG, JPEG, TIFF, BMP, WebP, GIF, .npy or DICOM), or the
+            result of `parsed` for these bytes, or an array (h, w) or (h, w, c) of any real dtype,
+            with any number of channels.
+        window: which intensities of an image with more than 8 bits become 0..255; see `to_uint8`,
+            and `DicomFile` for DICOM. 8-bit pixels do not change.
+        frame: index of the frame, counted from 0, in a DICOM file, TIFF, GIF or WebP with several.
 
     Returns:
-        A Pillow image of mode L, LA, RGB or RGBA: palettes (without their transparency), CMYK and
-        YCbCr become RGB. Of an array with 2, 5 or more channels uint8 (h, w, c). `np.asarray` gives
-        the pixels of both.
+        A Pillow image of mode L, LA, RGB or RGBA. Palettes (without their transparency), CMYK and
+        YCbCr become RGB. An array with 1, 3 or 4 channels also becomes a Pillow image; an array
+        with another number of channels becomes uint8 (h, w, c). `np.asarray` gives the pixels of
+        both.
 
     Raises:
-        DataUnavailableError: if it is DICOM and pydicom is not installed, or 16-bit colour and
-            imagecodecs is not.
-        UserError: if the image is damaged, is not of these kinds, lacks the frame, holds NaN or
+        DataUnavailableError: the image is DICOM and pydicom is not installed, or it has 16-bit
+            colour and imagecodecs is not installed.
+        UserError: the image is damaged, is not of these kinds, lacks the frame, holds NaN or
             infinity, or is of a kind that cannot be read at its full depth.
     """
     image = parsed(image)
@@ -86,11 +87,13 @@ def open_image(
 def parsed(
     image: bytes | np.ndarray | DicomFile | TiffFile,
 ) -> bytes | np.ndarray | DicomFile | TiffFile:
-    """Does once what `open_image` would do for each frame; GIF, WebP, ... are returned themselves.
+    """Parses a DICOM, TIFF or .npy file once, so that `open_image` need not do it for each frame.
+
+    It returns all other images unchanged.
 
     Raises:
-        DataUnavailableError: if it is DICOM and pydicom is not installed.
-        UserError: if it is DICOM or .npy and damaged.
+        DataUnavailableError: the file is DICOM and pydicom is not installed.
+        UserError: the file is a damaged DICOM or .npy file.
     """
     if not isinstance(image, bytes):
         return image
@@ -102,11 +105,11 @@ def parsed(
 
 
 def count_frames(image: bytes) -> int:
-    """Returns how many frames a file holds that `open_image` reads; most hold one.
+    """Returns the number of frames in a file that `open_image` can read; most files have one.
 
     Raises:
-        DataUnavailableError: if it is DICOM and pydicom is not installed.
-        UserError: if the file is damaged or no image.
+        DataUnavailableError: the file is DICOM and pydicom is not installed.
+        UserError: the file is damaged or is not an image.
     """
     if is_npy(image):
         return 1
@@ -124,7 +127,7 @@ def open_header(content: bytes) -> Image.Image:
     """Opens an image file that is not .npy or DICOM, without decoding it.
 
     Raises:
-        UserError: if its header is damaged or of another kind.
+        UserError: the header is damaged, or the file is of another kind.
     """
     with explained_damage(content):
         return Image.open(io.BytesIO(content), formats=_FORMATS)
@@ -134,11 +137,11 @@ def load_npy(content: bytes) -> np.ndarray:
     """Loads the array of a .npy file, which must hold numbers.
 
     Raises:
-        UserError: if it is damaged or pickled.
+        UserError: the file is damaged or pickled.
     """
     try:
         return np.load(io.BytesIO(content), allow_pickle=False)
-    except Exception as error:  # a damaged header is parsed as Python, which raises anything
+    except Exception as error:  # NumPy parses the header as Python, so damage can raise anything
         reason = " ".join(str(error).split())
         raise UserError(f"not a complete .npy file of numbers: {reason}") from error
 
@@ -173,7 +176,10 @@ def _seek(opened: Image.Image, frame: int) -> None:
 
 
 def deeper_than_read(content: bytes, opened: Image.Image) -> str | None:
-    """Names files whose 16 bits a channel Pillow reads as 8, and nothing else here reads."""
+    """Names the kind of a file with 16 bits a channel that Pillow would read as 8 bits.
+
+    It returns None for files that can be read at their full depth.
+    """
     if opened.mode not in _EIGHT_BIT_MODES:
         return None
     if png_bit_depth(content) == 16:
@@ -193,17 +199,17 @@ def _is_signed(opened: Image.Image) -> bool:
 
 
 def _deep_pixels(opened: Image.Image, window: Window) -> np.ndarray:
-    """Brings one channel of 16 or 32 bits, or of 8 with a sign, to uint8 (h, w)."""
+    """Converts one channel of 16 or 32 bits, or of 8 bits with a sign, to uint8 (h, w)."""
     tags = _tags(opened) if opened.format == "TIFF" else {}
     pixels = np.asarray(opened)
-    # Pillow has no such modes and keeps the bits.
+    # Pillow has no modes for signed 8 and unsigned 32 bits. It keeps the bits in another mode.
     if opened.mode == "L":
         pixels = pixels.view(np.int8)
     unsigned = tags.get(SAMPLEFORMAT, (1,))[0] == 1
     if opened.mode == "I" and tags.get(BITSPERSAMPLE) == (32,) and unsigned:
         pixels = pixels.view(np.uint32)
     grey = to_uint8(pixels, window)
-    # Pillow turns "white is zero" round for 8 bits only.
+    # Pillow inverts "white is zero" for unsigned 8-bit images only.
     return 255 - grey if tags.get(PHOTOMETRIC_INTERPRETATION) == 0 else grey
 
 

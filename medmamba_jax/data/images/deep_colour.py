@@ -1,6 +1,6 @@
-"""16-bit colour of PNG and TIFF, which Pillow reads at half its depth or not at all.
+"""Reads PNG and TIFF files with 16-bit colour, by imagecodecs (the extra `colour16`).
 
-It is read by imagecodecs (the extra `colour16`).
+Pillow reads such files at half their depth, or not at all.
 """
 
 import dataclasses
@@ -32,22 +32,23 @@ _PNG_COLOUR_TYPE_OFFSET = 25
 _PLANES_APART, _UNSIGNED = 2, 1
 _ORIENTATION = ExifTags.Base.Orientation
 
-# libpng's, of how imagecodecs calls it; the pixels are right.
+# libpng complains about the way imagecodecs calls it. The pixels are right.
 logging.getLogger("imagecodecs").addFilter(lambda log: "Interlace handl" not in log.getMessage())
 
 
 @dataclasses.dataclass(frozen=True)
 class DeepColour:
-    """What the header of an image of 16 bits a channel says.
+    """The fields of the header of an image with 16 bits a channel.
 
     Attributes:
         format: "PNG" or "TIFF".
-        colours: 1 (grey) or 3 (RGB).
-        alpha: whether alpha follows them.
-        premultiplied: whether they are multiplied by it.
-        apart: whether a TIFF's channels lie one after the other.
-        shape: a TIFF's (h, w, channels).
-        orientation: a TIFF's, as EXIF numbers it; a PNG may say it behind its pixels.
+        colours: number of colour channels: 1 (grey) or 3 (RGB).
+        alpha: whether an alpha channel follows the colours.
+        premultiplied: whether the colours are multiplied by alpha.
+        apart: whether a TIFF stores its channels one after the other.
+        shape: (h, w, channels) of a TIFF; None for a PNG.
+        orientation: the EXIF orientation of a TIFF. None for a PNG, which may store it after its
+            pixels.
     """
 
     format: str
@@ -68,7 +69,8 @@ _OF_PNG = {  # by colour type
     4: DeepColour("PNG", 1, alpha=True),
     6: DeepColour("PNG", 3, alpha=True),
 }
-_OF_TIFF = {  # by photometric interpretation, samples and extra samples; as Pillow takes 8 bits
+# By photometric interpretation, samples and extra samples. Pillow interprets 8-bit TIFFs likewise.
+_OF_TIFF = {
     (1, 2, (1,)): DeepColour("TIFF", 1, alpha=True, premultiplied=True),
     (1, 2, (2,)): DeepColour("TIFF", 1, alpha=True),
     (2, 3, ()): DeepColour("TIFF", 3),
@@ -80,14 +82,14 @@ _OF_TIFF = {  # by photometric interpretation, samples and extra samples; as Pil
 
 
 def find_deep_colour(image: bytes | TiffFile, frame: int = 0) -> DeepColour | None:
-    """Returns what the header says of a frame that `read_deep_colour` reads, None of others.
+    """Returns the header of a frame that `read_deep_colour` can read, and None for other frames.
 
     Args:
         image: a TIFF, or the bytes of another file.
-        frame: 0-based.
+        frame: index of the frame, counted from 0.
 
     Raises:
-        UserError: if a TIFF lacks the frame, the header is damaged, or it promises more pixels
+        UserError: a TIFF lacks the frame, the header is damaged, or it announces more pixels
             than Pillow would decode.
     """
     if isinstance(image, TiffFile):
@@ -102,22 +104,22 @@ def find_deep_colour(image: bytes | TiffFile, frame: int = 0) -> DeepColour | No
 def read_deep_colour(
     content: bytes, header: DeepColour, *, window: Window, frame: int
 ) -> Image.Image:
-    """Decodes an image at its full depth and brings it to 8 bits, turned upright.
+    """Decodes an image at its full depth, converts it to 8 bits and turns it upright.
 
-    All colours have one window. Alpha has none: 0..65535 becomes 0..255.
+    All colours share one window. Alpha has no window: 0..65535 becomes 0..255.
 
     Args:
-        content: the file.
-        header: what `find_deep_colour` returns for it.
-        window: what becomes 0..255, see `to_uint8`.
-        frame: 0-based.
+        content: the bytes of the file.
+        header: the result of `find_deep_colour` for the file.
+        window: which intensities become 0..255, see `to_uint8`.
+        frame: index of the frame, counted from 0.
 
     Returns:
         An image of mode LA, RGB or RGBA.
 
     Raises:
-        DataUnavailableError: if imagecodecs is not installed.
-        UserError: if the file is damaged.
+        DataUnavailableError: imagecodecs is not installed.
+        UserError: the file is damaged.
     """
     with explained_damage(content):
         pixels = _decode(content, header, frame)
@@ -180,5 +182,8 @@ def _decode(content: bytes, header: DeepColour, frame: int) -> np.ndarray:
         raise UserError(str(error)) from error
     pixels = np.moveaxis(pixels, 0, -1) if header.apart else pixels
     if pixels.shape != header.shape or pixels.dtype != np.uint16:
-        raise UserError(f"{pixels.dtype} {pixels.shape} was found, {header.shape} was promised")
+        raise UserError(
+            f"the pixels are {pixels.dtype} {pixels.shape}, but the header announces uint16"
+            f" {header.shape}"
+        )
     return pixels

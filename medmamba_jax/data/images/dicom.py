@@ -1,4 +1,4 @@
-"""Reading DICOM files as 8-bit pixels, by pydicom (the extra `dicom`)."""
+"""Reads DICOM files as 8-bit pixels, by pydicom (the extra `dicom`)."""
 
 import contextlib
 import io
@@ -24,14 +24,14 @@ def is_dicom(content: bytes) -> bool:
 
 
 class DicomFile:
-    """A parsed DICOM file, whose frames can be read one by one; threads may share it.
+    """A parsed DICOM file, which can read one frame at a time. Threads may share it.
 
     Args:
-        content: the file.
+        content: the bytes of the file.
 
     Raises:
-        DataUnavailableError: if pydicom is not installed.
-        UserError: if the file is damaged.
+        DataUnavailableError: pydicom is not installed.
+        UserError: the file is damaged.
     """
 
     def __init__(self, content: bytes):
@@ -40,26 +40,27 @@ class DicomFile:
             self._header = pydicom.dcmread(io.BytesIO(content))
 
     def read(self, *, window: Window, frame: int) -> np.ndarray:
-        """Decodes a frame and brings it to 8 bits as DICOM prescribes.
+        """Decodes a frame and converts it to 8 bits by the rules of DICOM.
 
-        In this order: the modality's transformation (RescaleSlope and RescaleIntercept, or its
-        table), then the window, then the inversion of MONOCHROME1, whose smallest values are
-        white. All three may be given by frame. "auto" is the file's first window (WindowCenter,
-        WindowWidth, VOILUTFunction; PS3.3, C.11.2.1), else the frame's own range, but 8-bit pixels
-        without either are not touched; "full" is what the stored bits can hold; (low, high) is in
-        the modality's units, such as Hounsfield. Colour of 8 bits is taken as it is. A table of
-        values of interest (VOI LUT) and a padding value are not applied.
+        It applies the modality's transformation first (RescaleSlope and RescaleIntercept, or its
+        table), then the window, and then inverts MONOCHROME1, whose smallest values are white. The
+        file may give each frame its own settings for these steps. 8-bit colour does not change. It
+        does not apply a table of values of interest (VOI LUT) or a padding value.
 
         Args:
-            window: see above.
-            frame: 0-based.
+            window: "auto" is the file's first window (WindowCenter, WindowWidth, VOILUTFunction;
+                PS3.3, C.11.2.1). Without one it is the frame's own range; but 8-bit pixels that
+                the modality's transformation leaves unchanged do not change at all. "full" is the
+                range of the stored bits. (low, high) is in the modality's units, such as
+                Hounsfield.
+            frame: index of the frame, counted from 0.
 
         Returns:
             uint8 (h, w), or (h, w, 3) for colour.
 
         Raises:
-            UserError: if the file is damaged, holds no such image, or has colour of more than 8
-                bits.
+            UserError: the file is damaged, lacks the frame, has colour of more than 8 bits, or has
+                a window that cannot be applied.
         """
         with _explained_damage():
             frames = _frames(self._header)
@@ -93,10 +94,10 @@ class DicomFile:
         """Whether the file contains the window of a grey frame; None if the frame is not grey.
 
         Args:
-            frame: 0-based.
+            frame: index of the frame, counted from 0.
 
         Raises:
-            UserError: if the file is damaged.
+            UserError: the file is damaged.
         """
         with _explained_damage():
             if self._header.get("PhotometricInterpretation") not in _GREY:
@@ -104,10 +105,10 @@ class DicomFile:
             return _file_window(_header_of_frame(self._header, frame)) is not None
 
     def kind(self) -> str:
-        """Returns what the header says of depth and colour, such as "12-bit MONOCHROME2".
+        """Returns the depth and colour in the header, such as "12-bit MONOCHROME2".
 
         Raises:
-            UserError: if it says nothing of colour.
+            UserError: the header does not name the colour.
         """
         with _explained_damage():
             bits = self._header.get("BitsStored")
@@ -116,11 +117,11 @@ class DicomFile:
 
 
 def count_dicom_frames(content: bytes) -> int:
-    """Returns the number of frames, without decoding any.
+    """Returns the number of frames, without decoding any of them.
 
     Raises:
-        DataUnavailableError: if pydicom is not installed.
-        UserError: if the file is damaged.
+        DataUnavailableError: pydicom is not installed.
+        UserError: the file is damaged.
     """
     pydicom = _pydicom()
     with _explained_damage():
@@ -131,7 +132,7 @@ def count_dicom_frames(content: bytes) -> int:
 def _explained_damage() -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # pydicom and its decoders raise anything for damaged files
+    except Exception as error:  # for damaged files, pydicom and its decoders can raise anything
         problem = " ".join(str(error).split())
         raise UserError(f"not a DICOM image that pydicom can read: {problem}") from error
 
@@ -151,7 +152,7 @@ def _frames(header: Any) -> int:
 
 
 def _header_of_frame(header: Any, frame: int) -> Any:
-    """Returns what describes a frame's pixels, where files of one frame say it."""
+    """Returns the settings of a frame's pixels, under the names that files of one frame use."""
     own = header.group_dataset(_PIXEL_GROUP)
     shared = header.get("SharedFunctionalGroupsSequence") or []
     of_frames = header.get("PerFrameFunctionalGroupsSequence") or []
@@ -163,7 +164,7 @@ def _header_of_frame(header: Any, frame: int) -> Any:
 
 
 def _values(stored: np.ndarray, header: Any) -> np.ndarray:
-    """Looks stored pixels up in a palette, or brings grey ones to the modality's units."""
+    """Applies the palette to stored pixels, or converts grey pixels to the modality's units."""
     pixels = _pydicom().pixels
     if header.PhotometricInterpretation == "PALETTE COLOR":
         return pixels.apply_color_lut(stored, header)

@@ -1,4 +1,4 @@
-"""Images of any number of channels as images that Pillow can work on."""
+"""Converts images with any number of channels to Pillow images, and back."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,10 @@ from PIL import Image
 
 
 def to_planes(pixels: np.ndarray) -> list[Image.Image]:
-    """Returns an image as one Pillow image of mode L or RGB, or as one of mode L a channel.
+    """Returns one Pillow image of mode L or RGB, or one image of mode L for each channel.
 
-    Pillow would weigh the channels of its two- and four-channel modes by the last, as alpha.
+    It does not use Pillow's modes with two or four channels: there, Pillow takes the last channel
+    as alpha and weights the others by it.
 
     Args:
         pixels: uint8 (h, w, c).
@@ -21,7 +22,7 @@ def to_planes(pixels: np.ndarray) -> list[Image.Image]:
 
 
 def from_planes(planes: Sequence[Image.Image]) -> np.ndarray:
-    """Returns what `to_planes` took, uint8 (h, w, c)."""
+    """Inverts `to_planes`: returns uint8 (h, w, c)."""
     if len(planes) == 1:
         return np.atleast_3d(np.asarray(planes[0]))
     return np.stack([np.asarray(plane) for plane in planes], axis=-1)

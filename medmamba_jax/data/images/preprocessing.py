@@ -1,7 +1,7 @@
-"""From an image file to the uint8 array that a batch holds.
+"""Turns an image file into the uint8 array that a batch holds.
 
-Normalisation is not here: it runs on the accelerator, and this module imports no JAX, so that
-processes that only read images start without it.
+This module does not normalise images, because that runs on the accelerator. It does not import JAX
+either, so that processes that only read images start without it.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from medmamba_jax.data.images.windowing import Window, parse_window
 from medmamba_jax.errors import UserError
 from medmamba_jax.sections import Section
 
-if TYPE_CHECKING:  # the configuration imports the tables of this module
+if TYPE_CHECKING:  # a normal import would be circular: the configuration imports this module
     from medmamba_jax.data.config import DataConfig
 
 # Name -> resampling filter. Pillow antialiases with every filter but the nearest neighbour.
@@ -30,24 +30,26 @@ RESIZE_FILTERS: Mapping[str, Image.Resampling] = {
     "lanczos": Image.Resampling.LANCZOS,
     "nearest": Image.Resampling.NEAREST,
 }
-ALL_FRAMES = -1  # a value of `frame`: each frame of a file is an image of its own
+ALL_FRAMES = -1  # a value of `frame`: each frame of a file becomes a separate image
 
 _MODES = {1: "L", 3: "RGB"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing(Section):
-    """How every image is prepared. A run saves it, so that evaluation prepares images alike.
+    """The settings that prepare every image. A run saves them for evaluation and prediction.
 
     Attributes:
         image_size: (height, width) in pixels.
-        channels: 1 (grey), 3 (RGB), or any other number that every image must then have.
+        channels: 1 (grey), 3 (RGB), or another number. With another number, every image must have
+            exactly this many channels.
         resize_filter: name of a resampling filter in `RESIZE_FILTERS`.
         mean: mean on the scale from 0 to 1; one value, or one for each channel.
         std: standard deviation on the same scale; one value, or one for each channel.
         window: which intensities of images with more than 8 bits become 0 to 255; see
             `parse_window`.
-        frame: which frame to read of a file with several, counted from 0, or `ALL_FRAMES`.
+        frame: index of the frame to read from a file with several frames, counted from 0, or
+            `ALL_FRAMES`.
 
     Raises:
         UserError: `channels`, `resize_filter`, `window`, or the length of `mean` or `std` is not
@@ -97,9 +99,9 @@ class Preprocessing(Section):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, ignored: list[str] | None = None) -> Self:
-        """Reads what `to_dict` wrote, also in an earlier version.
+        """Builds the preprocessing from a dictionary that `to_dict` made, also in an older version.
 
-        Fields that have a default keep it if they are missing.
+        A missing field gets its default, if it has one.
 
         Args:
             values: field -> value. Lists become tuples.
@@ -124,14 +126,15 @@ class Preprocessing(Section):
 
         For 1 channel, colour becomes grey with the ITU-R 601-2 luma weights. For 1 or 3 channels,
         an alpha channel (the fourth of an array) is dropped and not blended with a background, and
-        palettes and CMYK are converted. For any other number the image must have that many.
+        palettes and CMYK are converted. For any other number, the image must have exactly this many
+        channels.
 
         Args:
             image: path of an image file, or its bytes, or an array (h, w) or (h, w, c) of any real
                 dtype; see `open_image` for the formats.
 
         Returns:
-            uint8 (h, w, channels). An array that already has this form is returned itself.
+            uint8 (h, w, channels). If the image already is such an array, the same object.
 
         Raises:
             DataUnavailableError: the package that reads such files is not installed.
@@ -146,11 +149,12 @@ class Preprocessing(Section):
                 return image
         frame = self.frame
         if frame == ALL_FRAMES:
-            # Splits take files with several frames apart (`AllFrames`), so this one is not theirs.
+            # A split of a data set returns single frames (`AllFrames`), so the caller passed this
+            # file directly.
             if isinstance(image, bytes) and (frames := count_frames(image)) > 1:
                 raise UserError(
-                    f"the file holds {frames} frames, each to be an image of its own (data.frame):"
-                    " take it apart by medmamba_jax.data.sources.frames.AllFrames"
+                    f"the file holds {frames} frames, and by data.frame each frame is a separate"
+                    " image: divide the file by medmamba_jax.data.sources.frames.AllFrames"
                 )
             frame = 0
         opened = open_image(image, window=self.window, frame=frame)
@@ -177,16 +181,16 @@ class Preprocessing(Section):
             raise UserError(f"{path}: {error}") from error
 
     def resize(self, pixels: np.ndarray, transform: Transform = unchanged) -> np.ndarray:
-        """Transforms a decoded image and resizes it to `image_size`, each channel alike.
+        """Transforms a decoded image and resizes it to `image_size`, all channels in the same way.
 
-        The aspect ratio is not kept.
+        It does not preserve the aspect ratio.
 
         Args:
             pixels: uint8 (h, w, channels), as `decode` returns them.
-            transform: applied first, at the image's own size.
+            transform: runs first, at the image's own size.
 
         Returns:
-            uint8 (*image_size, channels). An image that needs neither is returned itself.
+            uint8 (*image_size, channels). If nothing has to change, the same object.
         """
         if transform is unchanged and pixels.shape[:2] == self.image_size:
             return pixels

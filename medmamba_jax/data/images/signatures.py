@@ -1,4 +1,4 @@
-"""What files begin with, by their kind."""
+"""The first bytes of files, which show their kind."""
 
 _NPY = b"\x93NUMPY"
 _PNG, _PNG_BIT_DEPTH_OFFSET = b"\x89PNG\r\n\x1a\n", 24
@@ -17,12 +17,12 @@ def is_tiff(content: bytes) -> bool:
 
 
 def is_large_tiff(content: bytes) -> bool:
-    """Whether a file begins as TIFF files do whose places are numbers of 64 bits."""
+    """Whether a file begins as BigTIFF files do, which have offsets of 64 bits."""
     return content.startswith(_LARGE_TIFF)
 
 
 def png_bit_depth(content: bytes) -> int | None:
-    """Returns how many bits a channel of a PNG has; None if it is none, or ends before that."""
+    """Returns the bits in each channel of a PNG; None if the file is no PNG or is too short."""
     if not content.startswith(_PNG) or len(content) <= _PNG_BIT_DEPTH_OFFSET:
         return None
     return content[_PNG_BIT_DEPTH_OFFSET]

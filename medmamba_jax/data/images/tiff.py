@@ -1,4 +1,4 @@
-"""TIFF files, whose frames can be reached without a walk through those before."""
+"""TIFF files with quick access to every frame."""
 
 import io
 import struct
@@ -11,38 +11,38 @@ from medmamba_jax.data.images.signatures import is_large_tiff
 
 
 class TiffFile:
-    """A TIFF that keeps where the directory of each frame is; threads may share it.
+    """A TIFF that remembers the place of each frame's directory. Threads may share it.
 
-    A directory says where the next one is, so that the last of n frames is n steps away. What
-    raises OSError, SyntaxError or struct.error here is a damaged file.
+    Each directory holds the place of the next one, so without this memory every access to frame n
+    would take n steps. OSError, SyntaxError and struct.error mean here that the file is damaged.
 
     Args:
-        content: the file, which begins as TIFF files do.
+        content: the bytes of the file, which begins as TIFF files do.
     """
 
     def __init__(self, content: bytes):
         self.content = content
         large, order = is_large_tiff(content), ">" if content.startswith(b"MM") else "<"
-        # Of a directory's number of tags, and of a place in the file.
+        # `struct` formats of a directory's number of tags, and of a place in the file.
         self._number, self._place = (f"{order}{kind}" for kind in ("QQ" if large else "HI"))
         self._tag_size = 20 if large else 12  # bytes
-        self._link = 8 if large else 4  # where the header says the place of the first directory
+        self._link = 8 if large else 4  # where the header holds the place of the first directory
         self._places: list[int] = []
         self._seen: set[int] = set()
         self._lock = threading.Lock()
 
     def count_frames(self) -> int:
-        """Returns how many frames there are."""
+        """Returns the number of frames."""
         with self._lock:
             while self._step():
                 pass
         return len(self._places)
 
     def tags(self, frame: int) -> ImageFileDirectory_v2:
-        """Returns what a frame says of itself: values by number, tuples where several may be.
+        """Returns the tags of a frame: tag number -> value, or a tuple if it can be several.
 
         Raises:
-            NoSuchFrameError: if there are fewer frames.
+            NoSuchFrameError: there are fewer frames.
         """
         directory = ImageFileDirectory_v2(self._header(frame))
         file = io.BytesIO(self.content)
@@ -51,10 +51,10 @@ class TiffFile:
         return directory
 
     def beginning_with(self, frame: int) -> io.BytesIO:
-        """Returns the file as if a frame were its first.
+        """Returns the file as if this frame were the first one.
 
         Raises:
-            NoSuchFrameError: if there are fewer frames.
+            NoSuchFrameError: there are fewer frames.
         """
         return _Reheaded(self.content, self._header(frame))
 
@@ -67,7 +67,7 @@ class TiffFile:
         return self.content[: self._link] + place
 
     def _step(self) -> bool:
-        """Finds the place of one more directory; False if there is none."""
+        """Finds the place of the next directory; returns False if there is none."""
         link = self._link
         if self._places:
             last = self._places[-1]
@@ -84,10 +84,10 @@ class TiffFile:
 
 
 class _Reheaded(io.BytesIO):
-    """A file that is read with another header, without a copy of the rest.
+    """A file with another header in front; it does not copy the rest of the file.
 
-    `getvalue` returns the file with its own header. Pillow passes that to libtiff, together with
-    the place of the directory.
+    `getvalue` returns the file with its original header. Pillow passes that to libtiff, together
+    with the place of the directory.
     """
 
     def __init__(self, content: bytes, header: bytes):

@@ -1,4 +1,4 @@
-"""How intensities of more than 8 bits become 8."""
+"""Converts intensities of more than 8 bits to 8 bits."""
 
 import math
 from numbers import Real
@@ -15,7 +15,7 @@ ALLOWED = "'auto', 'full', or two numbers LOW,HIGH with LOW < HIGH"
 
 
 def parse_window(value: object) -> Window:
-    """Reads a window as a command line, a config file or JSON gives it.
+    """Parses a window from a command line, a config file or JSON.
 
     Args:
         value: "auto", "full", "LOW,HIGH", or two numbers.
@@ -24,7 +24,7 @@ def parse_window(value: object) -> Window:
         "auto", "full" or (low, high).
 
     Raises:
-        UserError: if it is none of these.
+        UserError: `value` is none of these.
     """
     if isinstance(value, str):
         if value in NAMED_WINDOWS:
@@ -42,20 +42,20 @@ def parse_window(value: object) -> Window:
 def to_uint8(pixels: np.ndarray, window: Window) -> np.ndarray:
     """Maps a window of intensities to 0..255, linearly and rounded to the nearest integer.
 
-    What lies outside a (low, high) window saturates at 0 or 255. An image of one value only becomes
-    black. uint8 pixels do not change, with any window.
+    Values outside a (low, high) window become 0 or 255. With "auto", an image with only one value
+    becomes black. uint8 pixels do not change with any window.
 
     Args:
         pixels: any shape; integers, floating point numbers or booleans.
-        window: "auto", from the smallest to the largest value of these pixels; "full", all that
-            their dtype can hold; or (low, high).
+        window: "auto": from the smallest to the largest value of these pixels. "full": the whole
+            range of their dtype. Or (low, high).
 
     Returns:
         uint8, of the same shape.
 
     Raises:
-        UserError: if the pixels are no numbers, are NaN or infinite, or have a dtype without a
-            range and the window is "full".
+        UserError: the pixels are not real numbers, some are NaN or infinite, or the window is
+            "full" and the pixels are floating point numbers, which have no full range.
     """
     if pixels.dtype == np.uint8:
         return pixels

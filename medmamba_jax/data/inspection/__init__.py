@@ -1,1 +1,1 @@
-"""What `medmamba inspect` shows."""
+"""The command `medmamba inspect`."""

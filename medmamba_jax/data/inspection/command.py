@@ -1,4 +1,4 @@
-"""The subcommand `medmamba inspect`: what images there are."""
+"""The subcommand `medmamba inspect`, which describes the images of a data set."""
 
 import argparse
 import dataclasses
@@ -29,8 +29,8 @@ from medmamba_jax.data.sources.tfds_source import is_stored
 from medmamba_jax.errors import UserError
 
 _SHOWN = 8  # images of a class
-_AUGMENTED = 6  # images in all
-_SECTIONS = (FolderConfig, CsvConfig, PublicConfig)  # whose settings are flags
+_AUGMENTED = 6  # images of all classes together
+_SECTIONS = (FolderConfig, CsvConfig, PublicConfig)  # their settings become flags
 
 
 def add_inspect(subcommands: Subcommands) -> None:
@@ -41,12 +41,12 @@ def add_inspect(subcommands: Subcommands) -> None:
     parser.add_argument(
         "what",
         metavar="NAME|PATH",
-        help="a folder, a table or an npz file, or a public set, which is prepared if need be",
+        help="a folder, a table, an npz file, or a public set, which is prepared if necessary",
     )
     parser.add_argument(
-        "--augment", choices=tuple(POLICIES), help="draw what this policy makes of a few images"
+        "--augment", choices=tuple(POLICIES), help="draw a few images as this policy changes them"
     )
-    parser.add_argument("--output", metavar="PNG", help="the picture; by default NAME.png here")
+    parser.add_argument("--output", metavar="PNG", help="the picture file; by default NAME.png")
     parser.add_argument("--overwrite", action="store_true", help="replace the picture if it exists")
     for section in _SECTIONS:
         for field in dataclasses.fields(section):
@@ -67,13 +67,14 @@ def inspect(options: argparse.Namespace) -> str:
     """Reads every image once, writes a picture, and returns a description of the images.
 
     Raises:
-        DataUnavailableError, FileNotFoundError: if there are no images.
-        UserError: if they make no data set, or the picture cannot be written.
+        DataUnavailableError: the images have to be downloaded, and the download fails.
+        FileNotFoundError: there is no such file or folder.
+        UserError: the files do not make a data set, or the picture cannot be written.
     """
     dataset = find_images(_config(options)).as_found()
     policy = f"_{options.augment}" if options.augment else ""
     picture = Path(options.output or f"{dataset.name}{policy}.png")
-    if picture.exists() and not options.overwrite:  # before every image is read
+    if picture.exists() and not options.overwrite:  # fail before all images are read
         raise UserError(
             f"{picture} exists: choose another file with --output, or replace it with --overwrite"
         )
@@ -105,7 +106,7 @@ def _config(options: argparse.Namespace) -> DataConfig:
 
 
 def _decode(image: bytes | np.ndarray) -> np.ndarray:
-    """Decodes to the channels that the image has, uint8 (h, w, c)."""
+    """Decodes an image to uint8 (h, w, c), with its own number of channels."""
     return np.atleast_3d(np.asarray(open_image(image)))
 
 
@@ -153,7 +154,10 @@ def _knows_patients(dataset: Dataset) -> bool:
 
 
 def _listed(items: list[str], count: int | None = None) -> str:
-    """Returns how many there are, of which `items` may be the first, and a few of them."""
+    """Returns the number of items and the first few of them as text.
+
+    `count` is the number of all items, if `items` holds only the first ones.
+    """
     count = len(items) if count is None else count
     return f"{count:,}: {listed(items, count)}" if items else "none"
 

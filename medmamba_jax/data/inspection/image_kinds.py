@@ -1,4 +1,4 @@
-"""The kind of an image file, by its header."""
+"""Describes the kind of an image file by its header."""
 
 import numpy as np
 
@@ -25,7 +25,7 @@ _MODES = {
 
 
 def image_kind(image: bytes | np.ndarray) -> str:
-    """Returns format, depth and channels, such as "PNG, 16-bit grey"; pixels are not decoded."""
+    """Returns format, depth and channels, such as "PNG, 16-bit grey", from the header alone."""
     if isinstance(image, np.ndarray):
         return _array_kind("array", image)
     try:

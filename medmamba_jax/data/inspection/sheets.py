@@ -14,20 +14,20 @@ _TILE = 128  # pixels, both sides, of a contact sheet
 _HEADING = 22
 _BACKGROUND, _INK, _MARGIN = "white", "black", "gainsboro"
 _AUGMENTED_TILE = 160  # pixels, both sides, of an augmentation sheet
-_DRAWS = 6  # of the policy for each image
+_DRAWS = 6  # augmented versions of each image
 
 
 def contact_sheet(rows: Mapping[str, Sequence[np.ndarray]]) -> Image.Image:
-    """Draws a row for each class, under its name.
+    """Draws a row of images for each class, under the name of the class.
 
-    An image keeps its aspect ratio. Of images with other than 1, 3 or 4 channels the first is
-    shown; alpha is not.
+    An image keeps its aspect ratio. If an image has 3 or 4 channels, the sheet shows the first
+    three; else it shows the first channel.
 
     Args:
         rows: heading -> images, uint8 (h, w, c); a row may be empty.
 
     Raises:
-        UserError: if there are no images at all.
+        UserError: all rows are empty.
     """
     columns = max(map(len, rows.values()), default=0)
     if not columns:
@@ -50,10 +50,10 @@ def _tile(pixels: np.ndarray) -> Image.Image:
 
 
 def augmentation_sheet(images: Sequence[np.ndarray], policy: str, seed: int) -> Image.Image:
-    """Draws a row for each image: the image itself, then what six draws of the policy make of it.
+    """Draws a row for each image: the image itself, then six augmented versions of it.
 
-    Every tile is resized to a square, as training resizes to the model's input. Of images with
-    other than 1 or 3 channels the first is shown.
+    Every tile is resized to a square, as training resizes images to the model's input. If an image
+    does not have 3 channels, the sheet shows its first channel.
 
     Args:
         images: uint8 (h, w, c), as `Preprocessing.decode` returns them; sizes may differ.
@@ -61,7 +61,7 @@ def augmentation_sheet(images: Sequence[np.ndarray], policy: str, seed: int) -> 
         seed: the same seed gives the same picture.
 
     Raises:
-        UserError: if there are no images, or no such policy.
+        UserError: there are no images, or no policy has this name.
     """
     if policy not in POLICIES:
         raise UserError(f"augmentation must be one of {tuple(POLICIES)}; got {policy!r}")

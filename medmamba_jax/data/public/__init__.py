@@ -1,1 +1,1 @@
-"""Public data sets: what is known of them, and how they reach TFDS."""
+"""Public data sets: facts about them, and their conversion to TFDS."""

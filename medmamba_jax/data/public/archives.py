@@ -1,7 +1,6 @@
-"""Reading the files of a folder or of a zip, and of zips in it, without extracting anything.
+"""Reads the files of a folder or a zip, and of zips inside it, without extracting them.
 
-A zip counts as a folder by its name, so that a published archive, the zip inside it, and the folder
-that a user extracted have the same paths.
+A zip inside a folder or a zip counts as a folder with the name of the zip.
 """
 
 import contextlib
@@ -18,7 +17,7 @@ Members = dict[str, Callable[[], bytes]]
 
 _ZIP_DEPTH = 2  # A zip in a zip is opened; a zip inside that is a file like any other.
 _ENCRYPTED = 0x1
-_LARGEST = 1 << 30  # bytes of a file that is read whole: far more than any image has
+_LARGEST = 1 << 30  # bytes of a file that is read into memory; images are far smaller
 
 
 class Files:
@@ -33,9 +32,10 @@ class Files:
 
     @property
     def names(self) -> list[str]:
-        """In the order in which the files lie in their archives.
+        """The names of the files, in the order in which they lie in their archives.
 
-        Reading backwards from a compressed zip inside another starts it all over again.
+        Read the files in this order: a step back in a zip that is compressed inside another zip
+        decompresses the inner zip from its start.
         """
         return list(self._members)
 
@@ -46,7 +46,7 @@ class Files:
         """Returns the path of the one file of this name, in any folder.
 
         Raises:
-            UserError: if there is none, or more than one.
+            UserError: there is no such file, or more than one.
         """
         found = [file for file in self._members if PurePosixPath(file).name == name]
         if len(found) != 1:
@@ -57,11 +57,11 @@ class Files:
 
 @contextlib.contextmanager
 def open_files(location: Path) -> Iterator[Files]:
-    """Opens a folder or a zip. Hidden files and those that macOS adds to zips are left out.
+    """Opens a folder or a zip. It leaves out hidden files and those that macOS adds to zips.
 
     Raises:
-        zipfile.BadZipFile: if an archive is damaged.
-        UserError: if a zip holds a path outside of its folder, a name twice, or encrypted files.
+        zipfile.BadZipFile: an archive is damaged.
+        UserError: a zip has a path outside of its folder, the same name twice, or encrypted files.
     """
     members: Members = {}
     with contextlib.ExitStack() as stack:
@@ -111,7 +111,7 @@ def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> bytes:
     if info.file_size > _LARGEST:
         raise UserError(f"{name} unpacks to {info.file_size} bytes, too many for memory: remove it")
     with archive.open(info) as file:
-        return file.read(info.file_size)  # no more is unpacked than the zip says
+        return file.read(info.file_size)  # unpacks no more bytes than the zip announces
 
 
 def _open_zip(file: Path | IO[bytes], name: str, stack: contextlib.ExitStack) -> zipfile.ZipFile:
@@ -131,5 +131,5 @@ def _is_hidden(name: str) -> bool:
 
 
 def _leads_outside(name: str) -> bool:
-    path = PureWindowsPath(name)  # understands both kinds of slash, and drives
+    path = PureWindowsPath(name)  # it parses both kinds of slash, and drives
     return bool(path.anchor) or ".." in path.parts

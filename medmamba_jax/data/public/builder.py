@@ -1,4 +1,4 @@
-"""Writing a public set to disk as a TFDS data set, without TensorFlow."""
+"""Writes a public set to disk as a TFDS data set, without TensorFlow."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from absl import logging
 from medmamba_jax.data.public.facts import PublicSet
 from medmamba_jax.data.public.obtaining import Obtained, obtain
 
-# The one split that is stored: which images are for training is decided when they are read.
+# TFDS stores all images as one split. They are split into train, val and test when they are read.
 STORED_SPLIT = "images"
 
 
@@ -20,14 +20,15 @@ class PublicSetBuilder(  # type: ignore[call-arg]
 ):
     """Any set of the catalogue as a TFDS builder.
 
-    Each record holds the image as it was published, its label, and as text its "filename",
-    "patient" and "split"; see `PublicImage`. Only `file_format="array_record"` can be written, and
-    `as_data_source` read, without TensorFlow.
+    Each record holds the published image, its label, and the texts "filename", "patient" and
+    "split"; see `PublicImage`. TFDS needs TensorFlow for every format but
+    `file_format="array_record"`, and for every way to read but `as_data_source`.
 
     Args:
-        public_set: which set.
-        manual_dir: a directory with the published archive or what is in it. None means download.
-        accept_changed: take an archive whose checksum is not the published one's.
+        public_set: the set.
+        manual_dir: a directory with the published archive or the files in it. None means that the
+            builder downloads the archive.
+        accept_changed: accept an archive whose checksum differs from the published one.
         **kwargs: as for any TFDS builder.
     """
 
@@ -72,13 +73,13 @@ class PublicSetBuilder(  # type: ignore[call-arg]
 
     @property
     def download_dir(self) -> Path:
-        """Where downloads are kept."""
+        """The folder of the downloads."""
         return Path(self.data_dir_root) / "downloads" / self._public_set.name
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         obtained = obtain(
             self._public_set,
-            # Not through `dl_manager`, which cannot go on with a download that broke off.
+            # Not through `dl_manager`, because it cannot resume an interrupted download.
             download_dir=self.download_dir,
             manual_dir=self._manual_dir,
             accept_changed=self._accept_changed,
@@ -98,16 +99,16 @@ def prepare(
     manual_dir: Path | None = None,
     accept_changed: bool = False,
 ) -> Path:
-    """Writes a set below `data_dir`, unless that has been done; returns its TFDS directory.
+    """Writes a set below `data_dir`, if it is not there, and returns its TFDS directory.
 
-    When it writes the set, it logs licence and citation, and afterwards the download that is no
-    longer needed. A file that may have been changed goes to a directory of its own, so that a later
-    run without `accept_changed` gets the published images.
+    Before it writes the set, it logs the licence and the citation. Afterwards it logs the name of
+    the download, which is no longer needed. With `accept_changed` it may write to a separate
+    directory, so that a later run without `accept_changed` gets the published images.
 
     Raises:
-        DataUnavailableError: if the images can neither be downloaded nor found in `manual_dir`.
-        FileNotFoundError: if `manual_dir` is given, is needed, and does not exist.
-        UserError: if what was found is not the set.
+        DataUnavailableError: the archive cannot be downloaded, or the download is damaged.
+        FileNotFoundError: the set has to be written, and `manual_dir` does not exist.
+        UserError: the files in `manual_dir`, or in the download, are not those of the set.
     """
     builder = PublicSetBuilder(
         public_set,
@@ -118,11 +119,11 @@ def prepare(
     )
     if not builder.data_path.exists():
         logging.warning("%s", public_set.notice())
-        # `try_download_gcs` would look for a prepared copy in Google's bucket, which has none.
+        # `try_download_gcs` would search Google's bucket for a prepared copy, which is not there.
         options = tfds.download.DownloadConfig(try_download_gcs=False)
         try:
             builder.download_and_prepare(download_config=options)
-        except FileExistsError:  # another process was faster, with the same images
+        except FileExistsError:  # another process has written the same images first
             if not builder.data_path.exists():
                 raise
         if manual_dir is None:
@@ -135,7 +136,7 @@ def prepare(
     elif manual_dir is not None:
         logging.warning(
             "%s was prepared before, in %s, and data.public.manual_dir is not read again: delete"
-            " that folder to prepare the set anew",
+            " that folder to prepare the set again",
             public_set.name,
             builder.data_dir,
         )

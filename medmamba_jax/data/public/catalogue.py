@@ -7,7 +7,7 @@ from medmamba_jax.data.public.kvasir import KVASIR
 from medmamba_jax.data.public.medmnist import medmnist_sets
 from medmamba_jax.data.public.pad_ufes_20 import PAD_UFES_20
 
-# A new set is one file and one name here.
+# To add a set, write one file and add its name here.
 CATALOGUE: dict[str, PublicSet] = {
     public_set.name: public_set
     for public_set in (KVASIR, FETAL_PLANES_DB, CPN_XRAY, PAD_UFES_20, *medmnist_sets())

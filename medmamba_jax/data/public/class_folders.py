@@ -1,4 +1,4 @@
-"""Archives that have a folder of images for every class."""
+"""Reads archives that have a folder of images for every class."""
 
 import collections
 import functools
@@ -21,11 +21,11 @@ def class_folder_reader(class_names: Sequence[str]) -> Callable[[Path], Iterator
 
 
 def count_by_class_folder(location: Path, class_names: Sequence[str]) -> dict[str, int]:
-    """Returns class name -> number of images, by the names of files alone.
+    """Returns class name -> number of images. It reads only the names of the files.
 
     Raises:
-        zipfile.BadZipFile: if an archive is damaged.
-        UserError: if a class has no images, or the class folders occur in more than one place.
+        zipfile.BadZipFile: an archive is damaged.
+        UserError: a class has no images, or the class folders occur in more than one place.
     """
     with open_files(location) as files:
         entries = _by_class_folder(files, class_names)
@@ -33,10 +33,12 @@ def count_by_class_folder(location: Path, class_names: Sequence[str]) -> dict[st
 
 
 def _by_class_folder(files: Files, class_names: Sequence[str]) -> dict[str, Entry]:
-    """Lists the images in class folders, which may lie at any depth, but side by side.
+    """Lists the images in class folders: path -> entry.
+
+    The class folders may lie at any depth, but must have the same parent.
 
     Raises:
-        UserError: if a class has no images, or the class folders occur in more than one place.
+        UserError: a class has no images, or the class folders occur in more than one place.
     """
     found: dict[str, dict[str, Entry]] = {}
     for file in files.names:

@@ -25,8 +25,8 @@ def add_prepare(subcommands: Subcommands) -> None:
     """Adds `prepare` to the subcommands of a parser."""
     parser = subcommands.add_parser("prepare", help="download a public set, and write it for TFDS")
     parser.add_argument("name", metavar="NAME", help="a name that `medmamba list` shows")
-    parser.add_argument("--data-dir", default="", help="as data.public.data_dir of a run")
-    parser.add_argument("--manual-dir", default="", help="folder of an archive fetched by hand")
+    parser.add_argument("--data-dir", default="", help="like data.public.data_dir of a run")
+    parser.add_argument("--manual-dir", default="", help="folder of an archive that you downloaded")
     parser.add_argument("--splits", choices=tuple(PUBLIC_SPLITS), default=PublicConfig.splits)
     parser.add_argument("--split-seed", type=int, default=0)
     parser.add_argument(
@@ -38,7 +38,7 @@ def add_prepare(subcommands: Subcommands) -> None:
 
 
 def list_sets() -> str:
-    """Returns a table of the public sets; the MedMNIST sets are in it once, not in every size."""
+    """Returns a table of the public sets. It lists a MedMNIST set once, not in every size."""
     rows = [("name", "images", "classes", "download", "splits", "paper: OA, AUC", "licence")]
     for public_set in CATALOGUE.values():
         if _SIZE_SUFFIX.search(public_set.name):
@@ -58,7 +58,7 @@ def list_sets() -> str:
     return "\n".join(
         [
             *_aligned(rows),
-            "Names in ...mnist stand for 28 px; put _64, _128 or _224 behind them for other sizes.",
+            "Names that end in mnist mean 28 px; append _64, _128 or _224 for other sizes.",
             "`medmamba prepare NAME` downloads a set and counts its images.",
         ]
     )

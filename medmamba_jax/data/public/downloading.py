@@ -1,4 +1,4 @@
-"""Downloading a file, in several tries if need be. It has its name only when it is complete."""
+"""Downloads a file and resumes interrupted downloads. Only a complete file gets its final name."""
 
 import contextlib
 import http.client
@@ -17,19 +17,19 @@ _CHUNK_BYTES = 1 << 20
 
 
 def download(url: str, target: Path) -> None:
-    """Downloads a file, going on where an earlier try broke off.
+    """Downloads a file. It resumes an earlier download that was interrupted.
 
-    Until the last byte is there the file is called `<target>.part`. Beside it `<target>.part.tag`
-    keeps the version of the file that the server sent: a file that has changed since is downloaded
-    from its start, as is one whose server names no version or sends no parts. If another process
-    downloads the same file, this one waits for it by the lock `<target>.lock`.
+    An incomplete file is called `<target>.part`. Beside it, `<target>.part.tag` holds the version
+    of the file that the server sent. The download starts again at the first byte if the file has
+    changed on the server, or if the server names no version or cannot send parts. If another
+    process downloads the same file, this process waits for the lock `<target>.lock`.
 
     Args:
         url: http or https.
-        target: the file to write, unless it is there; its folder is made.
+        target: the file to write, if it does not exist. Missing folders are created.
 
     Raises:
-        OSError: if the server cannot be reached, refuses, or stops before the end.
+        OSError: the server cannot be reached, refuses the request, or stops before the end.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with alone(target.with_name(f"{target.name}.lock"), f"downloading {target}"):
@@ -54,7 +54,7 @@ def _download(url: str, target: Path) -> None:
 
 @contextlib.contextmanager
 def _open(url: str, part: Path, tag: Path) -> Iterator[tuple[http.client.HTTPResponse, int]]:
-    """Yields the server's answer and the byte that it starts at."""
+    """Yields the server's response and the index of its first byte in the file."""
     start = part.stat().st_size if part.exists() and tag.exists() and tag.read_text() else 0
     response = _rest(url, start, tag.read_text()) if start else None
     if response is None:
@@ -67,7 +67,7 @@ def _open(url: str, part: Path, tag: Path) -> Iterator[tuple[http.client.HTTPRes
 
 
 def _rest(url: str, start: int, version: str) -> http.client.HTTPResponse | None:
-    """Asks for what follows byte `start`; None if the server does not answer with just that."""
+    """Requests the bytes from `start` on; None if the response does not hold exactly these."""
     try:
         response = _request(url, {"Range": f"bytes={start}-", "If-Range": version})
     except urllib.error.HTTPError as error:
@@ -90,9 +90,9 @@ def _request(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
 
 
 def _version(response: http.client.HTTPResponse) -> str:
-    """What If-Range may name; "" if there is nothing."""
+    """Returns the version of the file for the header If-Range; "" if the server names none."""
     etag = response.headers.get("ETag", "")
-    if etag and not etag.startswith("W/"):  # a weak one may cover files that differ in bytes
+    if etag and not etag.startswith("W/"):  # files with the same weak ETag may differ in bytes
         return etag
     return response.headers.get("Last-Modified", "")
 

@@ -1,4 +1,4 @@
-"""The facts about a public set, and one image of it."""
+"""The facts about a public set and about each of its images."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
@@ -11,11 +11,11 @@ class PublicImage:
     """One image on its way from the published archive to TFDS.
 
     Attributes:
-        filename: names the image the same way however the archive reached the user; unique.
+        filename: a unique name of the image. It does not depend on how the user got the archive.
         image: the bytes of an image file.
         label: index into the set's class names.
-        patient: the publisher's id; "" where the set has none.
-        split: the publisher's own split, "train", "val" or "test"; "" where the set has none.
+        patient: the publisher's id of the patient; "" if the set has none.
+        split: the publisher's own split, "train", "val" or "test"; "" if the set has none.
     """
 
     filename: str
@@ -27,12 +27,12 @@ class PublicImage:
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """The published file. None stands for what is not known.
+    """The published file. None means that a fact is not known.
 
     Attributes:
-        url: where it is downloaded from.
-        about: its size in words, where only that is known.
-        size: bytes.
+        url: the address of the download.
+        about: the approximate size, as text.
+        size: the size in bytes.
         md5: hexadecimal.
         sha256: hexadecimal.
     """
@@ -70,24 +70,25 @@ class Scores:
 
 @dataclasses.dataclass(frozen=True)
 class PublicSet:
-    """A data set of the paper. None stands for what is not known.
+    """A data set of the paper. None means that a fact is not known.
 
     Attributes:
-        name: what `data.name` calls it.
-        title: one line saying what the images are.
-        page: the publisher's page, where the archive can be had by hand.
+        name: the value of `data.name` for this set.
+        title: one line that describes the images.
+        page: the publisher's page, from which a user can download the archive.
         archive: the published file.
-        licence: its name, or the terms in a few words.
-        citation: what to cite.
-        class_counts: class name -> images; the order gives the labels.
-        split_sizes: "train", "val", "test" -> images, as reported for MedMamba.
-        scores: what the authors report.
-        splits: values of `data.public.splits` that this set has.
-        read: from the archive, or the folder that the user gave, to the images. Raises UserError
-            if what is there is not this set.
+        licence: the name of the licence, or its terms in a few words.
+        citation: the publication to cite.
+        class_counts: class name -> number of images; the order of the classes gives the labels.
+        split_sizes: "train", "val", "test" -> number of images, as reported for MedMamba.
+        scores: the results that the authors report.
+        splits: the values of `data.public.splits` that this set supports.
+        read: function that reads the images from the archive, or from the folder that the user
+            gave. It raises UserError if the files are not those of this set.
         paper_is_official: whether the authors used the publisher's split.
-        mistaken: from the archive, or the folder that the user gave, to why it is not this set,
-            though it has its layout; None if it may be. For sets without a checksum.
+        mistaken: function for sets without a checksum. It takes the archive, or the folder that the
+            user gave. It returns why the files are not those of this set although they have its
+            layout, or None if they may be those of this set.
     """
 
     name: str
@@ -113,7 +114,7 @@ class PublicSet:
         return sum(self.split_sizes.values())
 
     def notice(self) -> str:
-        """Licence, citation and page, in one line, for the user to read before using the images."""
+        """Returns licence, citation and page in one line, which every user should read."""
         return (
             f"{self.name}: {self.title}. Licence: {self.licence or 'not known'}."
             f" Cite: {self.citation} Page: {self.page}"

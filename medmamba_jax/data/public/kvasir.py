@@ -18,7 +18,7 @@ _CLASS_NAMES = (
 
 
 def _second_version(location: Path) -> str | None:
-    """Version 2 has folders of the same names, with twice the images."""
+    """Recognises version 2, which has the same folders with twice as many images."""
     if count_by_class_folder(location, _CLASS_NAMES) != dict.fromkeys(_CLASS_NAMES, 1000):
         return None
     return (

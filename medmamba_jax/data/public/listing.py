@@ -1,4 +1,4 @@
-"""Reading the images of a set from an archive."""
+"""Reads the images of a set from an archive."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,11 +27,11 @@ class Entry:
 def read_listed(
     location: Path, class_names: Sequence[str], entries: Callable[[Files], Mapping[str, Entry]]
 ) -> Iterator[PublicImage]:
-    """Reads the images of an archive or a folder, in the order in which they lie there.
+    """Reads the images of an archive or a folder, in the order of `Files.names`.
 
     Raises:
-        zipfile.BadZipFile: if an archive is damaged.
-        UserError: if the files are not those expected, or one is not an image.
+        zipfile.BadZipFile: an archive is damaged.
+        UserError: the files are not those of the set, or a file is not an image.
     """
     with open_files(location) as files:
         listed = entries(files)

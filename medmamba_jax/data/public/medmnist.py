@@ -1,6 +1,6 @@
 """Ten sets of MedMNIST v2 and MedMNIST+, at 28, 64, 128 and 224 pixels.
 
-Classes, sizes, licences and MD5s are those that the package `medmnist` 3.0.2 records.
+The classes, sizes, licences and MD5s come from the package `medmnist` 3.0.2.
 """
 
 import dataclasses
@@ -206,7 +206,7 @@ _PNEUMONIA_28: dict[str, Any] = {
 
 
 def medmnist_sets() -> list[PublicSet]:
-    """Returns every set in every size; `pathmnist` has 28 px, `pathmnist_224` 224."""
+    """Returns every set in every size; `pathmnist` has 28 px, `pathmnist_224` has 224 px."""
     return [
         _public_set(name, facts, pixels) for name, facts in _FACTS.items() for pixels in facts.md5s
     ]

@@ -1,4 +1,4 @@
-"""Reading the images of an npz file with the arrays of MedMNIST, one at a time, as PNG."""
+"""Reads the images of an npz file with the arrays of MedMNIST, one at a time, as PNG."""
 
 import contextlib
 import io
@@ -16,29 +16,29 @@ from medmamba_jax.data.sources.npy_header import NpyHeader, read_npy_header
 from medmamba_jax.data.split_names import SPLITS
 from medmamba_jax.errors import UserError
 
-_PNG_COMPRESSION = 3  # at 224 px 2.5 times faster than Pillow's 6, and no larger
+_PNG_COMPRESSION = 3  # at 224 px 2.5 times faster than Pillow's default 6; files are not larger
 
 
 def read_npz(
     location: Path, file_name: str, shape: tuple[int, ...], num_classes: int
 ) -> Iterator[PublicImage]:
-    """Reads an npz file an image at a time: the largest would fill 13 GB.
+    """Reads one image at a time from an npz file, because the largest file would fill 13 GB.
 
     Args:
         location: the file.
-        file_name: what it should be called; for messages.
-        shape: of an image.
-        num_classes: labels are below it.
+        file_name: the published name of the file, for messages.
+        shape: the shape of an image.
+        num_classes: number of classes; labels are 0 to `num_classes` - 1.
 
     Raises:
-        zipfile.BadZipFile: if the file is damaged.
-        UserError: if `location` is a folder, or an array is missing, pickled, cut off, or of
+        zipfile.BadZipFile: the file is damaged.
+        UserError: `location` is a folder, or an array is missing, pickled, cut off, or of
             another shape or dtype.
     """
     if location.is_dir():
         raise UserError(f"it holds no file {file_name}")
     with zipfile.ZipFile(location) as archive:
-        # Before labels are loaded, whose number might be anything.
+        # Check the number of images before labels are loaded: a damaged file may hold any number.
         counts = {split: _count(archive, split, shape) for split in SPLITS}
         labels = {split: _labels(archive, split, counts[split], num_classes) for split in SPLITS}
         for split in SPLITS:
@@ -62,7 +62,7 @@ def _count(archive: zipfile.ZipFile, split: str, shape: tuple[int, ...]) -> int:
 
 def _labels(archive: zipfile.ZipFile, split: str, count: int, num_classes: int) -> np.ndarray:
     with _array(archive, f"{split}_labels") as (stream, header):
-        # One column, as published, or a vector, as some re-saved files have.
+        # The published files have one column. Some files that were saved again have a vector.
         if not (np.issubdtype(header.dtype, np.integer) and header.shape in ((count, 1), (count,))):
             raise UserError(
                 f"{header.name} is {header}, but should be integers ({count}, 1) or ({count},), one"
@@ -79,14 +79,14 @@ def _labels(archive: zipfile.ZipFile, split: str, count: int, num_classes: int) 
 
 
 def _header(archive: zipfile.ZipFile, name: str) -> NpyHeader:
-    """Returns the header of an array that can be read value after value."""
+    """Returns the header of an array, which must be readable one value after another."""
     if f"{name}.npy" not in archive.namelist():
         raise UserError(f"there is no array {name!r} in it; it has {archive.namelist()}")
     header = read_npy_header(archive, name)
     if header.dtype.hasobject:
         raise UserError(
-            f"{name} is pickled, and unpickling runs whatever code is in it: save it again as an"
-            " array of numbers"
+            f"{name} is pickled, and unpickling would run any code in it: save it again as an array"
+            " of numbers"
         )
     if header.fortran_order:
         raise UserError(f"{name} is in Fortran order: save numpy.ascontiguousarray of it")
@@ -95,7 +95,7 @@ def _header(archive: zipfile.ZipFile, name: str) -> NpyHeader:
 
 @contextlib.contextmanager
 def _array(archive: zipfile.ZipFile, name: str) -> Iterator[tuple[IO[bytes], NpyHeader]]:
-    """Opens an array of an npz file at its first value."""
+    """Opens an array of an npz file and skips its header."""
     header = _header(archive, name)
     with archive.open(f"{name}.npy") as stream:
         stream.read(header.offset)

@@ -1,4 +1,4 @@
-"""Finding the published file of a set where the user put it, or downloading it."""
+"""Finds the published file of a set where the user put it, or downloads it."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,8 @@ from medmamba_jax.data.public.facts import Archive, PublicSet
 from medmamba_jax.errors import DataUnavailableError, UserError
 
 _DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)
-# Of an OSError: bz2's own, and a place in the file that cannot be; others are the disk's.
+# OSErrors with these numbers mean a damaged file: bz2 sets none, and a seek to an impossible place
+# sets EINVAL. All others are errors of the disk.
 _DAMAGED_ERRNO = (None, errno.EINVAL)
 _ACCEPT = "accept it as it is with data.public.accept_changed_files=True"
 
@@ -27,7 +28,7 @@ class Obtained:
     Attributes:
         public_set: the set.
         location: a file or a folder.
-        downloaded: whether the file was downloaded, and not given by the user.
+        downloaded: whether the program downloaded the file; False if the user gave it.
     """
 
     public_set: PublicSet
@@ -36,12 +37,12 @@ class Obtained:
 
     @contextlib.contextmanager
     def explained(self) -> Iterator[None]:
-        """Turns an exception that reading the files raises into an error with a remedy.
+        """Turns exceptions from reading the files into errors that name a remedy.
 
         Raises:
-            DataUnavailableError: if a download is damaged. It is removed, because another try would
-                read it again.
-            UserError: if what the user gave is damaged, or the files are not those of the set.
+            DataUnavailableError: a download is damaged. The download is removed, so that the next
+                attempt downloads it again.
+            UserError: a file of the user is damaged, or the files are not those of the set.
         """
         try:
             yield
@@ -52,15 +53,15 @@ class Obtained:
             if self.downloaded:
                 raise self.discarded(reason) from error
             raise UserError(f"{self.location} {reason}: get it again") from error
-        except (ValueError, RuntimeError) as error:  # the latter are zipfile's, of encryption, too
+        except (ValueError, RuntimeError) as error:  # zipfile raises RuntimeError for encryption
             raise UserError(
                 f"{self.location} cannot be used: {error}. The set is published at"
                 f" {self.public_set.page}"
             ) from error
 
     def discarded(self, reason: str) -> DataUnavailableError:
-        """Removes the download, and returns the error that says so."""
-        self.location.unlink(missing_ok=True)  # another process may have found the same
+        """Removes the download, and returns the error to raise."""
+        self.location.unlink(missing_ok=True)  # another process may have removed it already
         url = self.public_set.archive.url
         return _unavailable(self.public_set, f"the download from {url} {reason}")
 
@@ -72,16 +73,17 @@ def obtain(
 
     Args:
         public_set: the set.
-        download_dir: where downloads are kept.
-        manual_dir: where the user put the archive, or what is in it; None to download it. The
-            archive is taken where it is there under its published name, and else the folder.
-        accept_changed: take a file whose checksum is not the published one's, and what
-            `PublicSet.mistaken` refuses.
+        download_dir: the folder of the downloads.
+        manual_dir: the folder in which the user put the archive or the files in it. If it holds a
+            file with the archive's published name, this file is used, else the whole folder. None
+            means that the archive is downloaded.
+        accept_changed: accept a file whose checksum differs from the published one, and files that
+            `PublicSet.mistaken` rejects.
 
     Raises:
-        DataUnavailableError: if the download fails.
-        FileNotFoundError: if there is no `manual_dir`.
-        UserError: if what the user gave is not what is published.
+        DataUnavailableError: the download fails.
+        FileNotFoundError: `manual_dir` does not exist.
+        UserError: the files of the user differ from the published ones.
     """
     archive = public_set.archive
     if manual_dir is None:
@@ -92,7 +94,7 @@ def obtain(
     else:
         raise FileNotFoundError(
             f"no directory {manual_dir}: set data.public.manual_dir to the directory that holds"
-            f" {archive.name} from {public_set.page}, or what is in it"
+            f" {archive.name} from {public_set.page}, or the files in it"
         )
     if accept_changed:
         return obtained
@@ -132,7 +134,7 @@ def _unavailable(public_set: PublicSet, reason: str) -> DataUnavailableError:
 
 
 def _difference(archive: Archive, path: Path) -> str | None:
-    """How a file differs from the published one, as far as that is known."""
+    """Returns how a file differs from the published one; None if no known fact differs."""
     for algorithm in ("md5", "sha256"):
         if (expected := getattr(archive, algorithm)) is None:
             continue

@@ -1,4 +1,4 @@
-"""Which images of a public set are for training, validation and testing."""
+"""Splits a public set into images for training, validation and testing."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,7 +13,7 @@ Rows = dict[str, np.ndarray]
 
 
 def require_splits(public_set: PublicSet, kind: str) -> None:
-    """Raises UserError, naming those that there are, if the set is not split in this way."""
+    """Raises UserError if the set does not support this kind of split."""
     if kind not in public_set.splits:
         raise UserError(
             f"{public_set.name} has no splits {kind!r}; set data.public.splits to one of"
@@ -30,13 +30,13 @@ def split_rows(
     published: np.ndarray,
     seed: int,
 ) -> Rows:
-    """Splits a set in the way that `kind` names.
+    """Splits a public set.
 
     Args:
         public_set: the set.
-        kind: a name in `PUBLIC_SPLITS` that is one of `public_set.splits`.
+        kind: a name in `PUBLIC_SPLITS` and in `public_set.splits`.
         labels: integers (n,).
-        patients: strings (n,), or None where they are not known.
+        patients: strings (n,), or None if they are not known.
         published: the publisher's split of each image, strings (n,).
         seed: the same seed and images give the same splits.
 
@@ -44,7 +44,7 @@ def split_rows(
         "train", "val", "test" -> ascending indices.
 
     Raises:
-        UserError: the set is not split in this way, or has too few images for it.
+        UserError: the set does not support this kind of split, or has too few images for it.
     """
     require_splits(public_set, kind)
     return PUBLIC_SPLITS[kind](public_set, ImageFacts(labels, patients, published, seed))
@@ -52,7 +52,7 @@ def split_rows(
 
 @dataclasses.dataclass(frozen=True)
 class ImageFacts:
-    """What a way to split a set reads; see `split_rows`."""
+    """The facts about the images that a function in `PUBLIC_SPLITS` reads; see `split_rows`."""
 
     labels: np.ndarray
     patients: np.ndarray | None
@@ -61,9 +61,10 @@ class ImageFacts:
 
 
 def _paper(public_set: PublicSet, images: ImageFacts) -> Rows:
-    """The sizes reported for MedMamba; a copy with other images is split in the same proportions.
+    """Splits a set in the sizes reported for MedMamba.
 
-    The authors' lists of images are not public, so the images differ from theirs.
+    The authors' lists of images are not public, so the images of each split differ from theirs. A
+    copy of the set with another number of images is split in the same proportions.
     """
     if public_set.paper_is_official:
         return _official(public_set, images)
@@ -71,7 +72,7 @@ def _paper(public_set: PublicSet, images: ImageFacts) -> Rows:
 
 
 def _by_patient(public_set: PublicSet, images: ImageFacts) -> Rows:
-    """The same proportions, with no patient in two splits."""
+    """Splits a set in the proportions of the paper, with no patient in two splits."""
     return _in_proportion(public_set, images, groups=images.patients)
 
 
@@ -87,10 +88,10 @@ def _in_proportion(public_set: PublicSet, images: ImageFacts, groups: np.ndarray
 
 
 def _official(public_set: PublicSet, images: ImageFacts) -> Rows:
-    """The publisher's own split.
+    """Returns the publisher's own split.
 
-    Where it has no validation images, some are split off the training images, by patient, and as
-    large a part of them as in the paper.
+    If it has no validation images, some are split off its training images, by patient. They are the
+    same fraction of the training images as in the paper.
     """
     rows = {name: np.flatnonzero(images.published == name) for name in public_set.split_sizes}
     if not public_set.paper_is_official:
@@ -112,8 +113,8 @@ def _official(public_set: PublicSet, images: ImageFacts) -> Rows:
     return rows
 
 
-# A value of `data.public.splits` -> function (set, images) -> rows. `PublicSet.splits` names those
-# that a set has.
+# A value of `data.public.splits` -> function (set, images) -> rows. `PublicSet.splits` names the
+# values that a set supports.
 PUBLIC_SPLITS: dict[str, Callable[[PublicSet, ImageFacts], Rows]] = {
     "paper": _paper,
     "official": _official,

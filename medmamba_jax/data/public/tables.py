@@ -1,4 +1,4 @@
-"""Archives whose images a CSV file describes."""
+"""Reads archives whose images a CSV file describes."""
 
 import csv
 import dataclasses
@@ -15,7 +15,7 @@ from medmamba_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of a table: its cells, and where they stand, for messages."""
+    """A row of a table: its cells, and its place in the file, for messages."""
 
     where: str
     cells: Mapping[str, str]
@@ -32,11 +32,12 @@ def table_reader(
     """Returns the `PublicSet.read` of a set whose images a CSV file describes.
 
     Args:
-        class_names: in the order of the labels.
+        class_names: names of the classes, in the order of the labels.
         table: name of the CSV file.
-        delimiter: between its cells.
-        columns: which have to be there.
-        entry: from a row to what it says of its image. Raises UserError if it says it wrongly.
+        delimiter: the character between cells.
+        columns: the columns that the table must have.
+        entry: function that converts a row to the entry of its image. It raises UserError if a cell
+            has a value that is not allowed.
     """
 
     def entries(files: Files) -> dict[str, Entry]:
@@ -47,10 +48,10 @@ def table_reader(
 
 
 def _table_rows(files: Files, name: str, columns: Sequence[str], delimiter: str) -> list[Row]:
-    """Reads a CSV file that lies anywhere among the files; blanks around cells are dropped.
+    """Reads a CSV file in any folder. It removes blanks around cells.
 
     Raises:
-        UserError: if there is not exactly one such file, it is not UTF-8, a column is missing,
+        UserError: there is not exactly one file of this name, it is not UTF-8, a column is missing,
             or a row does not have as many cells as the header.
     """
     file = files.only(name)
@@ -78,11 +79,11 @@ def _table_rows(files: Files, name: str, columns: Sequence[str], delimiter: str)
 def _by_table(
     files: Files, rows: Iterable[Row], class_names: Sequence[str], entry: Callable[[Row], Entry]
 ) -> dict[str, Entry]:
-    """Finds the image of every row, in any folder.
+    """Finds the image of every row, in any folder: path -> entry.
 
     Raises:
-        UserError: naming the row, if its class is unknown, its patient is not given, or its
-            image is missing, in several places, or in an earlier row, too.
+        UserError: the class of a row is unknown, its patient is empty, or its image is missing, in
+            several places, or in an earlier row, too. The message names the row.
     """
     places: dict[str, list[str]] = {}
     for file in files.names:

@@ -1,16 +1,16 @@
-"""Where the decoded images of a split are kept: in memory, on disk, or nowhere.
+"""Decides where to cache the decoded images of a split: in memory, on disk, or nowhere.
 
-| data.cache | worker processes | fits into memory | else |
+| data.cache | worker processes | fits into memory | does not fit into memory |
 | --- | --- | --- | --- |
-| none | any | not kept | not kept |
+| none | any | no cache | no cache |
 | memory | none | memory | memory |
 | memory | some | disk | disk |
 | disk | any | disk | disk |
-| auto | none | memory | disk; not kept if too large for it, or if augmented |
-| auto | some | disk, as on the right | disk, as on the right |
+| auto | none | memory | disk; no cache if it does not fit on the disk, or is augmented |
+| auto | some | as on the right | disk; no cache if it does not fit on the disk, or is augmented |
 
-Worker processes share no memory. "Fits" means that all kept splits together take at most half of
-the memory, or half of the room on the disk, that is free when the run begins.
+Worker processes do not share memory. Splits fit if all cached splits together take at most half of
+the memory, or half of the disk space, that is free when the run begins.
 """
 
 import dataclasses
@@ -19,13 +19,13 @@ from collections.abc import Callable, Mapping
 
 @dataclasses.dataclass(frozen=True)
 class Need:
-    """What decides where a split is kept.
+    """The facts that decide where to cache a split.
 
     Attributes:
-        size: bytes that the split's images take.
-        augmented: whether they are augmented, so that each is kept at its own size.
-        num_workers: worker processes.
-        free: "memory" and "disk" -> bytes that may be taken.
+        size: bytes of the split's decoded images.
+        augmented: whether the images are augmented, so that the cache holds them at their own size.
+        num_workers: number of worker processes.
+        free: "memory" and "disk" -> bytes that the cache may use.
     """
 
     size: int

@@ -1,8 +1,9 @@
-"""Keeping decoded images: what is kept, and where by the table `cache_places.CACHES`.
+"""Caches of decoded images. The table `cache_places.CACHES` decides where they are.
 
-Of a split that is augmented, the decoded images are kept, since each epoch crops or turns them in
-another way. Of all others, the decoded and resized images are kept. Neither loses anything. What
-an earlier run has written to the disk is used, however little room is left there.
+The cache of an augmented split holds decoded images at their own size, because each epoch crops or
+rotates them differently. The cache of any other split holds decoded and resized images. Neither
+changes any pixel. A run uses the cache that an earlier run has written to the disk, even if there
+is little disk space left.
 """
 
 import dataclasses
@@ -30,25 +31,25 @@ from medmamba_jax.data.naming import short_name
 from medmamba_jax.data.reading.cache_places import CACHES, Need
 from medmamba_jax.errors import UserError
 
-_FORMAT = 1  # Increase it when the files change; a run then finds no earlier file.
+_FORMAT = 1  # Increase it when the format of the files changes; a run then ignores older files.
 _SHAPE = np.dtype("<u4")  # height, width and channels stand before the pixels
 _SHAPE_BYTES = 3 * _SHAPE.itemsize
-_WRITTEN_AT_ONCE = 64  # images, all in memory, at their own size if they are to be augmented
-_SHARE = 0.5  # of what is free
-_SAMPLED = 16  # images, whose sizes stand for all
+_WRITTEN_AT_ONCE = 64  # images in memory, at their own size if they are to be augmented
+_SHARE = 0.5  # of the free memory or disk space
+_SAMPLED = 16  # images; their mean size is taken as the mean size of all images
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 def cached(
     dataset: Dataset, preprocessing: Preprocessing, config: DataConfig
 ) -> tuple[Dataset, str]:
-    """Returns the data set with its splits behind caches, and where these are, for the log.
+    """Returns the data set with caches for its splits, and a text with their places for the log.
 
-    Pixels and order stay as they are. Nothing is decoded here but a sample of images that are to
-    be augmented, to know their size, and nothing is written: see `open_caches`.
+    Caches do not change pixels or their order. This function writes no cache; `open_caches` does.
+    It decodes only a sample of the images that are to be augmented, to measure their size.
 
     Raises:
-        UserError: if `config.cache_dir` cannot be written to, or an image cannot be decoded.
+        UserError: `config.cache_dir` cannot be written to, or an image cannot be decoded.
     """
     folder = config.cache_folder
     free = {"memory": _SHARE * available_memory(), "disk": _SHARE * _free_disk(folder)}
@@ -78,11 +79,11 @@ _TEXTS = {
 
 
 def open_caches(splits: Iterable[Split]) -> None:
-    """Opens the caches on disk that hold these splits; files that are missing are written.
+    """Opens the caches of these splits on disk, and writes those that do not exist.
 
     Raises:
-        OSError: if one cannot be written.
-        UserError: if an image cannot be decoded.
+        OSError: a cache cannot be written.
+        UserError: an image cannot be decoded.
     """
     for split in splits:
         if isinstance(split, CachedSplit) and isinstance(split.images, OnDisk):
@@ -90,12 +91,12 @@ def open_caches(splits: Iterable[Split]) -> None:
 
 
 class DecodedImages:
-    """A split's images, decoded and, if `resized`, resized; uint8 (h, w, c).
+    """The decoded images of a split, uint8 (h, w, c).
 
     Args:
         split: the images.
-        preprocessing: how they are decoded and resized.
-        resized: whether to resize; an image that is to be augmented must not be.
+        preprocessing: how to decode and resize them.
+        resized: whether to resize them. It must be False for images that are to be augmented.
     """
 
     def __init__(self, split: Split, preprocessing: Preprocessing, *, resized: bool):
@@ -136,7 +137,7 @@ class _ImageStore(Protocol):
 
 
 class CachedSplit:
-    """A split whose images are decoded arrays; all else is as in the original split."""
+    """A split whose images are decoded arrays. All its other properties are those of `split`."""
 
     def __init__(self, split: Split, images: _ImageStore):
         self._split = split
@@ -163,7 +164,7 @@ class CachedSplit:
 
 
 class InMemory:
-    """Keeps each image from when it is first read. Threads may share it, processes do not."""
+    """Keeps each image in memory after its first read. Threads may share it, processes cannot."""
 
     def __init__(self, images: DecodedImages):
         self._images = images
@@ -177,14 +178,15 @@ class InMemory:
 
 
 class OnDisk:
-    """Keeps all images in an ArrayRecord file, which is written by `open`, or the first read.
+    """Keeps all images in an ArrayRecord file. `open` or the first read writes the file.
 
-    The file is named by the content of the images and by their preprocessing, so that a later run
-    finds it and one with other images does not. It gets that name when it is complete.
+    The content of the images and their preprocessing determine the name of the file. So a later run
+    with the same images uses the file, and a run with other images does not. The file gets its name
+    when it is complete.
 
     Args:
         images: the images.
-        folder: where the file lies or is to lie; made if it does not exist.
+        folder: the folder of the file. It is created if it does not exist.
     """
 
     def __init__(self, images: DecodedImages, folder: Path):
@@ -211,11 +213,11 @@ class OnDisk:
         return np.frombuffer(record, np.uint8, offset=_SHAPE_BYTES).reshape(shape)
 
     def open(self) -> None:
-        """Opens the file, which is written if it does not exist or is not whole.
+        """Opens the file. If the file does not exist or is incomplete, it is written first.
 
         Raises:
-            OSError: if it cannot be written.
-            UserError: if an image cannot be decoded.
+            OSError: the file cannot be written.
+            UserError: an image cannot be decoded.
         """
         with self._lock:
             if not self._found():
@@ -223,9 +225,9 @@ class OnDisk:
                 self._reader = self._existing()
 
     def find(self) -> bool:
-        """Opens the file if it exists and is whole, and returns whether it does.
+        """Opens the file if it exists and is complete; returns whether it could.
 
-        The first time, every image is read for its content.
+        The first call reads every image file to compute the name of the cache file.
         """
         with self._lock:
             return self._found()
@@ -252,11 +254,12 @@ class OnDisk:
         from array_record.python import array_record_module
 
         self._folder.mkdir(parents=True, exist_ok=True)
-        # The images together may not fit into memory, so `write_atomically` cannot write them.
+        # `write_atomically` takes the whole content at once, but the images may not fit into
+        # memory.
         partial = self._path.with_suffix(f".{os.getpid()}-{uuid.uuid4().hex}.partial")
         count = len(self._images)
         try:
-            # Compressed, images would take longer to read than many a file takes to decode.
+            # Reading compressed records would take longer than decoding many image files.
             writer = array_record_module.ArrayRecordWriter(
                 str(partial), "group_size:1,uncompressed"
             )
@@ -290,11 +293,11 @@ class OnDisk:
 
 
 def available_memory() -> int:
-    """Bytes that this process may take, by the system and by the control group it is in."""
+    """Returns the free bytes of memory, within the limit of this process's control group."""
     available = psutil.virtual_memory().available
     try:
         limit, used = (int((_CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
-    except (OSError, ValueError):  # no such group, or no limit
+    except (OSError, ValueError):  # there is no control group, or it has no limit
         return available
     return max(min(available, limit - used), 0)
 
@@ -313,7 +316,10 @@ def _free_disk(folder: Path) -> int:
 
 
 def _found(images: DecodedImages, folder: Path, size: int) -> OnDisk | None:
-    """The cache on disk, if it exists; images are read for it only if a file is large enough."""
+    """Returns the cache on disk if it exists, else None.
+
+    Computing its name reads all images, so this happens only if some cache file is large enough.
+    """
     if any(file.stat().st_size > size for file in folder.glob("*.array_record")):
         kept = OnDisk(images, folder)
         if kept.find():

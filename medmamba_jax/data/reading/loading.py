@@ -1,4 +1,4 @@
-"""Batches of images, read by Grain in an order that only the seed and the step decide."""
+"""Batches of images. Grain reads them in an order that depends only on the seed and the step."""
 
 import dataclasses
 import sys
@@ -26,9 +26,9 @@ _PART = 16  # images
 
 
 class BatchIterator(Iterator[Batch]):
-    """Iterates over batches. Closing it ends its threads and worker processes.
+    """Iterates over batches. `close` ends its threads and worker processes.
 
-    Use it as a context manager, or call `close`. The end of the program closes it, too.
+    Use it as a context manager, or call `close`. The end of the program also closes it.
     """
 
     def __init__(self, batches: grain.DatasetIterator):
@@ -61,7 +61,7 @@ def _close(batches: list[grain.DatasetIterator]) -> None:
 def steps_per_epoch(split: Sized, batch_size: int) -> int:
     """Returns the number of global batches in an epoch: ceil(images / batch size).
 
-    All of them are whole batches; see `train_batches` for how the last one is filled.
+    All of them are full batches; `train_batches` describes how the last one is filled.
 
     Raises:
         UserError: the split holds no images, or the batch size is less than 1.
@@ -100,16 +100,16 @@ def train_batches(
     The images come in one endless stream, and global step s takes its rows s * batch_size to
     (s + 1) * batch_size - 1. An epoch is `steps_per_epoch` whole batches. With the sampler
     "shuffle" the stream is one permutation of the split after another. The beginning of the next
-    permutation fills the last batch of an epoch, and the next epoch goes on from there. So after k
-    epochs every image has been drawn k times or more, and no image more than once more often than
-    another. With "balanced" the classes take turns, and the images of each class come in one
+    permutation fills the last batch of an epoch, and the next epoch continues from there. So after
+    k epochs every image has been drawn k times or more, and the counts of two images differ by at
+    most 1. With "balanced" the classes take turns, and the images of each class come in one
     permutation after another.
 
-    The seed and the global row alone decide the order and the augmentation. The number of workers
-    and of hosts, and the step at which a run resumes, change no pixel. Of each global batch, host p
-    of P reads rows p, p + P, p + 2P and so on.
+    The order and the augmentation depend only on the seed and the global row. The number of workers
+    and of hosts, and the step at which a run resumes, do not change any pixel. Of each global
+    batch, host p of P reads rows p, p + P, p + 2P and so on.
 
-    A batch may be larger than the split; a warning then says that images repeat within a batch.
+    A batch may be larger than the split; then a warning reports that images repeat within a batch.
 
     Args:
         split: the training images.
@@ -165,9 +165,9 @@ def eval_batches(
 ) -> BatchIterator:
     """Iterates once over the split, in order. Every image comes exactly once.
 
-    Black images whose mask is False fill the last global batch, so that all batches have the same
-    shape and all hosts take the same number of steps. Of each global batch the first host reads the
-    first b rows, the second host the next b, and so on.
+    Black images with a mask of False fill the last global batch, so that all batches have the same
+    shape and all hosts take the same number of steps. The first host reads the first b rows of each
+    global batch, the second host reads the next b rows, and so on.
 
     Args:
         split: the images.
@@ -178,7 +178,7 @@ def eval_batches(
         process_count: number of hosts.
 
     Returns:
-        An iterator of dictionaries (`Batch`): {"image": uint8 (b, h, w, c), "label": as of
+        An iterator of dictionaries (`Batch`): {"image": uint8 (b, h, w, c), "label": as in
         `train_batches`, "mask": bool (b,)}, with b = batch_size / process_count. The label of a
         masked image is 0.
 
@@ -198,8 +198,8 @@ def eval_batches(
 class _TrainExample(grain.transforms.RandomMap):
     """Global row -> augmented example.
 
-    It holds the policy and the order themselves, not their names: a worker process does not know
-    what the user's script has added to the tables.
+    It holds the functions of the policy and the order, not their names, because a worker process
+    does not have the entries that the user's script has added to the tables.
     """
 
     split: Split
@@ -267,9 +267,9 @@ def _local_batch_size(batch_size: int, process_index: int, process_count: int) -
 class _Parts:
     """Stacked parts of whole batches; a part holds at most `_PART` images.
 
-    Threads and workers hand over parts instead of single images. The thread that asks for batches
-    competes with all other threads for the interpreter's lock, and it has to wait for the lock each
-    time it receives something.
+    Threads and workers pass on parts instead of single images. The thread that requests batches
+    competes with all other threads for the interpreter's lock, and it waits for the lock each time
+    it receives an item.
     """
 
     rows: grain.MapDataset
@@ -306,13 +306,13 @@ def _batches(rows: grain.MapDataset, local_batch_size: int, num_workers: int) ->
     )
     if num_workers:
         _let_grain_read_its_flags()
-        # Parts become batches after the workers. If workers did that, each would put its own share
-        # of the parts together, and the batches would depend on the number of workers.
+        # Parts are joined to batches outside the workers. If each worker joined its own parts, the
+        # batches would depend on the number of workers.
         parts = parts.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
     batches = parts.batch(source.per_batch, drop_remainder=True, batch_fn=_concatenated)
-    # A background thread copies the parts together, so that the training loop need not wait for it.
-    # Experimental, checked with Grain 0.2.18: outside `grain.experimental` that release prefetches
-    # only what workers or a `MapDataset` produce, not what `batch` makes of it.
+    # A background thread joins the parts, so that the training loop need not wait for that. The
+    # class is experimental; it was checked with Grain 0.2.18. Outside `grain.experimental`, that
+    # release prefetches only the output of workers or of a `MapDataset`, not the output of `batch`.
     batches = grain.experimental.ThreadPrefetchIterDataset(
         batches, prefetch_buffer_size=_PREFETCHED_BATCHES
     )
@@ -323,10 +323,11 @@ def _let_grain_read_its_flags() -> None:
     """Lets Grain read its own absl flags in a program that has not parsed any.
 
     Grain 0.2.18 reads the flag `grain_enable_multiprocess_worker_profiling` when it starts workers
-    and JAX is installed. Before a program has parsed its flags, absl lets nobody read a flag that
-    does not count as present on the command line. So this function marks Grain's flags as present,
-    as Grain itself does in its workers. Their values stay the defaults. The flags of the user's
-    program stay as they are, and the program may still parse all flags later.
+    and JAX is installed. Until a program has parsed its flags, absl raises an error for every read
+    of a flag that is not marked as present on the command line. So this function marks Grain's
+    flags as present; Grain itself does the same in its workers. The flags keep their default
+    values. The flags of the user's program do not change, and the program may still parse all flags
+    later.
     """
     if not flags.FLAGS.is_parsed():
         for name in flags.FLAGS:

@@ -1,4 +1,4 @@
-"""The order of the training images: an endless stream that the seed and the row decide.
+"""The order of the training images: an endless stream that depends on the seed and the row.
 
 `SAMPLERS` is the only list of orders. To add one, assign a `Sampler` to a new name in it.
 """
@@ -11,8 +11,8 @@ import numpy as np
 from medmamba_jax.data.dataset import TASKS, Split
 from medmamba_jax.errors import UserError
 
-# Global row, counted from 0 over all epochs -> index into the split. Threads call it concurrently.
-# It must return the same index whenever it gets the same row: resuming a run relies on that.
+# Function: global row, counted from 0 over all epochs -> index into the split. Threads call it
+# concurrently. The same row must always give the same index, because a resumed run relies on that.
 Order = Callable[[int], int]
 
 
@@ -21,10 +21,10 @@ class Sampler:
     """One way of drawing training images.
 
     Attributes:
-        order: makes the order of a split's images from the split and a seed in [0, 2**32). Reading
-            workers get the order by pickle.
-        text: what it does, in a few words; a run prints them before it starts.
-        tasks: the tasks of data sets that it can draw from; see `Dataset.task`.
+        order: function (split, seed) -> order of the split's images, with a seed in [0, 2**32). The
+            order is pickled for the worker processes.
+        text: a description in a few words; a run prints it before it starts.
+        tasks: the tasks of the data sets that it supports; see `Dataset.task`.
     """
 
     order: Callable[[Split, int], Order]
@@ -57,12 +57,12 @@ def sampler_for(name: str, task: str) -> Sampler:
 class _Permutations:
     """One random permutation after another, without end.
 
-    Each permutation is drawn whole. Grain's shuffle computes index by index with a cipher, which
-    takes 40 microseconds for each of 1,800 images; no other thread runs in that time.
+    NumPy draws each permutation as a whole. Grain's shuffle would compute each index with a cipher.
+    For 1,800 images this takes 40 microseconds an index, in which no other thread runs.
 
     Args:
-        indices: the values to permute, integers (n,) with n of 1 or more.
-        seed: integers of 0 or more; another seed gives unrelated permutations.
+        indices: the values to permute, integers (n,); n is 1 or more.
+        seed: integers, 0 or more; another seed gives unrelated permutations.
     """
 
     def __init__(self, indices: np.ndarray, seed: Sequence[int]):
@@ -75,7 +75,7 @@ class _Permutations:
         drawn = self._drawn.get(turn)
         if drawn is None:
             drawn = np.random.default_rng((*self._seed, turn)).permutation(self._indices)
-            # Some threads still read the end of one permutation while others start the next one.
+            # Some threads may still read the end of one permutation while others begin the next.
             kept = {turn - 1: self._drawn[turn - 1]} if turn - 1 in self._drawn else {}
             self._drawn = {**kept, turn: drawn}
         return int(drawn[position])
@@ -93,17 +93,17 @@ class _Turns:
 
 
 def shuffled(split: Split, seed: int) -> Order:
-    """Draws all images in random order, then all again in another one, and so on."""
+    """Draws all images in random order, then all images again in another order, and so on."""
     return _Permutations(np.arange(len(split)), (seed,))
 
 
 def balanced(split: Split, seed: int) -> Order:
     """Draws from each class in turn; within a class, one permutation of its images follows another.
 
-    So the counts of two classes never differ by more than one. A class without images is left out.
+    So the counts of two classes never differ by more than 1. A class without images is left out.
     """
-    # Each class has its own seed. With one seed for all, classes of the same size would be permuted
-    # alike, and the same images would always meet in a batch.
+    # Each class has its own seed. With one seed for all, classes of the same size would have the
+    # same permutation, and the same images would always be in a batch together.
     return _Turns(
         [
             _Permutations(np.flatnonzero(split.labels == label), (seed, int(label)))

@@ -1,1 +1,1 @@
-"""Where labelled images come from: one file a source."""
+"""The sources of labelled images, each in its own file."""

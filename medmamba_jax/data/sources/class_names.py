@@ -1,4 +1,4 @@
-"""Names of classes: their order, and names that may mean the same class."""
+"""The order of class names, and the check for names that may mean the same class."""
 
 import re
 from collections.abc import Iterable
@@ -7,20 +7,20 @@ from medmamba_jax.errors import UserError
 
 
 def in_natural_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Returns distinct names sorted as text, but runs of digits by their value: 9 before 10."""
+    """Returns distinct names, sorted as text, but runs of digits by value: 9 comes before 10."""
     return tuple(sorted(set(names), key=_natural))
 
 
 def require_classes(names: Iterable[str], where: str, hint: str = "") -> None:
-    """Checks what was found as names of classes.
+    """Checks that there are two or more classes, and that no two names differ only by case.
 
     Args:
-        names: distinct.
-        where: names the place in an error.
-        hint: what to add where there are too few.
+        names: distinct class names.
+        where: the name of the place in an error.
+        hint: text to add to the error if there are too few classes.
 
     Raises:
-        UserError: if there are fewer than two, or some differ only by case.
+        UserError: there are fewer than two names, or two names differ only by case.
     """
     names = sorted(names)
     if len(names) < 2:

@@ -1,4 +1,4 @@
-"""Images and labels named by a CSV table."""
+"""Image files and labels from a CSV table."""
 
 import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -24,12 +24,12 @@ _SUFFIXES = (".csv", ".tsv", ".txt")
 def find_table(config: DataConfig) -> LabelledImages:
     """Reads the table `config.path`, a row for each image; see `CsvConfig` for the columns.
 
-    Paths are relative to the folder of the table and stay below it. A class is any text, numbers
-    too; classes are sorted as text, but runs of digits by value.
+    Paths are relative to the folder of the table, and all files lie below it. A class name is any
+    text, including numbers. Classes are sorted as text, but runs of digits by value.
 
     Raises:
-        FileNotFoundError: if there is no such table.
-        UserError: if the table is damaged, lacks a column, or has a row that does not fit; the
+        FileNotFoundError: the table does not exist.
+        UserError: the table is damaged, lacks a column, or has a cell that is not allowed. The
             message names the line.
     """
     table, columns = read_csv_table(Path(config.path).expanduser()), config.csv
@@ -118,7 +118,7 @@ def _labels(table: CsvTable, columns: tuple[str, ...]) -> tuple[tuple[str, ...],
 
 
 def _yes_or_no(table: CsvTable, column: str) -> np.ndarray:
-    """Returns 1, 0, or NaN for not known, float32 (n,)."""
+    """Returns 1 for yes, 0 for no and NaN for unknown, float32 (n,)."""
     values = []
     for row, text in enumerate(table.column(column)):
         try:
@@ -135,7 +135,7 @@ def _yes_or_no(table: CsvTable, column: str) -> np.ndarray:
 
 
 def _require_no_patients(table: CsvTable) -> None:
-    """Refuses a table whose patients would go unnoticed under another name."""
+    """Refuses a table that seems to name patients in a column of another name."""
     for name in table.header:
         if re.search("patient|subject|person|participant", name, re.IGNORECASE):
             raise UserError(

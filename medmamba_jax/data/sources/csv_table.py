@@ -1,4 +1,4 @@
-"""Reading a CSV file with a header. Errors name the line."""
+"""Reads a CSV file with a header. Errors name the line."""
 
 import csv
 import dataclasses
@@ -18,8 +18,8 @@ class CsvTable:
     Attributes:
         path: the file.
         header: names of the columns, all different.
-        rows: of each row the texts, as many as there are columns.
-        lines: where in the file each row ends, counted from 1.
+        rows: the texts of each row, one for each column.
+        lines: the number of the last line of each row, counted from 1.
     """
 
     path: Path
@@ -31,7 +31,7 @@ class CsvTable:
         """Returns the texts of a column.
 
         Raises:
-            UserError: if there is none of this name.
+            UserError: no column has this name.
         """
         if name not in self.header:
             raise UserError(
@@ -43,18 +43,18 @@ class CsvTable:
         return [row[index] for row in self.rows]
 
     def find(self, name: str, default: str) -> list[str] | None:
-        """Returns the texts of a column that a table may lack.
+        """Returns the texts of an optional column.
 
         Args:
             name: the name in the configuration; "" for no column.
-            default: the name that the configuration has by default.
+            default: the default name in the configuration.
 
         Returns:
-            None for no column, and if there is none of the default name.
+            The texts; None if `name` is "", or if it is the default and no column has this name.
 
         Raises:
-            UserError: if a name was asked for and is not there, or the default name is there in
-                another spelling, which may have been meant.
+            UserError: no column has a name that differs from the default, or a column has the
+                default name in another spelling.
         """
         if not name or (name == default and name not in self.header):
             alike = [other for other in self.header if name and _plain(other) == _plain(name)]
@@ -67,18 +67,20 @@ class CsvTable:
         return self.column(name)
 
     def where(self, row: int) -> str:
-        """Names a row for a message."""
+        """Names the line of a row in a message."""
         return f"line {self.lines[row]}"
 
 
 def read_csv_table(path: Path) -> CsvTable:
     """Reads a comma-, semicolon- or tab-separated file in UTF-8.
 
-    The delimiter is the one of the three that the first line has most of. Empty lines are skipped.
+    The delimiter is the one of the three that occurs most often in the first line. Empty lines are
+    skipped.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        UserError: if it is no such table, names two columns alike, or holds no rows.
+        FileNotFoundError: the file does not exist.
+        UserError: the file is not such a table, two columns have the same name, or there are no
+            rows.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the CSV file in it")

@@ -1,4 +1,4 @@
-"""Every frame of a file as an image of its own."""
+"""A split in which every frame of a file is a separate image."""
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
@@ -18,17 +18,20 @@ from medmamba_jax.errors import UserError
 class AllFrames:
     """A split in which each frame of a file is an image with the file's label and weight.
 
-    All frames of a file stay in the split and in the group of the file. Where the split has no
-    groups, each file becomes a group. `files` is the split of files.
+    All frames of a file stay in the split and in the group of the file. If the split has no groups,
+    each file becomes a group.
 
     Args:
-        split: files, each with one frame or more, and arrays.
-        window: which intensities become 0..255 where there are more than 8 bits; see
+        split: files with one or more frames, or arrays.
+        window: which intensities of images with more than 8 bits become 0..255; see
             `DataConfig.window`.
 
+    Attributes:
+        files: the split of files.
+
     Raises:
-        DataUnavailableError: if there are DICOM files and pydicom is not installed.
-        UserError: if the frames of a file cannot be counted; the message names it.
+        DataUnavailableError: there are DICOM files and pydicom is not installed.
+        UserError: the frames of a file cannot be counted; the message names the file.
     """
 
     def __init__(self, split: Split, window: Window = "auto"):
@@ -64,7 +67,7 @@ class AllFrames:
         return {"image": np.asarray(pixels), "label": example["label"]}
 
     def _open(self, row: int) -> dict[str, Any]:
-        """Reads a file, or returns the one that was read last: most passes go frame by frame."""
+        """Reads a file, and keeps it until the next: readers mostly take frames in their order."""
         opened = self._opened
         if opened is None or opened[0] != row:
             example = self.files[row]
@@ -75,7 +78,7 @@ class AllFrames:
         return self.__dict__ | {"_opened": None}
 
     def has_window(self, index: int) -> bool | None:
-        """Whether a grey frame's DICOM file contains its window; None for other frames."""
+        """Whether a DICOM file contains the window of a grey frame; None for other frames."""
         file = self._open(int(self._file[index]))["image"]
         return file.has_window(int(self._frames[index])) if isinstance(file, DicomFile) else None
 

@@ -1,4 +1,4 @@
-"""Images in one folder per class."""
+"""Image files in a folder for each class."""
 
 import re
 from collections.abc import Iterable
@@ -21,14 +21,14 @@ from medmamba_jax.errors import UserError
 def find_image_folder(config: DataConfig) -> LabelledImages:
     """Finds image files in `<path>/{train,val,test}/<class>/` or `<path>/<class>/`.
 
-    The first layout is taken where the folder has folders of these names; `val` may also be called
-    `validation` or `valid`, and one of val and test may be missing. Classes are the folder names,
-    sorted as text but numbers by value. What is hidden or no image is skipped and counted in the
-    log.
+    The first layout applies if the folder has folders of these names. `val` may also be called
+    `validation` or `valid`, and either val or test may be missing. The class folders give the names
+    of the classes, which are sorted as text, but runs of digits by value. Hidden files and files
+    that are not images are skipped, and the log gives their number.
 
     Raises:
-        UserError: if a split folder is missing or empty, there are fewer than two classes, or two
-            differ only by case.
+        UserError: a split folder is missing or has no images, there are fewer than two classes, two
+            classes differ only by case, or the pattern of the configuration finds no patient.
     """
     root = Path(config.path).expanduser()
     folders = _split_folders(root)
@@ -76,7 +76,7 @@ def _groups(names: list[str], pattern: str) -> np.ndarray | None:
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
-    """Returns split name -> folder; the single name "all" if the root holds class folders."""
+    """Returns split name -> folder; {"all": root} if the root holds the class folders itself."""
     folders: dict[str, Path] = {}
     others = []
     for path in sorted(root.iterdir()):
@@ -111,7 +111,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 
 def _where_images_are(folder: Path) -> str:
-    """A hint for images that lie a level too deep, or too high."""
+    """Returns a hint if images lie a level too high or too deep, else ""."""
     here = [path for path in folder.iterdir() if path.is_file() and is_image_file(path)]
     if here:
         return (
@@ -132,7 +132,7 @@ def _where_images_are(folder: Path) -> str:
 
 
 def _files_among(folders: Iterable[Path]) -> str:
-    """A hint for class folders that are files, as a broken extraction leaves them."""
+    """Returns a hint if there are files instead of class folders, as after a failed extraction."""
     files = [path.name for folder in folders for path in folder.iterdir() if path.is_file()]
     visible = [name for name in sorted(files) if not name.startswith(".")]
     return f"; {visible[0]!r} is a file, not a folder of images" if visible else ""
@@ -152,7 +152,7 @@ def _labelled_files(folder: Path) -> list[tuple[Path, str]]:
             else:
                 skipped += 1
         if len(files) == before:
-            logging.warning("%s holds no images and is no class", class_folder)
+            logging.warning("%s holds no images and is not a class", class_folder)
     if skipped and files:
         logging.warning("%s: skipped %d entries that are no images", folder, skipped)
     return files

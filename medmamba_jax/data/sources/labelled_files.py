@@ -18,11 +18,11 @@ from medmamba_jax.errors import UserError
 
 
 class FileSplit:
-    """Image files and their labels; a file is read when its index is asked for.
+    """Image files and their labels. `split[i]` reads file i.
 
     Args:
         root: a folder.
-        names: paths of the files below it, with "/" between folders (n).
+        names: the paths of the files below the folder, with "/" between folders (n,).
         labels: as in `Split`.
         groups: as in `Split`.
         weights: as in `Split`.
@@ -53,7 +53,7 @@ class FileSplit:
         }
 
     def name(self, index: int) -> str:
-        """Names image `index` wherever the root lies."""
+        """Names image `index` by its path below the root."""
         return self.names[index]
 
     def describe(self, index: int) -> str:
@@ -71,7 +71,7 @@ class FileSplit:
         )
 
     def contents(self) -> str:
-        """Returns a hash of the content of all files, which it reads."""
+        """Reads all files and returns a hash of their content."""
 
         def content(index: int) -> bytes:
             return hashlib.sha256(self._path(index).read_bytes()).digest()
@@ -94,7 +94,12 @@ class FileSplit:
 
 
 def require_some_of_each(assigned: np.ndarray, kept: np.ndarray) -> None:
-    """Raises UserError if a split (n,) has no image among those that are kept, bool (n,)."""
+    """Raises UserError if a split loses all its images.
+
+    Args:
+        assigned: the split of each image (n,).
+        kept: whether the image can be read, bool (n,).
+    """
     for split in np.unique(assigned):
         if not (assigned[kept] == split).any():
             raise UserError(
@@ -104,7 +109,7 @@ def require_some_of_each(assigned: np.ndarray, kept: np.ndarray) -> None:
 
 
 def readable(root: Path, names: Sequence[str], config: DataConfig) -> np.ndarray:
-    """Decodes every file as the configuration says, and names the damaged ones in the log.
+    """Decodes every file with the settings of the configuration, and logs the damaged ones.
 
     Returns:
         Whether each file can be read, bool (n,).

@@ -1,4 +1,4 @@
-"""Labelled images as a source finds them, before they are split."""
+"""Labelled images from a source, before they are split."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,10 +15,10 @@ _UNKNOWN_GROUPS = ("", "nan", "None", "<NA>")  # missing values of Python, NumPy
 
 
 class Images(Split, Protocol):
-    """A split that can be divided, and whose images have names."""
+    """A split whose images have names, and whose rows can be selected."""
 
     def name(self, index: int) -> str:
-        """Returns a name that no other image has: its path below a folder, or its row."""
+        """Returns a unique name: the image's path below a folder, or its row."""
         ...
 
     def take(self, rows: np.ndarray) -> "Images":
@@ -28,17 +28,17 @@ class Images(Split, Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class LabelledImages:
-    """Labelled images, and their splits where those were found with them.
+    """Labelled images, and the splits that the source gives.
 
     Attributes:
-        name, description, class_names, synthetic, task: as of `Dataset`.
-        images: all of them.
-        assigned: the split of each image, "train", "val" or "test" (n,), with images in train and
-            one of the others at least; None where images have to be split.
+        name, description, class_names, synthetic, task: as in `Dataset`.
+        images: the images of all splits.
+        assigned: the split of each image, "train", "val" or "test" (n,). Train and at least one of
+            the others have images. None if the images still have to be split.
 
     Raises:
-        UserError: if a label does not fit the task or the classes, or the group of an image is
-            not known where groups are.
+        UserError: a label does not fit the task or the classes, or there are groups but the group
+            of an image is not known.
     """
 
     name: str
@@ -64,7 +64,7 @@ class LabelledImages:
                 )
 
     def dataset(self, rows: Mapping[str, np.ndarray], how: str = "") -> Dataset:
-        """Returns the images of these rows as splits; `how` says where the rows are from."""
+        """Returns a data set with these rows as splits; `how` describes the split in words."""
         return Dataset(
             name=self.name,
             description=f"{self.description}; {how}" if how else self.description,
@@ -75,7 +75,7 @@ class LabelledImages:
         )
 
     def as_found(self) -> Dataset:
-        """Returns the splits that were found, or else all images as the one split "all"."""
+        """Returns the splits of the source; without any, all images as one split "all"."""
         if self.assigned is None:
             return self.dataset({"all": np.arange(len(self.images))})
         names = [name for name in SPLITS if (self.assigned == name).any()]

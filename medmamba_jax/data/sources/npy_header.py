@@ -1,4 +1,4 @@
-"""Reading the header of an array in an npz file, before memory is allocated for the array."""
+"""Reads the header of an array in an npz file, before memory is allocated for the array."""
 
 import dataclasses
 import io
@@ -10,7 +10,7 @@ import numpy as np
 from medmamba_jax.errors import UserError
 
 _LONGEST = 1 << 16  # bytes; NumPy itself refuses headers of more than 10,000 characters
-_LARGEST = 1 << 30  # bytes of an array other than images
+_LARGEST = 1 << 30  # bytes of an array that does not hold images
 _VERSIONS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -22,10 +22,10 @@ class NpyHeader:
     """The header of an array.
 
     Attributes:
-        name: of the array; for messages.
-        dtype, shape: of the array.
+        name: the name of the array, for messages.
+        dtype, shape: the dtype and shape of the array.
         fortran_order: whether the first axis varies fastest.
-        offset: bytes before the values.
+        offset: number of bytes before the values.
     """
 
     name: str
@@ -42,7 +42,7 @@ class NpyHeader:
         return f"{self.dtype} {self.shape}"
 
     def require_small(self) -> None:
-        """Raises UserError if this is too large for labels, groups or names."""
+        """Raises UserError if the array is too large to hold labels, groups or names."""
         if self.nbytes > _LARGEST:
             raise UserError(
                 f"{self.name} is {self}, {self.nbytes:,} bytes, of which {_LARGEST:,} are allowed:"
@@ -51,16 +51,16 @@ class NpyHeader:
 
 
 def read_npy_header(archive: zipfile.ZipFile, name: str) -> NpyHeader:
-    """Reads the header of an array in an npz file, and no more.
+    """Reads only the header of an array in an npz file.
 
     Args:
         archive: the npz file.
-        name: of the array; it is there.
+        name: the name of an array in the file.
 
     Raises:
-        zipfile.BadZipFile, zlib.error, EOFError, OSError: if the file is damaged.
-        UserError: if it is no array, its values are of no bytes, or the file holds fewer values
-            than the header claims.
+        zipfile.BadZipFile, zlib.error, EOFError, OSError: the file is damaged.
+        UserError: the member is not an array, its values have 0 bytes each, or the file holds fewer
+            values than the header announces.
     """
     member = f"{name}.npy" if f"{name}.npy" in archive.namelist() else name
     with archive.open(member) as stream:
@@ -69,7 +69,7 @@ def read_npy_header(archive: zipfile.ZipFile, name: str) -> NpyHeader:
         version = np.lib.format.read_magic(start)
         read = _VERSIONS.get(version)
         found = None if read is None else read(start)
-    except Exception as error:  # a damaged header is parsed as Python, which raises anything
+    except Exception as error:  # NumPy parses the header as Python, so damage can raise anything
         reason = " ".join(str(error).split())
         raise UserError(f"{name} is no array; save arrays by numpy.savez ({reason})") from error
     if found is None:

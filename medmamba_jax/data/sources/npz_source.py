@@ -1,4 +1,4 @@
-"""Images and labels as arrays in an npz file."""
+"""Images and labels from the arrays of an npz file."""
 
 import contextlib
 import zipfile
@@ -25,17 +25,20 @@ _LAYOUTS = (
 
 
 def find_arrays(config: DataConfig) -> LabelledImages:
-    """Reads the npz file `config.path` into memory; what is pickled is refused.
+    """Reads the npz file `config.path` into memory. It does not accept pickled arrays.
 
-    It holds `train_images` (n, h, w) or (n, h, w, c), `train_labels`, and the same for val
-    (or valid, or validation) and test, one of which may be missing; or `x` and `y`. Labels are
-    integers (n,) or (n, 1), or of a multi-label set (n, K) of 1, 0 and NaN or -1 for not known.
-    There may be `groups` (`train_groups`, ...), the patient of each image, and `class_names` (K,),
-    text, which labels are indices into; without, classes are named by the integers that occur.
+    The file holds `train_images` (n, h, w) or (n, h, w, c), `train_labels`, and the same arrays for
+    val (or valid, or validation) and test. Either val or test may be missing. Without splits, the
+    arrays are `x` and `y`. Labels are integers (n,) or (n, 1). In a multi-label set they are
+    (n, K): 1, 0, and NaN or -1 for unknown.
+
+    Two more arrays are optional. `groups` (`train_groups`, ...) holds the patient of each image.
+    `class_names` (K,) holds text, and labels are indices into it. Without it, the integers in the
+    labels are the names of the classes.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        UserError: if the file is damaged, lacks an array, or arrays do not fit one another.
+        FileNotFoundError: the file does not exist.
+        UserError: the file is damaged, lacks an array, or holds arrays that do not fit together.
     """
     path = Path(config.path).expanduser()
     if not path.is_file():
@@ -74,7 +77,7 @@ def find_arrays(config: DataConfig) -> LabelledImages:
 
 
 def _splits(path: Path, keys: Iterable[str]) -> dict[str, tuple[str, str, str]]:
-    """Returns the names of the arrays of each split that there is: images, labels and groups."""
+    """Returns split -> names of its arrays of images, labels and groups."""
     prefixes: dict[str, str] = {}
     for prefix in (key.removesuffix("_images") for key in keys if key.endswith("_images")):
         split = split_named(prefix)
@@ -113,7 +116,7 @@ def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
 def _arrays(
     path: Path, file: np.lib.npyio.NpzFile, parts: Iterable[tuple[str, str, str]]
 ) -> dict[str, np.ndarray]:
-    """Loads the arrays of all parts, after their headers were found to fit one another."""
+    """Checks that the headers of all parts fit together, and then loads the arrays."""
     keys = []
     for image_key, label_key, group_key in parts:
         if label_key not in file.files:

@@ -1,8 +1,8 @@
 """Synthetic images that resemble chest X-rays, for trials without any download.
 
-They are sketches drawn by a program, of no medical value. The three classes differ by what a
-convolution sees and a linear model of the pixels does not: the texture and opacity of the lungs,
-at random places. Brightness, contrast and anatomy vary alike in all classes.
+A program draws them; they have no medical value. The three classes differ in the texture and the
+opacity of the lungs, at random places. A convolution can learn this difference, but a linear model
+of the pixels cannot. Brightness, contrast and anatomy vary in the same way in all classes.
 """
 
 import numpy as np
@@ -32,7 +32,7 @@ def draw_phantoms(config: DataConfig) -> LabelledImages:
 
 
 def draw(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws images of all classes in turn.
+    """Draws images; the classes take turns.
 
     Args:
         count: number of images.
@@ -48,14 +48,14 @@ def draw(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw_chunk(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """All intensities before exposure are in units of the contrast of lung to soft tissue."""
+    """Draws some images. Intensities before `_expose` are in units of the lung-tissue contrast."""
     n = len(labels)
     tissue, lungs = _anatomy(n, rng)
     finding = np.zeros_like(lungs)
     reticular, consolidation = (labels == CLASS_NAMES.index(name) for name in CLASS_NAMES[1:])
     finding[reticular] = _lines(reticular.sum(), rng)
     finding[consolidation] = _patches(lungs[consolidation], rng)
-    # A finding is balanced over the lungs: it adds structure there, but no brightness.
+    # The mean of a finding over the lungs becomes 0: it adds structure there, but no brightness.
     finding -= (finding * lungs).sum((1, 2), keepdims=True) / lungs.sum((1, 2), keepdims=True)
     clouds = 0.08 * _noise(n, 10.0, rng)
     image = tissue + lungs * (finding + clouds - 1) + 0.08 * _noise(n, 20.0, rng)
@@ -64,7 +64,7 @@ def _draw_chunk(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _anatomy(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Returns soft tissue with bones, and the lungs as a soft mask in 0..1; both (n, 96, 96)."""
+    """Returns soft tissue with bones, and a soft mask of the lungs in 0..1; both (n, 96, 96)."""
     x, y = _body_coordinates(n, rng)
     lungs = np.zeros_like(x)
     for side in (-1, 1):
@@ -132,7 +132,7 @@ def _patches(lungs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _expose(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Gives each image a random brightness and contrast, whatever it shows."""
+    """Gives each image a random brightness and contrast that do not depend on its class."""
     n = len(image)
     image = image - image.mean((1, 2), keepdims=True)
     image /= image.std((1, 2), keepdims=True)
@@ -147,7 +147,7 @@ def _inside(radius: np.ndarray, softness: float) -> np.ndarray:
 
 def _noise(n: int, width: float, rng: np.random.Generator) -> np.ndarray:
     """Returns smooth noise (n, 96, 96) of unit variance; `width` is in pixels."""
-    # Random weights of Gaussian bumps on a coarse grid, much cheaper than a wide blur.
+    # Gaussian bumps with random weights on a coarse grid are much faster than a wide blur.
     spacing = 4
     pixels = np.arange(IMAGE_SIZE, dtype=np.float32)[:, None]
     bumps = np.exp(-(((pixels - pixels[::spacing].T) / width) ** 2) / 2)

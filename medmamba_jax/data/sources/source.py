@@ -1,4 +1,4 @@
-"""A kind of place that images come from: what points at it, and how its images are found."""
+"""A source of images: the setting that selects it, and the function that finds its images."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,10 +12,12 @@ class Source:
     """One row of the table `medmamba_jax.data.build.SOURCES`.
 
     Attributes:
-        points_at: what `data.path` or `data.name` has to be, in a few words for messages.
-        recognises: whether `data.path` or `data.name` points at a source of this kind. It opens
-            no file.
-        find: finds the labelled images. It raises UserError for what the user did wrong.
+        points_at: the value that `data.path` or `data.name` must have, in a few words, for
+            messages.
+        recognises: function that returns whether `data.path` or `data.name` selects this source. It
+            does not open any file.
+        find: function that finds the labelled images. It raises UserError for a mistake of the
+            user.
     """
 
     points_at: str

@@ -1,7 +1,7 @@
-"""Data sets that TensorFlow Datasets (TFDS) has written, read without TensorFlow.
+"""Reads data sets that TensorFlow Datasets (TFDS) has written, without TensorFlow.
 
-`tensorflow_datasets` is imported when a data set is built, not before: the other sources do
-without it.
+`tensorflow_datasets` is imported only when such a data set is built, because the other sources do
+not need it.
 """
 
 import difflib
@@ -26,17 +26,17 @@ from medmamba_jax.errors import UserError
 def find_stored(config: DataConfig) -> LabelledImages:
     """Opens the public set `config.name`, or the set that the user has prepared under this name.
 
-    A public set is prepared in `data_dir` first, unless that has been done. Any other TFDS data
-    set has to be there already, in the ArrayRecord format, with an `Image` called "image" and a
-    `ClassLabel` called "label". Its own splits are used, "validation" and "valid" as val. A text
-    called "patient" gives the groups; it is empty everywhere or nowhere. A text called "filename"
-    names images in messages.
+    A public set that is not in `data_dir` is prepared first. Any other TFDS data set must already
+    be there, in the ArrayRecord format, with an `Image` called "image" and a `ClassLabel` called
+    "label". Its own splits are used; "validation" and "valid" mean val. A text feature "patient"
+    gives the groups; it must be empty for all images or for none. A text feature "filename" names
+    images in messages.
 
     Raises:
-        DataUnavailableError: the images can neither be downloaded nor found in `manual_dir`.
-        FileNotFoundError: `manual_dir` is needed and does not exist.
-        UserError: there is no data set of this name, it is not split as `config.public.splits`
-            says, or what was found is not the expected data set.
+        DataUnavailableError: the archive cannot be downloaded, or the download is damaged.
+        FileNotFoundError: the set has to be prepared, and `manual_dir` does not exist.
+        UserError: there is no data set of this name, it does not support `config.public.splits`,
+            or the files are not those of the data set.
     """
     if config.name in CATALOGUE:
         return _public(CATALOGUE[config.name], config)
@@ -65,7 +65,7 @@ def _public(public_set: PublicSet, config: DataConfig) -> LabelledImages:
     )
     builder = tfds.builder_from_directory(directory)
     everything = _open([Store(_records(builder, STORED_SPLIT), builder.name)])
-    # TFDS shuffles the records. In the order of their names, a seed always splits them alike.
+    # TFDS shuffles the records. Sort them by name, so that a seed always gives the same split.
     everything = everything.take(np.argsort(everything.filenames))
     _warn_of_difference(
         f"{builder.name}, images", _counts(public_set, everything), public_set.class_counts
@@ -77,7 +77,7 @@ def _public(public_set: PublicSet, config: DataConfig) -> LabelledImages:
 def _assigned(
     public_set: PublicSet, everything: TfdsSplit, name: str, config: DataConfig
 ) -> np.ndarray:
-    """Returns the split of each image, as `config.public.splits` says."""
+    """Returns the split of each image, as `config.public.splits` defines it."""
     rows = split_rows(
         public_set,
         config.public.splits,
@@ -122,7 +122,7 @@ def _own(config: DataConfig) -> LabelledImages:
         ]
     )
     _require_every_patient(images)
-    # With train alone, the images have to be split.
+    # If train is the only split, the images still have to be split.
     assigned = np.array(list(splits))[images.stores] if len(splits) > 1 else None
     return _labelled(builder, images, assigned)
 
@@ -170,7 +170,7 @@ def _require_every_patient(images: TfdsSplit) -> None:
 
 
 def _own_splits(builder: Any) -> dict[str, str]:
-    """Returns our names of the splits -> those under which they are stored."""
+    """Returns split in `SPLITS` -> name under which TFDS stores it."""
     stored = list(builder.info.splits)
     names = {split: [name for name in stored if split_named(name) == split] for split in SPLITS}
     if not names["train"] or max(map(len, names.values())) > 1:

@@ -17,7 +17,7 @@ class Store:
 
     Attributes:
         records: random access to {"image": bytes, "label": int, ...}.
-        where: names the records in messages.
+        where: the name of the records in messages.
     """
 
     records: Sequence[dict[str, Any]]
@@ -26,15 +26,15 @@ class Store:
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """What one pass over stored records finds, an array entry for each record.
+    """The facts about n records, from one pass over them. All arrays are (n,) unless noted.
 
     Attributes:
-        stores: which of the stores holds it.
-        places: its number in that store.
+        stores: index of the store that holds the record.
+        places: index of the record in that store.
         labels: integers.
-        filenames, patients, published: the text features "filename", "patient" and "split"; ""
-            where there are none.
-        images_sha256: of its encoded image, uint8 (n, 32).
+        filenames, patients, published: the text features "filename", "patient" and "split"; "" if
+            the record has none.
+        images_sha256: SHA-256 of the encoded image, uint8 (n, 32).
     """
 
     stores: np.ndarray
@@ -72,11 +72,11 @@ def read_index(stores: Sequence[Store]) -> Index:
 
 
 class TfdsSplit:
-    """Some of the records of a TFDS data set; images stay encoded.
+    """Some of the records of a TFDS data set; their images stay encoded.
 
     Args:
         stores: all records.
-        index: those that belong to the split.
+        index: the records that belong to the split.
 
     Attributes:
         labels, groups, weights: see `Split`.
@@ -102,7 +102,7 @@ class TfdsSplit:
         return {"image": record["image"], "label": int(record["label"])}
 
     def name(self, index: int) -> str:
-        """The file's name, where the set knows it."""
+        """Returns the name of the file; if the set does not have it, the place of the record."""
         return self.filenames[index] or self.describe(index)
 
     def describe(self, index: int) -> str:

@@ -1,1 +1,1 @@
-"""Which image is for training: by fractions, patients, folds or a table."""
+"""Splits images for training, validation and testing: by fractions, patients, folds or a table."""

@@ -1,4 +1,4 @@
-"""From images as they were found to the three splits that a run reads."""
+"""Splits the images of a source into the three splits of a run."""
 
 from pathlib import Path
 
@@ -17,23 +17,23 @@ Rows = dict[str, np.ndarray]
 
 
 def split_as_configured(found: LabelledImages, config: DataConfig) -> Dataset:
-    """Splits images as the configuration says.
+    """Splits images by the configuration.
 
-    The first of these that applies:
+    The first of these that is set or known determines the split:
 
     - `config.split_file`;
     - `config.fold`;
-    - the splits that were found with the images. A missing val is split off train, as large as
-      `config.val_fraction` of train and test together; a missing test stays missing;
+    - the splits that the source gives. A missing val is split off train; its size is
+      `config.val_fraction` of train and test together. A missing test stays missing;
     - `config.val_fraction` and `config.test_fraction`.
 
-    A split that is made here is stratified by class, keeps groups together, and depends on
-    `config.split_seed` alone.
+    A new split is stratified by class, keeps groups together, and depends only on the images and on
+    `config.split_seed`.
 
     Raises:
-        FileNotFoundError: if there is no file `config.split_file`.
-        UserError: if a class is not in every split made here, or a split has a class that train
-            lacks; or the split file does not fit the images.
+        FileNotFoundError: the file `config.split_file` does not exist.
+        UserError: a class is not in every new split, a split has a class that train lacks, or the
+            split file does not fit the images.
     """
     if config.split_file:
         rows, how = _by_file(found, config)

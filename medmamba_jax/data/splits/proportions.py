@@ -1,9 +1,9 @@
-"""Dividing groups of images among parts of given sizes, every class in proportion."""
+"""Divides groups of images into parts of given sizes, with each class in proportion."""
 
 import numpy as np
 
-_PASSES = 50  # of the improvement at most; about five are usual
-_MOST_GROUPS_TO_SWAP = 1000  # A pass compares every pair; more groups fit without it.
+_PASSES = 50  # at most; the improvement usually ends after about five
+_MOST_GROUPS_TO_SWAP = 1000  # a swap compares every pair; more groups fit well without swaps
 _ROUNDING = 1e-12
 
 
@@ -12,24 +12,25 @@ def deal_groups(
 ) -> np.ndarray:
     """Divides whole groups so that each part gets its fraction of the images of every class.
 
-    scikit-learn's `StratifiedGroupKFold` makes only parts of one size, and takes only one class an
-    image. Here each group, the largest first, goes to the part that it brings nearest to its
-    fractions. Then single groups move to another part, or two groups swap parts, as long as that
-    brings all parts nearer. A part that lacks a class counts as far from its fractions, so that
-    this happens only if too few groups show the class.
+    scikit-learn's `StratifiedGroupKFold` makes only parts of equal size, and takes only one class
+    for each image. Here each group, the largest first, goes to the part that it brings nearest to
+    its fractions. Then the function moves a group to another part, or swaps two groups, as long as
+    this brings the parts nearer to their fractions. A part that lacks a class counts as far from
+    its fractions. So a part lacks a class only if too few groups show it.
 
     Args:
-        counts: images of each group that show each class (g, K); an image may show several
-            classes, or none.
-        sizes: images of each group (g,).
-        fractions: of each part (p,); they sum to 1.
-        rng: decides between groups that are alike.
+        counts: number of images in each group that show each class (g, K); an image may show
+            several classes, or none.
+        sizes: number of images in each group (g,).
+        fractions: the fraction of each part (p,); they sum to 1.
+        rng: decides the order of groups with equal shares.
 
     Returns:
         The part of each group, integers (g,).
     """
     shown = counts[:, counts.any(0)]
-    # As shares of the whole: a column for each class, weighing together as much as the sizes do.
+    # Shares of all images: a column for each class, and one for the sizes. All classes together
+    # weigh as much as the sizes.
     shares = np.column_stack(
         [shown / shown.sum(0) / np.sqrt(max(1, shown.shape[1])), sizes / sizes.sum()]
     )
@@ -41,7 +42,7 @@ def deal_groups(
 
 
 def _deal(shares: np.ndarray, fractions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the part of each group, the shares and what each part wants of them (p, K + 1)."""
+    """Returns the part of each group, the shares, and the target of each part (p, K + 1)."""
     wanted = fractions[:, None] * shares.sum(0)
     lacking = wanted.copy()
     parts = np.empty(len(shares), np.int64)

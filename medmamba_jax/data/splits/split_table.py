@@ -1,4 +1,4 @@
-"""`split.csv`: where each image of a run belongs."""
+"""`split.csv`: the table with the split of each image of a run."""
 
 import csv
 import io
@@ -18,11 +18,11 @@ from medmamba_jax.files import write_atomically
 
 
 def write_split_table(path: Path, dataset: Dataset) -> None:
-    """Writes a row for each image, or for each file of frames: path, split, label and group.
+    """Writes a row for each image, or for each file with several frames: path, split, label, group.
 
-    The path is another name where the image is no file. The label is the name of the class; in a
-    multi-label set, the names of all classes that the image shows, with "|" between them. The group
-    is empty where there is none.
+    If an image is not a file, the path is another name of the image. The label is the name of the
+    class. In a multi-label set, it is the names of all classes that the image shows, with "|"
+    between them. The group is empty if there are no groups.
     """
     text = io.StringIO()
     writer = csv.writer(text)
@@ -37,19 +37,19 @@ def write_split_table(path: Path, dataset: Dataset) -> None:
 
 
 def read_split_table(path: Path, names: Sequence[str]) -> np.ndarray:
-    """Reads which split each image is in, from the columns path and split.
+    """Reads the split of each image, from the columns path and split.
 
     Args:
-        path: what `write_split_table` wrote, or any CSV table with these columns.
-        names: of the images (n,).
+        path: a table that `write_split_table` wrote, or any CSV table with these columns.
+        names: the names of the images (n,).
 
     Returns:
         "train", "val" or "test" for each image (n,).
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        UserError: if it lacks an image or a split, or names an image that is not there, or one
-            twice.
+        FileNotFoundError: the file does not exist.
+        UserError: the table lacks an image, or train or val; names an unknown image, or an image
+            twice; or two images have the same name.
     """
     table = read_csv_table(path)
     split_of: dict[str, str] = {}

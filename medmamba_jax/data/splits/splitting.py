@@ -1,6 +1,6 @@
-"""Splitting labelled images by a seed: each class in proportion, no group in two splits.
+"""Splits labelled images by a seed, with each class in proportion and no group in two splits.
 
-scikit-learn is imported where it is called, because processes that only read images do without it.
+Functions import scikit-learn when they need it, because processes that only read images do not.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,21 +23,23 @@ def split_off(
     groups: np.ndarray | None = None,
     class_names: Sequence[str] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Splits images off, stratified by class.
+    """Splits some images off, stratified by class.
 
     Args:
-        labels: integers (n,), or float (n, K) of a multi-label set, where 1 means shown.
-        count: images to split off; of whole groups, as near to it as they allow.
+        labels: integers (n,); in a multi-label set float (n, K), where 1 means that the image shows
+            the class.
+        count: the number of images to split off. With groups, whole groups are split off, and the
+            number is as near to `count` as they allow.
         seed: the same seed, labels and groups give the same split.
-        name: what the part split off is called in an error.
-        groups: what each image belongs to (n,), or None; no group comes into both parts.
-        class_names: names of the classes for errors; their numbers if None.
+        name: the name of the new split in an error.
+        groups: the group of each image (n,), or None. No group is in both parts.
+        class_names: names of the classes for errors; None means their numbers.
 
     Returns:
-        Two ascending index arrays: what is kept, and what is split off.
+        Two ascending index arrays: the images that stay, and the images of the new split.
 
     Raises:
-        UserError: if some class is not in both parts.
+        UserError: a class is not in both parts.
     """
     labels = np.asarray(labels)
     if groups is None and labels.ndim == 1:
@@ -60,22 +62,22 @@ def stratified_split(
 ) -> dict[str, np.ndarray]:
     """Splits images into train, val and test, stratified by class.
 
-    The sizes are the fractions of n, rounded to whole images; of whole groups, as near to them as
-    the groups allow.
+    The sizes are the fractions of n, rounded to whole images. With groups, they are as near to the
+    fractions as whole groups allow.
 
     Args:
         labels: as in `split_off`.
-        val_fraction: part of all images for validation.
-        test_fraction: part of all images for testing.
+        val_fraction: the fraction of all images for validation.
+        test_fraction: the fraction of all images for testing.
         seed: the same seed, labels and groups give the same splits.
-        groups: what each image belongs to (n,), or None; no group comes into two splits.
+        groups: the group of each image (n,), or None. No group is in two splits.
         class_names: as in `split_off`.
 
     Returns:
         "train", "val", "test" -> ascending indices.
 
     Raises:
-        UserError: if some class is not in every split.
+        UserError: a class is not in every split.
     """
     labels = np.asarray(labels)
     if groups is None and labels.ndim == 1:
@@ -102,26 +104,26 @@ def fold_split(
 ) -> dict[str, np.ndarray]:
     """Splits images for one round of a cross-validation, stratified by class.
 
-    The folds are the same whichever of them is asked for, so that every image is tested once.
+    The folds do not depend on `fold`, so every image is in the test set of exactly one round.
 
     Args:
         labels: as in `split_off`.
-        fold: which of the folds is the test set, from 0.
-        folds: their number.
-        val_fraction: part of all images for validation, split off the other folds.
+        fold: the index of the fold that is the test set, counted from 0.
+        folds: the number of folds.
+        val_fraction: the fraction of all images for validation. They are split off the other folds.
         seed: the same seed, labels and groups give the same folds.
-        groups: what each image belongs to (n,), or None; no group comes into two splits.
+        groups: the group of each image (n,), or None. No group is in two splits.
         class_names: as in `split_off`.
 
     Returns:
         "train", "val", "test" -> ascending indices.
 
     Raises:
-        UserError: if some class is not in every split.
+        UserError: a class is not in every split, or fewer images or groups than folds show it.
     """
     labels = np.asarray(labels)
     _require_a_group_a_fold(labels, groups, folds, class_names)
-    if labels.ndim == 2:  # scikit-learn stratifies by one class an image
+    if labels.ndim == 2:  # scikit-learn stratifies only by one class for each image
         parts = _deal(labels, groups, [1 / folds] * folds, seed)
     else:
         from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
@@ -165,7 +167,7 @@ def _split_images_off(
 def _deal(
     labels: np.ndarray, groups: np.ndarray | None, fractions: Sequence[float], seed: int
 ) -> list[np.ndarray]:
-    """Returns ascending indices for each of the fractions."""
+    """Divides the images into one part for each fraction; returns their ascending indices."""
     shown = _shown(labels)
     group_of = _group_numbers(labels, groups)
     counts = np.zeros((group_of.max() + 1, shown.shape[1]), np.int64)
@@ -177,7 +179,7 @@ def _deal(
 
 
 def _shown(labels: np.ndarray) -> np.ndarray:
-    """Returns which image shows which class, bool (n, K)."""
+    """Returns whether image i shows class k, bool (n, K)."""
     return labels == 1 if labels.ndim == 2 else labels[:, None] == np.arange(labels.max() + 1)
 
 

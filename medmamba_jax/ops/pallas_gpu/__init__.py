@@ -1,10 +1,10 @@
 """Fused selective scans for NVIDIA's Hopper GPUs: Pallas kernels on Mosaic GPU.
 
 Start at `scan.py`, the differentiable operation. `forward.py`, `backward.py` and `segments.py` are
-the kernels. `problem.py` has a call's static shape and decides how it is cut, `walk.py` the four
-orders, `staging.py` the step sizes, `streams.py` the copies to and from shared memory, `mosaic.py`
-everything that is private or experimental in JAX. The kernels are imported when they are first
-used, so that a jax without the parts that they need can still run everything else.
+the kernels. `problem.py` holds a call's static shape and decides how to cut it. `walk.py` has the
+four orders, `staging.py` the step sizes, and `streams.py` the copies to and from shared memory.
+`mosaic.py` has every part of JAX that is private or experimental. The kernels are imported at their
+first use, so that a jax without the parts that they need can still run everything else.
 """
 
 import functools
@@ -20,10 +20,10 @@ if TYPE_CHECKING:  # the table imports this package
     from medmamba_jax.ops.scan.implementations import Case
 
 
-# Errors that say that this jax lacks or has changed a part that the kernels use: a module or a name
-# is gone (ImportError, AttributeError), a function takes other arguments (TypeError), or Pallas no
-# longer lowers a primitive or lays a tile out otherwise (NotImplementedError). Other errors are
-# faults of this package or of the machine. They are raised: a warning would hide them.
+# Errors which mean that this jax lacks or has changed a part that the kernels use: a module or a
+# name is gone (ImportError, AttributeError), a function takes other arguments (TypeError), or
+# Pallas no longer lowers a primitive or lays out a tile differently (NotImplementedError). Other
+# errors are faults of this package or of the machine. They are raised: a warning would hide them.
 _ANOTHER_JAX = (ImportError, AttributeError, TypeError, NotImplementedError)
 
 
@@ -42,7 +42,7 @@ def scan_sequences(*args: jax.Array, **kwargs: Any) -> jax.Array:
 
 
 def refusal(case: "Case") -> str | None:
-    """Returns why the kernels cannot take a case on this machine, or None where they can.
+    """Returns why the kernels cannot take a case on this machine, or None if they can.
 
     If this jax cannot build the kernels, the first call warns about it.
     """
@@ -54,7 +54,7 @@ def refusal(case: "Case") -> str | None:
 
 
 def refusal_of_shape(case: "Case") -> str | None:
-    """Returns why the kernels cannot take a case on any GPU, or None where they can."""
+    """Returns why the kernels cannot take a case on any GPU, or None if they can."""
     if case.dtype not in (jnp.float32, jnp.bfloat16):
         return f"its inputs are float32 or bfloat16 and u is {case.dtype}"
     if case.d % CHANNELS or case.n != STATES:
@@ -68,7 +68,7 @@ def refusal_of_shape(case: "Case") -> str | None:
 def _refusal_of_gpu() -> str | None:
     capability = getattr(jax.devices("gpu")[0], "compute_capability", "none")
     try:
-        # Nobody has run the kernels on later GPUs, and some have less shared memory than they take.
+        # Nobody has run the kernels on later GPUs, and some of these have too little shared memory.
         able = int(float(capability)) == 9
     except ValueError:  # a GPU that NVIDIA did not make
         able = False
@@ -79,7 +79,7 @@ def _refusal_of_gpu() -> str | None:
 
 @functools.cache
 def _missing() -> str | None:
-    """Lowers both passes of a small scan (seconds). Returns why this jax cannot, or None."""
+    """Lowers both passes of a small scan, which takes seconds. Returns why it failed, or None."""
     try:
         from medmamba_jax.ops.pallas_gpu import scan
 
@@ -94,7 +94,7 @@ def _missing() -> str | None:
 
 
 def _says_another_jax(error: BaseException | None) -> bool:
-    """Whether the error, or one that it was raised from, is one of `_ANOTHER_JAX`."""
+    """Whether the error, or one of its causes, is one of `_ANOTHER_JAX`."""
     while error is not None and not isinstance(error, _ANOTHER_JAX):
         error = error.__cause__  # with jax_pallas_verbose_errors Pallas wraps the error in its own
     return error is not None

@@ -16,16 +16,16 @@ from medmamba_jax.ops.pallas_gpu.mosaic import custom_partitioning
 def by_image(function: Callable, mode: Any, unsplit_mode: Any = None) -> Callable:
     """Returns `function(mode, *arrays)` as a function of the arrays that XLA may split by image.
 
-    JAX cannot look into a kernel. Without this, vmap would add a grid axis to it, and XLA would
-    gather a sharded batch on every device.
+    JAX does not know the structure of a kernel. Without this function, vmap would add a grid axis
+    to the kernel, and XLA would gather a sharded batch on every device.
 
     Args:
       function: takes the mode and the arrays (u, packed, step, bias, A, D, ...). Arrays and results
         have the image axis first, except bias, A, D and, where `mode.rank` is not 0, step: these
         are parameters.
       mode: the static arguments, with `rank` and `interpret` among its attributes.
-      unsplit_mode: the mode for the trace of the whole batch, which JAX makes before XLA splits it
-        and which runs only if nothing is split; None for `mode`.
+      unsplit_mode: the mode for the trace of the whole batch; None means `mode`. JAX makes this
+        trace before XLA splits the batch, and runs it only if XLA does not split the batch.
     """
     call = functools.partial(function, mode)
 

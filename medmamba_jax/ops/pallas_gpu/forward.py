@@ -26,21 +26,22 @@ def make_forward(
             h = exp(dt * A) * h + dt * u[t] * B[t]
             y[t] = (C[t] * h).sum(n) + D * u[t]    # written to the place of pixel t on the map
 
-    One warp walks one image's 32 channels. Registers: a lane has one channel; its 16 states h and
-    16 decays A stay for the whole walk, because every step needs all of them. What is of one pixel
-    waits in shared memory. Chunks of a line arrive by bulk copy into two slots, the next one during
-    the walk over the present one, and y leaves by bulk copy.
+    One warp walks the 32 channels of one image. Registers: a lane has one channel. Its 16 states h
+    and 16 decays A stay in registers for the whole walk, because every step needs all of them. The
+    values of single pixels are in shared memory. Bulk copies bring chunks of a line into two slots,
+    the next chunk during the walk over the present one, and bulk copies write y.
 
-    Numerics: float32 throughout; y is rounded to its dtype once. exp is one ex2 for each state
-    update, 2 units in the last place (A comes scaled by log2(e)); the softplus is right to 1e-6 of
-    itself. Nothing is divided.
+    Numerics: all arithmetic is float32; y is rounded to its dtype once. exp is one ex2 for each
+    state update, with an error of 2 units in the last place (A is already scaled by log2(e)). The
+    relative error of softplus is 1e-6. Nothing is divided.
 
-    Speed: the floor is ex2, of which b * l * k * d * n are needed, 16 a clock on each
-    multiprocessor.
+    Speed: ex2 sets the floor. The kernel needs b * l * k * d * n of them, and each multiprocessor
+    computes 16 a clock.
 
     Args:
       problem: the static shape.
-      outputs, states: whether y and whether the boundary states are written.
+      outputs: whether the kernel writes y.
+      states: whether the kernel writes the boundary states.
       interpret: whether the kernel runs in the interpreter.
 
     The arrays are u (b, h, w, d), or (b, h, w, k, d) for a bare scan; packed (b, h, w, k, p) in

@@ -1,7 +1,8 @@
-"""Keeps lowered kernels: in the process, and on disk where JAX keeps compiled programs.
+"""Keeps lowered kernels in the process, and on disk in the folder of JAX's compiled programs.
 
-Mosaic lowers a kernel in Python, which takes seconds; the result compiles in one. JAX looks into
-its persistent cache only once a program is lowered, so every start would lower the kernels again.
+Mosaic lowers a kernel in Python, which takes seconds. XLA compiles the result in one second. JAX
+searches its persistent cache only after it has lowered a program, so without this module every
+start would lower the kernels again.
 """
 
 import contextlib
@@ -43,7 +44,7 @@ def _exported(make, problem, options, shapes) -> export.Exported:
     if not folder or "://" in folder or not config.jax_enable_compilation_cache:
         return _export(make, problem, options, shapes)
     path = pathlib.Path(folder) / f"medmamba_jax_{make.__name__}-{name}"
-    # If anything is wrong with the file, the kernel is lowered again.
+    # If the file is missing or damaged, the kernel is lowered again.
     with contextlib.suppress(Exception):
         return export.deserialize(bytearray(path.read_bytes()))
     exported = _export(make, problem, options, shapes)

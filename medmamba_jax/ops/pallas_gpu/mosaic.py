@@ -2,19 +2,19 @@
 
 A tile is (4 images, 16 states, 32 channels). A warpgroup holds it in registers, one warp for each
 image. `Device` spreads a tile over a warp's 32 lanes and sums across them. `Interpreter` does the
-same in plain JAX, for Pallas's interpreter, which knows no layouts.
+same in plain JAX, for Pallas's interpreter, which has no layouts.
 """
 
-# The other files of this package take what is not JAX's stable API from here. If a later jax lacks
-# or changes a part, an error is raised when this file is imported or a kernel is lowered, and
+# The other files of this package import from here everything that is not JAX's stable API. If a
+# later jax lacks or changes a part, importing this file or lowering a kernel raises an error, and
 # `pallas_gpu._missing` turns that error into a refusal. The tests passed with jax 0.10.2 and
 # 0.12.0.1, in the interpreter and by lowering for CUDA without a device. On a GPU they passed with
 # jax 0.11.2.
 #
 # Experimental, and why each is needed:
 #   pallas, pallas.mosaic_gpu: the language that the kernels are written in.
-#   custom_partitioning: JAX cannot look into a kernel. Only this tells XLA that a kernel may be
-#     split by image; `jax.shard_map` needs the mesh, which a scan inside a model does not know.
+#   custom_partitioning: only this lets XLA split a kernel by image. `jax.shard_map` needs the mesh,
+#     which a scan inside a model does not have.
 # Private, and why each is needed:
 #   fragmented_array: `FragmentedArray` is a tile in registers. Code inside `inline_mgpu` calls its
 #     `load_untiled` and `broadcast_in_dim` and reads and sets its registers (`_registers`), because
@@ -135,7 +135,7 @@ class Device:
 
     @staticmethod
     def load(ref: Ref, layout: Layout) -> jax.Array:
-        """Reads a whole reference, in shared or device memory, into registers laid out so."""
+        """Reads a whole reference in shared or device memory into registers with this layout."""
         return _load(ref.shape, jnp.dtype(ref.dtype), layout)(ref)
 
     @staticmethod
@@ -146,7 +146,7 @@ class Device:
     def spread(
         x: jax.Array, shape: tuple[int, ...], axes: tuple[int, ...], layout: Layout
     ) -> jax.Array:
-        """Broadcasts x, whose axes are those of the tile's, to a tile."""
+        """Broadcasts x, whose axes are the axes `axes` of the tile, to the tile."""
         return _spread(shape, axes, layout)(x)
 
     @staticmethod
@@ -156,9 +156,9 @@ class Device:
 
     @staticmethod
     def dot_rows(x: jax.Array, y: jax.Array, layout: Layout) -> jax.Array:
-        """Sums x * y over axis 1, which each lane has whole: (4, rows, 32) -> (4, 32)."""
-        # Not as two chains of multiply-adds, which are 7 instructions fewer of 113 but wait for
-        # each other and take registers: 5 to 17 % slower on an H100.
+        """Sums x * y over axis 1, all of which is in one lane: (4, rows, 32) -> (4, 32)."""
+        # Two chains of multiply-adds would need 7 of 113 instructions fewer. But their instructions
+        # wait for each other and take registers: they were 5 to 17 % slower on an H100.
         return plgpu.layout_cast(jnp.sum(x * y, axis=1), layout.reduce(1))
 
     @staticmethod
@@ -238,7 +238,7 @@ class TileOps:
         return self.base.vectors(x, (IMAGES, CHANNELS), self.layout)
 
     def dot_rows(self, x: jax.Array, y: jax.Array) -> jax.Array:
-        """Sums the product of two tiles that have all rows in each lane over them: (4, 32)."""
+        """Sums the product of two tiles over rows: (4, 32). Each lane must have all rows."""
         return self.base.dot_rows(x, y, self.layout)
 
     def zeros(self, *missing: int) -> jax.Array:
@@ -249,7 +249,7 @@ class TileOps:
 
 @functools.cache
 def _load(shape, dtype, layout):
-    """As `_spread`, inlined to be spared the inference of layouts."""
+    """Loads an array. Like `_spread`, it is inlined to avoid the inference of layouts."""
 
     @plgpu.inline_mgpu(
         arg_types=(plgpu.RefType(),),
@@ -263,7 +263,7 @@ def _load(shape, dtype, layout):
 
 @functools.cache
 def _spread(shape, axes, layout):
-    """Inlined since its layouts are then given: inferring those of a broadcast takes seconds."""
+    """Broadcasts. It is inlined with given layouts, because inferring them takes seconds."""
     (missing,) = set(range(len(shape))) - set(axes)
 
     @plgpu.inline_mgpu(
@@ -287,24 +287,24 @@ def _warp_barrier(ctx):
 
 
 def _registers(x):
-    """A lane's 4 x 4 values, [state][channel]."""
-    if x.registers.size != 4:  # another jax may lay a tile out otherwise
+    """Returns the 4 x 4 values of a lane, [state][channel]."""
+    if x.registers.size != 4:  # another jax may lay out a tile differently
         raise NotImplementedError(f"expected 4 registers of 4 values, got {x.registers.shape}")
     return [[_element(register, j) for j in range(4)] for register in x.registers.flat]
 
 
 def _chain(values):
-    """Adds left to right with the flag that lets products fuse into the additions."""
+    """Adds from left to right, with the flag that lets products fuse into the additions."""
     contract = arith.FastMathFlags.contract
     return functools.reduce(lambda x, y: arith.addf(x, y, fastmath=contract), values)
 
 
 def _butterfly(values, halving, whole=()):
-    """Sums each of `values` over lanes, spreading the sums over the lanes.
+    """Sums each of `values` over lanes, and spreads the sums over the lanes.
 
-    Every bit of `halving` exchanges one half of the values for the other with the lane that
-    differs in that bit: 4 values cost 2 + 1 shuffles, not the 8 of a full sum each. `whole` bits
-    add without spreading.
+    For each bit of `halving`, a lane exchanges one half of its values for the other half of the
+    lane that differs in that bit. So 4 values need 2 + 1 shuffles, and not 8 for four full sums.
+    For each bit of `whole`, lanes add their values without spreading them.
     """
     i32 = utils.ir.IntegerType.get_signless(32)
     lane = utils.thread_idx()

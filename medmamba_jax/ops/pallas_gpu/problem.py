@@ -6,21 +6,21 @@ from collections.abc import Callable
 
 import numpy as np
 
-# The axes of a tile. A warpgroup's four warps have an image each, a warp's 32 lanes share the rest.
+# The axes of a tile. Each of a warpgroup's four warps has an image. Its 32 lanes share the rest.
 IMAGES, STATES, CHANNELS = 4, 16, 32
 
 SHORTEST_LINE = 4  # steps; fixed costs would dominate a shorter chunk
-SHARED_MEMORY = 232_448  # bytes a CTA may have on Hopper
+SHARED_MEMORY = 232_448  # bytes that a CTA may have on Hopper
 MULTIPROCESSORS = 132  # of an H100 SXM and an H200
 SEGMENTS = (1, 2, 3, 4, 6, 8, 12, 16, 22, 32)
-# The low-rank step size is projected in the kernel up to this rank; above it the product is cheaper
-# on the tensor cores, as one XLA matrix product whose result the kernel reads (docs/kernels.md).
+# The kernel projects the low-rank step size up to this rank. Above it, one XLA matrix product on
+# the tensor cores is cheaper; the kernel then reads its result (docs/kernels.md).
 LARGEST_PROJECTED_RANK = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunks:
-    """How lines are cut. The arrays that the kernels exchange have shapes that follow from it.
+    """How lines are cut. The shapes of the arrays that the kernels exchange depend on it.
 
     Attributes:
       chunk: steps of a line (a row or column) that the backward kernel holds in shared memory at a
@@ -42,11 +42,11 @@ class KernelConfig(Chunks):
     """How the kernels cut up the images of one device.
 
     Attributes:
-      warpgroups: those of the backward kernel's CTA, each with a tile of its own. Three of them
-        also keep the register allocator at 168 registers, which nothing else does.
-      forward_segments, backward_segments: parts of every sequence that run at the same time. More
-        than one fills a GPU that few sequences leave empty. They cost a pass that first finds what
-        each part hands to the next.
+      warpgroups: number of warpgroups in the backward kernel's CTA, each with its own tile. Only
+        three of them keep the register allocator at 168 registers.
+      forward_segments, backward_segments: number of parts of every sequence that run at the same
+        time. Several parts fill a GPU for which there are too few sequences. They need an extra
+        pass, which finds the state that each part passes to the next.
     """
 
     warpgroups: int
@@ -136,16 +136,16 @@ def packed_width(rank: int, chunk: int) -> int:
 def choose_chunks(h: int, w: int, *, four_orders: bool) -> Chunks:
     """Returns the chunks with the least padding; long forward chunks where they cost no padding.
 
-    They depend on the map alone and not on the batch or the dtype. A call decides them once, before
-    XLA divides the batch, and all kernels of the call get them: packed rows and boundary states
-    have the same form on every device and in both passes.
+    The chunks depend only on the map, not on the batch or the dtype. A call chooses them once,
+    before XLA divides the batch, and all kernels of the call use them. So packed rows and boundary
+    states have the same form on every device and in both passes.
     """
 
     def padded_steps(chunk):
         steps = math.ceil(w / chunk) * chunk * h
         return steps + math.ceil(h / chunk) * chunk * w if four_orders else steps
 
-    # The cost of a step relative to the best. A short chunk pays its fixed costs more often.
+    # The cost of a step relative to the best chunks. Short chunks pay fixed costs more often.
     weights = {(8, 1): 1.0, (7, 2): 1.02, (7, 1): 1.04, (6, 1): 1.2, (4, 1): 1.4}
     return Chunks(*min(weights, key=lambda c: padded_steps(c[0] * c[1]) * weights[c]))
 
@@ -155,9 +155,9 @@ def choose_config(
 ) -> KernelConfig:
     """Completes a call's chunks for the b images that one device has.
 
-    The segments follow a cost that is fitted to measured times. docs/kernels.md has the
-    measurements, which do not cover every shape. Segments and warpgroups shape no array that
-    outlives a pass, so devices and passes may differ in them.
+    A cost that is fitted to measured times determines the segments. docs/kernels.md has the
+    measurements, which do not cover every shape. No array that outlives a pass depends on segments
+    and warpgroups, so devices and passes may differ in them.
     """
     warpgroups = 3
     while backward_bytes(chunks.chunk, rank, np.dtype(dtype), warpgroups) > SHARED_MEMORY:
@@ -178,7 +178,7 @@ def choose_config(
 
 
 def _fewest(chunks: int, cost: Callable[[int], float]) -> int:
-    """Returns the cheapest number of segments of at least 8 chunks; of equals, the smallest."""
+    """Returns the cheapest number of segments of at least 8 chunks; if equal, the smallest."""
     return min((s for s in SEGMENTS if s == 1 or chunks >= 8 * s), key=cost)
 
 

@@ -31,7 +31,7 @@ LOG2_E = 1.4426950408889634
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """What a call decides once, when it is traced, for all its passes and devices.
+    """The choices that a call makes once, when it is traced, for all its passes and devices.
 
     Attributes:
       four_orders, rank, softplus: as in `Problem`.
@@ -132,7 +132,7 @@ def lower() -> None:
     """Lowers the forward and backward kernels of a small scan for CUDA, without a device.
 
     Raises:
-      Exception: whatever a part of jax raises that is missing or has changed.
+      Exception: any error of a part of jax that is missing or has changed.
     """
     f32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     # Short lines give short chunks, and each step of an unrolled chunk takes time to lower.
@@ -192,7 +192,7 @@ _scan.defvjp(_scan_forward, _scan_backward)
 
 
 def _split(function, mode: Mode):
-    """Lets XLA split a pass by image; where it may, nothing is lowered for the whole batch."""
+    """Lets XLA split a pass by image. Several devices keep no kernel for the whole batch."""
     whole = dataclasses.replace(mode, keep_lowered=jax.device_count() == 1)
     return by_image(function, mode, whole)
 
@@ -236,7 +236,7 @@ def _prepare(p: Problem, u, packed, step):
 
 
 def _forward(mode: Mode, u, packed, step, bias, A, D):
-    """Returns y and what the backward pass needs besides the inputs."""
+    """Returns y, and the arrays that the backward pass needs besides the inputs."""
     p = _problem(mode, u, packed, step)
     b = u.shape[0]
     arrays = (*_prepare(p, u, packed, step), bias, A, D)
@@ -250,7 +250,7 @@ def _forward(mode: Mode, u, packed, step, bias, A, D):
 
 
 def _forward_ends(p: Problem, mode: Mode, u, packed, step, bias, A, D):
-    """Returns the forward kernel's last arguments, of which a single segment has none."""
+    """Returns the forward kernel's last arguments; there are none if there is one segment."""
     if p.config.forward_segments == 1:
         return ()
     ends = _kernel(mode, make_segment_ends, p, adjoint=False)
@@ -258,7 +258,7 @@ def _forward_ends(p: Problem, mode: Mode, u, packed, step, bias, A, D):
 
 
 def _backward(mode: Mode, u, packed, step, bias, A, D, dy, *states):
-    """Returns the gradients of u, packed, step, bias, A, D; of a parameter one for each image."""
+    """Returns the gradients of u, packed, step, bias, A, D; for parameters, one for each image."""
     p = _problem(mode, u, packed, step)
     b, h, w, k = packed.shape[:4]
     arrays = (*_prepare(p, u, packed, step), bias, A, D)
@@ -276,7 +276,7 @@ def _backward(mode: Mode, u, packed, step, bias, A, D, dy, *states):
 
     du, dstep, dBC = (x[:b, :h, :w] for x in (du, dstep, dBC))
     dA, dD, dbias = (x[:b].sum(2) for x in (dA, dD, dbias))
-    dA /= LOG2_E  # A came scaled
+    dA /= LOG2_E  # A is already scaled
     if p.four_orders:
         du = du.astype(jnp.float32).sum(3).astype(u.dtype)
     dpacked = dBC.reshape(b, h, w, k, p.tiles, 2 * STATES).sum(4)

@@ -1,4 +1,4 @@
-"""The states that each segment of a sequence hands to the next, so that all run at once."""
+"""The states that each segment of a sequence passes to the next, so that all can run at once."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -155,7 +155,7 @@ def chain_ends(
         direction.
       channels: the tile's channels.
       begin: the first segment of the chain: 0, or the last one in the adjoint.
-      count: how many segments the chain has. It goes upwards from 0, or downwards in the adjoint.
+      count: the number of segments in the chain, which goes up from 0, or down in the adjoint.
     """
 
     def enter(i, h):

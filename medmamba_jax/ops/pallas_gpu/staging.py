@@ -25,17 +25,17 @@ LOG1P = (
 
 
 def log1p(y: jax.Array) -> jax.Array:
-    """Returns log(1 + y) for y in [0, 1], right to 2e-7 of itself in float32.
+    """Returns log(1 + y) for y in [0, 1], with a relative error of 2e-7 in float32.
 
-    Pallas cannot lower `jnp.log1p` here. log(1 + y) loses digits of a small y in the sum: a step of
-    1e-3 would be off by 7e-5 of itself.
+    Pallas cannot lower `jnp.log1p` here. The sum in log(1 + y) loses digits of a small y: a step of
+    1e-3 would have a relative error of 7e-5.
     """
     return y * horner(LOG1P, y)
 
 
 def sigmoid_of_softplus(dt: jax.Array) -> jax.Array:
-    """Returns softplus's derivative where softplus is dt: 1 - exp(-dt), right to 1e-6 of itself."""
-    # Where the difference would cancel, a series. Relative to dt its next term is dt**5 / 720.
+    """Returns softplus's derivative where softplus is dt: 1 - exp(-dt), relative error 1e-6."""
+    # Use a series where the difference would cancel. Relative to dt, its next term is dt**5 / 720.
     small = dt * horner((1.0, -1 / 2, 1 / 6, -1 / 24, 1 / 120), dt)
     return jnp.where(dt < 0.125, small, 1.0 - jnp.exp(-dt))
 
@@ -82,9 +82,9 @@ class StepSizes:
         Args:
           chunk: steps of a chunk.
           packed_s: the chunk's packed rows (4, chunk, p), which begin with the low-rank part.
-          step_s: the chunk's step sizes (4, chunk, 32); None where they are projected.
-          real_pixels: how many pixels lie on the map, or None where all do. The others get dt = 0,
-            which leaves the state alone.
+          step_s: the chunk's step sizes (4, chunk, 32); None if they are projected.
+          real_pixels: the number of pixels that lie on the map, or None if all do. The others get
+            dt = 0, which does not change the state.
 
         Returns:
           The sum of dt over the chunk, (4, 32).

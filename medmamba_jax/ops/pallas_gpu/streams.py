@@ -10,8 +10,8 @@ from medmamba_jax.ops.pallas_gpu.mosaic import Index, Ref, pl, plgpu
 from medmamba_jax.ops.pallas_gpu.problem import Problem
 from medmamba_jax.ops.pallas_gpu.walk import Walk
 
-# Chunks in a buffer: one in use, the next on its way. Three, four and six were slower or no faster
-# on an H100, because fewer CTAs then fit on a multiprocessor.
+# Chunks in a buffer: one is in use while the next is copied. Three, four and six were slower or no
+# faster on an H100, because fewer CTAs then fit on a multiprocessor.
 SLOTS = 2
 
 
@@ -30,13 +30,13 @@ def inputs(
     packed: tuple[Ref, Ref],
     step: tuple[Ref, Ref | None],
 ) -> list:
-    """Returns what every chunk of a kernel's input consists of, for `Streams`.
+    """Returns the arrays of a kernel's input with their buffers, for `Streams`.
 
     Args:
-      images, k, channels: the tile's.
+      images, k, channels: the images, the direction and the channels of the tile.
       maps: pairs of a reference to u or dy and its buffer.
       packed: the reference to the packed rows and its buffer.
-      step: the reference to the step sizes and its buffer, which arrive only where the kernel does
+      step: the reference to the step sizes and its buffer. They are copied only if the kernel does
         not project them.
     """
     own = (channels,) if problem.four_orders else (k, channels)
@@ -48,14 +48,14 @@ def inputs(
 
 
 class Streams:
-    """Arrays that arrive together, chunk by chunk; the next chunk arrives while one is in use.
+    """Copies arrays together, chunk by chunk; it copies the next chunk while one is in use.
 
     Args:
       walk, k: the walk and its direction.
       barriers: references to the barriers of all warpgroups, one for each slot.
       mine: the index of this warpgroup's first barrier.
       arrays: pairs of a place in device memory (`at_pixels`) and a buffer (SLOTS, ...).
-      chunk_at: returns the chunk that is used j-th.
+      chunk_at: returns the chunk at position j of the walk.
       count: the number of chunks.
     """
 

@@ -15,9 +15,9 @@ from medmamba_jax.ops.pallas_gpu.problem import Problem
 class Walk:
     """Chunks of `chunk` pixels along the rows (k even) or columns (k odd) of a map.
 
-    Directions k >= 2 take the same chunks, and the pixels of each, from the last to the first. A
-    bare scan is a map of one row, and every direction walks it forward. If `k` is traced, the
-    results are, too.
+    Directions k >= 2 take the same chunks and the same pixels in each, but from the last to the
+    first. A bare scan is a map of one row, and every direction walks it forward. If `k` is traced,
+    the results are traced, too.
     """
 
     problem: Problem
@@ -29,7 +29,7 @@ class Walk:
         return w // self.chunk, h // self.chunk
 
     def chunks(self, k: Index) -> Index:
-        """Returns the number of chunks of direction k, traced where directions differ in it."""
+        """Returns the number of chunks of direction k. It is traced if directions differ in it."""
         per_row, per_column = self._per_line()
         by_rows = self.problem.h * per_row
         if not self.problem.four_orders:
@@ -47,7 +47,7 @@ class Walk:
         return jnp.minimum(s * each, self.chunks(k)), jnp.minimum((s + 1) * each, self.chunks(k))
 
     def pixels(self, k: Index, c: Index, use: Callable[[Any, Any], None]) -> None:
-        """Calls use(rows, columns) with the place of scan chunk c: one is a slice, one a number."""
+        """Calls use(rows, columns) with the place of scan chunk c: a slice and a number."""
         per_row, per_column = self._per_line()
         if not self.problem.four_orders:
             use(0, pl.ds(c * self.chunk, self.chunk))
@@ -63,7 +63,7 @@ class Walk:
             use(pl.ds(lax.rem(c, per_column) * self.chunk, self.chunk), lax.div(c, per_column))
 
     def pixel(self, k: Index, i: Index) -> Index:
-        """Returns the place within its chunk, in memory order, of the chunk's i-th step."""
+        """Returns the place of the chunk's i-th step within the chunk, in memory order."""
         return jnp.where(k >= 2, self.chunk - 1 - i, i) if self.problem.four_orders else i
 
     def real_pixels(self, k: Index, c: Index) -> Index | None:

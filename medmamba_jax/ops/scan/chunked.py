@@ -20,9 +20,9 @@ Residuals = tuple[jax.Array, ...]
 def max_chunk(backend: str) -> int:
     """Returns the most steps of a chunk on a backend ("cpu", "gpu", "tpu" or another).
 
-    Measured on a CPU and on a GPU over the four stage shapes of MedMamba-T (docs/scan.md). A CPU
-    wants a chunk's states in its cache, a GPU wants few and large launches. Other backends, the TPU
-    among them, get the GPU's length without a measurement.
+    The lengths were measured on a CPU and on a GPU over the four stage shapes of MedMamba-T
+    (docs/scan.md). A CPU is fast if a chunk's states fit into its cache, a GPU if it has few, large
+    launches. Other backends, such as the TPU, get the GPU's length without a measurement.
     """
     return 16 if backend == "cpu" else 64
 
@@ -30,7 +30,7 @@ def max_chunk(backend: str) -> int:
 def chunk_length(length: int, longest: int) -> int:
     """Returns the chunk that splits `length` evenly into the fewest chunks of at most `longest`.
 
-    Even chunks keep the padding below one step per chunk: 49 steps in chunks of at most 16 are
+    Even chunks keep the padding below one step per chunk: 49 steps in chunks of at most 16 become
     4 chunks of 13, not 4 of 16.
     """
     return math.ceil(length / math.ceil(length / longest))
@@ -55,24 +55,24 @@ def scan_chunked(
             y = sum_n(C * h_all) + D * u
             h = h_all[-1]
 
-    Backward keeps the inputs and one state (b, k, n, d) a chunk, walks the chunks in reverse,
-    computes each chunk's states again and runs the adjoint recurrence
-    dh[t] = a[t+1] dh[t+1] + C[t] dy[t] as a reverse associative scan. Peak memory is the chunk's,
-    not the sequence's. Nothing is divided and h[t-1] is never recovered from h[t], so decays that
-    underflow to 0 stay exact.
+    The backward pass keeps the inputs and one state (b, k, n, d) for each chunk. It walks the
+    chunks in reverse, computes each chunk's states again, and runs the adjoint recurrence
+    dh[t] = a[t+1] dh[t+1] + C[t] dy[t] as a reverse associative scan. So only the states of one
+    chunk are in memory, not those of the sequence. The code never divides by a decay and never
+    recovers h[t-1] from h[t], so decays that underflow to 0 stay exact.
 
     Args:
       u, A, B, C, D: as for `selective_scan`.
-      dt: the step size, ready: biased and positive, in the arithmetic's dtype, (b, l, k, d).
-      longest: the most steps in a chunk; None for `max_chunk` of the default backend.
+      dt: the step size after bias and softplus, float32 or float64, (b, l, k, d).
+      longest: the most steps in a chunk; None means `max_chunk` of the default backend.
 
     Returns:
       y, (b, l, k, d), in u's dtype.
     """
     if longest is None:
-        # `lax.platform_dependent` would decide later, when the program is lowered. It cannot here:
-        # the number of border states that the backward pass keeps depends on the chunk's length,
-        # and differentiating it would keep those of every platform.
+        # `lax.platform_dependent` would choose later, when the program is lowered. It does not help
+        # here: the number of border states that the backward pass keeps depends on the chunk's
+        # length, and its gradient would keep the border states of every platform.
         longest = max_chunk(default_backend())
     out_dtype = u.dtype
     u, A, B, C, D = in_scan_dtype(u, A, B, C, D)
@@ -132,7 +132,7 @@ def _scan_backward(chunk: int, residuals: Residuals, dy: jax.Array) -> tuple[jax
         into_h = (dy[..., None, :] * C[..., None]).at[:, -1].add(dh_next)
         _, dh = lax.associative_scan(combine, (a_after, into_h), reverse=True, axis=1)
 
-        # b = dt u B and log a = dt A carry the gradient to what the caller gave.
+        # The gradient reaches the arguments through b = dt u B and log a = dt A.
         dt_u = dh * B[..., None]
         d_log_a = dh * h_before * a
         dB = (dh * (dt * u)[..., None, :]).sum(-1)

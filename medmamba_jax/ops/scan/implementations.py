@@ -1,4 +1,4 @@
-"""The table of the scan's implementations: what each needs, and which of them `None` means."""
+"""The table of the scan's implementations, their requirements, and the choice among them."""
 
 import dataclasses
 import functools
@@ -15,13 +15,13 @@ from medmamba_jax.ops.scan.chunked import scan_chunked
 from medmamba_jax.ops.scan.recurrence import step_sizes
 from medmamba_jax.ops.scan.sequential import scan_sequential
 
-# Until somebody has seen the TPU kernel on a TPU, `None` means it only where this is set to 1.
+# Nobody has run the TPU kernel on a TPU yet. So `None` chooses it only if this variable is 1.
 TPU_SWITCH = "MEDMAMBA_JAX_PALLAS_TPU"
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What the choice of an implementation depends on.
+    """The facts that the choice of an implementation depends on.
 
     Attributes:
       backend: the platform where the scan will run, see `default_backend`.
@@ -47,8 +47,8 @@ class Implementation:
       scan: takes the arguments of `selective_scan`, already checked, and returns y.
       image: takes the arguments of `ss2d_scan`, already checked, and returns y. None means that
         `ss2d_scan` makes four sequences of the image and gives them to `scan`.
-      refusal: returns the reason why it cannot take a case, or None where it can.
-      automatic: returns whether `None` may mean it, where it can take the case.
+      refusal: returns the reason why it cannot take a case, or None if it can.
+      automatic: returns whether `implementation=None` may choose it.
     """
 
     scan: Callable[..., jax.Array]
@@ -80,8 +80,8 @@ def on_step_sizes(run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     return scan
 
 
-# The TPU kernel is imported when it is used, so that a jax whose Pallas has changed costs no more
-# than the kernel.
+# The TPU kernel is imported when it is used. If Pallas has changed in this jax, only the kernel
+# fails.
 def _scan_on_tpu(*arrays: jax.Array) -> jax.Array:
     from medmamba_jax.ops.scan.pallas_tpu import scan_pallas_tpu
 
@@ -96,8 +96,8 @@ def _refuse_on_tpu(case: Case) -> str | None:
     return refusal(dtype=case.dtype, n=case.n)
 
 
-# A new implementation is one file beside this one and one row here. `None` means the first row that
-# takes the case and is automatic.
+# To add an implementation, write one file beside this one and add one row here. `None` chooses the
+# first row that is automatic and takes the case.
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "pallas_gpu": Implementation(
         pallas_gpu.scan_sequences, pallas_gpu.scan_image, pallas_gpu.refusal

@@ -1,22 +1,21 @@
 """The selective scan as Pallas TPU kernels, forward and backward.
 
-Nobody has run them on a TPU. They are tested in interpret mode on a CPU and lowered to Mosaic
-there. Ahead-of-time compilation passed once, for v4, v5e, v5p and v6e (libtpu 0.0.42.1 and
-0.0.50.1).
+Nobody has run them on a TPU. Tests on a CPU run them in interpret mode and lower them to Mosaic.
+Ahead-of-time compilation succeeded once, for v4, v5e, v5p and v6e (libtpu 0.0.42.1 and 0.0.50.1).
 
-The state (n, d) lives in vector registers, d in the 128 lanes, and is walked one step at a time;
-only the arguments and results of b, l, k and d touch memory. The grid is (b, k, blocks of d, blocks
-of l), the last in order: the state crosses from one block of l to the next in scratch. For one b,
-one k and one block of d, forward is::
+The state (n, d) is in vector registers, with d in the 128 lanes. The kernel updates it one step at
+a time; the states of the single steps never reach memory. The grid is (b, k, blocks of d, blocks of
+l). The blocks of l run in order, and scratch memory carries the state from one block to the next.
+For one b, one k and one block of d, the forward pass is::
 
     h = zeros(n, d)
     for t in range(l):
         h = exp(dt[t] * A) * h + (dt[t] * u[t]) * B[t][:, None]
         y[t] = (h * C[t][:, None]).sum(0) + D * u[t]
 
-Forward saves its inputs alone. Backward walks forward once more and writes the state that enters
-each block of l, then takes the blocks in reverse: it computes the block's states again, keeps them
-in scratch and goes back through them, with dh starting from zeros(n, d)::
+The forward pass saves only its inputs. The backward pass first walks forward again and writes the
+state that enters each block of l. Then it takes the blocks in reverse. It computes a block's states
+again, keeps them in scratch memory and walks back through them; dh starts from zeros(n, d)::
 
     for t in reversed(range(l)):
         a = exp(dt[t] * A)
@@ -29,10 +28,11 @@ in scratch and goes back through them, with dh starting from zeros(n, d)::
         dD += dy[t] * u[t]
         dh = a * dh
 
-Numerics: float32 throughout, whatever the inputs; only y and the gradients are rounded, to their
-inputs' dtypes. Nothing is divided and h[t-1] is never recovered from h[t], so decays that underflow
-to 0 stay exact. Sums that cross the grid (dB and dC over blocks of d, dA and dD over b) are partial
-results added up outside: no atomics, so two runs give the same bits.
+Numerics: all arithmetic is float32, for inputs of any dtype. Only y and the gradients are rounded,
+to the dtypes of their inputs. The code never divides by a decay and never recovers h[t-1] from
+h[t], so decays that underflow to 0 stay exact. Sums that cross the grid (dB and dC over blocks of
+d, dA and dD over b) are written as partial results and added outside the kernel. There are no
+atomics, so two runs give the same bits.
 
 JAX cannot partition a Mosaic kernel: over several TPUs, wrap the call in `jax.shard_map` with
 `check_vma=False`.
@@ -62,12 +62,12 @@ _UNROLL = 4
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """How l and d are cut.
+    """The division of l and d into blocks.
 
-    In VMEM, backward holds a block's states, (steps, n, lanes): 3 MiB for 128 steps, 16 states and
-    384 lanes. Beside them stand two buffers each of u, dt, dy, du and ddt, (steps, lanes): 1.9 MiB,
-    and some 0.2 MiB of what has n but not both others. Forward needs a quarter of that. A TPU v5e
-    grants a kernel 16 MiB.
+    In VMEM, the backward pass holds a block's states, (steps, n, lanes): 3 MiB for 128 steps, 16
+    states and 384 lanes. It also holds two buffers each of u, dt, dy, du and ddt, (steps, lanes):
+    1.9 MiB, and about 0.2 MiB of smaller arrays with an axis n. The forward pass needs a quarter of
+    that. A TPU v5e allows a kernel 16 MiB.
 
     Attributes:
       steps, lanes: the size of a block along l and along d.
@@ -83,9 +83,9 @@ class Blocks:
     def of(cls, length: int, d: int, n: int) -> "Blocks":
         """Returns blocks of at most 128 steps and 384 lanes whose states fit in 4 MiB."""
         tiles = math.ceil(d / _LANES)
-        # Lanes are independent, and vector registers side by side hide each other's latency: in
-        # libtpu's schedules for a v5e three together take a third fewer instructions than one
-        # after another, though backward spills some.
+        # Lanes are independent, so the latency of one vector register overlaps with the work on
+        # another. In libtpu's schedules for a v5e, three registers together take a third fewer
+        # instructions than one after another, although the backward pass spills some.
         along_d = next(tiles // wide for wide in (3, 2, 1) if tiles % wide == 0)
         lanes = tiles // along_d * _LANES
         fit = 2**22 // (4 * _round_up(n, _SUBLANES) * lanes)
@@ -95,7 +95,7 @@ class Blocks:
 
 
 def refusal(*, dtype: DTypeLike, n: int) -> str | None:
-    """Returns why the kernels cannot take u's dtype and n states, or None; any d is taken."""
+    """Returns why the kernels cannot take u's dtype and n states, or None. They take any d."""
     if jnp.dtype(dtype).itemsize > 4:
         return f"the TPU kernel computes in float32, and u is {jnp.dtype(dtype).name}"
     if n > _MAX_STATES:
@@ -184,11 +184,11 @@ _scan.defvjp(_scan_forward, _scan_backward)
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
-    """The three kernels' shared grid, and the arrays' layouts on it.
+    """The shared grid of the three kernels, and the layouts of the arrays on it.
 
-    A row is what one step has of d, (1, lanes); a column what it has of n, (n, 1), which the state
-    multiplies without a transpose. Columns lie side by side, (n, steps), so that memory holds no
-    lanes of padding beside each.
+    A row holds the values of one step along d, (1, lanes). A column holds the values of one step
+    along n, (n, 1), so that the state can multiply it without a transpose. Columns lie side by
+    side, (n, steps), so that memory needs no padding lanes for each of them.
     """
 
     b: int
@@ -222,7 +222,7 @@ class _Call:
         def at(t):
             return along_l - 1 - t if reverse else t
 
-        one = None  # an axis that the kernel does not see
+        one = None  # an axis that the kernel's block does not have
         layouts = {
             "row": (
                 (b, length, k * d),
@@ -309,7 +309,7 @@ def _borders_kernel(u, dt, A, B, borders, h):
 
 
 def _backward_kernel(u, dt, dy, A, D, B, C, border, du, ddt, dA, dB, dC, dD, before, dh):
-    """Takes one block: forward from its border to fill `before`, h[t-1] for each t; then back."""
+    """Runs one block: forward from its border to fill `before` with each h[t-1], then back."""
     steps = u.shape[0]
     _zero_at_the_start(dh, dA, dD)
     A, D, B, C = A[...], D[...], B[...], C[...]
