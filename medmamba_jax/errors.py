@@ -4,9 +4,14 @@
 class UserError(ValueError):
     """The caller requested something that is not possible; the message names cause and remedy.
 
-    The command line prints the message in one line and exits with code 2. Every other exception
-    keeps its traceback, because it is a fault of the program.
+    The command line prints the message in one line and exits with code 2, as it does for
+    `DataUnavailableError` and, while a run starts, for `OSError`. Every other exception keeps its
+    traceback, because it is a fault of the program.
     """
+
+
+class MissingPackageError(UserError, ImportError):
+    """A package that the caller's request needs is not installed; the message says which."""
 
 
 class DataUnavailableError(RuntimeError):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from medmamba_jax.data.dataset import Split
+from medmamba_jax.data.labels import check_multiclass, check_multilabel
 from medmamba_jax.data.naming import short_name
 from medmamba_jax.errors import NonFiniteLossError, UserError
 from medmamba_jax.files import write_atomically
@@ -42,6 +43,11 @@ def labelled_outputs(predictor: Predictor, images: Split, *, num_workers: int = 
         raise UserError(
             f"the model is for {predictor.task} labels, and the images have {kind} ones"
         )
+    what, num_classes = "the labels to evaluate", len(predictor.class_names)
+    if labels.ndim == 2:
+        check_multilabel(labels, num_classes, what, images.describe)
+    else:
+        check_multiclass(labels, num_classes, what)
     outputs = predictor.outputs(images, num_workers=num_workers)
     finite = np.isfinite(outputs.logits).all(1)
     if not finite.all():
@@ -60,8 +66,7 @@ def table(results: Mapping[str, Any], title: str) -> str:
         results: what `evaluate` returned.
         title: what the numbers are of.
     """
-    task = "multilabel" if "label_accuracy" in results else "multiclass"
-    rows = metrics_of(task)
+    task, rows = results["task"], metrics_of(results["task"])
     headline = ", ".join(
         f"{metric.heading} {metric.text(results[name])}"
         for name, metric in rows.items()

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import expit, log_softmax, softmax
 from sklearn import metrics
 
-TASKS = ("multiclass", "multilabel")
+from medmamba_jax.data.dataset import TASKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Outputs:
     @functools.cached_property
     def predicted(self) -> np.ndarray:
         """The likeliest class, integers (n,); or which classes exceed 0.5, bool (n, K)."""
-        return self._scores.argmax(1) if self.task == "multiclass" else self._scores > 0
+        return self.scores.argmax(1) if self.task == "multiclass" else self.scores > 0
 
     @functools.cached_property
     def by_class(self) -> dict[str, ClassOutputs]:
@@ -75,13 +75,15 @@ class Outputs:
             else:
                 rows = ~np.isnan(self.labels[:, c])
                 actual, predicted = self.labels[rows, c] == 1, self.predicted[rows, c]
-            found[name] = ClassOutputs(actual, predicted, self._scores[rows, c])
+            found[name] = ClassOutputs(actual, predicted, self.scores[rows, c])
         return found
 
     @functools.cached_property
-    def _scores(self) -> np.ndarray:
-        """Log-probabilities, or logits of a multi-label set: both keep the order of probabilities,
-        which ties as they approach 1."""
+    def scores(self) -> np.ndarray:
+        """float64 (n, K): log-probabilities, or of a multi-label set logits.
+
+        They order images as the probabilities do, but have no ties where these round to 1.
+        """
         logits = np.asarray(self.logits, np.float64)
         return log_softmax(logits, axis=1) if self.task == "multiclass" else logits
 
@@ -161,9 +163,9 @@ def _balanced_accuracy(outputs: Outputs) -> float | None:
 def _loss(outputs: Outputs) -> float | None:
     """The plain cross-entropy, in nats; without class weights, smoothing and the like."""
     if outputs.task == "multiclass":
-        log_p = outputs._scores
+        log_p = outputs.scores
         return float(-log_p[np.arange(len(outputs.labels)), outputs.labels].mean())
-    logits, labels = outputs._scores, outputs.labels
+    logits, labels = outputs.scores, outputs.labels
     return _mean(np.logaddexp(0, np.where(labels == 1, -logits, logits))[~np.isnan(labels)])
 
 
@@ -251,7 +253,7 @@ def measure(outputs: Outputs) -> dict[str, Any]:
         per_class[name] = counts | {
             key: metric.of_class(row) for key, metric in rows.items() if metric.of_class
         }
-    found: dict[str, Any] = {**values(outputs), "per_class": per_class}
+    found: dict[str, Any] = {"task": outputs.task, **values(outputs), "per_class": per_class}
     if outputs.task == "multiclass":
         classes = np.arange(len(outputs.class_names))
         confusion = metrics.confusion_matrix(outputs.labels, outputs.predicted, labels=classes)

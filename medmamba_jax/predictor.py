@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from medmamba_jax.data.dataset import InMemorySplit, Split
+from medmamba_jax.data.dataset import TASKS, InMemorySplit, Split
 from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.data.reading.loading import eval_batches
 from medmamba_jax.errors import UserError
 from medmamba_jax.interop import read_weights
-from medmamba_jax.metrics import TASKS, Outputs, probabilities
+from medmamba_jax.metrics import Outputs, probabilities
 from medmamba_jax.models import MedMamba, MedMambaConfig, evaluation_graphdef
 from medmamba_jax.parallel import DataParallel
 
@@ -89,7 +89,8 @@ class Predictor:
         """
         model, params, statistics = read_weights(path, **changes)
         parallel = DataParallel.over_all_devices()
-        params, statistics = jax.device_put((params, statistics), parallel.replicated)
+        weights = (params, statistics)
+        params, statistics = jax.device_put(weights, parallel.of_state(weights))
         return cls(
             model, params, statistics, preprocessing, tuple(class_names), task, parallel=parallel
         )

@@ -16,7 +16,7 @@ import absl.logging
 from medmamba_jax.errors import DataUnavailableError, NonFiniteLossError, UserError
 
 # What the caller can mend.
-MISTAKES = (UserError, DataUnavailableError, OSError, ImportError)
+MISTAKES = (UserError, DataUnavailableError, OSError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return run(["medmamba train", *arguments[1:]])
     log_warnings()
-    options = _parser().parse_args(arguments)
+    options = _parser(arguments).parse_args(arguments)
     try:
         text = options.run(options)
     except MISTAKES as error:
@@ -48,7 +48,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
-# Subcommand -> the module and the function that adds it to a parser.
+# Subcommand -> the module and the function that adds it to a parser, imported when it is needed.
 _SUBCOMMANDS = {
     "evaluate": ("medmamba_jax.cli.evaluate", "add_evaluate"),
     "convert": ("medmamba_jax.cli.convert", "add_convert"),
@@ -58,12 +58,17 @@ _SUBCOMMANDS = {
 }
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """Returns the parser of the subcommand that is asked for, or of all of them for the help."""
     parser = _Parser(prog="medmamba", description="Train MedMamba, and use what was trained.")
     subcommands: Any = parser.add_subparsers(metavar="COMMAND", required=True)
-    # Only for the list of commands: `main` sends its arguments to flags of another kind.
-    subcommands.add_parser("train", help="train, with the flags of main.py", add_help=False)
-    for module, function in _SUBCOMMANDS.values():
+    if arguments and arguments[0] in _SUBCOMMANDS:
+        chosen = [_SUBCOMMANDS[arguments[0]]]
+    else:
+        # Only for the list of commands: `main` hands its arguments to flags of another kind.
+        subcommands.add_parser("train", help="train, with the flags of main.py", add_help=False)
+        chosen = list(_SUBCOMMANDS.values())
+    for module, function in chosen:
         getattr(importlib.import_module(module), function)(subcommands)
     return parser
 

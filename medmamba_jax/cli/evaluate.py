@@ -4,11 +4,16 @@ import argparse
 import json
 from typing import Any
 
+from medmamba_jax.data import DataConfig
+from medmamba_jax.errors import UserError
 from medmamba_jax.predictor import BATCH_SIZE
 from medmamba_jax.runs import load_run
-from medmamba_jax.runs.workdir import MAY_CHANGE
+from medmamba_jax.runs.workdir import MAY_CHANGE, flat
 
-_SETTINGS = tuple(key for key in MAY_CHANGE if key.startswith("data."))
+# Setting that may change -> its default.
+_SETTINGS = {
+    key: value for key, value in flat({"data": DataConfig().to_dict()}).items() if key in MAY_CHANGE
+}
 
 
 def add_evaluate(subcommands: Any) -> None:
@@ -26,13 +31,23 @@ def add_evaluate(subcommands: Any) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     """Evaluates a run, prints its tables and writes its results; see `Run.evaluate`."""
     given = {key: getattr(options, key) for key in _SETTINGS}
-    changes = {key: _value(text) for key, text in given.items() if text is not None}
+    changes = {key: _value(key, text) for key, text in given.items() if text is not None}
     load_run(options.run_folder, batch_size=options.batch_size).evaluate(changes=changes)
 
 
-def _value(text: str) -> Any:
-    """Returns a number or a bool where the text is one, and else the text."""
-    try:
-        return json.loads(text.lower() if text in ("True", "False") else text)
-    except json.JSONDecodeError:
+def _value(key: str, text: str) -> Any:
+    """Returns a flag's text as a value of the setting's type.
+
+    Raises:
+        UserError: the text is no such value.
+    """
+    default = _SETTINGS[key]
+    if isinstance(default, str):
         return text
+    try:
+        value = json.loads(text.lower())
+    except json.JSONDecodeError:
+        value = text
+    if type(value) is not type(default):
+        raise UserError(f"--{key} must be a value such as {default}; got {text!r}")
+    return value

@@ -66,8 +66,10 @@ def _main(argv: list[str]) -> None:
     except MISTAKES as error:
         sys.exit(fail(error))
     try:
-        with run:  # outside of the above: an error in here is not the user's
+        with run:  # an OSError in here is a fault, and keeps its traceback
             fit(run)
+    except UserError as error:
+        sys.exit(fail(error))
     except NonFiniteLossError as error:
         sys.exit(fail(error, code=1))
     except KeyboardInterrupt:

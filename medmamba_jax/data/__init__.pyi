@@ -8,6 +8,7 @@ from .dataset import Split as Split
 from .images.preprocessing import Preprocessing as Preprocessing
 from .own_data import OwnData as OwnData
 from .own_data import as_dataset as as_dataset
+from .own_data import as_labelled as as_labelled
 from .reading.loading import eval_batches as eval_batches
 from .reading.loading import steps_per_epoch as steps_per_epoch
 from .reading.loading import train_batches as train_batches

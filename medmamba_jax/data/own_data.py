@@ -62,6 +62,26 @@ def as_dataset(data: OwnData, config: DataConfig) -> Dataset:
     return split_as_configured(_labelled(data["train"], assigned, parts), config)
 
 
+def as_labelled(data: OwnData) -> Dataset:
+    """Returns the images that a caller passes for evaluation, none of which is split off.
+
+    Args:
+        data: as for `as_dataset`, but all images of a single object are the split "test", and no
+            name is needed in a dictionary.
+
+    Raises:
+        UserError: as `as_dataset`.
+    """
+    if isinstance(data, Dataset):
+        return data
+    parts = dict(data) if isinstance(data, Mapping) else {"test": data}
+    if not parts or not set(parts) <= set(SPLITS):
+        raise UserError(f"data has the keys {list(parts)}; it may have {', '.join(SPLITS)}")
+    assigned = np.concatenate([np.full(_length(part), name) for name, part in parts.items()])
+    named = [(part, name) for name, part in parts.items()]
+    return _labelled(named[0][0], assigned, named).as_found()
+
+
 class _OwnSplit:
     """Elements of one or several of a caller's objects."""
 

@@ -12,7 +12,7 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 
-from medmamba_jax.errors import UserError
+from medmamba_jax.errors import MissingPackageError, UserError
 from medmamba_jax.files import write_atomically
 from medmamba_jax.interop.torch_names import config_from_state_dict
 from medmamba_jax.interop.torch_weights import weights_from_state_dict
@@ -135,7 +135,7 @@ def _import_torch(path: pathlib.Path) -> ModuleType:
     try:
         import torch
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             f"{path} needs PyTorch: pip install torch, or save the weights as "
             ".safetensors, which needs nothing more"
         ) from error

@@ -1,6 +1,6 @@
 """Converts official state_dicts to our parameters and statistics, and back, exactly to the bit."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,7 +10,13 @@ from flax import nnx
 from medmamba_jax.errors import UserError
 from medmamba_jax.interop.torch_names import Row, rows
 from medmamba_jax.models import MedMamba, MedMambaConfig
-from medmamba_jax.models.structure import Tensors, abstract_weights, split_model
+from medmamba_jax.models.structure import (
+    Tensors,
+    abstract_weights,
+    by_name,
+    split_model,
+    with_tensors,
+)
 
 
 def weights_from_state_dict(
@@ -29,8 +35,8 @@ def weights_from_state_dict(
       UserError: tensors are missing, unexpected or misshapen; the message lists every one.
     """
     params, statistics = abstract_weights(config)
-    tensors = _our_tensors(config, state_dict, _by_path(params) | _by_path(statistics))
-    return _nested_as(params, tensors), _nested_as(statistics, tensors)
+    tensors = _our_tensors(config, state_dict, by_name(params) | by_name(statistics))
+    return with_tensors(params, tensors), with_tensors(statistics, tensors)
 
 
 def weights_to_state_dict(
@@ -48,7 +54,7 @@ def weights_to_state_dict(
     Returns:
       Arrays with official shapes and dtypes, by official name and in official order.
     """
-    tensors = _by_path(params) | _by_path(statistics)
+    tensors = by_name(params) | by_name(statistics)
     arrays = {path: np.asarray(tensor) for path, tensor in tensors.items()}
     state_dict = {}
     for row in rows(config):
@@ -69,7 +75,7 @@ def load_torch_state_dict(model: MedMamba, state_dict: Mapping[str, Any]) -> Non
         model is then unchanged.
     """
     state = nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))
-    variables = {_path(keys): variable for keys, variable in state}
+    variables = {".".join(map(str, keys)): variable for keys, variable in state}
     for path, array in _our_tensors(model.config, state_dict, variables).items():
         old = variables[path].get_value()
         # A tensor that is not bound to devices stays unbound. A training step returns all tensors
@@ -127,17 +133,3 @@ def _check_names(
             "medmamba_jax.interop.config_from_state_dict(state_dict), or mend these tensors:\n  "
             + "\n  ".join(problems)
         )
-
-
-def _path(keys: Iterable[Any]) -> str:
-    """Joins the keys of a path by dots, as in the table."""
-    return ".".join(map(str, keys))
-
-
-def _by_path(tree: Tensors) -> dict[str, Any]:
-    return {_path(keys): leaf for keys, leaf in nnx.traversals.flatten_mapping(tree).items()}
-
-
-def _nested_as(tree: Tensors, tensors: Mapping[str, Any]) -> Tensors:
-    keys = nnx.traversals.flatten_mapping(tree)
-    return nnx.traversals.unflatten_mapping({key: tensors[_path(key)] for key in keys})

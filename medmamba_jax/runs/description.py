@@ -12,6 +12,8 @@ from medmamba_jax.data import Preprocessing
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import write_atomically
 from medmamba_jax.models import MedMambaConfig
+from medmamba_jax.parallel import DataParallel
+from medmamba_jax.predictor import Predictor
 
 FILE = "run.json"
 FORMAT = 2  # a version of the package reads this format and all earlier ones
@@ -48,6 +50,21 @@ class RunDescription:
     synthetic: bool
     averaged: bool = False
     format: int = FORMAT
+
+    def predictor(
+        self, params: Any, statistics: Any, batch_size: int, parallel: DataParallel
+    ) -> Predictor:
+        """Returns the model that this describes, with these weights."""
+        return Predictor(
+            model=self.model,
+            params=params,
+            statistics=statistics,
+            preprocessing=self.preprocessing,
+            class_names=self.class_names,
+            task=self.task,
+            batch_size=batch_size,
+            parallel=parallel,
+        )
 
     def write(self, workdir: pathlib.Path) -> None:
         """Writes `run.json`, whole or not at all."""
@@ -124,23 +141,36 @@ def _fields(cls: type, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[
 
 
 def _from_format_1(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `run.json` of format 1, which had no format number, in today's keys."""
+    """Returns `run.json` of format 1, which had no format number, in today's keys.
+
+    Early runs lack some of the keys. Keys of sources that the run did not read are left out.
+    """
     config = values["experiment"]
     data = dict(config["data"])
-    source = data.pop("source")
-    root, table, name = data.pop("root"), data.pop("table"), data.pop("name")
-    public = {
-        "data_dir": root if source == "tfds" else "",
-        **{key: data.pop(key) for key in ("manual_dir", "splits", "accept_changed_files")},
-    }
+
+    def taken(names: Mapping[str, str]) -> dict[str, Any]:
+        """Takes keys out of `data`, and returns their values under today's names."""
+        return {new: data.pop(old) for new, old in names.items() if old in data}
+
     columns = ("path_column", "label_column", "split_column", "group_column", "weight_column")
-    data |= {
-        "path": {"csv": table, "image_folder": root, "npz": root}.get(source, ""),
-        "name": {"tfds": name, "phantom": "phantom"}.get(source, ""),
-        "public": public,
-        "csv": {key: data.pop(key) for key in columns if key in data},
-        "folder": {"group_pattern": data.pop("group_pattern")},
-        "phantom": {"images": data.pop("phantom_images")},
+    sections = {
+        "tfds": {
+            "name": taken({"name": "name"}),
+            "public": taken({key: key for key in ("manual_dir", "splits", "accept_changed_files")}),
+        },
+        "csv": {"path": taken({"path": "table"}), "csv": taken({key: key for key in columns})},
+        "image_folder": {"folder": taken({"group_pattern": "group_pattern"})},
+        "phantom": {"phantom": taken({"images": "phantom_images"})},
     }
-    kept = {key: value for key, value in values.items() if key != "experiment"}
-    return kept | {"config": {**config, "data": data}}
+    source, root = data.pop("source"), data.pop("root", "")
+    kept = sections.get(source, {})
+    data |= {key: kept[key] for key in ("public", "csv", "folder", "phantom") if key in kept}
+    if source == "tfds":
+        data |= kept["name"]
+        data["public"]["data_dir"] = root
+    elif source == "phantom":
+        data["name"] = "phantom"
+    else:
+        data["path"] = kept["path"]["path"] if source == "csv" else root
+    rest = {key: value for key, value in values.items() if key != "experiment"}
+    return rest | {"config": {**config, "data": data}}

@@ -15,7 +15,7 @@ from medmamba_jax.data import (
     Dataset,
     OwnData,
     Preprocessing,
-    as_dataset,
+    as_labelled,
     build_dataset,
 )
 from medmamba_jax.data.dataset import Split
@@ -32,6 +32,7 @@ from medmamba_jax.runs.store import CheckpointStore, restored_like
 from medmamba_jax.runs.workdir import CHECKPOINTS, MAY_CHANGE, differing_images
 
 EVALUATED = ("val", "test")  # the latter where there is one
+RESULTS = "results"
 _TRIES = 5  # how often a checkpoint may be replaced while it is being read
 
 
@@ -68,17 +69,8 @@ class Run:
     @functools.cached_property
     def _best(self) -> tuple[int, Predictor]:
         description, parallel = self.description, DataParallel.over_all_devices()
-        epoch, (params, statistics) = _read_best(self.workdir, description, parallel)
-        return epoch, Predictor(
-            model=description.model,
-            params=params,
-            statistics=statistics,
-            preprocessing=description.preprocessing,
-            class_names=description.class_names,
-            task=description.task,
-            batch_size=self.batch_size,
-            parallel=parallel,
-        )
+        epoch, weights = _read_best(self.workdir, description, parallel)
+        return epoch, description.predictor(*weights, self.batch_size, parallel)
 
     def evaluate(
         self, data: OwnData | None = None, changes: Mapping[str, Any] | None = None
@@ -90,8 +82,9 @@ class Run:
         probabilities of every image.
 
         Args:
-            data: images in place of the run's own, with the run's classes: a `Dataset`, or objects
-                of your own, see `medmamba_jax.data.as_dataset`.
+            data: images in place of the run's own, with the run's classes: a `Dataset`; an object
+                of your own, all of whose images are the split "test"; or such objects under the
+                names "val" and "test". `medmamba_jax.data.as_dataset` describes the objects.
             changes: settings in place of the run's, by their names in `MAY_CHANGE`.
 
         Returns:
@@ -103,7 +96,7 @@ class Run:
             UserError: a setting may not change, or the images are not the run's.
         """
         config = self._data_config(changes or {})
-        dataset = build_dataset(config) if data is None else as_dataset(data, config)
+        dataset = build_dataset(config) if data is None else as_labelled(data)
         own_images = self._check(dataset, any_images=data is not None)
         return self.report(dataset, config.num_workers, write=own_images)
 
@@ -164,7 +157,6 @@ class Run:
         outputs = labelled_outputs(self.predictor, split, num_workers=num_workers)
         results = {
             "split": name,
-            "task": dataset.task,
             "epoch": self.epoch,
             "best_metric": self.description.best_metric,
             "dataset": dataset.name,
@@ -178,7 +170,7 @@ class Run:
         )
         say(f"\n{table(results, title)}")
         if write and is_first_host():
-            folder = self.workdir / "results"
+            folder = self.workdir / RESULTS
             folder.mkdir(exist_ok=True)
             write_atomically(folder / f"{name}.json", json.dumps(results, indent=2) + "\n")
             write_predictions(folder / f"{name}_predictions.csv", split, outputs)
@@ -236,6 +228,8 @@ def read_trained_weights(source: str | pathlib.Path) -> TrainedWeights:
         UserError: the file holds no MedMamba.
     """
     source = pathlib.Path(source).expanduser()
+    if not source.exists():
+        raise FileNotFoundError(f"there is no {source}: give a run's folder or a file of weights")
     if not source.is_dir():
         return TrainedWeights(*read_weights(source))
     predictor = load_run(source).predictor

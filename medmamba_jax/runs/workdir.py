@@ -20,7 +20,7 @@ SPLIT_TABLE = "split.csv"
 MAY_CHANGE = (
     *("data.path", "data.split_file", "data.public.data_dir", "data.public.manual_dir"),
     *("data.num_workers", "data.cache", "data.cache_dir", "data.audit", "data.allow_overlap"),
-    *("train.epochs", "train.patience", "train.init_from"),
+    *("train.epochs", "train.patience"),
 )
 
 
@@ -70,7 +70,7 @@ def check_same_run(
         )
 
 
-def write_settings(
+def write_description(
     workdir: pathlib.Path, description: RunDescription, versions: Mapping[str, str]
 ) -> None:
     """Writes `run.json`, and `versions.json` beside it."""

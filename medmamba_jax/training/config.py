@@ -116,7 +116,8 @@ class TrainConfig(Section):
             AUC, then the loss, decide a tie. "auto" is "auc", or "balanced_accuracy" where the
             largest class has more than 3 times the training images of the smallest (for
             multi-label sets always "auc").
-        patience: epochs without an improvement after which training stops early; 0 means never.
+        patience: epochs without a better checkpoint after which training stops early; 0 means
+            never. A checkpoint that wins a tie is better, too.
 
     Raises:
         UserError: a value is not allowed.
@@ -201,10 +202,13 @@ class TrainConfig(Section):
 
     def _require_options_of_the_loss(self) -> None:
         """Refuses an option that the chosen loss does not read."""
-        losses = LOSSES.values() if self.loss == "auto" else [LOSSES[self.loss]]
-        automatic = [loss for loss in losses if self.loss != "auto" or loss.automatic]
-        read = {option for loss in automatic for option in loss.options}
-        for option in {option for loss in LOSSES.values() for option in loss.options} - read:
+        if self.loss == "auto":
+            chosen = [loss for loss in LOSSES.values() if loss.automatic]
+        else:
+            chosen = [LOSSES[self.loss]]
+        read = {option for loss in chosen for option in loss.options}
+        every = {option for loss in LOSSES.values() for option in loss.options}
+        for option in sorted(every - read):
             default = type(self).__dataclass_fields__[option].default
             self._require(
                 option,
@@ -244,32 +248,22 @@ class Config:
         return cls.from_dict(config.to_dict())
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], *, ignored: list[str] | None = None) -> "Config":
+    def from_dict(cls, values: Mapping[str, Any]) -> "Config":
         """Builds a configuration from nested dictionaries. Missing keys keep their defaults.
 
         Args:
             values: section -> key -> value, as `to_dict` returns it, also after a trip through
                 JSON.
-            ignored: collects the names of unknown keys. Without it an unknown key is an error.
 
         Raises:
             UserError: a section or key is unknown, or a value is not allowed.
         """
-        sections: dict[str, type[Section]] = {
-            "model": ModelConfig,
-            "data": DataConfig,
-            "train": TrainConfig,
-        }
-        unknown = sorted(set(values) - set(sections))
-        if unknown and ignored is None:
-            raise UserError(f"a config has the sections {list(sections)}; got {sorted(values)}")
-        if ignored is not None:
-            ignored += unknown
-        found: dict[str, Any] = {
-            name: section.from_dict(values.get(name, {}), ignored=ignored)
-            for name, section in sections.items()
-        }
-        return cls(**found)
+        sections: dict[str, Any] = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
+        if unknown := sorted(set(values) - set(sections)):
+            raise UserError(f"a config has the sections {list(sections)}, but not {unknown}")
+        return cls(
+            **{name: section.from_dict(values.get(name, {})) for name, section in sections.items()}
+        )
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Returns nested dictionaries that JSON can hold."""

@@ -17,9 +17,10 @@ from medmamba_jax.evaluation import evaluate
 from medmamba_jax.metrics import Outputs, metrics_of, values
 from medmamba_jax.parallel import say
 from medmamba_jax.runs import Run
+from medmamba_jax.runs.run import RESULTS
 from medmamba_jax.training.config import Config, TrainConfig
 from medmamba_jax.training.reporting import MetricWriter, UnpredictedClasses, epoch_line
-from medmamba_jax.training.selection import advance, is_finished, warning_of_ties
+from medmamba_jax.training.selection import advance, warning_of_ties
 from medmamba_jax.training.start import TrainingRun, start_run
 
 REMEDY = "lower train.lr or set train.clip_norm=1.0 in a new --workdir"
@@ -59,11 +60,11 @@ def fit(run: TrainingRun) -> dict[str, dict[str, Any]]:
         batches_of(run) as batches,
         jax.transfer_guard("disallow"),
     ):
-        if is_finished(run.progress, config.epochs, config.patience):
+        if nothing_left := run.is_finished:
             say(f"nothing left to train after epoch {run.progress.epoch}")
         else:
             say("compiling the training step, up to a minute on a CPU ...")
-        while not is_finished(run.progress, config.epochs, config.patience):
+        while not run.is_finished:
             row, validation = run_epoch(run, batches)
             run.progress = advance(run.progress, metric, validation)
             writer.write(row)
@@ -72,18 +73,19 @@ def fit(run: TrainingRun) -> dict[str, dict[str, Any]]:
             say(epoch_line(row, run.dataset.task, config.epochs, metric) + is_best)
             for warning in (
                 unpredicted.warning(validation["per_class"]),
-                warning_of_ties(writer.rows, metric),
+                warning_of_ties(writer.rows, metric, run.progress),
             ):
                 if warning:
                     say(warning)
         if run.progress.epoch < config.epochs:
             say(
-                f"stopped early: val {metric} has not improved for {config.patience} epochs"
+                f"stopped early: no better checkpoint by val {metric} for {config.patience} epochs"
                 f" (train.patience), since epoch {run.progress.best_epoch}"
             )
     run.store.wait()
     evaluated = Run(run.workdir, run.description, config.batch_size)
-    return evaluated.report(run.dataset, run.config.data.num_workers, write=True)
+    write = not (nothing_left and (run.workdir / RESULTS).exists())
+    return evaluated.report(run.dataset, run.config.data.num_workers, write=write)
 
 
 def batches_of(run: TrainingRun) -> BatchIterator:

@@ -95,29 +95,31 @@ def _ranks(values: Mapping[str, float | None]) -> list[float]:
 
 
 def is_finished(progress: Progress, epochs: int, patience: int) -> bool:
-    """Whether the last epoch is reached, or `patience` epochs brought no improvement."""
+    """Whether the last epoch is reached, or `patience` epochs brought no better checkpoint."""
     waited = progress.epoch - progress.best_epoch
     return progress.epoch >= epochs or 0 < patience <= waited
 
 
-def warning_of_ties(rows: Sequence[Mapping[str, Any]], metric: str) -> str | None:
-    """Returns a line if the metric has not moved for some epochs, so that others chose.
+def warning_of_ties(
+    rows: Sequence[Mapping[str, Any]], metric: str, progress: Progress
+) -> str | None:
+    """Returns a line if the metric stays at its best value, so that the tie-breakers choose.
 
-    It is returned after 3 epochs in a row, and again whenever their number has doubled.
+    The line is due after 3 epochs in a row, and again whenever their number has doubled.
 
     Args:
         rows: the rows of `metrics.jsonl`, the last epoch included.
         metric: name of the metric that chooses the best checkpoint.
+        progress: the progress after the last epoch.
     """
     values = [row.get(f"val/{metric}") for row in rows]
     same = next((i for i, value in enumerate(reversed(values)) if value != values[-1]), len(values))
-    if metric in TIE_BREAKERS or not is_turn(same):
+    if values[-1] != progress.best_values[metric] or not is_turn(same):
         return None
-    heading = METRICS[metric].heading
-    deciders = ", then ".join(METRICS[name].heading for name in TIE_BREAKERS)
+    deciders = ", then ".join(METRICS[name].heading for name in TIE_BREAKERS if name != metric)
     return (
-        f"warning: val {heading} has been {METRICS[metric].text(values[-1])} for {same} epochs;"
-        f" the tie-breakers choose the best checkpoint among these ({deciders})"
+        f"warning: val {METRICS[metric].heading} has been {METRICS[metric].text(values[-1])} for"
+        f" {same} epochs; the tie-breaker chooses the best checkpoint among these ({deciders})"
     )
 
 

@@ -6,8 +6,9 @@ import hashlib
 import json
 import pathlib
 import platform
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -30,23 +31,24 @@ from medmamba_jax.errors import UserError
 from medmamba_jax.files import write_atomically
 from medmamba_jax.models import abstract_weights, training_graphdef
 from medmamba_jax.models.scans import scans
-from medmamba_jax.parallel import DataParallel, on_first_host, say
+from medmamba_jax.parallel import DataParallel, is_first_host, on_first_host, say
 from medmamba_jax.predictor import Predictor, check_image_size, normalize
 from medmamba_jax.runs import CheckpointStore, Progress, RunDescription
+from medmamba_jax.runs.description import FILE
 from medmamba_jax.runs.store import restored_like
 from medmamba_jax.runs.workdir import (
     CHECKPOINTS,
     SPLIT_TABLE,
     check_same_run,
     hold_workdir,
-    write_settings,
+    write_description,
 )
 from medmamba_jax.training.config import Config
 from medmamba_jax.training.initial_weights import Report, initial_weights
 from medmamba_jax.training.losses import training_loss
 from medmamba_jax.training.optimizer import frozen_mask, is_frozen, make_optimizer
 from medmamba_jax.training.reporting import as_text, parameter_counts, progress_text, versions
-from medmamba_jax.training.selection import choose_best_metric
+from medmamba_jax.training.selection import choose_best_metric, is_finished
 from medmamba_jax.training.step import StepSpec, TrainState, eval_params, init_state, train_step
 
 COMPILED = "~/.cache/medmamba-jax/compiled"
@@ -85,15 +87,24 @@ class TrainingRun:
         self.parallel = parallel
         self.spec = spec
         self.steps = steps_per_epoch(dataset.splits["train"], config.train.batch_size)
-        self.train_step = jax.jit(
-            functools.partial(train_step, spec=spec),
-            donate_argnums=0,
-            out_shardings=parallel.replicated,
-        )
         self.open_files = contextlib.ExitStack()
         self.store: CheckpointStore
         self.state: TrainState
         self.progress = Progress()
+
+    @functools.cached_property
+    def train_step(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+        """The jitted step; it donates the state."""
+        return jax.jit(
+            functools.partial(train_step, spec=self.spec),
+            donate_argnums=0,
+            out_shardings=(self.parallel.of_state(self.state), self.parallel.replicated),
+        )
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to train."""
+        return is_finished(self.progress, self.config.train.epochs, self.config.train.patience)
 
     def __enter__(self) -> "TrainingRun":
         return self
@@ -102,19 +113,9 @@ class TrainingRun:
         self.open_files.close()
 
     def predictor(self) -> Predictor:
-        """Returns the model as it is now."""
-        params, statistics = eval_params(self.state)
-        description = self.description
-        return Predictor(
-            model=description.model,
-            params=params,
-            statistics=statistics,
-            preprocessing=description.preprocessing,
-            class_names=description.class_names,
-            task=description.task,
-            batch_size=self.config.train.batch_size,
-            parallel=self.parallel,
-        )
+        """Returns the model as it is now. The next step makes its arrays invalid."""
+        weights, batch_size = eval_params(self.state), self.config.train.batch_size
+        return self.description.predictor(*weights, batch_size, self.parallel)
 
 
 def start_run(
@@ -149,14 +150,15 @@ def start_run(
     dataset = build_dataset(config.data) if data is None else as_dataset(data, config.data)
     description, best_text = describe(config, dataset)
     spec, loss_text = make_spec(config, dataset, description)
-    behind_caches, caches = cached(dataset, description.preprocessing, config.data)
-    digests = description.images_sha256
-    audit(dataset, description.preprocessing, config.data, digests=digests, say=say)
+    preprocessing, digests = description.preprocessing, description.images_sha256
     with contextlib.ExitStack() as open_files:
+        store = open_workdir(workdir, description, open_files)
+        behind_caches, caches = cached(dataset, preprocessing, config.data)
+        audit(dataset, preprocessing, config.data, digests=digests, say=say)
         run = TrainingRun(config, workdir, behind_caches, description, parallel, spec)
-        run.store = open_workdir(workdir, description, open_files)
+        run.store = store
         run.state, run.progress, report = first_state(run)
-        if run.progress.epoch < config.train.epochs:
+        if not run.is_finished:
             on_first_host(functools.partial(write_records, run, report))
             # Last, because the files may be large.
             open_caches(run.dataset.splits.values())
@@ -233,11 +235,19 @@ def open_workdir(
         OSError: the folder cannot be written to.
         UserError: another process trains there, or the run there differs.
     """
+    if not workdir.exists():
+        open_files.callback(_remove_unused, workdir)
     on_first_host(lambda: open_files.callback(hold_workdir(workdir).close))
     store = open_files.enter_context(CheckpointStore(workdir / CHECKPOINTS))
     if store.latest_epoch() is not None:
         check_same_run(workdir, description, defaults=Config().to_dict())
     return store
+
+
+def _remove_unused(workdir: pathlib.Path) -> None:
+    """Removes the folder of a run that did not start."""
+    if is_first_host() and not (workdir / FILE).exists():
+        shutil.rmtree(workdir, ignore_errors=True)
 
 
 def first_state(run: TrainingRun) -> tuple[TrainState, Progress, Report | None]:
@@ -271,7 +281,7 @@ def first_state(run: TrainingRun) -> tuple[TrainState, Progress, Report | None]:
 
 def write_records(run: TrainingRun, report: Report | None) -> None:
     """Writes what describes the run into its folder."""
-    write_settings(run.workdir, run.description, versions())
+    write_description(run.workdir, run.description, versions())
     write_split_table(run.workdir / SPLIT_TABLE, run.dataset)
     if report is not None:
         content = {"init_from": report.source, "tensors": report.fates}

@@ -27,11 +27,25 @@ def test_json_round_trip():
 
 
 def test_a_missing_key_has_its_default_and_an_unknown_one_can_be_collected():
+    assert Config.from_dict({"train": {"epochs": 3}}) == Config(train=TrainConfig(epochs=3))
     ignored = []
-    values = {"train": {"epochs": 3, "lrr": 1}, "data": {"csv": {"seperator": ";"}}, "eval": {}}
-    built = Config.from_dict(values, ignored=ignored)
-    assert built.train == TrainConfig(epochs=3) and built.model == ModelConfig()
-    assert sorted(ignored) == ["data.csv.seperator", "eval", "train.lrr"]
+    built = DataConfig.from_dict({"csv": {"seperator": ";"}, "roots": 1}, ignored=ignored)
+    assert built == DataConfig() and sorted(ignored) == ["data.csv.seperator", "data.roots"]
+    with pytest.raises(mm.UserError, match=r"but not \['eval'\]"):
+        Config.from_dict({"eval": {}})
+
+
+def test_a_config_file_sets_values_of_every_type_that_a_field_takes():
+    config = mm.default_config()
+    config.model.remat = (True, False, False, True)
+    config.data.image_size = (64, 96)
+    config.train.lr = 1
+    built = Config.of(config)
+    assert built.model.architecture(2).remat == (True, False, False, True)
+    assert built.data.image_size == (64, 96) and built.train.lr == 1
+    config.train.epochs = "many"
+    with pytest.raises(mm.UserError, match=r"train\.epochs must be a positive integer"):
+        Config.of(config)
 
 
 @pytest.mark.parametrize("section", ["model", "data", "train"])

@@ -2,10 +2,11 @@
 
 import pytest
 
+from medmamba_jax.runs import Progress
 from medmamba_jax.training.config import TrainConfig
 from medmamba_jax.training.loop import advice_on_classes
 from medmamba_jax.training.reporting import UnpredictedClasses
-from medmamba_jax.training.selection import warning_of_ties
+from medmamba_jax.training.selection import advance, warning_of_ties
 
 
 def validation(**num_predicted):
@@ -51,16 +52,28 @@ def test_the_advice_is_what_is_not_in_use(task, options, advice):
     assert advice in warning and "'a' for 3 epochs" in warning and "'b' for 3 epochs" in warning
 
 
-def test_a_metric_that_does_not_move_is_named_with_its_tie_breakers():
-    rows, warnings = [], {}
-    for epoch in range(1, 14):
-        rows.append({"epoch": epoch, "val/balanced_accuracy": 0.25 if epoch < 3 else 1 / 3})
-        if warning := warning_of_ties(rows, "balanced_accuracy"):
+def warnings_of_ties(metric, *values):
+    """Epoch -> warning, where the validation metric has these values and AUC and loss stay."""
+    rows, progress, warnings = [], Progress(), {}
+    for epoch, value in enumerate(values, 1):
+        validation = {"auc": 0.5, "loss": 1.0} | {metric: value}
+        progress = advance(progress, metric, validation)
+        rows.append({"epoch": epoch, f"val/{metric}": value})
+        if warning := warning_of_ties(rows, metric, progress):
             warnings[epoch] = warning
+    return warnings
+
+
+def test_a_metric_that_stays_at_its_best_is_named_with_the_tie_breakers():
+    warnings = warnings_of_ties("balanced_accuracy", 0.25, 0.25, *[1 / 3] * 11)
     assert list(warnings) == [5, 8]  # 3 and 6 epochs at one value; 12 are not reached
     assert "val balanced accuracy has been 0.3333 for 3 epochs" in warnings[5]
-    assert "tie-breakers choose" in warnings[5] and "(AUC, then loss)" in warnings[5]
+    assert "tie-breaker chooses" in warnings[5] and "(AUC, then loss)" in warnings[5]
 
 
-def test_a_tie_breaker_itself_has_no_such_warning():
-    assert warning_of_ties([{"val/auc": 0.5}] * 3, "auc") is None
+def test_an_auc_that_stays_at_its_best_leaves_the_choice_to_the_loss():
+    assert "(loss)" in warnings_of_ties("auc", 1.0, 1.0, 1.0)[3]
+
+
+def test_a_metric_that_stays_below_its_best_is_not_chosen_by_tie_breakers():
+    assert not warnings_of_ties("accuracy", 0.9, 0.7, 0.7, 0.7)

@@ -2,11 +2,13 @@
 
 import argparse
 import dataclasses
+import io
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from medmamba_jax.data.auditing.findings import Findings
 from medmamba_jax.data.auditing.overlaps import (
@@ -27,6 +29,7 @@ from medmamba_jax.data.naming import listed
 from medmamba_jax.data.public.commands import Subcommands
 from medmamba_jax.data.sources.tfds_source import is_stored
 from medmamba_jax.errors import UserError
+from medmamba_jax.files import write_atomically
 
 _SHOWN = 8  # images of a class
 _AUGMENTED = 6  # images of all classes together
@@ -192,8 +195,12 @@ def _draw(dataset: Dataset, findings: Findings, augment: str | None, path: Path)
                 for label, images in rows.items()
             }
         )
+    content = io.BytesIO()
     try:
-        sheet.save(path)
+        sheet.save(content, format=Image.registered_extensions()[path.suffix.lower()])
+        write_atomically(path, content.getvalue())
+    except KeyError:
+        raise UserError(f"{path} has no ending of a picture: give another --output") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be written ({error}): give another --output") from error
 

@@ -76,7 +76,8 @@ class _Permutations:
         if drawn is None:
             drawn = np.random.default_rng((*self._seed, turn)).permutation(self._indices)
             # Some threads may still read the end of one permutation while others begin the next.
-            kept = {turn - 1: self._drawn[turn - 1]} if turn - 1 in self._drawn else {}
+            before = self._drawn.get(turn - 1)  # once, because other threads replace `_drawn`
+            kept = {} if before is None else {turn - 1: before}
             self._drawn = {**kept, turn: drawn}
         return int(drawn[position])
 
