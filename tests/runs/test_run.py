@@ -4,21 +4,21 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import tarfile
 
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 from scipy.special import softmax
 
 import medmamba_jax as mm
 from medmamba_jax.models import abstract_model, split_model
-from medmamba_jax.runs import CheckpointStore, Progress, RunDescription
+from medmamba_jax.runs import read_trained_weights
 from medmamba_jax.runs import run as run_module
 from medmamba_jax.runs.description import FILE
 
-FORMAT_1 = pathlib.Path(__file__).parent / "run_format_1.json"
+FORMAT_1 = pathlib.Path(__file__).parent / "run_format_1.tar.gz"
 
 
 @pytest.fixture
@@ -144,21 +144,47 @@ def test_no_checkpoint_yet(trained, tmp_path):
         _ = mm.load_run(str(tmp_path)).predictor
 
 
-def test_a_run_of_format_1_predicts(tmp_path):
-    """Its checkpoints kept the statistics and the random stream in one part."""
-    shutil.copy(FORMAT_1, tmp_path / FILE)
-    config = RunDescription.read(tmp_path).model
-    model = mm.MedMamba(config, rngs=nnx.Rngs(3))
-    _, params, variables = nnx.split(model, nnx.Param, ...)
-    parts = {"params": nnx.to_pure_dict(params), "variables": nnx.to_pure_dict(variables)}
-    with CheckpointStore(tmp_path / "checkpoints") as store:
-        store.save(Progress(epoch=1, best_epoch=1), parts)
-    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
-    found = mm.load_run(tmp_path).predictor.predict(image)
-    model.eval()
-    logits = np.asarray(model(jax.numpy.asarray((image[None] / 255 - 0.5) / 0.5, "float32")))
-    expected = softmax(logits.astype(np.float64), axis=1)[0]
-    np.testing.assert_allclose(list(found.values()), expected, rtol=1e-5)
+def test_a_run_of_format_1_is_evaluated_as_it_was_then(images, tmp_path):
+    """Trained and evaluated by commit 7e4a3f5 on `images`; the optimiser's state is left out."""
+    with tarfile.open(FORMAT_1) as archive:
+        archive.extractall(tmp_path, filter="data")
+    expected = json.loads((tmp_path / "results" / "val.json").read_text())
+    assert "format" not in json.loads((tmp_path / FILE).read_text())
+    found = mm.load_run(tmp_path, batch_size=8).evaluate(images)["val"]
+    for key in ("accuracy", "auc", "loss", "f1", "confusion_matrix", "num_examples"):
+        np.testing.assert_allclose(found[key], expected[key], rtol=1e-5, err_msg=key)
+    written = json.loads((tmp_path / "results" / "val.json").read_text())
+    assert written == found  # the images are the run's own, so its results are written again
+
+
+def test_own_objects_are_evaluated_whole(run, images):
+    class Own:
+        class_names = ("dark", "bright")
+
+        def __len__(self):
+            return 9
+
+        def __getitem__(self, index):
+            return images.splits["test"][index]
+
+    for data in (Own(), {"test": Own()}):
+        results = run.evaluate(data)
+        assert list(results) == ["test"] and results["test"]["num_examples"] == 9
+        found = mm.evaluate(run.predictor, images.splits["test"])
+        assert results["test"]["loss"] == found["loss"]
+    with pytest.raises(mm.UserError, match=r"the keys \['tset'\]"):
+        run.evaluate({"tset": Own()})
+
+
+def test_labels_that_name_no_class(run):
+    pixels = np.zeros((4, 32, 32), np.uint8)
+    with pytest.raises(mm.UserError, match="run from 0 to 2"):
+        mm.evaluate(run.predictor, mm.InMemorySplit(pixels, [0, 1, 2, 0]))
+
+
+def test_weights_that_are_nowhere(tmp_path):
+    with pytest.raises(FileNotFoundError, match="give a run's folder or a file of weights"):
+        read_trained_weights(tmp_path / "runs" / "nope")
 
 
 def test_results_of_other_images_are_not_kept_as_the_runs(images, run_of_two_epochs):

@@ -10,6 +10,8 @@ import sys
 import numpy as np
 import pytest
 
+from medmamba_jax.locking import hold
+
 # Trains on discs and writes down which images every batch held; see `run`.
 PROGRAM = """
 import hashlib, json, sys
@@ -50,7 +52,14 @@ with open(f"{folder}/host{index}.json", "w") as file:
 
 def run(folder, hosts, devices):
     """Trains on so many hosts of so many devices each; returns what each wrote and printed."""
-    folder.mkdir()
+    codes, printed = ended(folder, hosts, devices)
+    assert codes == [0] * hosts, "\n".join(printed)
+    return [json.loads((folder / f"host{i}.json").read_text()) for i in range(hosts)], printed
+
+
+def ended(folder, hosts, devices):
+    """Runs the program on so many hosts; returns each one's exit code and what it printed."""
+    folder.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -67,8 +76,7 @@ def run(folder, hosts, devices):
         for index in range(hosts)
     ]
     printed = [process.communicate(timeout=300)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * hosts, "\n".join(printed)
-    return [json.loads((folder / f"host{i}.json").read_text()) for i in range(hosts)], printed
+    return [process.returncode for process in started], printed
 
 
 def read_predictions(folder):
@@ -101,3 +109,14 @@ def test_two_hosts_train_as_one_with_two_devices(tmp_path):
     np.testing.assert_allclose(*p, rtol=0.01)
     assert "epoch 2/2" in printed[0] and "epoch" not in printed[1]
     assert len((tmp_path / "two/run/metrics.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_every_host_stops_where_the_first_cannot_lock_the_workdir(tmp_path):
+    (tmp_path / "run").mkdir()
+    lock = hold(tmp_path / "run" / "lock")
+    codes, printed = ended(tmp_path, hosts=2, devices=1)
+    lock.close()
+    assert codes == [1, 1]
+    assert "another process is training in" in printed[0]
+    assert "the first host could not start the run" in printed[1]
