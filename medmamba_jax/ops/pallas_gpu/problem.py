@@ -145,7 +145,7 @@ def choose_chunks(h: int, w: int, *, four_orders: bool) -> Chunks:
         steps = math.ceil(w / chunk) * chunk * h
         return steps + math.ceil(h / chunk) * chunk * w if four_orders else steps
 
-    # The cost of a step relative to the best chunks. Short chunks have their fixed costs more often.
+    # The cost of a step relative to the best chunks. Short chunks have more fixed costs.
     weights = {(8, 1): 1.0, (7, 2): 1.02, (7, 1): 1.04, (6, 1): 1.2, (4, 1): 1.4}
     return Chunks(*min(weights, key=lambda c: padded_steps(c[0] * c[1]) * weights[c]))
 
