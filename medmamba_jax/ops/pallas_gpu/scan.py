@@ -192,7 +192,7 @@ _scan.defvjp(_scan_forward, _scan_backward)
 
 
 def _split(function, mode: Mode):
-    """Lets XLA split a pass by image. Several devices never run a kernel for the whole batch."""
+    """Lets XLA split a pass by image; with several devices, the unsplit kernel is not kept."""
     whole = dataclasses.replace(mode, keep_lowered=jax.device_count() == 1)
     return by_image(function, mode, whole)
 
