@@ -7,7 +7,7 @@ Command: python main.py --config=configs/fetal_planes_db.py
     The run downloads the images (12,400), or takes the archive or its extracted folder that you
     fetched yourself: --config.data.public.manual_dir=path/to/folder
     The paper splits by image, so images of one patient (of 1,792) are in several splits and the
-    scores are too good. The run only warns of this, since this file sets data.allow_overlap. To
+    scores are too good. Of that the run only warns, since this file sets data.allow_overlap. To
     split by patient: --config.data.public.splits=patient --config.data.allow_overlap=False
     To split as the publisher does, with validation images split off the training patients:
     --config.data.public.splits=official --config.data.allow_overlap=False

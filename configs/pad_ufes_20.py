@@ -6,7 +6,7 @@ Command: python main.py --config=configs/pad_ufes_20.py
     The run downloads the images (2,298, 3.6 GB), or takes the archive or its extracted folder that
     you fetched yourself: --config.data.public.manual_dir=path/to/folder
     The paper splits by image, so images of one patient (of 1,373) are in several splits and the
-    scores are too good. The run only warns of this, since this file sets data.allow_overlap. To
+    scores are too good. Of that the run only warns, since this file sets data.allow_overlap. To
     split by patient: --config.data.public.splits=patient --config.data.allow_overlap=False
 Expected: nobody ran this config, neither the training nor the download. The code that reads the
     archive was tested on a small archive of the same layout. Somebody else's replication with a
