@@ -1,7 +1,7 @@
 """Times a whole training step and inference of a variant on random images.
 
     python -m benchmarks.train_step --variant medmamba_t --batch 64
-    python -m benchmarks.train_step --variant medmamba_b --compile-only   # how depth costs
+    python -m benchmarks.train_step --variant medmamba_b --compile-only   # the cost of depth
 
 The step is the training loop's own: normalisation, loss, gradients, AdamW, donated state.
 """

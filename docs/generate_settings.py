@@ -2,7 +2,7 @@
 
     python docs/generate_settings.py
 
-A test fails if the page is not what this gives.
+A test fails if the page differs from the output of this script.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Evaluation: a predictor, labelled images and the table of metrics, and nothing else."""
+"""Evaluates a predictor on labelled images by the table of metrics."""
 
 import csv
 import io
@@ -64,7 +64,7 @@ def table(results: Mapping[str, Any], title: str) -> str:
 
     Args:
         results: what `evaluate` returned.
-        title: what the numbers are of.
+        title: the name of the evaluated images.
     """
     task, rows = results["task"], metrics_of(results["task"])
     headline = ", ".join(

@@ -1,4 +1,4 @@
-"""The table of metrics. Whatever reports, logs or compares a metric reads it here.
+"""The table of metrics. All code that reports, logs or compares a metric reads this table.
 
 To add a metric, add a row to `METRICS`. Results, `metrics.jsonl`, TensorBoard, the printed table
 and `train.best_metric` then have it, too. scikit-learn does the arithmetic.
@@ -22,7 +22,7 @@ class ClassOutputs:
 
     Attributes:
         actual: whether an image shows the class, bool (n,).
-        predicted: whether the model says so, bool (n,).
+        predicted: whether the model predicts the class, bool (n,).
         score: grows with the model's probability of the class, float64 (n,).
     """
 
@@ -89,7 +89,7 @@ class Outputs:
 
 
 def probabilities(logits: np.ndarray, task: str) -> np.ndarray:
-    """Returns the probabilities that logits stand for, float64 (n, K)."""
+    """Converts logits to probabilities, float64 (n, K)."""
     logits = np.asarray(logits, np.float64)
     return softmax(logits, axis=1) if task == "multiclass" else expit(logits)
 
@@ -99,7 +99,7 @@ class Metric:
     """How a metric is computed and shown.
 
     Attributes:
-        heading: what tables call it.
+        heading: the name of the metric in tables.
         compute: outputs -> value over all images, None where it is not defined. Without it, the
             value is the plain mean of `of_class` over the classes where that is defined.
         of_class: one class against the rest -> value, None where it is not defined. Without it,

@@ -1,4 +1,4 @@
-"""Devices and hosts: how a batch and a state are spread over them, and which host writes files.
+"""Spreads batches and states over devices and hosts, and determines which host writes files.
 
 A host is a JAX process. In a run on several hosts all compute the same; the first one prints and
 writes the files of the run's folder, and all write checkpoints together.
@@ -89,9 +89,9 @@ def say(text: str) -> None:
 
 
 def on_first_host(action: Callable[[], object]) -> None:
-    """Does something on the first host; if that fails, every host stops.
+    """Runs a function on the first host. If it fails, every host stops.
 
-    Without this, the other hosts would go on and wait for the first one without end.
+    Otherwise the other hosts would continue and wait for the first one forever.
 
     Raises:
         Exception: what `action` raised, on the first host.

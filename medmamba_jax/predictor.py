@@ -1,4 +1,4 @@
-"""A trained model, ready to use: images in, probabilities out."""
+"""A trained model that turns images into probabilities."""
 
 import dataclasses
 import functools
@@ -34,8 +34,8 @@ class Predictor:
         statistics: running statistics of the BatchNorms, likewise.
         preprocessing: how image files become arrays.
         class_names: what each output stands for, in order.
-        task: "multiclass": the probabilities of an image add up to 1; "multilabel": each is a yes
-            or no of its own.
+        task: "multiclass": the probabilities of an image add up to 1. "multilabel": each
+            probability stands for itself.
         batch_size: the most images in a batch.
         parallel: the devices. A batch is split over them.
 
@@ -72,7 +72,7 @@ class Predictor:
         task: str = "multiclass",
         **changes: Any,
     ) -> "Predictor":
-        """Reads official weights; the file does not say what goes in and what comes out.
+        """Reads official weights. The caller gives the facts about images and classes.
 
         Args:
             path: a `.safetensors`, `.pth` or `.pt` file. The latter two need the extra `torch`.

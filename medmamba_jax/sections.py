@@ -1,7 +1,7 @@
 """A section of a run's configuration: a frozen dataclass that checks its values.
 
-`data`, `model` and `train` are sections, and `data` has sections of its own. Dictionaries, such as
-JSON holds, go in by `from_dict` and come out by `to_dict`.
+`data`, `model` and `train` are sections, and `data` holds further sections. `from_dict` builds a
+section from a dictionary, such as JSON holds, and `to_dict` returns such a dictionary.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ class Section:
     """Base class of the sections; a subclass is a frozen dataclass.
 
     Attributes:
-        title: where the section stands in the configuration, such as "data.csv".
+        title: the place of the section in the configuration, such as "data.csv".
     """
 
     title: ClassVar[str]

@@ -15,7 +15,7 @@ import absl.logging
 
 from medmamba_jax.errors import DataUnavailableError, NonFiniteLossError, UserError
 
-# What the caller can mend.
+# Errors that the caller can correct.
 MISTAKES = (UserError, DataUnavailableError, OSError)
 
 
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `medmamba`; returns the exit code.
 
     Args:
-        arguments: what follows the program's name; by default that of this process.
+        arguments: the arguments after the program's name; by default those of this process.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["train"]:
@@ -75,7 +75,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
 def fail(error: object, code: int = 2) -> int:
     """Prints one line that names cause and remedy; returns the exit code."""
-    if isinstance(error, OSError) and error.errno is not None:  # not one of ours, which say more
+    if isinstance(error, OSError) and error.errno is not None:  # an error of another package
         error = f"{error.strerror}: {error.filename}; check the path, and who may read and write it"
     print("error: " + " ".join(str(error).split()), file=sys.stderr)
     return code

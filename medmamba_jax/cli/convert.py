@@ -14,7 +14,7 @@ import jax
 from medmamba_jax.interop import check_suffix, weights_to_state_dict, write_state_dict
 from medmamba_jax.runs import read_trained_weights
 
-# The fields that weights show. How to train and how to compute is not in a file of weights.
+# The fields that weights determine. A file of weights has no settings of training and computation.
 SHOWN = ("depths", "dims", "num_classes", "in_channels", "block", "patch_size", "d_state")
 
 

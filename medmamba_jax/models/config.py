@@ -124,8 +124,8 @@ class MedMambaConfig:
 
         Args:
           name: a key of `VARIANTS`.
-          **changes: field -> value. A field that is None stays as the variant has it, or as the
-            default is where the variant does not set it.
+          **changes: field -> value. A field that is None keeps the value of the variant, or its
+            default if the variant does not set it.
 
         Raises:
           UserError: the name is unknown, or a field's value is not valid.
@@ -139,15 +139,15 @@ class MedMambaConfig:
 _SMALL = (96, 192, 384, 768)
 _BASE = (128, 256, 512, 1024)
 
-# Name -> any fields of MedMambaConfig. A script of one's own may add a row.
+# Name -> any fields of MedMambaConfig. A script may add a row.
 VARIANTS: dict[str, dict[str, Any]] = {
     "medmamba_t": {"depths": (2, 2, 4, 2), "dims": _SMALL},
     "medmamba_s": {"depths": (2, 2, 8, 2), "dims": _SMALL},
     "medmamba_b": {"depths": (2, 2, 12, 2), "dims": _BASE},
     # The paper's first version, official commit ba326fe.
     "medmamba_v1": {"depths": (2, 2, 2, 2), "dims": _SMALL, "block": "conv_ssm"},
-    # The paper prints 23.5M and 48.1M parameters for S and B; at 1000 classes these depths give
-    # them and the official code's do not.
+    # The paper prints 23.5M and 48.1M parameters for S and B. At 1000 classes these depths give
+    # these numbers; the depths of the official code do not.
     "medmamba_s_paper": {"depths": (2, 2, 12, 2), "dims": _SMALL},
     "medmamba_b_paper": {"depths": (2, 2, 16, 2), "dims": _BASE},
     # Ours, for the quickstart on a CPU and for tests; not in the paper.

@@ -18,8 +18,9 @@ _LEAST_DRAWN = 4096
 def _draw(sample: Initializer, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Returns `sample(key, shape, dtype)`, in a form that compiles quickly for a small shape.
 
-    An element of JAX's random arrays depends on the key and its index alone, so that the first
-    elements of a longer array are the same. The barrier keeps XLA from drawing only those.
+    An element of JAX's random arrays depends only on the key and its index. So the first elements
+    of a longer array are the elements of a shorter one. The barrier keeps XLA from drawing only
+    these.
     """
     size = math.prod(shape)
     drawn = sample(key, (max(size, _LEAST_DRAWN),), dtype)
@@ -29,8 +30,8 @@ def _draw(sample: Initializer, key: jax.Array, shape: tuple[int, ...], dtype: An
 def linear(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
     """Normal with deviation 0.02.
 
-    Official `trunc_normal_(std=.02)` cuts at +-2, a hundred deviations away: that is a plain
-    normal. JAX's `truncated_normal` cuts at 2 deviations and would give 0.0176.
+    The official `trunc_normal_(std=.02)` cuts at +-2, which is a hundred deviations: it is a plain
+    normal. JAX's `truncated_normal` cuts at 2 deviations, and its deviation would be 0.0176.
     """
     return 0.02 * _draw(jax.random.normal, key, shape, dtype)
 

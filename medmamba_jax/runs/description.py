@@ -1,4 +1,4 @@
-"""`run.json`: what weights alone do not say and later uses of a run must not guess."""
+"""`run.json`: the facts that later uses of a run need, and that its weights do not contain."""
 
 import dataclasses
 import json
@@ -21,19 +21,19 @@ FORMAT = 2  # a version of the package reads this format and all earlier ones
 
 @dataclasses.dataclass(frozen=True)
 class RunDescription:
-    """What a trained model is, and what its inputs and outputs mean.
+    """The architecture of a trained model, and the meaning of its inputs and outputs.
 
     Attributes:
         config: the run's configuration, as `Config.to_dict` returns it.
         model: the architecture.
         preprocessing: how image files become arrays.
-        class_names: what each logit stands for.
+        class_names: the class of each logit.
         task: "multiclass", where the softmax of the logits gives probabilities, or "multilabel",
             where the sigmoid of each does.
         best_metric: the validation metric that chooses the best checkpoint.
         dataset: name of the images.
         images_sha256: split -> its `digest()`. It changes when images are added, removed, renamed
-            or split in another way. Of files it covers path and size.
+            or split in another way. For files it covers path and size.
         synthetic: whether a program drew the images.
         averaged: whether the evaluated parameters are the moving averages (`train.ema_decay`).
         format: the format of the file that this was read from.

@@ -41,7 +41,7 @@ class CheckpointStore:
     """
 
     def __init__(self, directory: pathlib.Path, *, read_only: bool = False):
-        # A checkpoint is the best for as long as no later one improved on it, so that "improved
+        # A checkpoint is the best until a later one improves on it, so that "improved
         # last" ranks them: no comparison of floats or NaN, and the first of equals wins.
         policies = checkpoint_managers
         options = ocp.CheckpointManagerOptions(

@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, and what may change between two starts."""
+"""A run's folder: the lock on it, and the settings that may change between two starts."""
 
 import json
 import pathlib
@@ -48,7 +48,7 @@ def check_same_run(
 
     Args:
         workdir: the run's folder.
-        description: what is about to start there.
+        description: the run that is about to start there.
         defaults: the default configuration, for keys that the run's version did not have.
 
     Raises:

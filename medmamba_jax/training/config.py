@@ -27,7 +27,7 @@ WEIGHTS = ("none", "balanced")
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Section):
-    """The `model` section: a variant, and what differs from it.
+    """The `model` section: a variant, and the fields that differ from it.
 
     Attributes:
         variant: name of an architecture in `medmamba_jax.VARIANTS`.
@@ -66,7 +66,7 @@ class ModelConfig(Section):
         self.architecture(num_classes=2)
 
     def architecture(self, num_classes: int) -> MedMambaConfig:
-        """Returns the architecture for so many classes."""
+        """Returns the architecture for this number of classes."""
         fields = self.to_dict()
         del fields["variant"]
         try:
@@ -201,7 +201,7 @@ class TrainConfig(Section):
         return tuple(pattern.strip() for pattern in self.freeze.split(",") if pattern.strip())
 
     def _require_options_of_the_loss(self) -> None:
-        """Refuses an option that the chosen loss does not read."""
+        """Raises UserError if an option is set that the chosen loss does not read."""
         if self.loss == "auto":
             chosen = [loss for loss in LOSSES.values() if loss.automatic]
         else:
@@ -219,7 +219,7 @@ class TrainConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Everything that decides a run.
+    """All settings of a run.
 
     Attributes:
         model: the architecture.

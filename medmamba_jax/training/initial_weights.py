@@ -1,4 +1,4 @@
-"""`train.init_from`: tensors of a trained model, as far as they fit the new one."""
+"""`train.init_from`: takes the tensors of a trained model that fit the new one."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,10 +20,10 @@ LOADED, ADAPTED, DRAWN, UNUSED = "loaded", "adapted", "drawn anew", "unused"
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What became of every tensor of the new model and of the trained one.
+    """The fate of every tensor of the new model and of the trained model.
 
     Attributes:
-        source: what `init_from` names.
+        source: the value of `init_from`.
         fates: dotted name -> "loaded", "adapted" (to other input channels), "drawn anew", or
             "unused" (of the trained model).
     """
@@ -114,7 +114,7 @@ def _adapted(kernel: np.ndarray, channels: int) -> np.ndarray | None:
 
 
 def _warn_of_other_pixels(old: Preprocessing | None, new: Preprocessing, source: str) -> None:
-    """Warns where the new model gets pixels on another scale than the trained one did."""
+    """Warns if the new model gets pixels on another scale than the trained model."""
     if old is None:
         return
     for field in ("mean", "std", "window"):

@@ -182,7 +182,7 @@ def train_epoch(
 
 
 def _fetch(outputs: list[dict[str, Any]], index: int, first_step: int) -> None:
-    """Brings a step's outputs to the host, in place; a loss that is not finite stops the run."""
+    """Copies a step's outputs to the host, in place. A loss that is not finite stops the run."""
     outputs[index] = jax.device_get(outputs[index])
     loss, norm = float(outputs[index]["loss"]), float(outputs[index]["grad_norm"])
     if not (np.isfinite(loss) and np.isfinite(norm)):
@@ -193,7 +193,7 @@ def _fetch(outputs: list[dict[str, Any]], index: int, first_step: int) -> None:
 
 
 def advice_on_classes(config: TrainConfig, task: str) -> str:
-    """Returns what may help where the model never predicts a class."""
+    """Returns advice for a model that never predicts some class."""
     if task == "multilabel":
         if config.pos_weights == "none":
             return "train.pos_weights='balanced' in a new --workdir may help"

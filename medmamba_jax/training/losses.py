@@ -165,7 +165,7 @@ def training_loss(config: "TrainConfig", dataset: Dataset) -> tuple[MeanLoss, st
 
 
 def _name(name: str, dataset: Dataset) -> str:
-    """Resolves "auto", and refuses a loss that is not for the data set's task."""
+    """Resolves "auto"; raises UserError if the loss is not for the data set's task."""
     task = dataset.task
     if name == "auto":
         return next(name for name, loss in LOSSES.items() if task in loss.automatic)

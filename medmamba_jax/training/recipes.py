@@ -1,4 +1,4 @@
-"""Where the files in `configs/` start from."""
+"""The configurations that the files in `configs/` start from."""
 
 import dataclasses
 import typing
@@ -69,7 +69,7 @@ def medmnist_config(name: str, size: str) -> ConfigDict:
     """
     config = default_config()
     config.data.name = name
-    config.data.allow_overlap = True  # MedMNIST's own splits are taken as they are
+    config.data.allow_overlap = True  # MedMNIST's own splits are used unchanged
     config.train.lr = 1e-3
     config.train.schedule = "step"
     config.train.step_epochs = (50, 75)

@@ -131,7 +131,7 @@ def epoch_line(row: Mapping[str, Any], task: str, epochs: int, best_metric: str)
 
 
 def progress_text(progress: Progress) -> str:
-    """Returns how far a run is that goes on."""
+    """Returns the progress of a resumed run as text."""
     name, value = next(iter(progress.best_values.items()))
     best = f"{METRICS[name].heading} {METRICS[name].text(value)} in epoch {progress.best_epoch}"
     return f"after epoch {progress.epoch}, best so far {best}"

@@ -34,7 +34,7 @@ def choose_best_metric(name: str, dataset: Dataset) -> tuple[str, str]:
 
 
 def _automatic(dataset: Dataset) -> tuple[str, str]:
-    if dataset.task == "multilabel":  # every class is a question of its own
+    if dataset.task == "multilabel":  # each class is judged by itself
         return "auc", " (auto)"
     counts = dataset.counts()["train"].values()
     smallest, largest = min(counts), max(counts)

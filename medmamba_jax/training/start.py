@@ -1,4 +1,4 @@
-"""How a run starts: every check, then the first state. `start_run` is the whole story."""
+"""Starts a run: makes every check, then the first state. Read `start_run` first."""
 
 import contextlib
 import functools
@@ -60,8 +60,8 @@ class TrainingRun:
     Attributes:
         config: the configuration.
         workdir: the run's folder.
-        dataset: the images, behind caches where that pays.
-        description: what `run.json` says.
+        dataset: the images, with caches if `data.cache` allows them.
+        description: the content of `run.json`.
         parallel: the devices.
         train_step: the jitted step.
         steps: training steps in an epoch.
@@ -121,7 +121,7 @@ class TrainingRun:
 def start_run(
     config: Config | ConfigDict, workdir: str | pathlib.Path, data: OwnData | None = None
 ) -> TrainingRun:
-    """Checks everything that can be checked, makes the folder this run's, and prints the plan.
+    """Checks the configuration and the images, locks the folder, and prints the plan.
 
     The first state is that of the run's latest checkpoint; else of `train.init_from`; else random.
 
@@ -170,7 +170,7 @@ def start_run(
 
 
 def describe(config: Config, dataset: Dataset) -> tuple[RunDescription, str]:
-    """Returns what `run.json` will say, and the reason for the choice of the best metric.
+    """Returns the content of `run.json`, and the reason for the choice of the best metric.
 
     Raises:
         UserError: the images lack a split or a label, or do not fit the configuration.
@@ -201,7 +201,7 @@ def describe(config: Config, dataset: Dataset) -> tuple[RunDescription, str]:
 def make_spec(
     config: Config, dataset: Dataset, description: RunDescription
 ) -> tuple[StepSpec, str]:
-    """Returns what a step needs besides arrays, and the loss as text.
+    """Returns the static arguments of a step, and the loss as text.
 
     Raises:
         UserError: a setting does not fit the task or the labels, or `train.freeze` the parameters.
@@ -289,11 +289,11 @@ def write_records(run: TrainingRun, report: Report | None) -> None:
 
 
 def plan(run: TrainingRun, settled: dict[str, str]) -> str:
-    """Returns what is about to happen, as text.
+    """Returns the plan of the run, as text.
 
     Args:
         run: the run.
-        settled: title -> text of what was settled while the run started.
+        settled: title -> text, for the choices that were made while the run started.
     """
     dataset, train, model = run.dataset, run.config.train, run.description.model
     counts = dataset.counts()
@@ -346,7 +346,7 @@ def cache_compiled_programs() -> None:
     config: Any = jax.config  # JAX gives no types for its attributes
     if config.jax_compilation_cache_dir is None and config.jax_enable_compilation_cache:
         folder = pathlib.Path(COMPILED).expanduser()
-        if jax.default_backend() == "cpu":  # JAX does not tell CPUs of different abilities apart
+        if jax.default_backend() == "cpu":  # JAX ignores the instructions of CPUs
             folder /= hashlib.sha256(_cpu().encode()).hexdigest()[:8]
         config.update("jax_compilation_cache_dir", str(folder))
     if config.jax_enable_compilation_cache:

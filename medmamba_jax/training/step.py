@@ -17,7 +17,7 @@ from medmamba_jax.training.losses import MeanLoss
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that changes from step to step; trees are nested dictionaries of arrays.
+    """The state that each step changes. Trees are nested dictionaries of arrays.
 
     Attributes:
         step: int32 scalar, steps taken.
@@ -62,7 +62,7 @@ def eval_params(state: TrainState) -> tuple[Any, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class StepSpec:
-    """What a step needs besides arrays.
+    """The static arguments of a step.
 
     Attributes:
         graphdef: the model's structure in training mode.

@@ -15,19 +15,19 @@ from medmamba_jax.ops.pallas_gpu.staging import StepSizes, sigmoid_of_softplus
 from medmamba_jax.ops.pallas_gpu.streams import SLOTS, Streams, at_pixels, inputs, send
 from medmamba_jax.ops.pallas_gpu.walk import Walk
 
-# A comes scaled by log2(e), so what is derived through the exponent is short of this factor.
+# A is already scaled by log2(e), so gradients through the exponent lack this factor.
 LN_2 = 0.6931471805599453
 
 
 @dataclasses.dataclass(frozen=True)
 class _Chunk:
-    """One chunk of T steps in the hands of one warpgroup, each of whose warps has one image.
+    """The work of one warpgroup on a chunk of T steps. Each of its warps has one image.
 
-    Registers decide how the work is divided into passes. In the layout BY_BOTH a lane has 4 states
-    x 4 channels, so each array of the tile's size (A, the state h, its gradient dh, dA, a decay)
-    takes 16 of a lane's 168 registers. What is of one step and one channel (dt, u, dy) waits in
-    shared memory and takes 4. The sums over channels and over states leave for shared memory as
-    soon as they are made.
+    The number of registers determines the division into passes. In the layout BY_BOTH a lane has 4
+    states x 4 channels, so each array of the tile's size (A, the state h, its gradient dh, dA, a
+    decay) takes 16 of a lane's 168 registers. The values of one step and one channel (dt, u, dy)
+    are in shared memory and take 4 registers. The sums over channels and over states go to shared
+    memory at once.
 
     Attributes:
       walk, k: the walk and its direction.
@@ -63,15 +63,15 @@ class _Chunk:
 
     @property
     def pairs(self) -> int:
-        """Pairs of steps in a chunk; the last step of an odd chunk stands alone."""
+        """The number of pairs of steps; the last step of an odd chunk has no partner."""
         return self.walk.chunk // 2
 
     def pass_a(self, h):
         """Walks forward from the boundary state h, writes dC and stashes every second state.
 
         Registers: A, h and one product of the tile's size. Pass B needs the states from the last
-        to the first. All of them fit neither in registers nor, with three warpgroups, in shared
-        memory. Every second one does, and one step from it gives the state between.
+        to the first. All states fit neither in registers nor, with three warpgroups, in shared
+        memory. Every second state fits, and one step from it computes the state between.
         """
 
         def step(i, h):

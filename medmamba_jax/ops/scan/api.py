@@ -21,14 +21,14 @@ def selective_scan(
 ) -> jax.Array:
     """Runs k independent selective scans along l; differentiable in all seven arrays.
 
-    With dt = delta + delta_bias (then softplus, if asked for), for each of b, k and d::
+    With dt = delta + delta_bias (then softplus if `delta_softplus`), for each of b, k and d::
 
         h[t] = exp(dt[t] * A) * h[t-1] + dt[t] * u[t] * B[t]      # n states, h[-1] = 0
         y[t] = sum_n(C[t] * h[t]) + D * u[t]
 
-    Numerics: every implementation computes in float32 (in float64 where u is float64), whatever
-    the dtypes of its inputs. It never divides. exp(dt * A) may underflow to 0, which is the right
-    limit. Only the result is rounded to u's dtype.
+    Numerics: every implementation computes in float32 (in float64 if u is float64), for inputs of
+    any dtype. It never divides. exp(dt * A) may underflow to 0, which is the right limit. Only the
+    result is rounded to u's dtype.
 
     Source: Gu and Dao, arXiv 2312.00752, section 3.
 

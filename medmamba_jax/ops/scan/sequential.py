@@ -1,4 +1,4 @@
-"""The selective scan one step at a time; slow, and the simplest to compare with."""
+"""The selective scan, one step at a time: a slow and simple reference."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The scan's shapes in MedMamba: what the benchmark times is what the tests run."""
+"""The shapes of the scan in MedMamba. The benchmark and the tests use the same shapes."""
 
 import dataclasses
 
