@@ -17,7 +17,8 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
     Raises:
         OSError: the folder cannot be written to, or the disk is full.
     """
-    data = content.encode() if isinstance(content, str) else content
+    # Names of files that are not UTF-8 come and go as Python holds them.
+    data = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         with partial.open("xb") as file:
@@ -25,5 +26,7 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from error
     finally:
         partial.unlink(missing_ok=True)

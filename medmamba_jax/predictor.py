@@ -14,7 +14,7 @@ from flax import nnx
 from medmamba_jax.data.dataset import TASKS, InMemorySplit, Split
 from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.data.reading.loading import eval_batches
-from medmamba_jax.errors import UserError
+from medmamba_jax.errors import NonFiniteLossError, UserError
 from medmamba_jax.interop import read_weights
 from medmamba_jax.metrics import Outputs, probabilities
 from medmamba_jax.models import MedMamba, MedMambaConfig, evaluation_graphdef
@@ -55,6 +55,10 @@ class Predictor:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise UserError(f"a predictor's task must be one of {TASKS}; got {self.task!r}")
+        if isinstance(self.class_names, str):
+            raise UserError(f"class_names must be a tuple of texts; got {self.class_names!r}")
+        if self.batch_size < 1:
+            raise UserError(f"a predictor's batch_size must be 1 or more; got {self.batch_size}")
         if len(self.class_names) != self.model.num_classes:
             raise UserError(
                 f"the model has {self.model.num_classes} outputs, but class_names has"
@@ -108,6 +112,7 @@ class Predictor:
 
         Raises:
             DataUnavailableError: the package that reads such a file is not installed.
+            NonFiniteLossError: an output of the model is NaN or infinite.
             UserError: an image cannot be read; the message names it.
         """
         one = isinstance(images, (str, pathlib.Path, bytes)) or (
@@ -115,7 +120,13 @@ class Predictor:
         )
         several: Any = [images] if one else images
         split: Split = several if hasattr(several, "labels") else _unlabelled(several)
-        table = probabilities(self.logits(split), self.task)
+        logits = self.logits(split)
+        if not np.isfinite(logits).all():
+            row = int(np.isfinite(logits).all(1).argmin())
+            raise NonFiniteLossError(
+                f"the model's outputs for {split.describe(row)} are not finite"
+            )
+        table = probabilities(logits, self.task)
         return dict(zip(self.class_names, table[0].tolist(), strict=True)) if one else table
 
     def module(self) -> MedMamba:
@@ -219,6 +230,16 @@ def _compiled(
 
 def _unlabelled(images: Sequence[Image] | np.ndarray) -> Split:
     """Returns images as a split; its labels mean nothing."""
+    if not isinstance(images, (Sequence, np.ndarray)):
+        raise UserError(
+            f"predict takes paths, bytes of files, arrays, or a sequence of these; got a"
+            f" {type(images).__name__}"
+        )
+    for row, image in enumerate(images):
+        if not isinstance(image, (str, pathlib.Path, bytes, np.ndarray)):
+            raise UserError(
+                f"image {row} is a {type(image).__name__}; give a path, bytes or a NumPy array"
+            )
     names = [
         str(image) if isinstance(image, (str, pathlib.Path)) else f"image {row}"
         for row, image in enumerate(images)

@@ -5,6 +5,7 @@ traceback. To add a subcommand, write a function `add_...` and add a row to `_SU
 """
 
 import argparse
+import errno
 import importlib
 import logging
 import sys
@@ -43,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+_ACCESS = "and who may read and write it"
+_REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "and free some space")
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
@@ -76,7 +81,8 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 def fail(error: object, code: int = 2) -> int:
     """Prints one line that names cause and remedy; returns the exit code."""
     if isinstance(error, OSError) and error.errno is not None:  # an error of another package
-        error = f"{error.strerror}: {error.filename}; check the path, and who may read and write it"
+        remedy = _REMEDIES.get(error.errno, _ACCESS)
+        error = f"{error.strerror}: {error.filename}; check the path, {remedy}"
     print("error: " + " ".join(str(error).split()), file=sys.stderr)
     return code
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from medmamba_jax.cli import MISTAKES, fail, log_warnings
 from medmamba_jax.errors import NonFiniteLossError, UserError
@@ -49,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         app.run(_main, argv=list(argv), flags_parser=parse_flags)
     except SystemExit as end:
-        return int(end.code or 0)
+        return end.code if isinstance(end.code, int) else fail(end.code) if end.code else 0
     return 0
 
 
@@ -65,6 +65,8 @@ def _main(argv: list[str]) -> None:
         run = start_run(_CONFIG.value, workdir)
     except MISTAKES as error:
         sys.exit(fail(error))
+    except KeyboardInterrupt:
+        sys.exit(fail("interrupted before the first step", code=130))
     try:
         with run:  # an OSError in here is a fault, and keeps its traceback
             fit(run)
@@ -97,12 +99,18 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; a mistake ends the program with one line and exit code 2."""
     try:
         rest = flags.FLAGS(with_config_file(argv))
-        _CONFIG.value.to_dict()  # a file that cannot be read is noticed only here
+        config = _CONFIG.value  # a file that cannot be read is noticed only here
+        if not isinstance(config, ConfigDict):
+            raise UserError(
+                f"get_config() of the config file returned a {type(config).__name__}: return"
+                " medmamba_jax.default_config(), with your changes"
+            )
         return rest
     except flags.UnrecognizedFlagError as error:
         problem: object = f"{error}{_where_it_is(error.flagname)}"
     except AttributeError as error:
-        (cause,) = error.args  # ml_collections wraps a KeyError, which is wordier when printed
+        # ml_collections wraps a KeyError, which is wordier when printed.
+        cause = error.args[0] if error.args else error
         problem = f"no such setting: {cause.args[0] if isinstance(cause, KeyError) else cause}"
     except (flags.Error, KeyError, TypeError, ValueError, OSError) as error:
         # ml_collections puts whole tracebacks into messages; the cause is their last line.

@@ -192,6 +192,11 @@ class Dataset:
     task: str = "multiclass"
 
     def __post_init__(self) -> None:
+        if isinstance(self.class_names, str) or not all(
+            isinstance(name, str) for name in self.class_names
+        ):
+            raise UserError(f"class_names must be a tuple of texts; got {self.class_names!r}")
+        object.__setattr__(self, "class_names", tuple(self.class_names))
         if self.task not in TASKS:
             raise UserError(f"a data set's task must be one of {TASKS}; got {self.task!r}")
         multilabel, num_classes = self.task == "multilabel", len(self.class_names)

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from absl import logging
 
 from medmamba_jax.data import Preprocessing
@@ -16,6 +17,10 @@ from medmamba_jax.parallel import DataParallel
 from medmamba_jax.predictor import Predictor
 
 FILE = "run.json"
+_SIGNS_OF_DAMAGE = (
+    *(UnicodeDecodeError, json.JSONDecodeError, RecursionError),
+    *(KeyError, TypeError, AttributeError),
+)
 FORMAT = 2  # a version of the package reads this format and all earlier ones
 
 
@@ -74,7 +79,7 @@ class RunDescription:
             "model": dataclasses.asdict(self.model),
             "preprocessing": self.preprocessing.to_dict(),
         }
-        write_atomically(workdir / FILE, json.dumps(values, indent=2) + "\n")
+        write_atomically(workdir / FILE, json.dumps(values, indent=2, default=plain) + "\n")
 
     @classmethod
     def read(cls, workdir: str | pathlib.Path) -> "RunDescription":
@@ -93,7 +98,7 @@ class RunDescription:
                 f"{workdir} holds no run ({FILE} is missing); train first, or give a run's folder"
             )
         try:
-            values = json.loads(path.read_text())
+            values = json.loads(path.read_text(encoding="utf-8"))
             written_in = values.get("format", 1)
             if written_in > FORMAT:
                 raise UserError(
@@ -103,7 +108,7 @@ class RunDescription:
             if written_in == 1:
                 values = _from_format_1(values)
             return cls._of(values, path, written_in)
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except _SIGNS_OF_DAMAGE as error:
             raise UserError(
                 f"{path} is damaged ({type(error).__name__}: {error}): restore it from a copy"
             ) from error
@@ -131,6 +136,13 @@ class RunDescription:
                 "format": written_in,
             }
         )
+
+
+def plain(value: Any) -> Any:
+    """Returns a NumPy scalar, which JSON cannot hold, as a number of Python's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is no value for JSON")
 
 
 def _fields(cls: type, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -259,8 +259,14 @@ def _read_best(
             if epoch is None:
                 raise _no_checkpoint(workdir)
             try:
+                if description.format > 1 and store.progress(epoch).best_epoch != epoch:
+                    best = store.progress(epoch).best_epoch
+                    raise UserError(
+                        f"the best checkpoint, of epoch {best}, is missing from"
+                        f" {workdir / CHECKPOINTS}: restore it"
+                    )
                 return epoch, _read(store, epoch, description, parallel)
-            except (OSError, ValueError, KeyError):
+            except UserError:
                 replaced = not (workdir / CHECKPOINTS / str(epoch)).is_dir()
                 if not (replaced and remaining):
                     raise

@@ -9,6 +9,8 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from medmamba_jax.errors import UserError
+
 _RANK = "improved_in_epoch"
 
 
@@ -100,22 +102,31 @@ class CheckpointStore:
                 and shardings.
 
         Raises:
-            ValueError: a shape differs from the checkpoint's.
+            UserError: the checkpoint is damaged, or a shape differs from its own.
         """
-        self.wait()  # the checkpoint may still be on its way to the disk
-        restored = self._manager.restore(
-            epoch,
-            args=ocp.args.Composite(
-                **{name: ocp.args.StandardRestore(tree) for name, tree in like.items()}
-            ),
-        )
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in like.items()}
+        restored = self._restore(epoch, items)
         return {name: restored[name] for name in like}
 
     def progress(self, epoch: int) -> Progress:
-        """Reads the progress that a checkpoint was saved with."""
+        """Reads the progress that a checkpoint was saved with; raises as `restore`."""
+        return Progress(**self._restore(epoch, {"progress": ocp.args.JsonRestore()})["progress"])
+
+    def _restore(self, epoch: int, items: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Reads items of a checkpoint, which may still be on its way to the disk."""
         self.wait()
-        args = ocp.args.Composite(progress=ocp.args.JsonRestore())
-        return Progress(**self._manager.restore(epoch, args=args)["progress"])
+        try:
+            restored = self._manager.restore(epoch, args=ocp.args.Composite(**items))
+            if missing := [name for name in items if restored[name] is None]:
+                raise KeyError(missing[0])
+            return restored
+        except (OSError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"checkpoint {epoch} in {self._manager.directory} cannot be read"
+                f" ({type(error).__name__}: {reason}): restore it from a copy, or delete its folder"
+                " to go on from the other one"
+            ) from error
 
 
 def restored_like(abstract: Any, shardings: Any) -> Any:

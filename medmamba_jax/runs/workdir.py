@@ -10,7 +10,7 @@ from absl import logging
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import write_atomically
 from medmamba_jax.locking import Lock, hold
-from medmamba_jax.runs.description import RunDescription
+from medmamba_jax.runs.description import RunDescription, plain
 
 CHECKPOINTS = "checkpoints"
 SPLIT_TABLE = "split.csv"
@@ -60,7 +60,9 @@ def check_same_run(
             f"an earlier version of medmamba_jax started the run in {workdir}, whose epochs had"
             " fewer steps; it can be evaluated, but not continued: give another --workdir"
         )
-    new, defaults = (json.loads(json.dumps(values)) for values in (description.config, defaults))
+    new, defaults = (
+        json.loads(json.dumps(values, default=plain)) for values in (description.config, defaults)
+    )
     differences = _differences(flat(defaults) | flat(old.config), flat(new))
     differences += differing_images(old, description)
     if differences:

@@ -272,7 +272,7 @@ class Config:
     def with_absolute_paths(self) -> "Config":
         """Returns the configuration with every path absolute, so that it works in any folder."""
         source = self.train.init_from
-        train = dataclasses.replace(
-            self.train, init_from=str(pathlib.Path(source).expanduser().resolve()) if source else ""
-        )
+        if source:
+            source = str(pathlib.Path(source).expanduser().absolute())
+        train = dataclasses.replace(self.train, init_from=source)
         return dataclasses.replace(self, data=self.data.with_absolute_paths(), train=train)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from absl import logging
 from tensorboardX import SummaryWriter
 
 from medmamba_jax.files import write_atomically
@@ -64,14 +65,22 @@ class MetricWriter:
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the rows of `metrics.jsonl`, up to a line that is not whole."""
+    """Returns the rows of `metrics.jsonl`; damaged lines are left out with a warning."""
     path = workdir / METRICS_FILE
     rows: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    damaged = 0
+    for line in text.splitlines():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
-            break
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("epoch"), int):
+            rows.append(row)
+        else:
+            damaged += 1
+    if damaged:
+        logging.warning("%s: left out %d damaged lines", path, damaged)
     return rows
 
 

@@ -283,6 +283,8 @@ def write_records(run: TrainingRun, report: Report | None) -> None:
     """Writes what describes the run into its folder."""
     write_description(run.workdir, run.description, versions())
     write_split_table(run.workdir / SPLIT_TABLE, run.dataset)
+    if not run.progress.epoch:
+        (run.workdir / "init_from.json").unlink(missing_ok=True)
     if report is not None:
         content = {"init_from": report.source, "tensors": report.fates}
         write_atomically(run.workdir / "init_from.json", json.dumps(content, indent=2) + "\n")
@@ -345,7 +347,10 @@ def cache_compiled_programs() -> None:
     """
     config: Any = jax.config  # JAX gives no types for its attributes
     if config.jax_compilation_cache_dir is None and config.jax_enable_compilation_cache:
-        folder = pathlib.Path(COMPILED).expanduser()
+        try:
+            folder = pathlib.Path(COMPILED).expanduser()
+        except RuntimeError:  # there is no home folder
+            return
         if jax.default_backend() == "cpu":  # JAX ignores the instructions of CPUs
             folder /= hashlib.sha256(_cpu().encode()).hexdigest()[:8]
         config.update("jax_compilation_cache_dir", str(folder))

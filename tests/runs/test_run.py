@@ -127,12 +127,42 @@ def test_a_checkpoint_that_a_better_one_replaces_meanwhile(trained, tmp_path, mo
             newer = checkpoints / "3"
             shutil.copytree(checkpoints / str(epoch), newer)
             shutil.rmtree(checkpoints / str(epoch))
+            (saved,) = (newer / "progress").glob("metadata*")
+            values = json.loads(saved.read_text()) | {"epoch": 3, "best_epoch": 3}
+            saved.write_text(json.dumps(values))
         return real(store, epoch, description, parallel)
 
     monkeypatch.setattr(run_module, "_read", replaced)
     run = mm.load_run(folder)
     assert run.predictor.class_names == ("dark", "bright")
     assert len(epochs) == 2 and epochs[0] != epochs[1] == run.epoch
+
+
+def test_a_best_checkpoint_that_is_gone_is_not_replaced_by_the_latest(trained, tmp_path):
+    folder = shutil.copytree(trained[0], tmp_path / "run")
+    best = mm.load_run(folder).epoch
+    checkpoints = folder / "checkpoints"
+    shutil.copytree(checkpoints / str(best), checkpoints / "9")
+    shutil.rmtree(checkpoints / str(best))
+    for other in checkpoints.iterdir():
+        if other.name.isdigit() and other.name != "9":
+            shutil.rmtree(other)
+    with pytest.raises(mm.UserError, match=rf"of epoch {best}, is missing from .* restore it"):
+        _ = mm.load_run(folder).predictor
+
+
+@pytest.mark.parametrize("lost", ["params", "progress"])
+def test_a_damaged_checkpoint_is_one_line(trained, tmp_path, lost):
+    folder = shutil.copytree(trained[0], tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints" / str(mm.load_run(folder).epoch) / lost)
+    with pytest.raises(mm.UserError, match=r"checkpoint \d+ in .* cannot be read"):
+        _ = mm.load_run(folder).predictor
+
+
+@pytest.mark.parametrize("image", [None, [None], 3, (x for x in [1])])
+def test_what_is_no_image(run, image):
+    with pytest.raises(mm.UserError, match=r"predict takes paths|image 0 is a"):
+        run.predictor.predict(image)
 
 
 def test_no_checkpoint_yet(trained, tmp_path):
