@@ -63,7 +63,7 @@ _SUBCOMMANDS = {
 }
 
 
-def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+def _parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     """Returns the parser of the subcommand that is asked for, or of all of them for the help."""
     parser = _Parser(prog="medmamba", description="Train MedMamba, and use what was trained.")
     subcommands: Any = parser.add_subparsers(metavar="COMMAND", required=True)
