@@ -235,6 +235,8 @@ def _unlabelled(images: Sequence[Image] | np.ndarray) -> Split:
             f"predict takes paths, bytes of files, arrays, or a sequence of these; got a"
             f" {type(images).__name__}"
         )
+    if len(images) == 0:
+        raise UserError("there is no image to classify")
     for row, image in enumerate(images):
         if not isinstance(image, (str, pathlib.Path, bytes, np.ndarray)):
             raise UserError(

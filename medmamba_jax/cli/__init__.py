@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import absl.logging
+from absl import flags
 
 from medmamba_jax.errors import DataUnavailableError, NonFiniteLossError, UserError
 
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from medmamba_jax.cli.train import run
 
         return run(["medmamba train", *arguments[1:]])
+    flags.FLAGS(["medmamba"])  # absl complains about warnings before its flags are parsed
     log_warnings()
     options = _parser(arguments).parse_args(arguments)
     try:

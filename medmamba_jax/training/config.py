@@ -81,7 +81,8 @@ class TrainConfig(Section):
 
     Attributes:
         epochs: passes over the training images.
-        batch_size: images in a step, over all devices.
+        batch_size: images in a step, over all devices. The first images of the next epoch fill up
+            the last batch of an epoch.
         seed: seed of the parameters, the order of images, augmentation, dropout and drop path.
         init_from: a trained model to start from: a run's folder, or an official `.pth` or
             `.safetensors` file. "" starts from random parameters.

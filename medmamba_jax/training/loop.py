@@ -61,7 +61,10 @@ def fit(run: TrainingRun) -> dict[str, dict[str, Any]]:
         jax.transfer_guard("disallow"),
     ):
         if nothing_left := run.is_finished:
-            say(f"nothing left to train after epoch {run.progress.epoch}")
+            say(
+                f"nothing left to train after epoch {run.progress.epoch}, with"
+                f" train.epochs={config.epochs} and train.patience={config.patience}"
+            )
         else:
             say("compiling the training step, up to a minute on a CPU ...")
         while not run.is_finished:

@@ -141,6 +141,8 @@ def start_run(
     workdir = pathlib.Path(workdir).expanduser().resolve()
     require_writable(workdir)
     cache_compiled_programs()
+    if config.train.init_from and not pathlib.Path(config.train.init_from).exists():
+        raise FileNotFoundError(f"train.init_from: there is no {config.train.init_from}")
     parallel = DataParallel.over_all_devices()
     if config.train.batch_size % len(parallel.devices):
         raise UserError(
@@ -326,6 +328,16 @@ def plan(run: TrainingRun, settled: dict[str, str]) -> str:
     )
     if weights is not None:
         lines.append(("weights", f"of images, in training: {weights.min():g}..{weights.max():g}"))
+    frozen = jax.tree.leaves(run.spec.frozen)
+    if any(frozen):
+        lines.append(("frozen", f"{sum(frozen)} of {len(frozen)} tensors"))
+    if train.lr_backbone_factor != 1:
+        backbone = train.lr * train.lr_backbone_factor
+        lines.append(("lr", f"{train.lr:g} in the head, {backbone:g} in the rest"))
+    if train.ema_decay:
+        lines.append(
+            ("evaluated", f"the moving average of the parameters, decay {train.ema_decay}")
+        )
     lines += [*settled.items(), ("workdir", str(run.workdir))]
     if run.progress.epoch:
         lines.append(("resuming", progress_text(run.progress)))
