@@ -120,6 +120,7 @@ def test_training_pass_of_t():
             assert_close(np.linalg.norm(gradient), norms[key], 5e-3, key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [WITH_ADAM[0], *slow(*WITH_ADAM[1:])])
 def test_six_steps_of_adam(name):
     case = golden(name)

@@ -105,6 +105,8 @@ class KernelCases(SelectiveScanCases):
             jax.config.update("jax_enable_x64", before)
 
 
+# Slow, as a whole: off a GPU the interpreter runs them.
+@pytest.mark.slow
 class TestPallasGpu(KernelCases):
     implementation = "pallas_gpu"
 

@@ -21,6 +21,8 @@ slow = pytest.mark.slow
 ARGUMENTS = ("u", "delta", "A", "B", "C", "D")
 
 
+# Slow, as a whole: the interpreter runs them.
+@pytest.mark.slow
 class TestPallasTpu(SelectiveScanCases):
     implementation = "pallas_tpu"
 
