@@ -347,8 +347,11 @@ def plan(run: TrainingRun, settled: dict[str, str]) -> str:
 def require_writable(workdir: pathlib.Path) -> None:
     """Raises OSError unless files can be made in the folder, or where it will be made."""
     existing = next(path for path in (workdir, *workdir.parents) if path.exists())
-    with tempfile.TemporaryFile(dir=existing):
-        pass
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(workdir)) from error
 
 
 def cache_compiled_programs() -> None:
