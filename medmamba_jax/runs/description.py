@@ -146,7 +146,7 @@ def plain(value: Any) -> Any:
 
 
 def _fields(cls: type, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Returns the values of the fields of a dataclass, and the keys that are none of them."""
+    """Returns the values of a dataclass's fields, and the keys that name no field."""
     names = {field.name for field in dataclasses.fields(cls)}
     known = {key: value for key, value in values.items() if key in names}
     return known, sorted(values.keys() - names)

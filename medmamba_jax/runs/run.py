@@ -199,7 +199,7 @@ def load_run(workdir: str | pathlib.Path, *, batch_size: int = BATCH_SIZE) -> Ru
 
 @dataclasses.dataclass(frozen=True)
 class TrainedWeights:
-    """The weights of a trained model, and what is known of it.
+    """The weights of a trained model, with its classes and preprocessing where these are known.
 
     Attributes:
         model: the architecture.

@@ -74,11 +74,11 @@ class CheckpointStore:
         self._manager.wait_until_finished()
 
     def latest_epoch(self) -> int | None:
-        """The epoch of the newest checkpoint, None where there is none."""
+        """Returns the epoch of the newest checkpoint, or None without a checkpoint."""
         return self._manager.latest_step()
 
     def best_epoch(self) -> int | None:
-        """The epoch of the best checkpoint, None where there is none."""
+        """Returns the epoch of the best checkpoint, or None without a checkpoint."""
         return self._manager.best_step()
 
     def save(self, progress: Progress, parts: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ def default_config() -> ConfigDict:
 
 
 def _with_types(section: Section) -> dict[str, Any]:
-    """Returns a section as a dictionary in which values that are None have a type for flags."""
+    """Returns a section as a dictionary. It gives each None a type, which flags need."""
     hints = typing.get_type_hints(type(section))
     values: dict[str, Any] = {}
     for field in dataclasses.fields(section):  # type: ignore[arg-type]

@@ -55,7 +55,7 @@ class MetricWriter:
         if not is_first_host():
             return
         write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
-        if self._events is None:  # here, so that a run with nothing left to train writes nothing
+        if self._events is None:  # not earlier: a finished run writes no events
             purged = self._epoch + 1 if self._epoch else None
             self._events = SummaryWriter(str(self._path.parent / "tensorboard"), purge_step=purged)
         for name, value in row.items():

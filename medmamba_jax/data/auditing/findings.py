@@ -71,7 +71,7 @@ class Findings:
 
     @classmethod
     def read(cls, path: Path, key: str) -> "Findings | None":
-        """Reads the findings that `write` saved under this key; None if there are none."""
+        """Reads the findings that `write` saved under this key, or returns None."""
         try:
             values = json.loads(path.read_text())
             if values.pop("key") != key:

@@ -67,7 +67,7 @@ class TiffFile:
         return self.content[: self._link] + place
 
     def _step(self) -> bool:
-        """Finds the place of the next directory; returns False if there is none."""
+        """Finds the place of the next directory; returns False after the last one."""
         link = self._link
         if self._places:
             last = self._places[-1]

@@ -64,7 +64,7 @@ TILE = (IMAGES, STATES, CHANNELS)
 def interpreter() -> Any:
     """Returns the parameters that make `plgpu.kernel` run in the interpreter."""
     params = getattr(plgpu, "InterpretGPUParams", None)
-    if params is None:  # imported here and not above: a GPU does not need it
+    if params is None:  # imported here, because a GPU does not need it
         from jax._src.pallas.mosaic_gpu.interpret import params as module
 
         params = module.InterpretGPUParams

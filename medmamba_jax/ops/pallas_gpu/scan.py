@@ -250,7 +250,7 @@ def _forward(mode: Mode, u, packed, step, bias, A, D):
 
 
 def _forward_ends(p: Problem, mode: Mode, u, packed, step, bias, A, D):
-    """Returns the forward kernel's last arguments; there are none if there is one segment."""
+    """Returns the forward kernel's last arguments; a single segment needs none."""
     if p.config.forward_segments == 1:
         return ()
     ends = _kernel(mode, make_segment_ends, p, adjoint=False)
