@@ -28,6 +28,13 @@ import medmamba_jax as mm
 mm.VARIANTS["tiny"] = {"depths": (1, 1), "dims": (8, 16)}
 
 
+def pytest_collection_modifyitems(items):
+    """Sends the tests that need the trained run to one worker, so that it is trained once."""
+    for item in items:
+        if "trained" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("trained"))
+
+
 @pytest.fixture
 def one_device(monkeypatch):
     """Runs on the first device; `monkeypatch.undo()` gives the others back."""
