@@ -7,10 +7,11 @@ from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.images.decoding import IMAGE_SUFFIXES
 from medmamba_jax.data.images.preprocessing import ALL_FRAMES
+from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.sources.csv_source import CSV
-from medmamba_jax.data.sources.frames import AllFrames
+from medmamba_jax.data.sources.frames import all_frames
 from medmamba_jax.data.sources.image_folder import IMAGE_FOLDER
-from medmamba_jax.data.sources.labelled_images import LabelledImages
+from medmamba_jax.data.sources.labelled_files import drop_unreadable
 from medmamba_jax.data.sources.npz_source import NPZ
 from medmamba_jax.data.sources.phantom import PHANTOM
 from medmamba_jax.data.sources.source import Source
@@ -40,18 +41,17 @@ def build_dataset(config: DataConfig) -> Dataset:
         UserError: no source recognises `config.path` or `config.name`, the configuration changes
             a setting of another source, or the files do not make a data set.
     """
-    dataset = split_as_configured(find_images(config), config)
-    if config.frame != ALL_FRAMES:
-        return dataset
-    splits = {name: AllFrames(split, config.window) for name, split in dataset.splits.items()}
-    return dataclasses.replace(dataset, splits=splits)
+    return split_as_configured(find_images(config), config)
 
 
 def find_images(config: DataConfig) -> LabelledImages:
     """Finds the labelled images that the configuration points at; see `build_dataset`."""
     name = source_of(config)
     _require_defaults_elsewhere(config, name)
-    return SOURCES[name].find(config)
+    found = SOURCES[name].find(config)
+    if config.allow_unreadable and found.root is not None:
+        found = drop_unreadable(found, config)
+    return all_frames(found, config.window) if config.frame == ALL_FRAMES else found
 
 
 def source_of(config: DataConfig) -> str:

@@ -1,16 +1,17 @@
-"""Data sets from the caller's own objects, which need not be classes of this package."""
+"""Labelled images from the caller's own objects, which need not be classes of this package."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
 from medmamba_jax.data.config import DataConfig
-from medmamba_jax.data.dataset import Dataset, Example, content, digest
+from medmamba_jax.data.dataset import Dataset
+from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.labels import as_labels
-from medmamba_jax.data.sources.labelled_images import LabelledImages
 from medmamba_jax.data.split_names import SPLITS
-from medmamba_jax.data.splits.as_configured import split_as_configured
+from medmamba_jax.data.splits.as_configured import as_found, split_as_configured
 from medmamba_jax.data.weights import as_weights
 from medmamba_jax.errors import UserError
 
@@ -18,31 +19,32 @@ from medmamba_jax.errors import UserError
 class OwnImages(Protocol):
     """The attributes and methods that a caller's object must have.
 
-    It may also have `groups`, the patient of each image (n,), and `weights`, how much each image
-    counts in the training loss (n,). Reading threads call `[]` concurrently. With
-    `data.num_workers > 0` the object is pickled.
+    `[]` returns a dictionary with "image", the bytes of an image file or an array (h, w) or
+    (h, w, c), and "label", as in `LabelledImages`. The object may also have `groups`, the patient
+    of each image (n,), and `weights`, how much each image counts in the training loss (n,). Reading
+    threads call `[]` concurrently. With `data.num_workers > 0` the object is pickled.
     """
 
     class_names: tuple[str, ...]
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Example: ...
+    def __getitem__(self, index: int) -> Mapping[str, Any]: ...
 
 
-OwnData = Dataset | OwnImages | Mapping[str, OwnImages]
+OwnData = Dataset | LabelledImages | OwnImages | Mapping[str, LabelledImages | OwnImages]
 
 
 def as_dataset(data: OwnData, config: DataConfig) -> Dataset:
     """Turns the images that a caller passes into a data set.
 
-    It reads every element once for its label. `digest` of a split reads every image once more.
+    It reads every element of an object once for its label.
 
     Args:
-        data: one of three forms. A data set is returned unchanged. An object with `len`, `[]` and
-            `class_names` is split by the configuration (see `split_as_configured`). A dictionary
-            holds such objects under the names "train", "val" and "test"; val or test may be
-            missing.
+        data: one of three forms. A data set is returned unchanged. Labelled images, or an object
+            with `len`, `[]` and `class_names`, are split by the configuration (see
+            `split_as_configured`). A dictionary holds such values under the names "train", "val"
+            and "test"; val or test may be missing.
         config: the settings of the split.
 
     Raises:
@@ -51,15 +53,13 @@ def as_dataset(data: OwnData, config: DataConfig) -> Dataset:
     """
     if isinstance(data, Dataset):
         return data
-    if not isinstance(data, Mapping):
-        return split_as_configured(_labelled(data, None, [(data, "")]), config)
-    if "train" not in data or len(data) == 1 or not set(data) <= set(SPLITS):
+    if isinstance(data, Mapping) and (
+        "train" not in data or len(data) == 1 or not set(data) <= set(SPLITS)
+    ):
         raise UserError(
             f"data has the keys {list(data)}; it must have 'train', and 'val' or 'test' or both"
         )
-    parts = [(data[name], name) for name in SPLITS if name in data]
-    assigned = np.concatenate([np.full(_length(part), name) for part, name in parts])
-    return split_as_configured(_labelled(data["train"], assigned, parts), config)
+    return split_as_configured(_labelled(data), config)
 
 
 def as_labelled(data: OwnData) -> Dataset:
@@ -74,109 +74,98 @@ def as_labelled(data: OwnData) -> Dataset:
     """
     if isinstance(data, Dataset):
         return data
-    parts = dict(data) if isinstance(data, Mapping) else {"test": data}
-    if not parts or not set(parts) <= set(SPLITS):
-        raise UserError(f"data has the keys {list(parts)}; it may have {', '.join(SPLITS)}")
-    assigned = np.concatenate([np.full(_length(part), name) for name, part in parts.items()])
-    named = [(part, name) for name, part in parts.items()]
-    return _labelled(named[0][0], assigned, named).as_found()
+    if not isinstance(data, Mapping):
+        return Dataset({"test": _labelled(data)})
+    if not data or not set(data) <= set(SPLITS):
+        raise UserError(f"data has the keys {list(data)}; it may have {', '.join(SPLITS)}")
+    return as_found(_labelled(data))
 
 
-class _OwnSplit:
-    """Elements of one or several of a caller's objects."""
+@dataclasses.dataclass(frozen=True)
+class _Elements:
+    """The images of a caller's object."""
 
-    def __init__(
-        self,
-        places: list[tuple[OwnImages, int, str]],
-        labels: np.ndarray,
-        groups: np.ndarray | None,
-        weights: np.ndarray | None,
-    ):
-        self._places = places
-        self.labels = labels
-        self.groups = groups
-        self.weights = weights
+    data: OwnImages
 
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, index: int) -> Example:
-        data, row, _ = self._places[index]
-        label = self.labels[index]
-        return {"image": data[row]["image"], "label": label if label.ndim else int(label)}
-
-    def name(self, index: int) -> str:
-        _, row, where = self._places[index]
-        return f"{where}[{row}]"
-
-    def describe(self, index: int) -> str:
-        return self.name(index)
-
-    def digest(self) -> str:
-        """Identifies images by their bytes or pixels."""
-        images = (content(self[row]["image"]) for row in range(len(self)))
-        return digest(self.labels, images, self.weights)
-
-    def take(self, rows: np.ndarray) -> "_OwnSplit":
-        return _OwnSplit(
-            [self._places[row] for row in rows],
-            self.labels[rows],
-            None if self.groups is None else self.groups[rows],
-            None if self.weights is None else self.weights[rows],
-        )
+    def __getitem__(self, place: int) -> bytes | np.ndarray:
+        return self.data[place]["image"]
 
 
-def _labelled(
-    data: Any, assigned: np.ndarray | None, parts: list[tuple[OwnImages, str]]
-) -> LabelledImages:
-    class_names = _class_names(data)
-    places, labels, groups, weights = [], [], [], []
-    for part, name in parts:
-        if _class_names(part) != class_names:
+@dataclasses.dataclass(frozen=True)
+class _Joined:
+    """The images of several parts, one part after the other."""
+
+    parts: tuple[LabelledImages, ...]
+
+    def __getitem__(self, place: int) -> bytes | np.ndarray:
+        for part in self.parts:
+            if place < len(part):
+                return part.read(place)
+            place -= len(part)
+        raise IndexError(place)
+
+
+def _labelled(data: Any) -> LabelledImages:
+    if not isinstance(data, Mapping):
+        return _adapted(data, "data")
+    named = {name: data[name] for name in SPLITS if name in data}
+    parts = [_adapted(part, f"data[{name!r}]") for name, part in named.items()]
+    first = parts[0]
+    for name, part in zip(named, parts, strict=True):
+        if part.class_names != first.class_names:
             raise UserError(
-                f"data[{name!r}] has the class_names {_class_names(part)}, train {class_names}:"
-                " give all splits the same"
+                f"data[{name!r}] has the class_names {part.class_names}, {next(iter(named))}"
+                f" {first.class_names}: give all splits the same"
             )
-        where = f"data[{name!r}]" if name else "data"
-        places += [(part, row, where) for row in range(_length(part))]
-        labels += [_label(part, row, where) for row in range(_length(part))]
-        groups.append(_groups(part, where))
-        weights.append(_weights(part, where))
-    try:
-        all_labels = as_labels(labels)
-    except ValueError as error:
-        raise UserError(f"data: {error}") from error
-    all_groups = _of_all(groups, "groups")
+        if part.task != first.task:
+            raise UserError(f"data[{name!r}] has {part.task} labels: give all splits the same kind")
+    groups = _of_all([_groups(part, f"data[{name!r}]") for name, part in named.items()], "groups")
     return LabelledImages(
-        name=type(data).__name__,
-        description=f"images of a {type(data).__module__}.{type(data).__qualname__}",
-        class_names=class_names,
-        images=_OwnSplit(
-            places,
-            all_labels,
-            # As text only here: patient 1 of one split may be 1.0 in another.
-            None if all_groups is None else all_groups.astype(str),
-            _of_all(weights, "weights"),
-        ),
-        assigned=assigned,
-        task="multilabel" if all_labels.ndim == 2 else "multiclass",
+        _Joined(tuple(parts)),
+        np.concatenate([part.labels for part in parts]),
+        first.class_names,
+        names=tuple(part.describe(row) for part in parts for row in range(len(part))),
+        groups=groups,
+        weights=_of_all([part.weights for part in parts], "weights"),
+        splits=np.repeat(list(named), [len(part) for part in parts]),
+        name=first.name,
+        description=first.description,
+        synthetic=any(part.synthetic for part in parts),
+        places=np.arange(sum(map(len, parts))),
     )
 
 
-def _class_names(data: Any) -> tuple[str, ...]:
+def _adapted(data: Any, where: str) -> LabelledImages:
+    """Returns one object as labelled images; `where` names it in messages."""
+    if isinstance(data, LabelledImages):
+        return data
     for attribute in ("__len__", "__getitem__", "class_names"):
         if not hasattr(data, attribute):
             raise UserError(
                 f"data is a {type(data).__name__} without {attribute}: pass a Dataset, or an object"
                 " with len(), [] and class_names, or such objects in a dictionary of splits"
             )
-    return tuple(data.class_names)
-
-
-def _length(data: Any) -> int:
-    if len(data) == 0:
+    count = len(data)
+    if count == 0:
         raise UserError(f"data is a {type(data).__name__} of length 0: pass images")
-    return len(data)
+    try:
+        labels = as_labels([_label(data, row, where) for row in range(count)])
+    except ValueError as error:
+        raise UserError(f"data: {error}") from error
+    weights = getattr(data, "weights", None)
+    if weights is not None:
+        weights = as_weights(weights, count, f"{where}.weights", lambda row: f"{where}[{row}]")
+    return LabelledImages(
+        _Elements(data),
+        labels,
+        tuple(data.class_names),
+        names=tuple(f"{where}[{row}]" for row in range(count)),
+        groups=_groups(data, where),
+        weights=weights,
+        name=type(data).__name__,
+        description=f"images of a {type(data).__module__}.{type(data).__qualname__}",
+        places=np.arange(count),
+    )
 
 
 def _label(data: Any, row: int, where: str) -> Any:
@@ -195,6 +184,7 @@ def _label(data: Any, row: int, where: str) -> Any:
 
 
 def _groups(data: Any, where: str) -> np.ndarray | None:
+    """Returns the groups as the object has them: patient 1 of one split may be 1.0 in another."""
     groups = getattr(data, "groups", None)
     if groups is None:
         return None
@@ -202,13 +192,6 @@ def _groups(data: Any, where: str) -> np.ndarray | None:
     if groups.shape != (len(data),):
         raise UserError(f"{where}.groups has the shape {groups.shape}, not one for each image")
     return groups
-
-
-def _weights(data: Any, where: str) -> np.ndarray | None:
-    weights = getattr(data, "weights", None)
-    if weights is None:
-        return None
-    return as_weights(weights, len(data), f"{where}.weights", lambda row: f"{where}[{row}]")
 
 
 def _of_all(parts: list[np.ndarray | None], name: str) -> np.ndarray | None:

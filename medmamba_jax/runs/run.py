@@ -13,12 +13,12 @@ from absl import logging
 from medmamba_jax.data import (
     DataConfig,
     Dataset,
+    LabelledImages,
     OwnData,
     Preprocessing,
     as_labelled,
     build_dataset,
 )
-from medmamba_jax.data.dataset import Split
 from medmamba_jax.errors import UserError
 from medmamba_jax.evaluation import labelled_outputs, table, write_predictions
 from medmamba_jax.files import write_atomically
@@ -178,7 +178,7 @@ class Run:
         return results
 
 
-def _evaluated(dataset: Dataset) -> dict[str, Split]:
+def _evaluated(dataset: Dataset) -> dict[str, LabelledImages]:
     return {name: dataset.splits[name] for name in EVALUATED if name in dataset.splits}
 
 

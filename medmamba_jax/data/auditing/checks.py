@@ -16,12 +16,11 @@ from medmamba_jax.data.auditing.overlaps import (
     unreadable_images,
 )
 from medmamba_jax.data.config import DataConfig
-from medmamba_jax.data.dataset import Dataset, Split
+from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.images.decoders import decoder_versions
 from medmamba_jax.data.images.preprocessing import Preprocessing
+from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.naming import listed
-from medmamba_jax.data.sources.frames import AllFrames
-from medmamba_jax.data.sources.labelled_files import FileSplit
 from medmamba_jax.errors import UserError
 
 _ALLOW = "or set data.allow_overlap=True to go on with a warning"
@@ -112,7 +111,7 @@ def _check_splits(dataset: Dataset) -> None:
             logging.warning("no image of %s shows %s", name, listed(lacking))
 
 
-def _one_hot(split: Split) -> bool:
+def _one_hot(split: LabelledImages) -> bool:
     return split.labels.shape[1] > 1 and bool((split.labels.sum(1) == 1).all())
 
 
@@ -168,10 +167,7 @@ def _findings(
     say: Callable[[str], None],
 ) -> Findings:
     splits = dataset.splits
-    # The digest of a file covers only its name and size. Another image may have the same ones.
-    files = [split.files if isinstance(split, AllFrames) else split for split in splits.values()]
-    contents = [split.contents() for split in files if isinstance(split, FileSplit)]
-    state = [VERSION, decoder_versions(), preprocessing.to_dict(), digests, contents]
+    state = [VERSION, decoder_versions(), preprocessing.to_dict(), digests]
     key = hashlib.sha256(json.dumps(state).encode()).hexdigest()
     path = config.cache_folder / "audit" / f"{key[:32]}.json"
     findings = Findings.read(path, key)

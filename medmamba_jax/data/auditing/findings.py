@@ -8,7 +8,7 @@ from itertools import combinations
 from pathlib import Path
 
 from medmamba_jax.data.auditing.fingerprints import Decode, Fingerprints, fingerprint, near_pairs
-from medmamba_jax.data.dataset import Split
+from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.files import write_atomically
 
 VERSION = 3  # Increase it when the code may find something else in an image; old files then expire.
@@ -39,7 +39,7 @@ class Findings:
     windows: tuple[int, int]
 
     @classmethod
-    def of(cls, splits: Mapping[str, Split], decode: Decode, frame: int = 0) -> "Findings":
+    def of(cls, splits: Mapping[str, LabelledImages], decode: Decode, frame: int = 0) -> "Findings":
         """Decodes every image once, see `fingerprint`."""
         prints = {name: fingerprint(split, decode, frame) for name, split in splits.items()}
         pairs = {

@@ -10,9 +10,8 @@ import numpy as np
 from PIL import Image
 
 from medmamba_jax.data.cpus import usable_cpus
-from medmamba_jax.data.dataset import Split
 from medmamba_jax.data.images.dicom import DicomFile, is_dicom
-from medmamba_jax.data.sources.frames import AllFrames
+from medmamba_jax.data.labelled_images import LabelledImages
 
 Pairs = tuple[np.ndarray, np.ndarray]  # rows of one set of images, and of another
 Decode = Callable[[bytes | np.ndarray], np.ndarray]
@@ -60,7 +59,7 @@ class Fingerprints:
         )
 
 
-def fingerprint(split: Split, decode: Decode, frame: int = 0) -> Fingerprints:
+def fingerprint(split: LabelledImages, decode: Decode, frame: int = 0) -> Fingerprints:
     """Decodes every image of a split once, in as many threads as there are CPUs.
 
     Args:
@@ -216,12 +215,12 @@ def _bits_apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return apart
 
 
-def _of_image(split: Split, row: int, decode: Decode, frame: int) -> tuple[Any, ...] | str:
+def _of_image(split: LabelledImages, row: int, decode: Decode, frame: int) -> tuple[Any, ...] | str:
     """Returns sha256, size, dhash, thumbnail and window; or the error message."""
     try:
-        image = split[row]["image"]
+        image = split.read(row)
         pixels = np.ascontiguousarray(decode(image))
-        window = _has_window(split, row, image, frame)
+        window = _has_window(image, frame)
     except (OSError, ValueError) as error:
         return str(error)
     identity = hashlib.sha256(f"{pixels.shape} ".encode())
@@ -236,9 +235,7 @@ def _of_image(split: Split, row: int, decode: Decode, frame: int) -> tuple[Any, 
     return identity.hexdigest(), grey.shape[::-1], dhash, thumbnail / (norm or 1), known
 
 
-def _has_window(split: Split, row: int, image: bytes | np.ndarray, frame: int) -> bool | None:
-    if isinstance(split, AllFrames):
-        return split.has_window(row)
+def _has_window(image: bytes | np.ndarray, frame: int) -> bool | None:
     if isinstance(image, bytes) and is_dicom(image):
         return DicomFile(image).has_window(frame)
     return None

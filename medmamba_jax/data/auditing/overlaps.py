@@ -4,7 +4,6 @@ import numpy as np
 
 from medmamba_jax.data.auditing.findings import Findings, Image
 from medmamba_jax.data.dataset import Dataset
-from medmamba_jax.data.naming import label_name, short_name
 
 
 def shared_groups(dataset: Dataset) -> list[str]:
@@ -31,7 +30,7 @@ def identical_images(dataset: Dataset, findings: Findings) -> tuple[list[str], l
     within: list[str] = []
     for images in findings.identical:
         text = " = ".join(_named(dataset, image) for image in images)
-        classes = {label_name(dataset, dataset.splits[name], row): None for name, row in images}
+        classes = {dataset.splits[name].label_name(row): None for name, row in images}
         if len(classes) > 1:
             text += f" (labelled {', '.join(map(repr, classes))})"
         (across if len({name for name, _ in images}) > 1 else within).append(text)
@@ -67,4 +66,4 @@ def _px(width: int, height: int) -> str:
 
 def _named(dataset: Dataset, image: Image) -> str:
     name, row = image
-    return f"{short_name(dataset.splits[name], row)} in {name}"
+    return f"{dataset.splits[name].names[row]} in {name}"

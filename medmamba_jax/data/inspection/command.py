@@ -28,6 +28,7 @@ from medmamba_jax.data.inspection.sheets import augmentation_sheet, contact_shee
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.public.commands import Subcommands
 from medmamba_jax.data.sources.tfds_source import is_stored
+from medmamba_jax.data.splits.as_configured import as_found
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import write_atomically
 
@@ -74,7 +75,7 @@ def inspect(options: argparse.Namespace) -> str:
         FileNotFoundError: there is no such file or folder.
         UserError: the files do not make a data set, or the picture cannot be written.
     """
-    dataset = find_images(_config(options)).as_found()
+    dataset = as_found(find_images(_config(options)))
     policy = f"_{options.augment}" if options.augment else ""
     picture = Path(options.output or f"{dataset.name}{policy}.png")
     if picture.exists() and not options.overwrite:  # fail before all images are read
@@ -130,7 +131,7 @@ def _counts(dataset: Dataset) -> list[str]:
 
 def _remarks(dataset: Dataset, findings: Findings) -> list[str]:
     kinds = Counter(
-        image_kind(split[row]["image"])
+        image_kind(split.read(row))
         for split in dataset.splits.values()
         for row in range(len(split))
     )
@@ -182,7 +183,7 @@ def _draw(dataset: Dataset, findings: Findings, augment: str | None, path: Path)
             return []
         chosen = np.unique(np.linspace(0, len(images) - 1, count).astype(int))
         picked = (images[i] for i in chosen)
-        return [_decode(dataset.splits[name][row]["image"]) for name, row in picked]
+        return [_decode(dataset.splits[name].read(row)) for name, row in picked]
 
     if augment:
         one_of_each = [images[:1] for images in rows.values()]

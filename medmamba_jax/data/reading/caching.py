@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import psutil
@@ -24,10 +24,10 @@ from tqdm import tqdm
 
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.cpus import usable_cpus
-from medmamba_jax.data.dataset import Dataset, Example, Split
+from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.images.decoders import decoder_versions
 from medmamba_jax.data.images.preprocessing import Preprocessing, decoded
-from medmamba_jax.data.naming import short_name
+from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.reading.cache_places import CACHES, Need
 from medmamba_jax.errors import UserError
 
@@ -66,9 +66,13 @@ def cached(
             kept = InMemory(images) if kind == "memory" else _on_disk(images, folder)
         elif config.cache == "auto" and not augmented and (kept := _found(images, folder, size)):
             kind = "disk"
-        splits[name] = split if kept is None else CachedSplit(split, kept)
+        splits[name] = (
+            split
+            if kept is None
+            else dataclasses.replace(split, images=kept, places=np.arange(len(split)))
+        )
         texts.append(f"{name} {_TEXTS[kind].format(size=_readable(size), folder=folder)}")
-    return dataclasses.replace(dataset, splits=splits), ", ".join(texts)
+    return Dataset(splits), ", ".join(texts)
 
 
 _TEXTS = {
@@ -78,7 +82,7 @@ _TEXTS = {
 }
 
 
-def open_caches(splits: Iterable[Split]) -> None:
+def open_caches(splits: Iterable[LabelledImages]) -> None:
     """Opens the caches of these splits on disk, and writes those that do not exist.
 
     Raises:
@@ -86,7 +90,7 @@ def open_caches(splits: Iterable[Split]) -> None:
         UserError: an image cannot be decoded.
     """
     for split in splits:
-        if isinstance(split, CachedSplit) and isinstance(split.images, OnDisk):
+        if isinstance(split.images, OnDisk):
             split.images.open()
 
 
@@ -99,7 +103,7 @@ class DecodedImages:
         resized: whether to resize them. It must be False for images that are to be augmented.
     """
 
-    def __init__(self, split: Split, preprocessing: Preprocessing, *, resized: bool):
+    def __init__(self, split: LabelledImages, preprocessing: Preprocessing, *, resized: bool):
         self.split = split
         self.preprocessing = preprocessing
         self.resized = resized
@@ -108,7 +112,7 @@ class DecodedImages:
         return len(self.split)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        pixels, _ = decoded(self.split, index, self.preprocessing)
+        pixels = decoded(self.split, index, self.preprocessing)
         return self.preprocessing.resize(pixels) if self.resized else pixels
 
     def key(self) -> str:
@@ -125,42 +129,7 @@ class DecodedImages:
         return key.hexdigest()
 
     def _content(self, index: int) -> bytes:
-        image = self.split[index]["image"]
-        if isinstance(image, np.ndarray):
-            array = f"{image.dtype} {image.shape} ".encode() + image.tobytes()
-            return hashlib.sha256(array).digest()
-        return hashlib.sha256(image).digest()
-
-
-class _ImageStore(Protocol):
-    def __getitem__(self, index: int) -> np.ndarray: ...
-
-
-class CachedSplit:
-    """A split whose images are decoded arrays. All its other properties are those of `split`."""
-
-    def __init__(self, split: Split, images: _ImageStore):
-        self._split = split
-        self.images = images
-        self.labels = split.labels
-        self.groups = split.groups
-        self.weights = split.weights
-
-    def __len__(self) -> int:
-        return len(self._split)
-
-    def __getitem__(self, index: int) -> Example:
-        label = self.labels[index]
-        return {"image": self.images[index], "label": label if label.ndim else int(label)}
-
-    def name(self, index: int) -> str:
-        return short_name(self._split, index)
-
-    def describe(self, index: int) -> str:
-        return self._split.describe(index)
-
-    def digest(self) -> str:
-        return self._split.digest()
+        return self.split.identity(index, self.split.read(index))
 
 
 class InMemory:

@@ -1,5 +1,7 @@
 """Splits the images of a source into the three splits of a run."""
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ from absl import logging
 
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.dataset import Dataset
-from medmamba_jax.data.sources.labelled_images import LabelledImages
+from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.split_names import SPLITS
 from medmamba_jax.data.splits.split_table import read_split_table
 from medmamba_jax.data.splits.splitting import fold_split, split_off, stratified_split
@@ -35,23 +37,47 @@ def split_as_configured(found: LabelledImages, config: DataConfig) -> Dataset:
         UserError: a class is not in every new split, a split has a class that train lacks, or the
             split file does not fit the images.
     """
+    files, file_of = _files(found)
     if config.split_file:
-        rows, how = _by_file(found, config)
+        rows, how = _by_file(files, config)
     elif config.fold:
-        rows, how = _by_fold(found, config)
-    elif found.assigned is None:
-        rows, how = _by_fractions(found, config)
+        rows, how = _by_fold(files, config)
+    elif found.splits is None:
+        rows, how = _by_fractions(files, config)
     else:
-        rows, how = _as_found(found, config)
-    dataset = found.dataset(rows, how)
+        rows, how = _by_source(files, config)
+    rows = {name: np.flatnonzero(np.isin(file_of, part)) for name, part in rows.items()}
+    dataset = _dataset(found, rows, how)
     _require_train_classes(dataset)
     return dataset
 
 
+def _files(found: LabelledImages) -> tuple[LabelledImages, np.ndarray]:
+    """Returns an image of each file, named by it, and the row of the file of each image."""
+    if found.files is None:
+        return found, np.arange(len(found))
+    names, first, file_of = np.unique(found.files, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    files = dataclasses.replace(found.take(first[order]), names=tuple(names[order].tolist()))
+    return files, np.argsort(order)[file_of]
+
+
+def as_found(found: LabelledImages) -> Dataset:
+    """Returns the splits of the source; without any, all images as one split "all"."""
+    if found.splits is None:
+        return Dataset({"all": found})
+    return _dataset(found, _present(found.splits))
+
+
+def _dataset(found: LabelledImages, rows: Mapping[str, np.ndarray], how: str = "") -> Dataset:
+    if how:
+        found = dataclasses.replace(found, description=f"{found.description}; {how}")
+    return Dataset({name: found.take(part) for name, part in rows.items()})
+
+
 def _by_file(found: LabelledImages, config: DataConfig) -> tuple[Rows, str]:
     path = Path(config.split_file).expanduser()
-    names = [found.images.name(row) for row in range(len(found.images))]
-    assigned = read_split_table(path, names)
+    assigned = read_split_table(path, found.names)
     return _present(assigned), f"split by {path}"
 
 
@@ -59,15 +85,15 @@ def _by_fold(found: LabelledImages, config: DataConfig) -> tuple[Rows, str]:
     assert config.fold_of is not None  # this is called only where it is set
     fold, folds = config.fold_of
     rows = fold_split(
-        found.images.labels,
+        found.labels,
         fold=fold,
         folds=folds,
         val_fraction=config.val_fraction,
         seed=config.split_seed,
-        groups=found.images.groups,
+        groups=found.groups,
         class_names=found.class_names,
     )
-    if found.assigned is not None:
+    if found.splits is not None:
         logging.warning("data.fold is set: the splits that %s brings are not used", found.name)
     how = f"fold {config.fold} {_by(found)}, seed {config.split_seed}: {_shares(rows)}"
     return rows, how
@@ -75,25 +101,25 @@ def _by_fold(found: LabelledImages, config: DataConfig) -> tuple[Rows, str]:
 
 def _by_fractions(found: LabelledImages, config: DataConfig) -> tuple[Rows, str]:
     rows = stratified_split(
-        found.images.labels,
+        found.labels,
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
         seed=config.split_seed,
-        groups=found.images.groups,
+        groups=found.groups,
         class_names=found.class_names,
     )
     return rows, f"split {_by(found)}, seed {config.split_seed}: {_shares(rows)}"
 
 
-def _as_found(found: LabelledImages, config: DataConfig) -> tuple[Rows, str]:
-    assert found.assigned is not None  # this is called only where it is known
-    rows = _present(found.assigned)
+def _by_source(found: LabelledImages, config: DataConfig) -> tuple[Rows, str]:
+    assert found.splits is not None  # this is called only where it is known
+    rows = _present(found.splits)
     if "val" in rows:
         return rows, ""
-    train, groups = rows["train"], found.images.groups
+    train, groups = rows["train"], found.groups
     count = round(config.val_fraction * (len(train) + len(rows["test"])))
     kept, val = split_off(
-        found.images.labels[train],
+        found.labels[train],
         count,
         seed=config.split_seed,
         name="val",
@@ -116,7 +142,7 @@ def _present(assigned: np.ndarray) -> Rows:
 
 
 def _by(found: LabelledImages) -> str:
-    groups = found.images.groups
+    groups = found.groups
     return "by image" if groups is None else f"by {len(np.unique(groups))} patients (groups)"
 
 

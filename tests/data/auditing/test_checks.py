@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance
 from medmamba_jax.data import (
     DataConfig,
     Dataset,
-    InMemorySplit,
+    LabelledImages,
     Preprocessing,
     audit,
     build_dataset,
@@ -33,19 +33,17 @@ def smooth(count, seed, size=64):
 
 def dataset(splits, groups=None, labels=None, synthetic=False):
     return Dataset(
-        "own",
-        "made by hand",
-        CLASSES,
         {
-            name: InMemorySplit(
+            name: LabelledImages(
                 images,
                 np.arange(len(images)) % 2 if labels is None else labels[name],
-                None if groups is None else groups[name],
-                [f"{name}{i}.png" for i in range(len(images))],
+                CLASSES,
+                groups=None if groups is None else groups[name],
+                names=tuple(f"{name}{i}.png" for i in range(len(images))),
+                synthetic=synthetic,
             )
             for name, images in splits.items()
-        },
-        synthetic=synthetic,
+        }
     )
 
 
@@ -123,8 +121,8 @@ def test_one_label_an_image_in_a_multi_label_set_is_told(run, disjoint, caplog, 
     labels = np.eye(2)[np.arange(6) % 2]
     if not one_hot:
         labels[3] = 1
-    splits = {name: InMemorySplit(images, labels) for name, images in disjoint.items()}
-    run(Dataset("own", "made by hand", CLASSES, splits, synthetic=False, task="multilabel"))
+    splits = {name: LabelledImages(images, labels) for name, images in disjoint.items()}
+    run(Dataset(splits))
     assert ("every image shows exactly one class" in caplog.text) == one_hot
 
 
@@ -161,7 +159,7 @@ def test_near_pairs_are_those_that_a_slow_search_finds():
     mixed = np.concatenate([noisy[:25], smooth(300, 5)])
 
     def of(pixels):
-        return fingerprint(InMemorySplit(pixels, np.zeros(len(pixels), int)), np.atleast_3d)
+        return fingerprint(LabelledImages(pixels, np.zeros(len(pixels), int)), np.atleast_3d)
 
     one, other = of(images), of(mixed)
     wanted = []
@@ -180,7 +178,7 @@ def test_near_pairs_are_those_that_a_slow_search_finds():
 
 def test_the_hash_is_the_sign_of_the_slope():
     ramp = np.tile(np.arange(170, dtype=np.uint8), (160, 1))
-    prints = fingerprint(InMemorySplit([ramp, ramp[:, ::-1]], [0, 1]), np.atleast_3d)
+    prints = fingerprint(LabelledImages([ramp, ramp[:, ::-1]], [0, 1]), np.atleast_3d)
     assert np.bitwise_count(prints.dhashes).sum(1).tolist() == [256, 0]
     assert prints.sizes.tolist() == [[170, 160]] * 2
 
