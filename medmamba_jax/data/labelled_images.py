@@ -99,6 +99,7 @@ class LabelledImages:
             "class_names": tuple(self.class_names) or _numbers(labels),
             "names": tuple(self.names) or tuple(f"image {row}" for row in range(count)),
             "groups": groups,
+            "splits": None if self.splits is None else np.asarray(self.splits),
             "places": np.arange(count) if self.places is None else self.places,
         }
         for field, value in values.items():
@@ -210,6 +211,9 @@ class Files:
 
     root: Path
     names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.names)
 
     def __getitem__(self, place: int) -> bytes:
         return (self.root / self.names[place]).read_bytes()
