@@ -28,6 +28,13 @@ import medmamba_jax as mm
 mm.VARIANTS["tiny"] = {"depths": (1, 1), "dims": (8, 16)}
 
 
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path_factory):
+    """Keeps the default cache of images out of the home folder."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr("medmamba_jax.data.config._CACHE_FOLDER", str(folder))
+
+
 @pytest.fixture
 def one_device(monkeypatch):
     """Runs on the first device; `monkeypatch.undo()` gives the others back."""

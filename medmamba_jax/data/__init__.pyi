@@ -6,8 +6,6 @@ from .dataset import Dataset as Dataset
 from .images.preprocessing import Preprocessing as Preprocessing
 from .labelled_images import LabelledImages as LabelledImages
 from .own_data import OwnData as OwnData
-from .own_data import as_dataset as as_dataset
-from .own_data import as_labelled as as_labelled
 from .reading.loading import eval_batches as eval_batches
 from .reading.loading import steps_per_epoch as steps_per_epoch
 from .reading.loading import train_batches as train_batches

@@ -167,14 +167,32 @@ class LabelledImages:
         counts = class_counts(self.labels, len(self.class_names))
         return dict(zip(self.class_names, counts.tolist(), strict=True))
 
-    def digest(self) -> str:
-        """Reads every image, and returns a hash of images, labels and weights in their order."""
-        return digest(self, [self.identity(row, self.read(row)) for row in range(len(self))])
+    def identity(self, row: int, image: bytes | np.ndarray | None = None) -> bytes:
+        """Returns the content hash of an image; see `content_hash`.
 
-    def identity(self, row: int, image: bytes | np.ndarray) -> bytes:
-        """Returns the SHA-256 of the content of an image that has been read; see `content_hash`."""
+        Args:
+            row: the row of the image.
+            image: the image, if it has been read already.
+        """
         known = getattr(self.images, "identity", None)
-        return content_hash(image) if known is None else known(int(self.places[row]))
+        if known is not None:
+            return known(int(self.places[row]))
+        return content_hash(self.read(row) if image is None else image)
+
+    def digest(self) -> str:
+        """Returns a hash of the content of the images, the labels and the weights in their order.
+
+        It reads the images whose content hash is not known yet.
+        """
+        labels = self.labels
+        if labels.ndim == 2:  # another NaN or a negative zero gives the same bytes
+            labels = np.where(np.isnan(labels), 2, labels)
+        total = hashlib.sha256(f"{labels.shape} ".encode() + labels.astype("<i8").tobytes())
+        for row in range(len(self)):
+            total.update(self.identity(row))
+        if self.weights is not None:
+            total.update(b"weights" + self.weights.astype("<f4").tobytes())
+        return total.hexdigest()
 
 
 def content_hash(image: bytes | np.ndarray) -> bytes:
@@ -184,20 +202,6 @@ def content_hash(image: bytes | np.ndarray) -> bytes:
     total = hashlib.sha256(f"{image.dtype} {image.shape} ".encode())
     total.update(np.ascontiguousarray(image).data)
     return total.digest()
-
-
-def digest(images: LabelledImages, identities: Iterable[bytes]) -> str:
-    """Returns the SHA-256 of labels, contents of images, and weights, in their order."""
-    total = hashlib.sha256(f"{images.labels.shape} ".encode())
-    labels = images.labels
-    if labels.ndim == 2:  # another NaN or a negative zero gives the same bytes
-        labels = np.where(np.isnan(labels), 2, labels)
-    total.update(labels.astype("<i8").tobytes())
-    for identity in identities:
-        total.update(identity)
-    if images.weights is not None:
-        total.update(b"weights" + images.weights.astype("<f4").tobytes())
-    return total.hexdigest()
 
 
 def _numbers(labels: np.ndarray) -> tuple[str, ...]:

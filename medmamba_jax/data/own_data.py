@@ -6,12 +6,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.labels import as_labels
 from medmamba_jax.data.split_names import SPLITS
-from medmamba_jax.data.splits.as_configured import as_found, split_as_configured
 from medmamba_jax.data.weights import as_weights
 from medmamba_jax.errors import UserError
 
@@ -35,50 +33,30 @@ class OwnImages(Protocol):
 OwnData = Dataset | LabelledImages | OwnImages | Mapping[str, LabelledImages | OwnImages]
 
 
-def as_dataset(data: OwnData, config: DataConfig) -> Dataset:
-    """Turns the images that a caller passes into a data set.
+def labelled(data: OwnData) -> LabelledImages:
+    """Turns the images that a caller passes into one value.
 
     It reads every element of an object once for its label.
 
     Args:
-        data: one of three forms. A data set is returned unchanged. Labelled images, or an object
-            with `len`, `[]` and `class_names`, are split by the configuration (see
-            `split_as_configured`). A dictionary holds such values under the names "train", "val"
-            and "test"; val or test may be missing.
-        config: the settings of the split.
+        data: a data set; labelled images; an object with `len`, `[]` and `class_names`; or a
+            dictionary of these under the names "train", "val" and "test". `splits` of the result
+            is that of a data set or of a dictionary.
 
     Raises:
         UserError: an object lacks `len`, `[]` or `class_names`, is empty, or has an element or a
-            label of another form.
+            label of another form; or two splits have different classes.
     """
     if isinstance(data, Dataset):
-        return data
-    if isinstance(data, Mapping) and (
-        "train" not in data or len(data) == 1 or not set(data) <= set(SPLITS)
-    ):
-        raise UserError(
-            f"data has the keys {list(data)}; it must have 'train', and 'val' or 'test' or both"
-        )
-    return split_as_configured(_labelled(data), config)
-
-
-def as_labelled(data: OwnData) -> Dataset:
-    """Returns the images that a caller passes for evaluation, none of which is split off.
-
-    Args:
-        data: as for `as_dataset`, but all images of a single object are the split "test", and no
-            name is needed in a dictionary.
-
-    Raises:
-        UserError: as `as_dataset`.
-    """
-    if isinstance(data, Dataset):
-        return data
+        return _joined(dict(data.splits))
     if not isinstance(data, Mapping):
-        return Dataset({"test": _labelled(data)})
+        return _adapted(data, "data")
     if not data or not set(data) <= set(SPLITS):
         raise UserError(f"data has the keys {list(data)}; it may have {', '.join(SPLITS)}")
-    return as_found(_labelled(data))
+    named = {name: data[name] for name in SPLITS if name in data}
+    groups = [_groups(part, f"data[{name!r}]") for name, part in named.items()]
+    parts = {name: _adapted(part, f"data[{name!r}]") for name, part in named.items()}
+    return _joined(parts, _of_all(groups, "groups"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,20 +76,28 @@ class _Joined:
     parts: tuple[LabelledImages, ...]
 
     def __getitem__(self, place: int) -> bytes | np.ndarray:
+        part, row = self._find(place)
+        return part.read(row)
+
+    def identity(self, place: int) -> bytes:
+        part, row = self._find(place)
+        return part.identity(row)
+
+    def _find(self, place: int) -> tuple[LabelledImages, int]:
         for part in self.parts:
             if place < len(part):
-                return part.read(place)
+                return part, place
             place -= len(part)
         raise IndexError(place)
 
 
-def _labelled(data: Any) -> LabelledImages:
-    if not isinstance(data, Mapping):
-        return _adapted(data, "data")
-    named = {name: data[name] for name in SPLITS if name in data}
-    parts = [_adapted(part, f"data[{name!r}]") for name, part in named.items()]
+def _joined(
+    named: Mapping[str, LabelledImages], groups: np.ndarray | None = None
+) -> LabelledImages:
+    """Joins splits; `groups` are those of the callers' objects, before they became text."""
+    parts = tuple(named.values())
     first = parts[0]
-    for name, part in zip(named, parts, strict=True):
+    for name, part in named.items():
         if part.class_names != first.class_names:
             raise UserError(
                 f"data[{name!r}] has the class_names {part.class_names}, {next(iter(named))}"
@@ -119,18 +105,27 @@ def _labelled(data: Any) -> LabelledImages:
             )
         if part.task != first.task:
             raise UserError(f"data[{name!r}] has {part.task} labels: give all splits the same kind")
-    groups = _of_all([_groups(part, f"data[{name!r}]") for name, part in named.items()], "groups")
+    alike = all((part.root, part.origin) == (first.root, first.origin) for part in parts)
+    if groups is None:
+        groups = _of_all([part.groups for part in parts], "groups")
     return LabelledImages(
-        _Joined(tuple(parts)),
+        _Joined(parts),
         np.concatenate([part.labels for part in parts]),
         first.class_names,
-        names=tuple(part.describe(row) for part in parts for row in range(len(part))),
+        names=tuple(
+            part.names[row] if alike else part.describe(row)
+            for part in parts
+            for row in range(len(part))
+        ),
         groups=groups,
         weights=_of_all([part.weights for part in parts], "weights"),
         splits=np.repeat(list(named), [len(part) for part in parts]),
+        files=_of_all([part.files for part in parts], "files"),
         name=first.name,
         description=first.description,
         synthetic=any(part.synthetic for part in parts),
+        root=first.root if alike else None,
+        origin=first.origin if alike else "",
         places=np.arange(sum(map(len, parts))),
     )
 

@@ -2,7 +2,11 @@ import numpy as np
 import pytest
 
 import medmamba_jax as mm
-from medmamba_jax.data import DataConfig, as_dataset
+from medmamba_jax.data import DataConfig, build_dataset
+
+
+def as_dataset(data, config):
+    return build_dataset(config, data)
 
 
 class Numbers:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,6 +13,8 @@ from medmamba_jax.data.images.decoding import count_frames, open_image, parsed
 from medmamba_jax.data.images.windowing import Window
 from medmamba_jax.data.labelled_images import LabelledImages, content_hash
 from medmamba_jax.errors import UserError
+
+_MOST_OPEN = 32  # files
 
 
 def all_frames(files: LabelledImages, window: Window = "auto") -> LabelledImages:
@@ -60,7 +63,7 @@ class _Frames:
         self._file_of = file_of
         self._frame_of = frame_of
         self._window = window
-        self._opened: tuple[int, Any, bytes] | None = None
+        self._opened: dict[int, tuple[int, Any, bytes]] = {}  # thread -> row and its file
 
     def __getitem__(self, place: int) -> np.ndarray:
         file, _ = self._open(int(self._file_of[place]))
@@ -73,12 +76,15 @@ class _Frames:
         return hashlib.sha256(content + frame.encode()).digest()
 
     def _open(self, row: int) -> tuple[Any, bytes]:
-        """Reads a file, and keeps it until the next: readers mostly take frames in their order."""
-        opened = self._opened
+        """Reads a file, and keeps it until the next: threads mostly take frames in their order."""
+        thread = threading.get_ident()
+        opened = self._opened.get(thread)
         if opened is None or opened[0] != row:
+            if len(self._opened) >= _MOST_OPEN:  # of threads that have ended
+                self._opened = {}
             image = self._files.read(row)
-            self._opened = opened = row, parsed(image), content_hash(image)
+            self._opened[thread] = opened = row, parsed(image), content_hash(image)
         return opened[1:]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_opened": None}
+        return self.__dict__ | {"_opened": {}}

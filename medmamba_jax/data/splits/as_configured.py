@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
+from medmamba_jax.data.auditing.duplicates import Duplicates, connected
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.labelled_images import LabelledImages
+from medmamba_jax.data.naming import listed
 from medmamba_jax.data.split_names import SPLITS
 from medmamba_jax.data.splits.split_table import read_split_table
 from medmamba_jax.data.splits.splitting import fold_split, split_off, stratified_split
@@ -17,8 +19,12 @@ from medmamba_jax.errors import UserError
 
 Rows = dict[str, np.ndarray]
 
+_NAMED = 5
 
-def split_as_configured(found: LabelledImages, config: DataConfig) -> Dataset:
+
+def split_as_configured(
+    found: LabelledImages, config: DataConfig, duplicates: Duplicates | None = None
+) -> Dataset:
     """Splits images by the configuration.
 
     The first of these that is set or known determines the split:
@@ -30,7 +36,13 @@ def split_as_configured(found: LabelledImages, config: DataConfig) -> Dataset:
     - `config.val_fraction` and `config.test_fraction`.
 
     A new split is stratified by class, keeps groups together, and depends only on the images and on
-    `config.split_seed`.
+    `config.split_seed`. If the groups are not known, it keeps the images together that
+    `config.group_similar` names.
+
+    Args:
+        found: the images.
+        config: how to split them.
+        duplicates: the equal and nearly equal images among them, if these are known.
 
     Raises:
         FileNotFoundError: the file `config.split_file` does not exist.
@@ -38,18 +50,71 @@ def split_as_configured(found: LabelledImages, config: DataConfig) -> Dataset:
             split file does not fit the images.
     """
     files, file_of = _files(found)
+    by = "by image"
+    if files.groups is not None:
+        by = f"by {len(np.unique(files.groups))} patients (groups)"
+    if duplicates is not None and splits_anew(found, config):
+        if files.groups is None:
+            together = _together(found, duplicates, file_of, config.group_similar)
+            files = dataclasses.replace(files, groups=together)
+            by = "by image, with similar images together" if together is not None else by
+        else:
+            _name_conflicts(found, duplicates)
     if config.split_file:
         rows, how = _by_file(files, config)
     elif config.fold:
-        rows, how = _by_fold(files, config)
+        rows, how = _by_fold(files, config, by)
     elif found.splits is None:
-        rows, how = _by_fractions(files, config)
+        rows, how = _by_fractions(files, config, by)
     else:
-        rows, how = _by_source(files, config)
+        rows, how = _by_source(files, config, by)
     rows = {name: np.flatnonzero(np.isin(file_of, part)) for name, part in rows.items()}
     dataset = _dataset(found, rows, how)
     _require_train_classes(dataset)
     return dataset
+
+
+def splits_anew(found: LabelledImages, config: DataConfig) -> bool:
+    """Whether the program makes splits, or at least splits val off train."""
+    if config.split_file:
+        return False
+    return bool(config.fold) or found.splits is None or not (found.splits == "val").any()
+
+
+def _together(
+    found: LabelledImages, duplicates: Duplicates, file_of: np.ndarray, which: str
+) -> np.ndarray | None:
+    """Returns the group of each file, so that similar images stay together; None if all differ."""
+    if which == "off":
+        return None
+    numbers, chains = duplicates.groups(near=which == "near")
+    for chain in chains:
+        logging.warning(
+            "%d images hang together, each nearly equal to the next, which is too many to keep in"
+            " one split; only those with the same pixels stay together: %s",
+            len(chain),
+            listed([found.names[row] for row in chain[:_NAMED]], len(chain)),
+        )
+    of_files = int(numbers.max(initial=-1)) + 1  # vertices: the numbers, then the files
+    groups = connected(of_files + file_of, numbers)[of_files:]
+    return None if len(np.unique(groups)) == len(groups) else groups
+
+
+def _name_conflicts(found: LabelledImages, duplicates: Duplicates) -> None:
+    assert found.groups is not None  # this is called only where it is known
+    conflicts = [
+        f"{found.names[one]} of {found.groups[one]!r} and {found.names[other]} of"
+        f" {found.groups[other]!r}"
+        for one, other, _ in duplicates.pairs()
+        if found.groups[one] != found.groups[other]
+    ]
+    if conflicts:
+        logging.warning(
+            "the same or nearly the same pixels belong to different patients (groups), %d times."
+            " The split keeps patients together, not these images: %s",
+            len(conflicts),
+            listed(conflicts),
+        )
 
 
 def _files(found: LabelledImages) -> tuple[LabelledImages, np.ndarray]:
@@ -81,7 +146,7 @@ def _by_file(found: LabelledImages, config: DataConfig) -> tuple[Rows, str]:
     return _present(assigned), f"split by {path}"
 
 
-def _by_fold(found: LabelledImages, config: DataConfig) -> tuple[Rows, str]:
+def _by_fold(found: LabelledImages, config: DataConfig, by: str) -> tuple[Rows, str]:
     assert config.fold_of is not None  # this is called only where it is set
     fold, folds = config.fold_of
     rows = fold_split(
@@ -95,11 +160,11 @@ def _by_fold(found: LabelledImages, config: DataConfig) -> tuple[Rows, str]:
     )
     if found.splits is not None:
         logging.warning("data.fold is set: the splits that %s brings are not used", found.name)
-    how = f"fold {config.fold} {_by(found)}, seed {config.split_seed}: {_shares(rows)}"
+    how = f"fold {config.fold} {by}, seed {config.split_seed}: {_shares(rows)}"
     return rows, how
 
 
-def _by_fractions(found: LabelledImages, config: DataConfig) -> tuple[Rows, str]:
+def _by_fractions(found: LabelledImages, config: DataConfig, by: str) -> tuple[Rows, str]:
     rows = stratified_split(
         found.labels,
         val_fraction=config.val_fraction,
@@ -108,10 +173,10 @@ def _by_fractions(found: LabelledImages, config: DataConfig) -> tuple[Rows, str]
         groups=found.groups,
         class_names=found.class_names,
     )
-    return rows, f"split {_by(found)}, seed {config.split_seed}: {_shares(rows)}"
+    return rows, f"split {by}, seed {config.split_seed}: {_shares(rows)}"
 
 
-def _by_source(found: LabelledImages, config: DataConfig) -> tuple[Rows, str]:
+def _by_source(found: LabelledImages, config: DataConfig, by: str) -> tuple[Rows, str]:
     assert found.splits is not None  # this is called only where it is known
     rows = _present(found.splits)
     if "val" in rows:
@@ -126,7 +191,7 @@ def _by_source(found: LabelledImages, config: DataConfig) -> tuple[Rows, str]:
         groups=None if groups is None else groups[train],
         class_names=found.class_names,
     )
-    how = f"val split off train {_by(found)}, seed {config.split_seed}"
+    how = f"val split off train {by}, seed {config.split_seed}"
     logging.warning(
         "no val images: split %d of %d train images off by the seed %d",
         len(val),
@@ -139,11 +204,6 @@ def _by_source(found: LabelledImages, config: DataConfig) -> tuple[Rows, str]:
 def _present(assigned: np.ndarray) -> Rows:
     rows = {name: np.flatnonzero(assigned == name) for name in SPLITS}
     return {name: part for name, part in rows.items() if len(part)}
-
-
-def _by(found: LabelledImages) -> str:
-    groups = found.groups
-    return "by image" if groups is None else f"by {len(np.unique(groups))} patients (groups)"
 
 
 def _shares(rows: Rows) -> str:
