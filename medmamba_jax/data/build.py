@@ -23,6 +23,7 @@ from medmamba_jax.data.sources.npz_source import NPZ
 from medmamba_jax.data.sources.phantom import PHANTOM
 from medmamba_jax.data.sources.source import Source
 from medmamba_jax.data.sources.tfds_source import PUBLIC
+from medmamba_jax.data.split_names import SPLITS
 from medmamba_jax.data.splits.as_configured import as_found, split_as_configured, splits_anew
 from medmamba_jax.errors import UserError
 from medmamba_jax.sections import Section
@@ -156,7 +157,9 @@ def as_given(data: OwnData) -> Dataset:
 def _found(config: DataConfig, data: OwnData | None) -> LabelledImages:
     if data is None:
         return find_images(config)
-    if isinstance(data, Mapping) and ("train" not in data or len(data) == 1):
+    if isinstance(data, Mapping) and (
+        "train" not in data or len(data) == 1 or not set(data) <= set(SPLITS)
+    ):
         raise UserError(
             f"data has the keys {list(data)}; it must have 'train', and 'val' or 'test' or both"
         )

@@ -11,6 +11,7 @@ from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.naming import listed
+from medmamba_jax.data.split_names import SPLITS
 from medmamba_jax.errors import UserError
 
 _ALLOW = "or set data.allow_overlap=True to go on with a warning"
@@ -210,7 +211,7 @@ def contradictions(images: LabelledImages, duplicates: Duplicates) -> list[str]:
 def near_images(images: LabelledImages, duplicates: Duplicates) -> list[str]:
     """Names the pairs of nearly equal images in two splits."""
     return [
-        " ~ ".join(_named(images, pair))
+        " ~ ".join(_named(images, _in_order(images, pair)))
         for pair in duplicates.near.tolist()
         if len(splits := {_split(images, row) for row in pair}) > 1 and "" not in splits
     ]
@@ -239,7 +240,13 @@ def image_sizes(facts: Facts) -> str:
 def _sets(images: LabelledImages, duplicates: Duplicates) -> list[list[int]]:
     """Returns the rows of the sets of equal images, without those in no split."""
     used = ([row for row in rows.tolist() if _split(images, row)] for rows in duplicates.sets())
-    return [rows for rows in used if len(rows) > 1]
+    return [_in_order(images, rows) for rows in used if len(rows) > 1]
+
+
+def _in_order(images: LabelledImages, rows: Sequence[int]) -> list[int]:
+    """Sorts rows by split: train comes first."""
+    places = {name: place for place, name in enumerate(SPLITS)}
+    return sorted(rows, key=lambda row: (places.get(_split(images, row), len(places)), row))
 
 
 def _split(images: LabelledImages, row: int) -> str:

@@ -169,7 +169,7 @@ def near_pairs(dhashes: np.ndarray, thumbnails: np.ndarray) -> tuple[np.ndarray,
     Returns:
         Pairs of rows (p, 2) in ascending order, and the number of bits that differ (p,).
     """
-    segments = _segments(dhashes)
+    segments, thumbnails = _segments(dhashes), thumbnails.astype(np.float32)
     found, distances = [np.empty((0, 2), np.int64)], [np.empty(0, np.int64)]
     for number, values in enumerate(segments):
         for one, other in _equal_pairs(values):
@@ -179,8 +179,7 @@ def near_pairs(dhashes: np.ndarray, thumbnails: np.ndarray) -> tuple[np.ndarray,
             for earlier in segments[:number]:
                 near &= earlier[one] != earlier[other]
             one, other, apart = one[near], other[near], apart[near]
-            a, b = thumbnails[one], thumbnails[other]
-            alike = np.einsum("ij,ij->i", a, b, dtype=np.float64) >= _LEAST_CORRELATION
+            alike = _correlations(thumbnails, one, other) >= _LEAST_CORRELATION
             pairs = np.column_stack([one[alike], other[alike]])
             found.append(np.sort(pairs, axis=1))
             distances.append(apart[alike])
@@ -189,11 +188,20 @@ def near_pairs(dhashes: np.ndarray, thumbnails: np.ndarray) -> tuple[np.ndarray,
     return pairs[order], apart[order]
 
 
+def _correlations(thumbnails: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    parts = [np.empty(0, np.float32)]
+    for start in range(0, len(one), _PAIRS_AT_ONCE // 8):
+        part = slice(start, start + _PAIRS_AT_ONCE // 8)
+        a, b = thumbnails[one[part]], thumbnails[other[part]]
+        parts.append(np.einsum("ij,ij->i", a, b))
+    return np.concatenate(parts)
+
+
 def _segments(dhashes: np.ndarray) -> list[np.ndarray]:
     """Cuts hashes, uint64 (n, 4), into 11 segments of 23 or 24 bits, each uint32 (n,).
 
-    Bits that are nearly always the same tell few images apart. They are dealt out, and so are
-    neighbours, which are often alike, so that each segment tells as many images apart as it can.
+    A segment takes every eleventh bit. Neighbouring bits are often alike, so a segment of
+    neighbours would be the same in many images.
     """
     bits = np.unpackbits(np.ascontiguousarray(dhashes).view(np.uint8).reshape(-1, 32), axis=1)
     count = _MOST_BITS_APART + 1
@@ -203,15 +211,15 @@ def _segments(dhashes: np.ndarray) -> list[np.ndarray]:
 
 def _equal_pairs(values: np.ndarray) -> Iterator[Pairs]:
     """Yields all pairs of rows with equal values, about `_PAIRS_AT_ONCE` at a time."""
+    if not len(values):
+        return
     order = np.argsort(values, kind="stable")
-    begins = np.flatnonzero(np.r_[True, np.diff(values[order]) != 0]) if len(order) else order
+    begins = np.flatnonzero(np.r_[True, np.diff(values[order]) != 0])
     ends = np.r_[begins[1:], len(order)]
     # Each place is paired with all later ones of its run.
     later = np.repeat(ends, ends - begins) - np.arange(len(order)) - 1
     total = np.cumsum(later)
-    cuts = np.searchsorted(
-        total, np.arange(_PAIRS_AT_ONCE, total[-1] if len(total) else 0, _PAIRS_AT_ONCE)
-    )
+    cuts = np.searchsorted(total, np.arange(_PAIRS_AT_ONCE, total[-1], _PAIRS_AT_ONCE))
     for places in np.split(np.arange(len(order)), cuts):
         counts = later[places]
         first = np.repeat(places, counts)

@@ -86,7 +86,10 @@ def fact_of(
     pixels = np.ascontiguousarray(pixels)
     identity = hashlib.sha256(f"{pixels.shape} ".encode())
     identity.update(pixels.data)
-    grey = pixels.mean(2, dtype=np.float32)
+    # The sum of the channels. NumPy's own sum over a short last axis takes ten times as long.
+    grey = pixels[..., 0].astype(np.float32)
+    for channel in range(1, pixels.shape[2]):
+        grey += pixels[..., channel]
     small = Image.fromarray(grey).resize((_HASH_WIDTH, _HASH_HEIGHT), Image.Resampling.BOX)
     thumbnail = np.asarray(small)
     dhash = np.packbits(thumbnail[:, 1:] > thumbnail[:, :-1]).view(np.uint64)

@@ -19,8 +19,6 @@ from medmamba_jax.errors import UserError
 
 Rows = dict[str, np.ndarray]
 
-_NAMED = 5
-
 
 def split_as_configured(
     found: LabelledImages, config: DataConfig, duplicates: Duplicates | None = None
@@ -55,7 +53,7 @@ def split_as_configured(
         by = f"by {len(np.unique(files.groups))} patients (groups)"
     if duplicates is not None and splits_anew(found, config):
         if files.groups is None:
-            together = _together(found, duplicates, file_of, config.group_similar)
+            together = _together(found, duplicates, file_of, config)
             files = dataclasses.replace(files, groups=together)
             by = "by image, with similar images together" if together is not None else by
         else:
@@ -82,22 +80,26 @@ def splits_anew(found: LabelledImages, config: DataConfig) -> bool:
 
 
 def _together(
-    found: LabelledImages, duplicates: Duplicates, file_of: np.ndarray, which: str
+    found: LabelledImages, duplicates: Duplicates, file_of: np.ndarray, config: DataConfig
 ) -> np.ndarray | None:
     """Returns the group of each file, so that similar images stay together; None if all differ."""
-    if which == "off":
+    if config.group_similar == "off":
         return None
-    numbers, chains = duplicates.groups(near=which == "near")
+    numbers, chains = duplicates.groups(near=config.group_similar == "near")
     for chain in chains:
         logging.warning(
             "%d images hang together, each nearly equal to the next, which is too many to keep in"
             " one split; only those with the same pixels stay together: %s",
             len(chain),
-            listed([found.names[row] for row in chain[:_NAMED]], len(chain)),
+            listed([found.names[row] for row in chain.tolist()]),
         )
     of_files = int(numbers.max(initial=-1)) + 1  # vertices: the numbers, then the files
     groups = connected(of_files + file_of, numbers)[of_files:]
-    return None if len(np.unique(groups)) == len(groups) else groups
+    split = np.ones(len(found), bool)
+    if found.splits is not None and not config.fold:  # only val is split off train
+        split = found.splits == "train"
+    files = np.unique(file_of[split])
+    return None if len(np.unique(groups[files])) == len(files) else groups
 
 
 def _name_conflicts(found: LabelledImages, duplicates: Duplicates) -> None:
