@@ -13,12 +13,12 @@ from absl import logging
 from medmamba_jax.data import (
     DataConfig,
     Dataset,
+    LabelledImages,
     OwnData,
     Preprocessing,
-    as_labelled,
     build_dataset,
 )
-from medmamba_jax.data.dataset import Split
+from medmamba_jax.data.build import as_given
 from medmamba_jax.errors import UserError
 from medmamba_jax.evaluation import labelled_outputs, table, write_predictions
 from medmamba_jax.files import write_atomically
@@ -88,7 +88,7 @@ class Run:
         Args:
             data: images in place of the run's own, with the run's classes: a `Dataset`; an object
                 of your own, all of whose images are the split "test"; or such objects under the
-                names "val" and "test". `medmamba_jax.data.as_dataset` describes the objects.
+                names "val" and "test". `medmamba_jax.data.own_data.labelled` describes the objects.
             changes: settings in place of the run's, by their names in `MAY_CHANGE`.
 
         Returns:
@@ -100,7 +100,11 @@ class Run:
             UserError: a setting may not change, or the images are not the run's.
         """
         config = self._data_config(changes or {})
-        dataset = build_dataset(config) if data is None else as_labelled(data)
+        channels = self.description.preprocessing.channels
+        if data is None:
+            dataset = build_dataset(config, channels=channels)
+        else:
+            dataset = as_given(data)
         own_images = self._check(dataset, any_images=data is not None)
         return self.report(dataset, config.num_workers, write=own_images)
 
@@ -145,7 +149,10 @@ class Run:
         )
         evaluated = {k: v for k, v in run.images_sha256.items() if k in EVALUATED}
         differences = differing_images(
-            RunDescription(**{**vars(run), "images_sha256": evaluated}), now
+            self.workdir,
+            RunDescription(**{**vars(run), "images_sha256": evaluated}),
+            now,
+            splits,
         )
         same_classes = (dataset.task, dataset.class_names) == (run.task, run.class_names)
         if differences and not (any_images and same_classes):
@@ -182,7 +189,7 @@ class Run:
         return results
 
 
-def _evaluated(dataset: Dataset) -> dict[str, Split]:
+def _evaluated(dataset: Dataset) -> dict[str, LabelledImages]:
     return {name: dataset.splits[name] for name in EVALUATED if name in dataset.splits}
 
 

@@ -11,9 +11,9 @@ from absl import flags, logging
 from numpy.typing import ArrayLike
 
 from medmamba_jax.data.cpus import usable_cpus
-from medmamba_jax.data.dataset import Split
 from medmamba_jax.data.images.augmentation import POLICIES, Policy
 from medmamba_jax.data.images.preprocessing import Preprocessing, decoded
+from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.reading.order import Order, sampler_for
 from medmamba_jax.errors import UserError
 
@@ -83,7 +83,7 @@ def batch_larger_than_set(split: Sized, batch_size: int) -> str | None:
 
 
 def train_batches(
-    split: Split,
+    split: LabelledImages,
     preprocessing: Preprocessing,
     augmentation: str,
     *,
@@ -143,8 +143,7 @@ def train_batches(
         raise UserError(f"the data seed must be in [0, 2**32); got {seed}")
     if start_step < 0:
         raise UserError(f"start_step must be 0 or more; got {start_step}")
-    task = "multilabel" if split.labels.ndim > 1 else "multiclass"
-    order = sampler_for(sampler, task).order(split, seed)
+    order = sampler_for(sampler, split.task).order(split, seed)
     if warning := batch_larger_than_set(split, batch_size):
         logging.warning("%s", warning)
     # Grain seeds the generator of each row by the row's number in this endless range.
@@ -155,7 +154,7 @@ def train_batches(
 
 
 def eval_batches(
-    split: Split,
+    split: LabelledImages,
     preprocessing: Preprocessing,
     *,
     batch_size: int,
@@ -202,17 +201,17 @@ class _TrainExample(grain.transforms.RandomMap):
     does not have the entries that the user's script has added to the tables.
     """
 
-    split: Split
+    split: LabelledImages
     order: Order
     preprocessing: Preprocessing
     policy: Policy
 
     def random_map(self, row: int, rng: np.random.Generator) -> Batch:
         index = self.order(row)
-        pixels, label = decoded(self.split, index, self.preprocessing)
+        pixels = decoded(self.split, index, self.preprocessing)
         height, width, _ = pixels.shape
         image = self.preprocessing.resize(pixels, self.policy(width, height, rng))
-        example = {"image": image, "label": _label(label)}
+        example = {"image": image, "label": _label(self.split.labels[index])}
         if self.split.weights is not None:
             example["weight"] = self.split.weights[index]
         return example
@@ -222,7 +221,7 @@ class _TrainExample(grain.transforms.RandomMap):
 class _EvalExample(grain.transforms.Map):
     """Row -> example; a row beyond the end of the split is a masked, black image."""
 
-    split: Split
+    split: LabelledImages
     preprocessing: Preprocessing
 
     def map(self, row: int) -> Batch:
@@ -233,10 +232,10 @@ class _EvalExample(grain.transforms.Map):
                 "label": _label(np.zeros_like(self.split.labels[0])),
                 "mask": np.asarray(False),
             }
-        pixels, label = decoded(self.split, row, self.preprocessing)
+        pixels = decoded(self.split, row, self.preprocessing)
         return {
             "image": self.preprocessing.resize(pixels),
-            "label": _label(label),
+            "label": _label(self.split.labels[row]),
             "mask": np.asarray(True),
         }
 

@@ -6,7 +6,7 @@ import numpy as np
 import PIL
 import pytest
 
-from medmamba_jax.data import DataConfig, Dataset, InMemorySplit, Preprocessing
+from medmamba_jax.data import DataConfig, Dataset, LabelledImages, Preprocessing
 from medmamba_jax.data.auditing import checks
 from medmamba_jax.data.images.decoders import decoder_versions
 from medmamba_jax.data.reading import caching
@@ -14,7 +14,7 @@ from medmamba_jax.data.reading import caching
 PREPROCESSING = Preprocessing(
     image_size=(8, 8), channels=1, resize_filter="bilinear", mean=(0.5,), std=(0.5,)
 )
-SPLIT = InMemorySplit(
+SPLIT = LabelledImages(
     list(np.random.default_rng(0).integers(0, 256, (4, 8, 8), np.uint8)), [0, 1] * 2
 )
 
@@ -58,7 +58,7 @@ def test_a_cache_of_decoded_images_has_another_name(another_version):
 
 def test_what_an_audit_found_has_another_name(another_version, tmp_path):
     config = DataConfig(cache_dir=str(tmp_path))
-    dataset = Dataset("own", "made by hand", ("a", "b"), {"train": SPLIT}, synthetic=False)
+    dataset = Dataset({"train": SPLIT})
 
     def files():
         checks.audit(

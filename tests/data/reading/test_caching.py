@@ -10,7 +10,7 @@ import pytest
 from medmamba_jax.data import (
     DataConfig,
     Dataset,
-    InMemorySplit,
+    LabelledImages,
     Preprocessing,
     build_dataset,
     eval_batches,
@@ -19,7 +19,6 @@ from medmamba_jax.data import (
 from medmamba_jax.data.reading import caching
 from medmamba_jax.data.reading.cache_places import CACHES, Need
 from medmamba_jax.data.reading.caching import (
-    CachedSplit,
     DecodedImages,
     InMemory,
     OnDisk,
@@ -32,21 +31,28 @@ COUNT = 20
 PREPROCESSING = Preprocessing((32, 40), 3, "bilinear", (0.5,), (0.5,))
 
 
-class Counting(InMemorySplit):
+class Counting:
     """Counts how often an image is asked for."""
 
-    def __init__(self, images, labels):
-        super().__init__(images, labels)
+    def __init__(self, images):
+        self.images = images
         self.reads = np.zeros(len(images), int)
 
-    def __getitem__(self, index):
-        self.reads[index] += 1
-        return super().__getitem__(index)
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, place):
+        self.reads[place] += 1
+        return self.images[place]
 
 
 def split(noise_png, seeds=range(COUNT)):
     images = [noise_png(seed, (30 + seed % 5, 28, 3)) for seed in seeds]
-    return Counting(images, np.arange(len(images)) % 2)
+    return LabelledImages(Counting(images), np.arange(len(images)) % 2)
+
+
+def cached_split(split, kept):
+    return dataclasses.replace(split, images=kept, places=np.arange(len(split)))
 
 
 @pytest.fixture
@@ -71,7 +77,7 @@ class TestBoth:
     @pytest.mark.parametrize("policy", ["none", "official", "light"])
     def test_training_sees_the_same_batches(self, original, tmp_path, store, policy):
         batches = functools.partial(train_batches, batch_size=6, seed=1, start_step=1)
-        kept = CachedSplit(original, store(original, tmp_path, resized=policy == "none"))
+        kept = cached_split(original, store(original, tmp_path, resized=policy == "none"))
         with (
             batches(original, PREPROCESSING, policy) as expected,
             batches(kept, PREPROCESSING, policy) as actual,
@@ -82,7 +88,7 @@ class TestBoth:
 
     @pytest.mark.parametrize("hosts", [1, 2])
     def test_every_host_evaluates_the_same_batches(self, original, tmp_path, store, hosts):
-        kept = CachedSplit(original, store(original, tmp_path))
+        kept = cached_split(original, store(original, tmp_path))
         for host in range(hosts):
             options = {"batch_size": 6, "process_index": host, "process_count": hosts}
             with (
@@ -99,18 +105,17 @@ class TestBoth:
             for index in reversed(range(COUNT)):
                 images[index]
         # On disk, also once for its content.
-        assert set(original.reads) == ({1} if store is in_memory else {2})
+        assert set(original.images.reads) == ({1} if store is in_memory else {2})
 
     def test_it_is_the_same_split_otherwise(self, original, tmp_path, store):
-        kept = CachedSplit(original, store(original, tmp_path))
+        kept = cached_split(original, store(original, tmp_path))
         assert len(kept) == COUNT and kept.groups is None
-        assert kept.digest() == original.digest()
         assert kept.describe(3) == original.describe(3)
         np.testing.assert_array_equal(kept.labels, original.labels)
         assert [kept[i]["label"] for i in range(4)] == [0, 1, 0, 1]
 
     def test_an_image_that_cannot_be_decoded_is_named(self, noise_png, tmp_path, store):
-        damaged = InMemorySplit([noise_png(0), noise_png(1)[:60]], [0, 1])
+        damaged = LabelledImages([noise_png(0), noise_png(1)[:60]], [0, 1])
         with pytest.raises(ValueError, match=r"^image 1: not a"):
             store(damaged, tmp_path)[1]
         assert list(tmp_path.iterdir()) == []
@@ -126,7 +131,7 @@ class TestOnDisk:
         images = on_disk(again, tmp_path)
         for index in range(COUNT):
             np.testing.assert_array_equal(images[index], expected[index])
-        assert set(again.reads) == {1}  # for their content, not to decode them
+        assert set(again.images.reads) == {1}  # for their content, not to decode them
         assert [f.stat().st_mtime_ns for f in tmp_path.iterdir()] == [written]
 
     @pytest.mark.parametrize(
@@ -217,11 +222,13 @@ class TestOnDisk:
             thread.start()
         for thread in threads:
             thread.join()
-        assert set(original.reads) == {2}
+        assert set(original.images.reads) == {2}
 
     def test_workers_read_what_the_main_process_wrote(self, noise_png, tmp_path):
-        source = InMemorySplit([noise_png(seed, (30, 28, 3)) for seed in range(COUNT)], [0] * COUNT)
-        kept = CachedSplit(source, on_disk(source, tmp_path))
+        source = LabelledImages(
+            [noise_png(seed, (30, 28, 3)) for seed in range(COUNT)], [0] * COUNT
+        )
+        kept = cached_split(source, on_disk(source, tmp_path))
         options = {"batch_size": 6, "seed": 1}
         with (
             train_batches(source, PREPROCESSING, "none", **options) as expected,
@@ -265,7 +272,7 @@ class TestCached:
             name: split(noise_png, range(start, start + 20))
             for start, name in ((0, "train"), (20, "val"), (40, "test"))
         }
-        return Dataset("noise", "noise", ("a", "b"), splits, synthetic=True)
+        return Dataset(splits)
 
     def test_splits_share_what_is_free(self, noise_png, tmp_path, monkeypatch):
         config = DataConfig(image_size=64, cache_dir=str(tmp_path))
@@ -280,8 +287,8 @@ class TestCached:
     def test_what_is_augmented_keeps_its_size(self, noise_png):
         config = DataConfig(image_size=64, augmentation="light", cache="memory")
         dataset, _ = cached(self.dataset(noise_png), Preprocessing.from_config(config, 3), config)
-        assert dataset.splits["train"][0]["image"].shape == (30, 28, 3)
-        assert dataset.splits["val"][0]["image"].shape == (64, 64, 3)
+        assert dataset.splits["train"].read(0).shape == (30, 28, 3)
+        assert dataset.splits["val"].read(0).shape == (64, 64, 3)
 
     def test_none(self, noise_png):
         config = DataConfig(cache="none")
@@ -305,9 +312,9 @@ class TestCached:
         assert text == f"train 0.2 MiB in {tmp_path}, val 0.2 MiB in {tmp_path}, test not kept"
         open_caches(dataset.splits.values())
         for row in range(COUNT):
-            image = dataset.splits["train"][row]["image"]
-            np.testing.assert_array_equal(image, written.splits["train"][row]["image"])
-        assert set(original.splits["train"].reads) == {1}  # for its content
+            image = dataset.splits["train"].read(row)
+            np.testing.assert_array_equal(image, written.splits["train"].read(row))
+        assert set(original.splits["train"].images.reads) == {1}  # for its content
         assert len(list(tmp_path.iterdir())) == 2
 
         (tmp_path / "0.array_record").write_bytes(bytes(1000))
@@ -315,7 +322,7 @@ class TestCached:
         original = self.dataset(noise_png)
         _, text = cached(original, Preprocessing.from_config(larger, 3), larger)
         assert text == "train not kept, val not kept, test not kept"
-        assert not any(split.reads.any() for split in original.splits.values())
+        assert not any(split.images.reads.any() for split in original.splits.values())
 
     def test_what_is_augmented_is_not_looked_for(self, noise_png, tmp_path, monkeypatch):
         config = DataConfig(
@@ -326,7 +333,7 @@ class TestCached:
         monkeypatch.setattr(caching, "available_memory", lambda: 0)
         auto = dataclasses.replace(config, cache="auto")
         dataset, _ = cached(self.dataset(noise_png), preprocessing, auto)
-        assert not isinstance(dataset.splits["train"], CachedSplit)
+        assert not isinstance(dataset.splits["train"].images, OnDisk)
         assert isinstance(dataset.splits["val"].images, OnDisk)
 
     def test_files_are_written_when_they_are_opened(self, noise_png, tmp_path):
@@ -339,7 +346,10 @@ class TestCached:
         written = file.stat().st_mtime_ns
         dataset.splits["val"][3]
         assert file.stat().st_mtime_ns == written
-        assert set(original.splits["val"].reads) == {2} and not original.splits["test"].reads.any()
+        assert (
+            set(original.splits["val"].images.reads) == {2}
+            and not original.splits["test"].images.reads.any()
+        )
 
     @pytest.mark.parametrize("name", ["file/cache", "file"])
     def test_a_folder_that_cannot_be_is_refused(self, noise_png, tmp_path, name):

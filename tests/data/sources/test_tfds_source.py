@@ -72,7 +72,7 @@ def build(tmp_path):
 
 
 def contents(split):
-    return {split[i]["image"]: CLASSES[split[i]["label"]] for i in range(len(split))}
+    return {split.read(i): CLASSES[split.labels[i]] for i in range(len(split))}
 
 
 @pytest.mark.parametrize("val", ["val", "validation", "valid"])
@@ -84,7 +84,7 @@ def test_its_own_splits(prepare, build, val):
     for name, split in dataset.splits.items():
         stored = val if name == "val" else name
         assert contents(split) == written[stored]
-        np.testing.assert_array_equal(split.labels, [split[i]["label"] for i in range(len(split))])
+        np.testing.assert_array_equal(split.labels, [split.labels[i] for i in range(len(split))])
         assert split.groups is None
         assert split.describe(2) == f"record 2 of the split {stored} of own"
     assert len({split.digest() for split in dataset.splits.values()}) == 3

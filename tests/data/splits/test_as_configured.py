@@ -3,7 +3,7 @@ import csv
 import numpy as np
 import pytest
 
-from medmamba_jax.data import DataConfig, Dataset, InMemorySplit, build_dataset, write_split_table
+from medmamba_jax.data import DataConfig, Dataset, LabelledImages, build_dataset, write_split_table
 from medmamba_jax.data.config import FolderConfig, PhantomConfig
 from medmamba_jax.data.sources.class_names import in_natural_order
 
@@ -27,7 +27,7 @@ def build(path, **settings):
 
 def names(dataset):
     return {
-        part: [split.name(i) for i in range(len(split))] for part, split in dataset.splits.items()
+        part: [split.names[i] for i in range(len(split))] for part, split in dataset.splits.items()
     }
 
 
@@ -35,7 +35,7 @@ def test_a_pattern_tells_the_patients_of_a_folder(folder):
     dataset = build(folder, folder=FolderConfig(r"/(p[0-9]+)_"))
     for split in dataset.splits.values():
         for row in range(len(split)):
-            assert split.name(row).split("/")[1].split("_")[0] == split.groups[row]
+            assert split.names[row].split("/")[1].split("_")[0] == split.groups[row]
     groups = [set(split.groups) for split in dataset.splits.values()]
     assert sum(map(len, groups)) == len(set.union(*groups)) == 20
     assert dataset.counts()["train"] == {"a": 18, "b": 18}
@@ -98,9 +98,9 @@ def test_a_table_of_ones_own_may_be_without_test(folder, tmp_path, spelling):
 
 
 def test_labels_of_a_multi_label_set_are_written_by_name(tmp_path):
-    split = InMemorySplit(np.zeros((3, 8, 8), np.uint8), [[1, 1], [0, -1], [0, 1]])
-    dataset = Dataset("own", "", ("x", "y"), {"train": split}, synthetic=True, task="multilabel")
-    write_split_table(tmp_path / "split.csv", dataset)
+    labels = [[1, 1], [0, -1], [0, 1]]
+    split = LabelledImages(np.zeros((3, 8, 8), np.uint8), labels, ("x", "y"))
+    write_split_table(tmp_path / "split.csv", Dataset({"train": split}))
     assert (tmp_path / "split.csv").read_text().splitlines() == [
         "path,split,label,group",
         "image 0,train,x|y,",
