@@ -220,11 +220,11 @@ def read_trained_weights(source: str | pathlib.Path) -> TrainedWeights:
     """Reads the best checkpoint of a run, or an official file of weights.
 
     Args:
-        source: a run's folder, or a `.safetensors`, `.pth` or `.pt` file.
+        source: a run's folder, or a file of weights that `interop.read_weights` reads.
 
     Raises:
         FileNotFoundError: there is no such run or file.
-        ImportError: a `.pth` or `.pt` file, and PyTorch is not installed.
+        ImportError: the file needs PyTorch, which is not installed.
         UserError: the file holds no MedMamba.
     """
     source = pathlib.Path(source).expanduser()

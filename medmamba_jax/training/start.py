@@ -29,6 +29,7 @@ from medmamba_jax.data.reading.caching import cached, open_caches
 from medmamba_jax.data.reading.order import SAMPLERS, sampler_for
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import write_atomically
+from medmamba_jax.interop import check_readable
 from medmamba_jax.models import abstract_weights, training_graphdef
 from medmamba_jax.models.scans import scans
 from medmamba_jax.parallel import DataParallel, is_first_host, on_first_host, say
@@ -141,8 +142,8 @@ def start_run(
     workdir = pathlib.Path(workdir).expanduser().resolve()
     require_writable(workdir)
     cache_compiled_programs()
-    if config.train.init_from and not pathlib.Path(config.train.init_from).exists():
-        raise FileNotFoundError(f"train.init_from: there is no {config.train.init_from}")
+    if config.train.init_from:
+        check_init_from(pathlib.Path(config.train.init_from))
     parallel = DataParallel.over_all_devices()
     if config.train.batch_size % len(parallel.devices):
         raise UserError(
@@ -342,6 +343,20 @@ def plan(run: TrainingRun, settled: dict[str, str]) -> str:
     if run.progress.epoch:
         lines.append(("resuming", progress_text(run.progress)))
     return as_text(lines)
+
+
+def check_init_from(source: pathlib.Path) -> None:
+    """Checks what can be checked of `train.init_from` before any image is read.
+
+    Raises:
+        FileNotFoundError: it names nothing.
+        ImportError: it is a file that needs PyTorch, which is not installed.
+        UserError: it is a file, but not one of weights.
+    """
+    if not source.exists():
+        raise FileNotFoundError(f"train.init_from: there is no {source}")
+    if not source.is_dir():
+        check_readable(source)
 
 
 def require_writable(workdir: pathlib.Path) -> None:
