@@ -1,8 +1,8 @@
 """`medmamba convert IN OUT`: official weights between file formats, and out of our runs.
 
 IN is a file of weights with official names, such as `.safetensors`, `.pth`, `.ckpt` or `.bin`, or a
-run's workdir, whose best checkpoint is taken. OUT is a `.safetensors`, `.pth` or `.pt` file. All but
-`.safetensors` need PyTorch.
+run's workdir, whose best checkpoint is taken. OUT is a `.safetensors`, `.pth` or `.pt` file. All
+formats but `.safetensors` need PyTorch.
 """
 
 import argparse

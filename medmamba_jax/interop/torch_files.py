@@ -36,10 +36,11 @@ READ = {
     ".pth.tar": TORCH,
 }
 WRITTEN = {ending: READ[ending] for ending in (".safetensors", ".pth", ".pt")}
-# Where a file begins so, or has these bytes at this offset -> what it is, and what to do.
+# Offset in a file, bytes there, what the file then is, and what to do. Case does not matter.
 FOREIGN = (
     (0, b"version https://git-lfs", "a Git LFS pointer: run `git lfs pull`"),
-    (0, b"<", "a web page: download the file that it links to"),
+    (0, b"<!DOCTYPE", "a web page: download the file that it links to"),
+    (0, b"<html", "a web page: download the file that it links to"),
     (0, b"\x1f\x8b", "compressed by gzip: unpack it"),
     (0, b"\x89HDF", "an HDF5 file, as Keras writes them: save the model's state_dict by PyTorch"),
     (257, b"ustar", "a tar archive: unpack it"),
@@ -185,7 +186,7 @@ def _format(path: pathlib.Path) -> str:
             return TORCH
         raise UserError(f"{path} is a zip archive, but not one of PyTorch's: unpack it")
     for offset, bytes_there, what in FOREIGN:
-        if start[offset:].startswith(bytes_there):
+        if start.lstrip()[offset:].lower().startswith(bytes_there.lower()):
             raise UserError(f"{path} is {what}")
     for ending, file_format in READ.items():
         if path.name.endswith(ending):
