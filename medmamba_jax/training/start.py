@@ -28,7 +28,7 @@ from medmamba_jax.data import (
 from medmamba_jax.data.reading.caching import cached, open_caches
 from medmamba_jax.data.reading.order import SAMPLERS, sampler_for
 from medmamba_jax.errors import UserError
-from medmamba_jax.files import write_atomically
+from medmamba_jax.files import expanded, write_atomically
 from medmamba_jax.interop import check_readable
 from medmamba_jax.models import abstract_weights, training_graphdef
 from medmamba_jax.models.scans import scans
@@ -139,7 +139,7 @@ def start_run(
             the audit of the images failed.
     """
     config = Config.of(config).with_absolute_paths()
-    workdir = pathlib.Path(workdir).expanduser().resolve()
+    workdir = expanded(workdir).resolve()
     require_writable(workdir)
     cache_compiled_programs()
     if config.train.init_from:
@@ -378,8 +378,8 @@ def cache_compiled_programs() -> None:
     config: Any = jax.config  # JAX gives no types for its attributes
     if config.jax_compilation_cache_dir is None and config.jax_enable_compilation_cache:
         try:
-            folder = pathlib.Path(COMPILED).expanduser()
-        except RuntimeError:  # there is no home folder
+            folder = expanded(COMPILED)
+        except UserError:  # there is no home folder
             return
         if jax.default_backend() == "cpu":  # JAX ignores the instructions of CPUs
             folder /= hashlib.sha256(_cpu().encode()).hexdigest()[:8]
