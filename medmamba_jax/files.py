@@ -1,8 +1,25 @@
-"""Writes a file completely or not at all."""
+"""Paths as users write them; a file that is written completely or not at all."""
 
 import os
 import pathlib
 import uuid
+
+from medmamba_jax.errors import UserError
+
+
+def expanded(path: str | pathlib.Path) -> pathlib.Path:
+    """Returns a path with `~` replaced by the home folder.
+
+    Raises:
+        UserError: the path begins with `~`, and there is no such home folder.
+    """
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: the home folder is not known; set the environment variable HOME, or give the"
+            " whole path"
+        ) from error
 
 
 def write_atomically(path: pathlib.Path, content: str | bytes) -> None:

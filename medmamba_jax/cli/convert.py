@@ -1,7 +1,8 @@
 """`medmamba convert IN OUT`: official weights between file formats, and out of our runs.
 
-IN is a `.safetensors`, `.pth` or `.pt` file with official names, or a run's workdir, whose best
-checkpoint is taken. OUT is a file of one of these formats. `.pth` and `.pt` need PyTorch.
+IN is a file of weights with official names, such as `.safetensors`, `.pth`, `.ckpt` or `.bin`, or a
+run's workdir, whose best checkpoint is taken. OUT is a `.safetensors`, `.pth` or `.pt` file. All
+formats but `.safetensors` need PyTorch.
 """
 
 import argparse
@@ -11,7 +12,7 @@ from typing import Any
 
 import jax
 
-from medmamba_jax.interop import check_suffix, weights_to_state_dict, write_state_dict
+from medmamba_jax.interop import check_writable, weights_to_state_dict, write_state_dict
 from medmamba_jax.runs import read_trained_weights
 
 # The fields that weights determine. A file of weights has no settings of training and computation.
@@ -47,7 +48,7 @@ def add_convert(subcommands: Any) -> None:
     text = "Convert MedMamba weights with official names between file formats."
     parser = subcommands.add_parser("convert", help=text, description=text)
     parser.add_argument(
-        "source", metavar="IN", type=pathlib.Path, help=".safetensors, .pth, .pt or a run's workdir"
+        "source", metavar="IN", type=pathlib.Path, help="a file of weights, or a run's workdir"
     )
     parser.add_argument(
         "target", metavar="OUT", type=pathlib.Path, help=".safetensors, .pth or .pt"
@@ -61,7 +62,7 @@ def _run(options: argparse.Namespace) -> str:
 
 
 def _check_target(source: pathlib.Path, target: pathlib.Path, overwrite: bool) -> None:
-    check_suffix(target)
+    check_writable(target)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target.parent} is not a folder; make it first")
     if target.exists():

@@ -10,6 +10,7 @@ import difflib
 import pathlib
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 
 from absl import app, flags
@@ -96,27 +97,47 @@ def default_workdir() -> str:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; a mistake ends the program with one line and exit code 2."""
+    arguments = list(argv)
     try:
-        rest = flags.FLAGS(with_config_file(argv))
+        arguments = with_config_file(argv)
+        rest = flags.FLAGS(arguments)
         config = _CONFIG.value  # a file that cannot be read is noticed only here
         if not isinstance(config, ConfigDict):
+            getattr(config, "lock", None)  # raises the OSError that ml_collections put off
             raise UserError(
                 f"get_config() of the config file returned a {type(config).__name__}: return"
                 " medmamba_jax.default_config(), with your changes"
             )
         return rest
+    except UserError as error:
+        problem: object = error
     except flags.UnrecognizedFlagError as error:
-        problem: object = f"{error}{_where_it_is(error.flagname)}"
-    except AttributeError as error:
-        # ml_collections wraps a KeyError, which is wordier when printed.
-        cause = error.args[0] if error.args else error
-        problem = f"no such setting: {cause.args[0] if isinstance(cause, KeyError) else cause}"
-    except (flags.Error, KeyError, TypeError, ValueError, OSError) as error:
+        problem = f"{error}{_where_it_is(error.flagname)}"
+    except Exception as error:
         # ml_collections puts whole tracebacks into messages; the cause is their last line.
         lines = [line for line in str(error).splitlines() if line.strip()]
-        cause = re.sub(r"^[\w.]+Error: ", "", lines[-1]) if "Traceback" in str(error) else error
-        problem = cause
+        wrapped = "Traceback" in str(error)
+        if place := _line_of_config_file(arguments, error):
+            cause = lines[-1] if wrapped else f"{type(error).__name__}: {error}"
+            problem = f"{place}: {cause}"
+        elif isinstance(error, AttributeError):
+            # ml_collections wraps a KeyError, which is wordier when printed.
+            inner = error.args[0] if error.args else error
+            problem = f"no such setting: {inner.args[0] if isinstance(inner, KeyError) else inner}"
+        elif isinstance(error, (flags.Error, KeyError, TypeError, ValueError, OSError)):
+            problem = re.sub(r"^[\w.]+Error: ", "", lines[-1]) if wrapped else error
+        else:
+            raise
     sys.exit(fail(problem))
+
+
+def _line_of_config_file(arguments: Sequence[str], error: Exception) -> str | None:
+    """Returns `file:line` of the config file where its code raised the error; else None."""
+    path = next((a.partition("=")[2] for a in arguments if a.startswith("--config=")), "")
+    path = path.partition(":")[0]
+    raised = "".join(traceback.format_exception(error))
+    lines = re.findall(rf'File "[^"\n]*{re.escape(path)}", line (\d+)', raised)
+    return f"{path}:{lines[-1]}" if path and lines else None
 
 
 def with_config_file(argv: Sequence[str]) -> list[str]:

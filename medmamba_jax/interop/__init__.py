@@ -1,7 +1,8 @@
 """Converts weights from and to the official PyTorch layout."""
 
 from medmamba_jax.interop.torch_files import (
-    check_suffix,
+    check_readable,
+    check_writable,
     load_torch,
     read_state_dict,
     read_weights,
@@ -16,7 +17,8 @@ from medmamba_jax.interop.torch_weights import (
 )
 
 __all__ = [
-    "check_suffix",
+    "check_readable",
+    "check_writable",
     "config_from_state_dict",
     "load_torch",
     "load_torch_state_dict",

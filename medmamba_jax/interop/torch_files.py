@@ -1,8 +1,13 @@
-"""Reads and writes the weight files of PyTorch users: .safetensors, .pth and .pt."""
+"""Reads and writes the weight files of PyTorch users: .safetensors, .pth and others.
+
+A file is known by its first bytes; its ending only decides what a damaged file was meant to be.
+"""
 
 import io
 import pathlib
 import pickle
+import re
+import zipfile
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -14,16 +19,37 @@ from flax import nnx
 
 from medmamba_jax.errors import MissingPackageError, UserError
 from medmamba_jax.files import write_atomically
+from medmamba_jax.interop.torch_checkpoints import official_state_dict
 from medmamba_jax.interop.torch_names import config_from_state_dict
 from medmamba_jax.interop.torch_weights import weights_from_state_dict
 from medmamba_jax.models import MedMamba, MedMambaConfig
 from medmamba_jax.models.structure import Tensors, abstract_model
 
-# Keys under which training scripts save a state_dict.
-WRAPPERS = ("state_dict", "model_state_dict", "model")
-PARALLEL_PREFIX = "module."  # torch.nn.DataParallel and DistributedDataParallel
-TORCH_SUFFIXES = (".pth", ".pt")
-SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+SAFETENSORS, TORCH = "safetensors", "torch"
+# The formats that files with these endings have, unless their first bytes say something else.
+READ = {
+    ".safetensors": SAFETENSORS,
+    ".pth": TORCH,
+    ".pt": TORCH,
+    ".ckpt": TORCH,
+    ".bin": TORCH,
+    ".pth.tar": TORCH,
+}
+WRITTEN = {ending: READ[ending] for ending in (".safetensors", ".pth", ".pt")}
+# Offset in a file, bytes there, what the file then is, and what to do. Case does not matter.
+FOREIGN = (
+    (0, b"version https://git-lfs", "a Git LFS pointer: run `git lfs pull`"),
+    (0, b"<!DOCTYPE", "a web page: download the file that it links to"),
+    (0, b"<html", "a web page: download the file that it links to"),
+    (0, b"\x1f\x8b", "compressed by gzip: unpack it"),
+    (0, b"\x89HDF", "an HDF5 file, as Keras writes them: save the model's state_dict by PyTorch"),
+    (257, b"ustar", "a tar archive: unpack it"),
+)
+_BFLOAT16 = np.dtype(jax.numpy.bfloat16)
+_DTYPES = {
+    **{"F16": "f2", "F32": "f4", "F64": "f8", "BF16": _BFLOAT16, "BOOL": "?"},
+    **{f"{kind}{8 * n}": f"{kind.lower()}{n}" for kind in "IU" for n in (1, 2, 4, 8)},
+}
 
 
 def read_weights(
@@ -32,7 +58,9 @@ def read_weights(
     """Reads a file of official weights as our architecture, parameters and statistics.
 
     Args:
-      path: a `.safetensors` file, or a `.pth` or `.pt` file (needs the `torch` extra).
+      path: a file of safetensors, or one that `torch.save` wrote (needs the `torch` extra), such
+        as `.pth`, `.pt`, `.ckpt`, `.bin` and `.pth.tar`. It holds a state_dict, or a checkpoint
+        of a training script, see `official_state_dict`.
       **changes: fields of the config that weights do not determine, such as `drop_path_rate` or
         `compute_dtype`.
 
@@ -43,7 +71,7 @@ def read_weights(
 
     Raises:
       FileNotFoundError: the file does not exist.
-      ImportError: the file is a `.pth` or `.pt` file, and PyTorch is not installed.
+      ImportError: the file needs PyTorch, which is not installed.
       UserError: the file is unreadable, holds code besides tensors, or does not hold a MedMamba.
     """
     state_dict = read_state_dict(path)
@@ -72,16 +100,13 @@ def load_torch(path: str | pathlib.Path, **changes: Any) -> tuple[MedMambaConfig
 
 
 def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """Reads the state_dict of a file. It removes the wrappers that training scripts add.
+    """Reads the state_dict of a file, without the wrappers that training scripts add.
 
     Raises: as `read_weights`.
     """
     path = pathlib.Path(path)
-    check_suffix(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file; give one that is")
-    content = _read_torch(path) if path.suffix in TORCH_SUFFIXES else _read_safetensors(path)
-    return _unwrap(content, path)
+    read = _read_torch if check_readable(path) == TORCH else _read_safetensors
+    return official_state_dict(read(path), str(path))
 
 
 def write_state_dict(state_dict: Mapping[str, np.ndarray], path: str | pathlib.Path) -> None:
@@ -93,9 +118,9 @@ def write_state_dict(state_dict: Mapping[str, np.ndarray], path: str | pathlib.P
       UserError: the ending is not one of `.safetensors`, `.pth` and `.pt`.
     """
     path = pathlib.Path(path)
-    check_suffix(path)
+    file_format = check_writable(path)
     arrays = {name: np.array(x, order="C") for name, x in state_dict.items()}
-    if path.suffix in TORCH_SUFFIXES:
+    if file_format == TORCH:
         torch = _import_torch(path)
         file = io.BytesIO()
         torch.save({name: torch.from_numpy(x) for name, x in arrays.items()}, file)
@@ -105,17 +130,87 @@ def write_state_dict(state_dict: Mapping[str, np.ndarray], path: str | pathlib.P
     write_atomically(path, content)
 
 
-def check_suffix(path: pathlib.Path) -> None:
-    """Raises UserError unless the path's ending is that of a weight file."""
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{path} must end in one of {', '.join(SUFFIXES)}")
+def check_readable(path: str | pathlib.Path) -> str:
+    """Checks what can be checked of a file of weights before the rest of it is read.
+
+    Returns:
+      The file's format: "safetensors" or "torch".
+
+    Raises:
+      FileNotFoundError: the file does not exist.
+      ImportError: the file needs PyTorch, which is not installed.
+      UserError: the file is not one of weights.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file; give one that is")
+    file_format = _format(path)
+    if file_format == TORCH:
+        _import_torch(path)
+    return file_format
+
+
+def check_writable(path: pathlib.Path) -> str:
+    """Checks that weights can be written to a path; returns the format, as `check_readable`.
+
+    Raises:
+      ImportError: the ending is `.pth` or `.pt`, and PyTorch is not installed.
+      UserError: the ending is another one.
+    """
+    if path.suffix not in WRITTEN:
+        raise UserError(f"{path} must end in one of {', '.join(WRITTEN)}")
+    if WRITTEN[path.suffix] == TORCH:
+        _import_torch(path)
+    return WRITTEN[path.suffix]
+
+
+def _format(path: pathlib.Path) -> str:
+    """Returns the format of a file.
+
+    Raises:
+      UserError: it is of another kind, which the message names if it is known.
+    """
+    with path.open("rb") as file:
+        start = file.read(512)
+    header_size = int.from_bytes(start[:8], "little")
+    if start[8:9] == b"{" and header_size <= path.stat().st_size - 8:
+        return SAFETENSORS
+    if start[:1] == b"\x80":  # a pickle, as PyTorch wrote them before version 1.6
+        return TORCH
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if any("/code/" in name for name in names):
+            raise UserError(f"{path} is a TorchScript program: save model.state_dict() instead")
+        if any(name.endswith("/data.pkl") for name in names):
+            return TORCH
+        raise UserError(f"{path} is a zip archive, but not one of PyTorch's: unpack it")
+    for offset, bytes_there, what in FOREIGN:
+        if start.lstrip()[offset:].lower().startswith(bytes_there.lower()):
+            raise UserError(f"{path} is {what}")
+    for ending, file_format in READ.items():
+        if path.name.endswith(ending):
+            return file_format
+    raise UserError(
+        f"{path} begins as no file of weights does; such files end in {', '.join(READ)}"
+    )
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
-        return safetensors.numpy.load_file(path)
+        content = safetensors.deserialize(path.read_bytes())
     except safetensors.SafetensorError as error:
         raise UserError(f"{path} is not a readable .safetensors file: {error}") from error
+    arrays = {}
+    for name, tensor in content:
+        if tensor["dtype"] not in _DTYPES:
+            raise UserError(
+                f"{path}: {name} is a tensor of {tensor['dtype']}, which no MedMamba has: save the"
+                " weights from before they were converted"
+            )
+        array = np.frombuffer(tensor["data"], np.dtype(_DTYPES[tensor["dtype"]]))
+        arrays[name] = array.reshape(tensor["shape"])
+    return arrays
 
 
 def _read_torch(path: pathlib.Path) -> Any:
@@ -123,11 +218,13 @@ def _read_torch(path: pathlib.Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
         raise UserError(
-            f"{path} is damaged, or holds Python objects besides tensors, which loading would run "
-            "as code; save model.state_dict() alone and load that"
+            f"{path} is damaged, or holds Python objects besides tensors"
+            f"{f' ({named[1]})' if named else ''}, which loading would run as code; save "
+            "model.state_dict() alone and load that"
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
+    except (RuntimeError, EOFError, OSError, NotImplementedError) as error:
         raise UserError(f"{path} is not a readable PyTorch file: {error}") from error
 
 
@@ -140,29 +237,3 @@ def _import_torch(path: pathlib.Path) -> ModuleType:
             ".safetensors, which needs nothing more"
         ) from error
     return torch
-
-
-def _unwrap(content: Any, path: pathlib.Path) -> dict[str, np.ndarray]:
-    while isinstance(content, Mapping):
-        inner = [content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)]
-        if not inner:
-            break
-        content = inner[0]
-    if not isinstance(content, Mapping) or not content:
-        raise UserError(f"{path} holds no state_dict, nor one under {', '.join(WRAPPERS)}")
-    state_dict = {}
-    for name, tensor in content.items():
-        if not hasattr(tensor, "shape"):
-            raise UserError(
-                f"{path}: {name!r} is a {type(tensor).__name__}, not a tensor; "
-                f"wrappers known are {', '.join(WRAPPERS)}"
-            )
-        state_dict[str(name).removeprefix(PARALLEL_PREFIX)] = _to_numpy(tensor)
-    return state_dict
-
-
-def _to_numpy(tensor: Any) -> np.ndarray:
-    if isinstance(tensor, np.ndarray):
-        return tensor
-    # Convert bfloat16 and float16: NumPy has no bfloat16, and our parameters are float32.
-    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()

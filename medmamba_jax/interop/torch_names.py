@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from medmamba_jax.errors import UserError
 from medmamba_jax.models.config import MedMambaConfig
@@ -27,6 +28,13 @@ class Layout:
 
 
 Names = tuple[str, str, Layout]  # official name, our path, layout
+
+PATCHES = "patch_embed.proj.weight"  # the name by which a MedMamba is known
+COUNTERS_OF_TOOLS = {  # last part of a name -> who adds such tensors to every model
+    "total_ops": "the profiler thop",
+    "total_params": "the profiler thop",
+    "n_averaged": "torch.optim.swa_utils",
+}
 
 
 def _axes(from_torch: tuple[int, ...]) -> Layout:
@@ -161,6 +169,20 @@ def rows(config: MedMambaConfig) -> Iterator[Row]:
             yield Row(torch_name, path, None, layout)
 
 
+def without_counters_of_tools(state_dict: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Returns a state_dict without `COUNTERS_OF_TOOLS`; a warning says how many it had.
+
+    Args:
+      state_dict: name -> tensor.
+      source: where it comes from, for the warning.
+    """
+    kept = {k: x for k, x in state_dict.items() if k.rpartition(".")[2] not in COUNTERS_OF_TOOLS}
+    ignored = [name.rpartition(".")[2] for name in state_dict if name not in kept]
+    for name, count in collections.Counter(ignored).items():
+        logging.warning("%s: ignores %d %s of %s", source, count, name, COUNTERS_OF_TOOLS[name])
+    return kept
+
+
 def config_from_state_dict(state_dict: Mapping[str, Any], **changes: Any) -> MedMambaConfig:
     """Reads the architecture from the names and shapes of an official state_dict.
 
@@ -176,14 +198,14 @@ def config_from_state_dict(state_dict: Mapping[str, Any], **changes: Any) -> Med
       UserError: the names are not those of an official MedMamba, or a change is not valid.
     """
     shapes = {name: tuple(array.shape) for name, array in state_dict.items()}
-    patches, decays = "patch_embed.proj.weight", "layers.0.blocks.0.self_attention.A_logs"
-    for name, rank in ((patches, 4), (decays, 2)):
+    decays = "layers.0.blocks.0.self_attention.A_logs"
+    for name, rank in ((PATCHES, 4), (decays, 2)):
         if len(shapes.get(name, ())) != rank:
             raise UserError(
                 f"not an official MedMamba state_dict: no {name} with {rank} axes among its "
                 f"{len(shapes)} names, such as {sorted(shapes)[:3]}"
             )
-    dim, in_channels, patch_size, _ = shapes[patches]
+    dim, in_channels, patch_size, _ = shapes[PATCHES]
     _, d_state = shapes[decays]
     names_of_block = collections.defaultdict(set)
     for name in shapes:

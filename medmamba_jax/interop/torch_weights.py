@@ -5,10 +5,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from flax import nnx
 
 from medmamba_jax.errors import UserError
-from medmamba_jax.interop.torch_names import Row, rows
+from medmamba_jax.interop.torch_names import COUNTER, Row, rows, without_counters_of_tools
+from medmamba_jax.interop.torch_tensors import FLOATS, to_numpy
 from medmamba_jax.models import MedMamba, MedMambaConfig
 from medmamba_jax.models.structure import (
     Tensors,
@@ -26,7 +28,7 @@ def weights_from_state_dict(
 
     Args:
       config: the architecture, see `config_from_state_dict`.
-      state_dict: official name -> array, which is anything that `np.asarray` takes.
+      state_dict: official name -> tensor of PyTorch, or anything that `np.asarray` takes.
 
     Returns:
       Parameters and statistics, nested as `split_model` nests them, as NumPy arrays.
@@ -68,7 +70,7 @@ def load_torch_state_dict(model: MedMamba, state_dict: Mapping[str, Any]) -> Non
 
     Args:
       model: a model of the same architecture, see `config_from_state_dict`.
-      state_dict: official name -> array, which is anything that `np.asarray` takes.
+      state_dict: official name -> tensor of PyTorch, or anything that `np.asarray` takes.
 
     Raises:
       UserError: tensors are missing, unexpected or misshapen; the message lists every one. The
@@ -96,11 +98,13 @@ def _our_tensors(
     """Returns our tensors by dotted path; `like` gives the shape and dtype of each."""
     table = list(rows(config))
     expected = {row.torch_name: _torch_shape(row, like[row.path]) for row in table}
-    _check_names({name: np.shape(value) for name, value in state_dict.items()}, expected)
+    state_dict = without_counters_of_tools(state_dict, "the state_dict")
+    arrays = {name: to_numpy(name, tensor) for name, tensor in state_dict.items()}
+    arrays |= _counters([row.torch_name for row in table if row.layout is COUNTER], arrays)
+    _check_names(arrays, expected)
     tensors: dict[str, Any] = {}
     for row in table:
-        array = row.layout.from_torch(np.asarray(state_dict[row.torch_name]))
-        array = array.astype(like[row.path].dtype)
+        array = row.layout.from_torch(arrays[row.torch_name]).astype(like[row.path].dtype)
         if row.block is None:
             tensors[row.path] = array
         else:
@@ -108,24 +112,57 @@ def _our_tensors(
     return {path: np.stack(x) if isinstance(x, list) else x for path, x in tensors.items()}
 
 
+def _counters(names: list[str], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns BatchNorm's counters of steps as scalars, name -> int64.
+
+    A counter may be missing, as in old files, or infinite, where a script converted all tensors to
+    float16. It becomes 0, since no computation reads it. One that is no single number is left out.
+    """
+    counters = {}
+    unknown = []
+    for name in names:
+        counter = arrays.get(name)
+        if counter is not None and counter.size != 1:
+            continue  # misshapen
+        value = None if counter is None else counter.item()
+        if value is None or not abs(value) < 2**63:  # also NaN
+            unknown.append(name)
+            value = 0
+        counters[name] = np.array(round(value), np.int64)
+    if unknown:
+        logging.warning(
+            "%d counters of BatchNorm's steps are missing or infinite, and become 0, such as %s;"
+            " this changes no result",
+            *(len(unknown), unknown[0]),
+        )
+    return counters
+
+
 def _torch_shape(row: Row, tensor: Any) -> tuple[int, ...]:
     shape = tensor.shape if row.block is None else tensor.shape[1:]
     return row.layout.to_torch(np.empty(shape, np.int8)).shape
 
 
-def _check_names(
-    actual: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
-) -> None:
+def _check_names(arrays: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]) -> None:
     problems = [
-        f"missing: {name} {shape}" for name, shape in expected.items() if name not in actual
+        f"missing: {name} {shape}" for name, shape in expected.items() if name not in arrays
     ]
     problems += [
-        f"unexpected: {name} {shape}" for name, shape in actual.items() if name not in expected
+        f"unexpected: {name} {array.shape}"
+        for name, array in arrays.items()
+        if name not in expected
     ]
     problems += [
-        f"misshapen: {name} is {actual[name]}, the model has {shape}"
+        f"misshapen: {name} is {arrays[name].shape}, the model has {shape}"
         for name, shape in expected.items()
-        if name in actual and actual[name] != shape
+        if name in arrays and arrays[name].shape != shape
+    ]
+    problems += [
+        f"quantized: {name} is {arrays[name].dtype}, the model has floating-point numbers"
+        for name in expected
+        if name in arrays
+        and name.rpartition(".")[2] != "num_batches_tracked"
+        and arrays[name].dtype.name not in FLOATS
     ]
     if problems:
         raise UserError(

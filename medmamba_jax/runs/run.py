@@ -21,7 +21,7 @@ from medmamba_jax.data import (
 from medmamba_jax.data.build import as_given
 from medmamba_jax.errors import UserError
 from medmamba_jax.evaluation import labelled_outputs, table, write_predictions
-from medmamba_jax.files import write_atomically
+from medmamba_jax.files import expanded, write_atomically
 from medmamba_jax.interop import read_weights
 from medmamba_jax.metrics import measure
 from medmamba_jax.models import MedMambaConfig, abstract_model, split_model
@@ -205,7 +205,7 @@ def load_run(workdir: str | pathlib.Path, *, batch_size: int | None = None) -> R
         FileNotFoundError: the folder holds no run.
         UserError: `run.json` is damaged, or a later version wrote it.
     """
-    workdir = pathlib.Path(workdir).expanduser().resolve()
+    workdir = expanded(workdir).resolve()
     return Run(workdir, RunDescription.read(workdir), batch_size)
 
 
@@ -232,14 +232,14 @@ def read_trained_weights(source: str | pathlib.Path) -> TrainedWeights:
     """Reads the best checkpoint of a run, or an official file of weights.
 
     Args:
-        source: a run's folder, or a `.safetensors`, `.pth` or `.pt` file.
+        source: a run's folder, or a file of weights that `interop.read_weights` reads.
 
     Raises:
         FileNotFoundError: there is no such run or file.
-        ImportError: a `.pth` or `.pt` file, and PyTorch is not installed.
+        ImportError: the file needs PyTorch, which is not installed.
         UserError: the file holds no MedMamba.
     """
-    source = pathlib.Path(source).expanduser()
+    source = expanded(source)
     if not source.exists():
         raise FileNotFoundError(f"there is no {source}: give a run's folder or a file of weights")
     if not source.is_dir():

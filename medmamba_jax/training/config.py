@@ -6,7 +6,6 @@ script adds to a table is a valid choice.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -15,6 +14,7 @@ from ml_collections import ConfigDict
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.reading.order import SAMPLERS
 from medmamba_jax.errors import UserError
+from medmamba_jax.files import expanded
 from medmamba_jax.metrics import METRICS
 from medmamba_jax.models import MedMambaConfig
 from medmamba_jax.sections import Section, is_integer, is_number
@@ -274,6 +274,6 @@ class Config:
         """Returns the configuration with every path absolute, so that it works in any folder."""
         source = self.train.init_from
         if source:
-            source = str(pathlib.Path(source).expanduser().absolute())
+            source = str(expanded(source).absolute())
         train = dataclasses.replace(self.train, init_from=source)
         return dataclasses.replace(self, data=self.data.with_absolute_paths(), train=train)

@@ -60,7 +60,7 @@ def initial_weights(
 
     Raises:
         FileNotFoundError: there is no such run or file.
-        ImportError: a `.pth` or `.pt` file, and PyTorch is not installed.
+        ImportError: the file needs PyTorch, which is not installed.
         UserError: anything else differs, and the message lists every tensor; or the file holds no
             MedMamba.
     """

@@ -27,7 +27,8 @@ from medmamba_jax.data.auditing.duplicates import write_duplicates
 from medmamba_jax.data.build import Ready, prepare
 from medmamba_jax.data.reading.order import SAMPLERS, sampler_for
 from medmamba_jax.errors import UserError
-from medmamba_jax.files import write_atomically
+from medmamba_jax.files import expanded, write_atomically
+from medmamba_jax.interop import check_readable
 from medmamba_jax.models import abstract_weights, training_graphdef
 from medmamba_jax.models.scans import scans
 from medmamba_jax.parallel import DataParallel, is_first_host, on_first_host, say
@@ -138,13 +139,12 @@ def start_run(
             the audit of the images failed.
     """
     config = Config.of(config).with_absolute_paths()
-    workdir = pathlib.Path(workdir).expanduser().resolve()
+    workdir = expanded(workdir).resolve()
     require_writable(workdir)
     cache_compiled_programs()
     # A run that has started no longer needs the trained model.
-    missing = config.train.init_from and not pathlib.Path(config.train.init_from).exists()
-    if missing and not (workdir / FILE).exists():
-        raise FileNotFoundError(f"train.init_from: there is no {config.train.init_from}")
+    if config.train.init_from and not (workdir / FILE).exists():
+        check_init_from(pathlib.Path(config.train.init_from))
     parallel = DataParallel.over_all_devices()
     if config.train.batch_size % len(parallel.devices):
         raise UserError(
@@ -356,6 +356,20 @@ def plan(run: TrainingRun, settled: dict[str, str]) -> str:
     return as_text(lines)
 
 
+def check_init_from(source: pathlib.Path) -> None:
+    """Checks what can be checked of `train.init_from` before any image is read.
+
+    Raises:
+        FileNotFoundError: it names nothing.
+        ImportError: it is a file that needs PyTorch, which is not installed.
+        UserError: it is a file, but not one of weights.
+    """
+    if not source.exists():
+        raise FileNotFoundError(f"train.init_from: there is no {source}")
+    if not source.is_dir():
+        check_readable(source)
+
+
 def require_writable(workdir: pathlib.Path) -> None:
     """Raises OSError unless files can be made in the folder, or where it will be made."""
     existing = next(path for path in (workdir, *workdir.parents) if path.exists())
@@ -375,8 +389,8 @@ def cache_compiled_programs() -> None:
     config: Any = jax.config  # JAX gives no types for its attributes
     if config.jax_compilation_cache_dir is None and config.jax_enable_compilation_cache:
         try:
-            folder = pathlib.Path(COMPILED).expanduser()
-        except RuntimeError:  # there is no home folder
+            folder = expanded(COMPILED)
+        except UserError:  # there is no home folder
             return
         if jax.default_backend() == "cpu":  # JAX ignores the instructions of CPUs
             folder /= hashlib.sha256(_cpu().encode()).hexdigest()[:8]

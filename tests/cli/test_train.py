@@ -10,7 +10,10 @@ import time
 
 import numpy as np
 import pytest
+from absl import flags
 from PIL import Image
+
+from medmamba_jax.cli.train import parse_flags
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = """
@@ -78,6 +81,35 @@ def test_a_mistake_is_one_line_and_exit_code_2(argument, tmp_path):
     line = result.stderr.strip().splitlines()
     assert len(line) == 1 and line[0].startswith("error: ") and MISTAKES[argument] in line[0]
     assert "Traceback" not in result.stdout and not list(tmp_path.rglob("run.json"))
+
+
+MISTAKES_IN_A_CONFIG_FILE = {
+    "1 / 0": "ZeroDivisionError: division by zero",
+    'raise OSError("my own")': "OSError: my own",
+    'raise ValueError("my own")': "ValueError: my own",
+    "import not_there": "ModuleNotFoundError: No module named 'not_there'",
+    "config.train.lr = undefined": "NameError: name 'undefined' is not defined",
+    "config.train.(": "SyntaxError: invalid syntax",
+}
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+@pytest.mark.parametrize("line", MISTAKES_IN_A_CONFIG_FILE)
+def test_an_error_in_a_config_file_names_its_line(line, tmp_path, capsys):
+    path = tmp_path / "my.py"
+    path.write_text(
+        "import medmamba_jax as mm\n\ndef get_config():\n    config = mm.default_config()\n"
+        f"    {line}\n    return config\n"
+    )
+    try:
+        with pytest.raises(SystemExit) as end:
+            parse_flags(["main.py", f"--config={path}"])
+    finally:
+        flags.FLAGS.unparse_flags()
+    assert end.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: {path}:5: {MISTAKES_IN_A_CONFIG_FILE[line]}")
+    assert printed.count("\n") == 1
 
 
 def run_with_a_step_that_raises(error, cwd):

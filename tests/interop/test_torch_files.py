@@ -1,8 +1,12 @@
 """Weight files: formats, wrappers, and files that must not be trusted."""
 
+import argparse
 import builtins
+import gzip
 import pathlib
 import pickle
+import tarfile
+import zipfile
 
 import jax
 import numpy as np
@@ -14,6 +18,7 @@ from flax import nnx
 import medmamba_jax as mm
 from medmamba_jax.errors import UserError
 from medmamba_jax.interop import (
+    check_readable,
     read_state_dict,
     read_weights,
     weights_to_state_dict,
@@ -191,6 +196,91 @@ def test_missing_files(no_torch, tmp_path, name):
         mm.load_torch(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
+        (b"\n<!doctype html><html></html>", "web page"),
+        (b"<html><body>404</body></html>", "web page"),
+        (gzip.compress(b"weights"), "gzip"),
+        (b"\x89HDF\r\n\x1a\n", "HDF5"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".onnx"])
+def test_files_of_other_kinds_are_named(no_torch, tmp_path, content, what, suffix):
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=what):
+        mm.load_torch(path)
+
+
+def test_archives_are_named(torch, tmp_path):
+    np.savez(tmp_path / "weights.npz", x=np.ones(2))
+    with pytest.raises(UserError, match="zip archive"):
+        mm.load_torch(tmp_path / "weights.npz")
+
+    program = tmp_path / "program.pt"
+    with zipfile.ZipFile(program, "w") as archive:  # as torch.jit.save lays it out
+        for name in ("data.pkl", "constants.pkl", "code/__torch__/net.py"):
+            archive.writestr(f"program/{name}", b"")
+    with pytest.raises(UserError, match="TorchScript"):
+        mm.load_torch(program)
+
+    with tarfile.open(tmp_path / "weights.pth.tar", "w") as archive:
+        archive.add(program, "program.pt")
+    with pytest.raises(UserError, match="tar archive"):
+        mm.load_torch(tmp_path / "weights.pth.tar")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".ckpt", ".bin", ".pth.tar", ".weights", ""])
+def test_safetensors_are_known_under_any_ending(no_torch, state_dict, tmp_path, suffix):
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(safetensors.numpy.save(state_dict))
+    assert check_readable(path) == "safetensors"
+    read = read_state_dict(path)
+    assert_same({name: read[name] for name in state_dict}, state_dict)
+
+
+def test_a_pytorch_file_named_safetensors_is_read(torch, state_dict, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    torch.save(as_tensors(torch, state_dict), path)
+    assert_same(read_state_dict(path), state_dict)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_safetensors_of_other_floats(torch, state_dict, tmp_path, dtype):
+    import safetensors.torch
+
+    path = tmp_path / "weights.safetensors"
+    tensors = as_tensors(torch, state_dict)
+    stored = {
+        k: x.to(getattr(torch, dtype)) if x.is_floating_point() else x for k, x in tensors.items()
+    }
+    safetensors.torch.save_file(stored, path)
+    _, model = mm.load_torch(path)
+    expected = {k: x.float() if x.is_floating_point() else x for k, x in stored.items()}
+    assert_same(mm.to_torch_state_dict(model), {k: x.numpy() for k, x in expected.items()})
+
+
+def test_float8_in_safetensors_is_refused_by_name(torch, state_dict, tmp_path):
+    import safetensors.torch
+
+    path = tmp_path / "weights.safetensors"
+    tensors = as_tensors(torch, state_dict)
+    tensors["head.weight"] = tensors["head.weight"].to(torch.float8_e4m3fn)
+    safetensors.torch.save_file(tensors, path)
+    with pytest.raises(UserError, match=r"head\.weight is a tensor of F8_E4M3"):
+        mm.load_torch(path)
+
+
+def test_the_object_that_is_no_tensor_is_named(torch, state_dict, tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    args = argparse.Namespace(lr=1e-4)  # as timm's training script saves them
+    torch.save({"state_dict": as_tensors(torch, state_dict), "args": args}, path)
+    with pytest.raises(UserError, match=r"objects besides tensors \(argparse\.Namespace\)"):
+        mm.load_torch(path)
+
+
 def test_unknown_ending(state_dict, tmp_path):
     path = tmp_path / "weights.onnx"
     with pytest.raises(UserError, match=r"\.safetensors, \.pth, \.pt"):
@@ -203,10 +293,23 @@ def test_unknown_ending(state_dict, tmp_path):
 def test_missing_torch_names_the_extra(no_torch, state_dict, tmp_path):
     path = tmp_path / "weights.pth"
     path.touch()
-    with pytest.raises(ImportError, match="pip install torch"):
-        mm.load_torch(path)
+    for call in (mm.load_torch, check_readable):
+        with pytest.raises(ImportError, match="pip install torch"):
+            call(path)
     with pytest.raises(ImportError, match="pip install torch"):
         write_state_dict(state_dict, path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".ckpt", ".bin", ".pth.tar", ".weights"])
+@pytest.mark.parametrize("protocol", ["zip", "pickle"])
+def test_files_that_need_torch_say_so_under_any_ending(no_torch, tmp_path, suffix, protocol):
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(pickle.dumps({}, protocol=2))
+    if protocol == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("weights/data.pkl", pickle.dumps({}))
+    with pytest.raises(ImportError, match="pip install torch"):
+        mm.load_torch(path)
 
 
 def test_loaded_models_train(no_torch, state_dict, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import jax
 import numpy as np
@@ -172,3 +173,21 @@ def test_nothing_to_start_from(config, images, tmp_path):
             config(init_from=str(tmp_path / "nowhere.safetensors")), tmp_path / "new", images
         )
     assert not (tmp_path / "new" / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "text"),
+    [
+        (b"\x80\x02}q\x00.", ImportError, "pip install torch"),
+        (b"version https://git-lfs.github.com/spec/v1", ValueError, "Git LFS pointer"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_refused_before_any_image_is_read(
+    config, tmp_path, monkeypatch, content, error, text
+):
+    monkeypatch.setitem(sys.modules, "torch", None)  # not installed
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(error, match=text):
+        mm.start_run(config(init_from=str(path)), tmp_path / "new", data=object())
+    assert not (tmp_path / "new").exists()

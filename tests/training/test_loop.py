@@ -340,7 +340,11 @@ def test_the_moving_average_is_saved_continued_and_evaluated(config, images, tmp
     mm.train(config(epochs=1, **options), stopped, images)
     mm.train(config(epochs=2, **options), stopped, images)
     assert losses(straight) == losses(stopped)
-    run = mm.load_run(straight)
+    run, continued = (mm.load_run(folder) for folder in (straight, stopped))
+    for part in ("params", "statistics"):
+        chex.assert_trees_all_equal(
+            getattr(run.predictor, part), getattr(continued.predictor, part)
+        )
     assert run.evaluate(images) == results
     with CheckpointStore(straight / "checkpoints") as store:
         epoch = store.best_epoch()
