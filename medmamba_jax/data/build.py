@@ -5,7 +5,7 @@ from pathlib import Path
 
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.dataset import Dataset
-from medmamba_jax.data.images.decoding import IMAGE_SUFFIXES
+from medmamba_jax.data.images.formats import IMAGE_SUFFIXES
 from medmamba_jax.data.images.preprocessing import ALL_FRAMES
 from medmamba_jax.data.sources.csv_source import CSV
 from medmamba_jax.data.sources.frames import AllFrames
