@@ -85,7 +85,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(argument, tmp_path):
 
 MISTAKES_IN_A_CONFIG_FILE = {
     "1 / 0": "ZeroDivisionError: division by zero",
-    'raise OSError("my own")': "OSError: my own",
+    'raise OSError("my own")': "OSError: Configuration is not available",
     'raise ValueError("my own")': "ValueError: my own",
     "import not_there": "ModuleNotFoundError: No module named 'not_there'",
     "config.train.lr = undefined": "NameError: name 'undefined' is not defined",
