@@ -163,12 +163,13 @@ class _Pass:
         return Prepared(images, self.store, found_facts, self.kind, text)
 
     def _visit(self, place: int) -> "_Seen":
-        image = self.store.read(place)
-        content = self.found.identity(place, image)
-        fact = self.known.of(content) if self.wanted else blank_fact(content)
-        if fact is not None and (self.kind != "disk" or self.last is not None):
-            return _Seen(fact)
+        content = bytes(32)  # of an image that cannot even be read
         try:
+            image = self.store.read(place)
+            content = self.found.identity(place, image)
+            fact = self.known.of(content) if self.wanted else blank_fact(content)
+            if fact is not None and (self.kind != "disk" or self.last is not None):
+                return _Seen(fact)
             pixels = self.preprocessing.decode(image)
         except (OSError, ValueError) as error:
             if not self.wanted:

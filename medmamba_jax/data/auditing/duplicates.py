@@ -173,11 +173,11 @@ def near_pairs(dhashes: np.ndarray, thumbnails: np.ndarray) -> tuple[np.ndarray,
     found, distances = [np.empty((0, 2), np.int64)], [np.empty(0, np.int64)]
     for number, values in enumerate(segments):
         for one, other in _equal_pairs(values):
+            for earlier in segments[:number]:  # one that agrees has found the pair already
+                new = earlier[one] != earlier[other]
+                one, other = one[new], other[new]
             apart = _bits_apart(dhashes[one], dhashes[other])
             near = apart <= _MOST_BITS_APART
-            # An earlier segment that agrees has found the pair already.
-            for earlier in segments[:number]:
-                near &= earlier[one] != earlier[other]
             one, other, apart = one[near], other[near], apart[near]
             alike = _correlations(thumbnails, one, other) >= _LEAST_CORRELATION
             pairs = np.column_stack([one[alike], other[alike]])
@@ -229,4 +229,7 @@ def _equal_pairs(values: np.ndarray) -> Iterator[Pairs]:
 
 def _bits_apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Counts the bits in which hashes, uint64 (n, 4), differ."""
-    return np.bitwise_count(one ^ other).sum(-1, dtype=np.int64)
+    apart = np.zeros(len(one), np.int64)
+    for word in range(one.shape[1]):  # NumPy's own sum over a short axis takes ten times as long
+        apart += np.bitwise_count(one[:, word] ^ other[:, word])
+    return apart

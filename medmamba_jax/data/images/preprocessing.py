@@ -201,13 +201,19 @@ class Preprocessing(Section):
         )
 
 
+class _NamedError(UserError):
+    """An image cannot be decoded; the message names it already."""
+
+
 def decoded(split: LabelledImages, index: int, preprocessing: Preprocessing) -> np.ndarray:
-    """Reads and decodes an image; returns uint8 (h, w, channels) at the image's own size.
+    """Reads and decodes an image; returns uint8 (h, w, channels).
 
     Raises:
         UserError: the image cannot be decoded; the message names it.
     """
     try:
         return preprocessing.decode(split.read(index))
+    except _NamedError:
+        raise
     except ValueError as error:
-        raise UserError(f"{split.describe(index)}: {error}") from error
+        raise _NamedError(f"{split.describe(index)}: {error}") from error

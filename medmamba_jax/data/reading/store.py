@@ -8,6 +8,7 @@ any pixel.
 import os
 import threading
 import uuid
+import weakref
 from pathlib import Path
 from typing import Any, Self
 
@@ -101,22 +102,25 @@ class OnDisk:
         self._open()
 
     def _open(self) -> None:
-        self._file = self.path.open("rb")
-        self._lock = threading.Lock()
         tail = len(_END) + 8
         try:
-            size = self._file.seek(-tail, os.SEEK_END) + tail
-            count = int.from_bytes(self._file.read(8), "little")
-            if self._file.read() != _END:
-                raise ValueError
-            table = 3 * _SHAPE.itemsize * count
-            self._file.seek(-tail - table, os.SEEK_END)
-            self.shapes = np.frombuffer(self._file.read(table), _SHAPE).reshape(count, 3)
+            with self.path.open("rb") as file:
+                size = file.seek(-tail, os.SEEK_END) + tail
+                count = int.from_bytes(file.read(8), "little")
+                if file.read() != _END:
+                    raise ValueError
+                table = 3 * _SHAPE.itemsize * count
+                file.seek(-tail - table, os.SEEK_END)
+                self.shapes = np.frombuffer(file.read(table), _SHAPE).reshape(count, 3)
         except (OSError, ValueError):
             raise ValueError(f"{self.path} is no complete file of pixels") from None
         self._ends = self.shapes.prod(1, dtype=np.int64).cumsum()
         if size != (self._ends[-1] if count else 0) + table + tail:
             raise ValueError(f"{self.path} is no complete file of pixels")
+        # The file stays open, so that the folder may be deleted while a run reads it.
+        self._file = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        weakref.finalize(self, os.close, self._file)
+        self._lock = threading.Lock()
 
     @classmethod
     def find(cls, path: Path) -> Self | None:
@@ -134,11 +138,11 @@ class OnDisk:
         count = int(shape.prod(dtype=np.int64))
         start = int(self._ends[record]) - count
         if hasattr(os, "pread"):
-            content = os.pread(self._file.fileno(), count, start)
+            content = os.pread(self._file, count, start)
         else:  # Windows
             with self._lock:
-                self._file.seek(start)
-                content = self._file.read(count)
+                os.lseek(self._file, start, os.SEEK_SET)
+                content = os.read(self._file, count)
         if len(content) < count:
             raise OSError(f"{self.path} is damaged: delete it")
         return np.frombuffer(content, np.uint8).reshape(shape)

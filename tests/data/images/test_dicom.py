@@ -10,6 +10,7 @@ import pytest
 from medmamba_jax.data import DataConfig, LabelledImages, Preprocessing
 from medmamba_jax.data import Dataset as ImageDataset
 from medmamba_jax.data.auditing.checks import audit
+from medmamba_jax.data.build import prepare
 from medmamba_jax.data.images.decoding import count_frames, open_image, parsed
 from medmamba_jax.data.inspection.image_kinds import image_kind
 from medmamba_jax.data.sources.frames import all_frames
@@ -283,11 +284,15 @@ class TestFilesWithAndWithoutAWindow:
             split = LabelledImages(images, [i % 2 for i in range(len(images))])
             split = all_frames(split) if frame == -1 else split
             caplog.clear()
+            preprocessing = Preprocessing.from_config(config, 1)
+            ready = prepare(config, preprocessing, ImageDataset({"train": split}))
             audit(
-                ImageDataset({"train": split}),
-                Preprocessing.from_config(config, 1),
+                ready.dataset,
+                ready.images,
+                ready.facts,
+                ready.duplicates,
                 config,
-                digests={"train": split.digest()},
+                split_here=ready.split_here,
                 say=lambda line: None,
             )
             texts = [record.getMessage() for record in caplog.records]

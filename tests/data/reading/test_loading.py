@@ -131,7 +131,7 @@ class TestTrainBatches:
         assert not caplog.records and batch_larger_than_set(numbered(BATCH), BATCH) is None
 
     def test_augmentation_differs_between_epochs_and_images(self, encoded):
-        one = LabelledImages([encoded[0]["image"]] * BATCH, np.arange(BATCH))
+        one = LabelledImages([encoded.read(0)] * BATCH, np.arange(BATCH))
         batches = take(train_batches(one, PREPROCESSING, "light", batch_size=BATCH, seed=0), 3)
         images = np.concatenate([batch["image"] for batch in batches])
         assert len(np.unique(images.reshape(len(images), -1), axis=0)) == 3 * BATCH
@@ -184,7 +184,7 @@ class TestTrainBatches:
             train_batches(numbered(SIZE), PREPROCESSING, "heavy", batch_size=BATCH, seed=0)
 
     def test_a_damaged_image_stops_the_run(self, encoded):
-        damaged = LabelledImages([encoded[0]["image"][:1000]] * BATCH, np.arange(BATCH))
+        damaged = LabelledImages([encoded.read(0)[:1000]] * BATCH, np.arange(BATCH))
         batches = train_batches(damaged, PREPROCESSING, "none", batch_size=BATCH, seed=0)
         with batches, pytest.raises(UserError, match=r"image \d+: not a complete image file"):
             next(batches)
@@ -350,7 +350,7 @@ class TestWorkers:
 
         monkeypatch.setitem(POLICIES, "darker", darker)
         monkeypatch.setitem(SAMPLERS, "strided", Sampler(strided, "strided"))
-        images = [encoded[i]["image"] for i in range(SIZE)]
+        images = [encoded.read(i) for i in range(SIZE)]
         split = LabelledImages(images, np.arange(SIZE), weights=1 + np.arange(SIZE))
         batches = functools.partial(
             train_batches, split, PREPROCESSING, "darker", batch_size=66, seed=3, sampler="strided"
@@ -362,7 +362,7 @@ class TestWorkers:
         assert_same_batches(actual, [{key: b[key][33:] for key in b} for b in expected])
 
     def test_workers_change_nothing_in_evaluation_and_name_a_damaged_image(self, encoded):
-        images = [encoded[i]["image"] for i in range(SIZE)]
+        images = [encoded.read(i) for i in range(SIZE)]
         images[-1] = images[-1][:1000]
         options = {"batch_size": BATCH, "num_workers": 1}
         with eval_batches(

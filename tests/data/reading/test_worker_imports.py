@@ -5,12 +5,11 @@ import pickle
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 from medmamba_jax.data import DataConfig, Preprocessing, build_dataset
+from medmamba_jax.data.build import prepare
 from medmamba_jax.data.config import PhantomConfig
-from medmamba_jax.data.reading.caching import DecodedImages, OnDisk
 from medmamba_jax.data.sources.frames import all_frames
 
 # Python runs this file at the start of every process that finds it, worker processes too. Grain
@@ -62,9 +61,8 @@ def test_reading_imports_neither_jax_nor_what_splits_images(tmp_path, noise_png,
     if kind == "frames":
         split = all_frames(split)
     elif kind == "kept on disk":
-        prepared = DecodedImages(split, preprocessing, resized=True)
-        kept = OnDisk(prepared, tmp_path / "cache")
-        split = dataclasses.replace(split, images=kept, places=np.arange(len(split)))
+        config = dataclasses.replace(config, cache="disk", cache_dir=str(tmp_path / "cache"))
+        split = prepare(config, preprocessing).dataset.splits["train"]
     (tmp_path / "sent.pickle").write_bytes(pickle.dumps((split, preprocessing)))
     (tmp_path / "sitecustomize.py").write_text(SITECUSTOMIZE)
     (tmp_path / "program.py").write_text(PROGRAM)

@@ -128,7 +128,7 @@ def test_patients_and_file_names(prepare, build):
     for name, split in build().splits.items():
         groups[name] = set(split.groups)
         for i, patient in enumerate(split.groups):
-            number = int(split.describe(i).partition(".png of the split train of own")[0])
+            number = int(split.describe(i).partition(".png of own")[0])
             assert patient == f"p{number // 3}" and number % 2 == split.labels[i]
     assert not groups["train"] & groups["test"] and not groups["train"] & groups["val"]
     assert not groups["val"] & groups["test"]
