@@ -13,8 +13,10 @@ from medmamba_jax.errors import UserError
 
 # What `pandas.read_csv` takes for a missing value.
 MISSING = frozenset(
-    ("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN")
-    + ("<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null")
+    {
+        *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND"),
+        *("1.#QNAN", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
+    }
 )
 
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
@@ -81,7 +83,8 @@ def one_spelling(texts: Iterable[str]) -> list[str]:
     harm. One patient that counts as two could be in two splits.
 
     Returns:
-        The spelling of each text (n): in NFC, and for a number the shortest, digits alone if one is.
+        The spelling of each text (n), in NFC. For a number it is the shortest one, if possible of
+        digits alone.
     """
     spelled = [composed(text) for text in texts]
     meaning = {text: Decimal(text) if _NUMBER.fullmatch(text) else text for text in set(spelled)}
