@@ -12,7 +12,8 @@ from medmamba_jax.data.auditing.unreadable import drop_unreadable, without_empty
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.first_pass import first_pass, keep_evaluated
-from medmamba_jax.data.images.decoding import IMAGE_SUFFIXES
+from medmamba_jax.data.images.dicom import header_tag
+from medmamba_jax.data.images.formats import IMAGE_SUFFIXES
 from medmamba_jax.data.images.preprocessing import ALL_FRAMES, Preprocessing
 from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.own_data import OwnData, labelled

@@ -1,10 +1,14 @@
-"""The libraries that decide which pixels a file decodes to."""
+"""The libraries that decode files, most of them from the extra `formats`."""
 
+import importlib
 from importlib import metadata
+from typing import Any
 
-# pydicom uses the packages after it to decompress pixels, if they are installed.
+from medmamba_jax.errors import DataUnavailableError
+
+# They decide which pixels a file decodes to. pydicom uses those of the second line.
 _LIBRARIES = (
-    *("pillow", "imagecodecs", "pydicom"),
+    *("pillow", "imagecodecs", "tifffile", "pydicom", "nibabel", "pillow-heif"),
     *("pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle"),
     *("pyjpegls", "python-gdcm"),
 )
@@ -19,3 +23,28 @@ def decoder_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def decoder(module: str, what: str) -> Any:
+    """Imports a library that reads a kind of file.
+
+    Args:
+        module: the name that `import` takes.
+        what: the kind of file, in words; it begins the message.
+
+    Raises:
+        DataUnavailableError: the library is not installed; the message names the extra.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise missing(module, what) from error
+
+
+def missing(package: str, what: str) -> DataUnavailableError:
+    """Returns the error for a kind of file whose library is not installed."""
+    extra = "heic" if package == "pillow_heif" else "formats"
+    return DataUnavailableError(
+        f"{what} needs the package {package}, which is not installed or too old: pip install"
+        f' "medmamba-jax[{extra}]"'
+    )

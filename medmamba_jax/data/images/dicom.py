@@ -1,176 +1,306 @@
-"""Reads DICOM files as 8-bit pixels, by pydicom (the extra `dicom`)."""
+"""Reads DICOM files as 8-bit pixels, by pydicom and the decoders of the extra `formats`."""
 
-import contextlib
 import io
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 from scipy import special
 
-from medmamba_jax.data.images.damage import NoSuchFrameError
+from medmamba_jax.data.images.decoders import decoder, missing
+from medmamba_jax.data.images.image_file import (
+    ImageFile,
+    NoSuchFrameError,
+    Range,
+    explained_damage,
+    integer_range,
+    require_safe_size,
+)
 from medmamba_jax.data.images.windowing import Window, to_uint8
-from medmamba_jax.errors import DataUnavailableError, UserError
+from medmamba_jax.errors import UserError
 
-_MAGIC_OFFSET, _MAGIC = 128, b"DICM"
 _GREY = ("MONOCHROME1", "MONOCHROME2")
+# The colours that pydicom converts to RGB. Those of JPEG 2000 are its own.
+_COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422")
+_JPEG2000_COLOUR = ("YBR_ICT", "YBR_RCT")
 _PIXEL_GROUP = 0x0028  # of tags that describe pixels
 _FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
+_DAMAGED = "a DICOM image that pydicom can read"
 
 
-def is_dicom(content: bytes) -> bool:
-    """Whether a file begins as DICOM files do; its first 132 bytes are enough."""
-    return content[_MAGIC_OFFSET : _MAGIC_OFFSET + len(_MAGIC)] == _MAGIC
+class _Table(NamedTuple):
+    """A lookup table: of a palette, of the modality (Modality LUT), or of interest (VOI LUT).
 
-
-class DicomFile:
-    """A parsed DICOM file, which can read one frame at a time. Threads may share it.
-
-    Args:
-        content: the bytes of the file.
-
-    Raises:
-        DataUnavailableError: pydicom is not installed.
-        UserError: the file is damaged.
+    Attributes:
+        first: the value that the first entry stands for. Smaller values get that entry, too.
+        entries: what consecutive values become (n,).
+        bits: how many bits an entry can have.
     """
 
-    def __init__(self, content: bytes):
-        pydicom = _pydicom()
-        with _explained_damage():
-            self._header = pydicom.dcmread(io.BytesIO(content))
+    first: int
+    entries: np.ndarray
+    bits: int
 
-    def read(self, *, window: Window, frame: int) -> np.ndarray:
+    @classmethod
+    def of(cls, descriptor: Any, data: Any, *, little: bool, signed: bool) -> "_Table":
+        """Parses a table (DICOM PS3.3, C.7.6.3.1.5 and C.11).
+
+        Args:
+            descriptor: number of entries, first value and bits of an entry. Its numbers have 16
+                bits, with or without a sign.
+            data: the entries, as bytes or numbers.
+            little: the byte order of the file.
+            signed: whether the table's input can be negative.
+        """
+        count = (int(descriptor[0]) & 0xFFFF) or 1 << 16
+        first, bits = int(descriptor[1]) & 0xFFFF, int(descriptor[2])
+        if signed and first >= 1 << 15:
+            first -= 1 << 16
+        if isinstance(data, bytes):
+            words = np.frombuffer(data + b"\0" * (len(data) % 2), "<u2" if little else ">u2")
+        else:
+            words = (np.atleast_1d(np.asarray(data, np.int64)) & 0xFFFF).astype("<u2")
+        if len(words) < count:  # each word holds two entries of 8 bits, the first in its low bits
+            words, bits = words.astype("<u2").view(np.uint8), 8
+        if len(words) < count:
+            raise UserError(f"a lookup table has {len(words)} entries and announces {count}")
+        return cls(first, words[:count].astype(np.int64), bits)
+
+    def look_up(self, values: np.ndarray) -> np.ndarray:
+        """Returns the entries for these values, of the same shape."""
+        places = np.rint(values).astype(np.int64) - self.first
+        return self.entries[np.clip(places, 0, len(self.entries) - 1)]
+
+    def in_8_bits(self, values: np.ndarray) -> np.ndarray:
+        """Looks values up and scales the whole range of an entry to 0..255."""
+        if not 8 <= self.bits <= 16 or self.entries.max() >> self.bits:
+            raise UserError(
+                f"a lookup table announces {self.bits} bits and has an entry of"
+                f" {self.entries.max()}: convert the file, or set data.window to LOW,HIGH"
+            )
+        return to_uint8(self.look_up(values), integer_range(self.bits))
+
+
+class DicomFile(ImageFile):
+    """A parsed DICOM file, which can read one frame at a time."""
+
+    def __init__(self, content: bytes):
+        super().__init__(content)
+        self._pydicom = decoder("pydicom", "a DICOM file")
+        with explained_damage(_DAMAGED):
+            self._header = self._pydicom.dcmread(io.BytesIO(content), force=True)
+            implicit, self._little = self._header.original_encoding
+
+            self._syntax = self._header.file_meta.get("TransferSyntaxUID")
+            if self._syntax is None:  # a file without the preamble and the header after it
+                uid = self._pydicom.uid
+                explicit = uid.ExplicitVRLittleEndian if self._little else uid.ExplicitVRBigEndian
+                self._syntax = uid.ImplicitVRLittleEndian if implicit else explicit
+
+    def read(self, *, window: Window, frame: int) -> Image.Image:
         """Decodes a frame and converts it to 8 bits by the rules of DICOM.
 
-        It applies the modality's transformation first (RescaleSlope and RescaleIntercept, or its
-        table), then the window, and then inverts MONOCHROME1, whose smallest values are white. The
-        file may give each frame its own settings for these steps. 8-bit colour does not change. It
-        does not apply a table of values of interest (VOI LUT) or a padding value.
+        It applies the modality's transformation first (Modality LUT, or RescaleSlope and
+        RescaleIntercept, of which either may be missing), then the window, and then inverts
+        MONOCHROME1, whose smallest values are white. The file may give each frame its own settings
+        for these steps. 8-bit colour does not change. It does not apply a padding value.
 
         Args:
             window: "auto" is the file's first window (WindowCenter, WindowWidth, VOILUTFunction;
-                PS3.3, C.11.2.1). Without one it is the frame's own range; but 8-bit pixels that
-                the modality's transformation leaves unchanged do not change at all. "full" is the
-                range of the stored bits. (low, high) is in the modality's units, such as
-                Hounsfield.
+                PS3.3, C.11.2.1), or if it has none, its first table of values of interest (VOI
+                LUT). Without both it is the frame's own range; but 8-bit pixels that the modality's
+                transformation leaves unchanged do not change at all. "full" is what the stored bits
+                can become. (low, high) is in the modality's units, such as Hounsfield.
             frame: index of the frame, counted from 0.
 
         Returns:
-            uint8 (h, w), or (h, w, 3) for colour.
+            A Pillow image of mode L, or RGB for colour.
 
         Raises:
-            UserError: the file is damaged, lacks the frame, has colour of more than 8 bits, or has
-                a window that cannot be applied.
+            DataUnavailableError: the package that decompresses the pixels is not installed.
+            UserError: the file is damaged, lacks the frame, has colour of more than 8 bits or of an
+                unusual kind, or has a window that cannot be applied.
         """
-        with _explained_damage():
-            frames = _frames(self._header)
-        if frame >= frames:
-            raise NoSuchFrameError(frame, frames)
-        with _explained_damage():
-            stored = _pydicom().pixels.pixel_array(self._header, index=frame)
-            header = _header_of_frame(self._header, frame)
-            values = _values(stored, header)
-            own = _file_window(header) if window == "auto" else None
-        if header.PhotometricInterpretation == "PALETTE COLOR":
-            return to_uint8(values, "full")
-        if header.PhotometricInterpretation not in _GREY:
-            if stored.dtype != np.uint8 or stored.ndim != 3:
-                raise UserError(
-                    f"only grey and 8-bit colour DICOM can be read; got {stored.dtype}"
-                    f" {stored.shape} {header.PhotometricInterpretation}: convert it"
-                )
-            return stored
-        if window == "full":
-            grey = to_uint8(values.astype(np.float64), _full_range(header))
-        elif own:
-            grey = _windowed(values.astype(np.float64), *own)
-        elif window == "auto" and header.BitsStored == 8 and np.array_equal(values, stored):
-            grey = to_uint8(stored, "auto")
-        else:
-            grey = to_uint8(values.astype(np.float64), window)
-        return 255 - grey if header.PhotometricInterpretation == "MONOCHROME1" else grey
+        if frame >= self.count_frames():
+            raise NoSuchFrameError(frame, self.count_frames())
+        with explained_damage(_DAMAGED):
+            header = self._header_of_frame(frame)
+            stored = self._stored(header, frame)
+            if header.PhotometricInterpretation in _GREY:
+                grey = self._grey(stored, header, window)
+                inverted = header.PhotometricInterpretation == "MONOCHROME1"
+                return Image.fromarray(255 - grey if inverted else grey)
+            if header.PhotometricInterpretation == "PALETTE COLOR":
+                return Image.fromarray(self._coloured(stored, header))
+            return Image.fromarray(stored)
+
+    def count_frames(self) -> int:
+        with explained_damage(_DAMAGED):
+            return int(self._header.get("NumberOfFrames") or 1)
 
     def has_window(self, frame: int) -> bool | None:
-        """Whether the file contains the window of a grey frame; None if the frame is not grey.
-
-        Args:
-            frame: index of the frame, counted from 0.
-
-        Raises:
-            UserError: the file is damaged.
-        """
-        with _explained_damage():
+        with explained_damage(_DAMAGED):
             if self._header.get("PhotometricInterpretation") not in _GREY:
                 return None
-            return _file_window(_header_of_frame(self._header, frame)) is not None
+            header = self._header_of_frame(frame)
+            return _file_window(header) is not None or bool(header.get("VOILUTSequence"))
 
     def kind(self) -> str:
-        """Returns the depth and colour in the header, such as "12-bit MONOCHROME2".
-
-        Raises:
-            UserError: the header does not name the colour.
-        """
-        with _explained_damage():
+        """Returns the depth and colour in the header, such as "DICOM, 12-bit MONOCHROME2"."""
+        with explained_damage(_DAMAGED):
             bits = self._header.get("BitsStored")
             depth = "" if bits is None else f"{bits}-bit "
-            return f"{depth}{self._header.PhotometricInterpretation}"
+            window = {True: " with a window", False: " without a window", None: ""}
+            colours = self._header.PhotometricInterpretation
+            return f"DICOM, {depth}{colours}{window[self.has_window(0)]}"
+
+    def _header_of_frame(self, frame: int) -> Any:
+        """Returns the settings of a frame's pixels, under the names that files of one frame use."""
+        own = self._header.group_dataset(_PIXEL_GROUP)
+        shared = self._header.get("SharedFunctionalGroupsSequence") or []
+        of_frames = self._header.get("PerFrameFunctionalGroupsSequence") or []
+        for groups in (*shared[:1], *of_frames[frame : frame + 1]):
+            for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+                for settings in (groups.get(name) or [])[:1]:
+                    own.update(settings)
+        return own
+
+    def _stored(self, header: Any, frame: int) -> np.ndarray:
+        """Decompresses a frame: (h, w) as it is stored, or 8-bit RGB (h, w, 3)."""
+        colours, name = header.PhotometricInterpretation, self._syntax.name
+        jpeg2000 = self._syntax in self._pydicom.uid.JPEG2000TransferSyntaxes
+        one_channel = colours in (*_GREY, "PALETTE COLOR")
+        if not one_channel and colours not in _COLOUR + _JPEG2000_COLOUR * jpeg2000:
+            raise UserError(f"DICOM with colours of the kind {colours} cannot be read: convert it")
+        require_safe_size(header.Rows, header.Columns)
+        try:
+            reader = self._pydicom.pixels.get_decoder(self._syntax)
+        except NotImplementedError:
+            raise UserError(f"DICOM compressed as {name} cannot be read: convert it") from None
+        if not reader.is_available:
+            raise missing("python-gdcm, pylibjpeg-openjpeg or pyjpegls", f"DICOM ({name})")
+        bits, highest = header.get("BitsStored"), header.get("HighBit")
+        shift = 0 if bits is None or highest is None else highest + 1 - bits
+        options = {}
+        if shift:
+            if reader.is_encapsulated or not 0 <= shift <= header.BitsAllocated - bits:
+                raise UserError(
+                    f"compressed DICOM with HighBit {highest} and BitsStored {bits} cannot be read:"
+                    " convert it"
+                )
+            options = {"bits_stored": header.BitsAllocated, "pixel_representation": 0}
+        try:
+            stored, _ = reader.as_array(self._header, index=frame, **options)
+        except RuntimeError as error:  # Pillow takes JPEG of 8 bits only, and says so late
+            if bits > 8 and any("gdcm" in needed for needed in reader.missing_dependencies):
+                raise missing("python-gdcm", f"{bits}-bit DICOM ({name})") from error
+            raise
+        if shift:  # the sign is the highest bit
+            unused = 8 * stored.itemsize - bits
+            stored = (stored >> shift) << unused
+            kind = "i" if header.PixelRepresentation else "u"
+            stored = stored.view(f"{kind}{stored.itemsize}") >> unused
+        if one_channel and stored.ndim != 2:
+            raise UserError(f"{colours} DICOM with several channels cannot be read: convert it")
+        if not one_channel and (stored.dtype != np.uint8 or bits != 8 or stored.shape[-1] != 3):
+            raise UserError(
+                f"only grey and 8-bit colour DICOM can be read; got {stored.dtype} {stored.shape}"
+                f" {colours} with {bits} bits: convert it"
+            )
+        return stored
+
+    def _grey(self, stored: np.ndarray, header: Any, window: Window) -> np.ndarray:
+        values, full = self._in_units(stored, header)
+        if window == "auto":
+            if own := _file_window(header):
+                return _windowed(values.astype(np.float64), *own)
+            if header.get("VOILUTSequence"):
+                signed = full is None or full[0] < 0
+                return self._table(header.VOILUTSequence[0], "LUT", signed).in_8_bits(values)
+            if header.get("BitsStored") == 8 and np.array_equal(values, stored):
+                return to_uint8(stored, "auto")
+        return to_uint8(values.astype(np.float64), full if full and window == "full" else window)
+
+    def _in_units(self, stored: np.ndarray, header: Any) -> tuple[np.ndarray, Range | None]:
+        """Applies the modality's transformation.
+
+        Returns:
+            The values in the modality's units (h, w), and the range that stored bits can become;
+            None if the file stores floating point numbers.
+        """
+        full = None
+        if stored.dtype.kind != "f":
+            full = integer_range(header.BitsStored, signed=bool(header.PixelRepresentation))
+        if header.get("ModalityLUTSequence") and full:
+            table = self._table(header.ModalityLUTSequence[0], "LUT", full[0] < 0)
+            low, high = np.clip(np.array(full) - table.first, 0, len(table.entries) - 1).astype(int)
+            reached = table.entries[low : high + 1]
+            return table.look_up(stored), (float(reached.min()), float(reached.max()))
+        if "RescaleSlope" in header or "RescaleIntercept" in header:
+            slope = float(header.get("RescaleSlope", 1))
+            intercept = float(header.get("RescaleIntercept", 0))
+            low, high = sorted(end * slope + intercept for end in full or (0, 0))
+            return stored.astype(np.float64) * slope + intercept, full and (low, high)
+        return stored, full
+
+    def _coloured(self, stored: np.ndarray, header: Any) -> np.ndarray:
+        if "RedPaletteColorLookupTableData" not in header:
+            raise UserError("DICOM with a palette in segments cannot be read: convert it to RGB")
+        signed = bool(header.PixelRepresentation)
+        names = [f"{colour}PaletteColorLookupTable" for colour in ("Red", "Green", "Blue")]
+        tables = [self._table(header, name, signed) for name in names]
+        return np.stack([table.in_8_bits(stored) for table in tables], axis=-1)
+
+    def _table(self, settings: Any, name: str, signed: bool) -> _Table:
+        """Parses the table that `name` + "Descriptor" and `name` + "Data" describe."""
+        descriptor, data = settings[f"{name}Descriptor"].value, settings[f"{name}Data"].value
+        return _Table.of(descriptor, data, little=self._little, signed=signed)
 
 
-def count_dicom_frames(content: bytes) -> int:
-    """Returns the number of frames, without decoding any of them.
+def header_tag(content: bytes, tag: str) -> str | None:
+    """Returns a value of a DICOM header, without decoding the pixels.
+
+    Args:
+        content: the bytes of a file.
+        tag: the tag's keyword, such as "PatientID", or its number, such as "00100020".
+
+    Returns:
+        The value as text without spaces around it. None if the file is not DICOM, lacks the tag, or
+        leaves it empty.
 
     Raises:
-        DataUnavailableError: pydicom is not installed.
-        UserError: the file is damaged.
+        DataUnavailableError: the file is DICOM and pydicom is not installed.
+        UserError: there is no such tag, or the file is damaged.
     """
-    pydicom = _pydicom()
-    with _explained_damage():
-        return _frames(pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True))
-
-
-@contextlib.contextmanager
-def _explained_damage() -> Iterator[None]:
+    if not is_dicom(content):
+        return None
+    pydicom = decoder("pydicom", "a DICOM file")
     try:
-        yield
-    except Exception as error:  # for damaged files, pydicom and its decoders can raise anything
-        problem = " ".join(str(error).split())
-        raise UserError(f"not a DICOM image that pydicom can read: {problem}") from error
+        number = pydicom.tag.Tag(tag)
+    except ValueError as error:
+        raise UserError(f"{tag!r} is no tag of DICOM; such as PatientID or 00100020") from error
+    with explained_damage(_DAMAGED):
+        header = pydicom.dcmread(
+            io.BytesIO(content), stop_before_pixels=True, force=True, specific_tags=[number]
+        )
+        value = header[number].value if number in header else None
+        return None if value is None else str(value).strip() or None
 
 
-def _pydicom() -> Any:
-    try:
-        import pydicom
-    except ModuleNotFoundError as error:
-        raise DataUnavailableError(
-            "DICOM files are read by pydicom, which is not installed: pip install pydicom"
-        ) from error
-    return pydicom
+def is_dicom(content: bytes) -> bool:
+    """Whether a file begins as DICOM files do, with or without their preamble."""
+    if content[128:132] == b"DICM":
+        return True
+    # A file without it begins with the first elements of group 2 or 8. An element has a name of
+    # its type, such as "UI", or the length of its value in 4 bytes.
+    for order in ("little", "big"):
+        group, element = (int.from_bytes(content[at : at + 2], order) for at in (0, 2))  # type: ignore[arg-type]
+        if group in (2, 8) and element <= 0x18 and len(content) > 132:
+            return content[4:6] in _FIRST_TYPES or int.from_bytes(content[4:8], "little") <= 128
+    return False
 
 
-def _frames(header: Any) -> int:
-    return int(header.get("NumberOfFrames") or 1)
-
-
-def _header_of_frame(header: Any, frame: int) -> Any:
-    """Returns the settings of a frame's pixels, under the names that files of one frame use."""
-    own = header.group_dataset(_PIXEL_GROUP)
-    shared = header.get("SharedFunctionalGroupsSequence") or []
-    of_frames = header.get("PerFrameFunctionalGroupsSequence") or []
-    for groups in (*shared[:1], *of_frames[frame : frame + 1]):
-        for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
-            for settings in (groups.get(name) or [])[:1]:
-                own.update(settings)
-    return own
-
-
-def _values(stored: np.ndarray, header: Any) -> np.ndarray:
-    """Applies the palette to stored pixels, or converts grey pixels to the modality's units."""
-    pixels = _pydicom().pixels
-    if header.PhotometricInterpretation == "PALETTE COLOR":
-        return pixels.apply_color_lut(stored, header)
-    if header.PhotometricInterpretation in _GREY:
-        return pixels.apply_modality_lut(stored, header)
-    return stored
+_FIRST_TYPES = (b"UL", b"OB", b"UI", b"CS", b"DA", b"TM", b"SH")
 
 
 def _file_window(header: Any) -> tuple[float, float, str] | None:
@@ -193,14 +323,6 @@ def _windowed(values: np.ndarray, center: float, width: float, function: str) ->
         return to_uint8(values, (center - width / 2, center + width / 2))
     half = max(width - 1, 0) / 2
     return to_uint8(values, (center - 0.5 - half, center - 0.5 + half))
-
-
-def _full_range(header: Any) -> tuple[float, float]:
-    levels = 2**header.BitsStored
-    lowest = -levels // 2 if header.PixelRepresentation else 0
-    extremes = np.array([lowest, lowest + levels - 1])
-    values = _pydicom().pixels.apply_modality_lut(extremes, header)
-    return float(values.min()), float(values.max())
 
 
 def _first(value: Any) -> float:

@@ -1,101 +1,197 @@
-"""TIFF files with quick access to every frame."""
+"""Reads TIFF files of every depth, by tifffile. Without it, Pillow reads the plain ones."""
 
 import io
-import struct
+import logging
+import math
 import threading
+from typing import Any
 
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+import numpy as np
+from PIL import Image
 
-from medmamba_jax.data.images.damage import NoSuchFrameError
-from medmamba_jax.data.images.signatures import is_large_tiff
+from medmamba_jax.data.images.decoders import decoder, missing
+from medmamba_jax.data.images.image_file import (
+    ImageFile,
+    NoSuchFrameError,
+    Picture,
+    explained_damage,
+    integer_range,
+    rendered,
+    require_safe_size,
+)
+from medmamba_jax.data.images.pillow_files import PillowFile
+from medmamba_jax.data.images.windowing import Window
+from medmamba_jax.errors import DataUnavailableError, UserError
+
+# Photometric interpretation -> name and number of colours. Of the others, tifffile reads numbers
+# whose meaning is not known here.
+_WHITE_IS_ZERO, _GREY, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
+_COLOURS = {_WHITE_IS_ZERO: 1, _GREY: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3}
+_NAMES = {3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr", 8: "CIELAB", 9: "ICCLAB", 32803: "CFA"}
+_ASSOCIATED, _UNASSOCIATED = 1, 2  # kinds of alpha
+_JPEG = (6, 7, 34892, 33007)  # compressions in which tifffile converts YCbCr to RGB
+# What Pillow reads exactly: bits of each channel, mode; and compressions (LZW, deflate, PackBits).
+_PLAIN_DEPTHS = (
+    ((8,), "L"),
+    ((8,), "P"),
+    ((8,) * 3, "RGB"),
+    ((8,) * 4, "RGBA"),
+    ((16,), "I;16"),
+    ((16,), "I;16B"),
+)
+_PLAIN_COMPRESSIONS = (1, 5, 8, 32773, 32946)
+_REMEDY = "save it as grey or RGB of 8 or 16 bits, or as .npy"
+
+# tifffile logs some damage and goes on. What matters here becomes an error.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
-class TiffFile:
-    """A TIFF that remembers the place of each frame's directory. Threads may share it.
-
-    Each directory holds the place of the next one, so without this memory every access to frame n
-    would take n steps. OSError, SyntaxError and struct.error mean here that the file is damaged.
-
-    Args:
-        content: the bytes of the file, which begins as TIFF files do.
-    """
+class TiffImage(ImageFile):
+    """A TIFF or BigTIFF. Each page of its main chain is a frame."""
 
     def __init__(self, content: bytes):
-        self.content = content
-        large, order = is_large_tiff(content), ">" if content.startswith(b"MM") else "<"
-        # `struct` formats of a directory's number of tags, and of a place in the file.
-        self._number, self._place = (f"{order}{kind}" for kind in ("QQ" if large else "HI"))
-        self._tag_size = 20 if large else 12  # bytes
-        self._link = 8 if large else 4  # where the header holds the place of the first directory
-        self._places: list[int] = []
-        self._seen: set[int] = set()
+        super().__init__(content)
+        with explained_damage():
+            self._file = decoder("tifffile", "a TIFF").TiffFile(io.BytesIO(content))
         self._lock = threading.Lock()
 
     def count_frames(self) -> int:
-        """Returns the number of frames."""
-        with self._lock:
-            while self._step():
-                pass
-        return len(self._places)
+        with self._lock, explained_damage():
+            pages = len(self._file.pages)
+            self._page(pages - 1)
+            return pages
 
-    def tags(self, frame: int) -> ImageFileDirectory_v2:
-        """Returns the tags of a frame: tag number -> value, or a tuple if it can be several.
+    def kind(self) -> str:
+        with self._lock, explained_damage():
+            page = self._page(0)
+            if page.photometric == _PALETTE:
+                return "TIFF, palette"
+            colours, alpha, _ = _channels(page)
+            names = {1: "grey", 3: "colour", 4: "CMYK"}
+            kind = {"f": "floating-point ", "i": f"{_bits(page)}-bit signed "}.get(
+                page.dtype.kind, f"{_bits(page)}-bit "
+            )
+            return f"TIFF, {kind}{names.get(colours, colours)}{' with alpha' * alpha}"
 
-        Raises:
-            NoSuchFrameError: there are fewer frames.
-        """
-        directory = ImageFileDirectory_v2(self._header(frame))
-        file = io.BytesIO(self.content)
-        file.seek(directory.next)
-        directory.load(file)
-        return directory
+    def read(self, *, window: Window, frame: int) -> Picture:
+        with self._lock, explained_damage():
+            page = self._page(frame)
+            bits = _bits(page)
+            require_safe_size(page.imagelength, page.imagewidth)
+            colours, alpha, associated = _channels(page)
+            values = _decoded(page)
+            turn = int(page.tags.valueof(274, 1))  # Orientation
+            if page.photometric == _PALETTE:
+                table = page.colormap
+                # Some writers store 8 bits in the 16 of an entry.
+                table = table if table.max() < 256 else table >> 8
+                return rendered(table.T.astype(np.uint8)[values[..., 0]], window, orientation=turn)
+            if page.photometric == _CMYK:
+                inks = Image.frombytes("CMYK", values.shape[1::-1], values[..., :4].tobytes())
+                return rendered(np.asarray(inks.convert("RGB")), window, orientation=turn)
+            full = integer_range(bits, signed=values.dtype.kind == "i")
+            values = values[..., : colours + alpha]
+            return rendered(
+                _divided_by_alpha(values, int(full[1])) if associated else values,
+                window,
+                full=None if values.dtype.kind == "f" else full,
+                alpha=alpha,
+                inverted=page.photometric == _WHITE_IS_ZERO,
+                orientation=turn,
+            )
 
-    def beginning_with(self, frame: int) -> io.BytesIO:
-        """Returns the file as if this frame were the first one.
-
-        Raises:
-            NoSuchFrameError: there are fewer frames.
-        """
-        return _Reheaded(self.content, self._header(frame))
-
-    def _header(self, frame: int) -> bytes:
-        with self._lock:
-            while len(self._places) <= frame:
-                if not self._step():
-                    raise NoSuchFrameError(frame, len(self._places))
-            place = struct.pack(self._place, self._places[frame])
-        return self.content[: self._link] + place
-
-    def _step(self) -> bool:
-        """Finds the place of the next directory; returns False after the last one."""
-        link = self._link
-        if self._places:
-            last = self._places[-1]
-            (tags,) = struct.unpack_from(self._number, self.content, last)
-            link = last + struct.calcsize(self._number) + tags * self._tag_size
-        (place,) = struct.unpack_from(self._place, self.content, link)
-        if place in self._seen or (not place and self._places):
-            return False
-        if not 0 < place < len(self.content):
-            raise OSError(f"frame {len(self._places)} is not in it")
-        self._places.append(place)
-        self._seen.add(place)
-        return True
+    def _page(self, frame: int) -> Any:
+        pages = self._file.pages
+        try:
+            return pages[frame]
+        except IndexError:
+            raise NoSuchFrameError(frame, len(pages)) from None
+        except Exception as error:
+            raise UserError(f"not a complete image file: frame {frame} is not in it") from error
 
 
-class _Reheaded(io.BytesIO):
-    """A file with another header in front; it does not copy the rest of the file.
+class PlainTiff(PillowFile):
+    """A TIFF of 8 bits or of 16-bit grey, which Pillow reads exactly, without tifffile."""
 
-    `getvalue` returns the file with its original header. Pillow passes that to libtiff, together
-    with the place of the directory.
+    def _require_exact(self, opened: Image.Image) -> None:
+        tags: Any = opened.tag_v2  # type: ignore[attr-defined]
+        depth = (tags.get(258, (1,)), opened.mode)
+        plain = (
+            depth in _PLAIN_DEPTHS
+            and tags.get(339, (1,))[0] == 1
+            and tags.get(262) in (_WHITE_IS_ZERO, _GREY, _RGB, _PALETTE)
+            and tags.get(259, 1) in _PLAIN_COMPRESSIONS
+            and tags.get(338, (_UNASSOCIATED,)) == (_UNASSOCIATED,)
+        )
+        if not plain:
+            raise missing("tifffile", "this kind of TIFF")
+
+    def _inverted(self, opened: Image.Image) -> bool:
+        return opened.tag_v2.get(262) == _WHITE_IS_ZERO  # type: ignore[attr-defined]
+
+
+def open_tiff(content: bytes) -> ImageFile:
+    """Opens a TIFF by tifffile, or by Pillow where tifffile is not installed."""
+    try:
+        return TiffImage(content)
+    except DataUnavailableError:
+        return PlainTiff(content)
+
+
+def _channels(page: Any) -> tuple[int, bool, bool]:
+    """Returns the number of colours, whether alpha follows, and whether it is multiplied in.
+
+    A grey page with further channels of no named meaning has as many colours as channels.
     """
+    photometric = page.photometric if 262 in page.tags else None
+    colours = _COLOURS.get(photometric)
+    name = _NAMES.get(photometric, f"PhotometricInterpretation {photometric}")
+    if colours is None or (photometric == _YCBCR and page.compression not in _JPEG):
+        raise UserError(f"a TIFF of the kind {name} cannot be read: {_REMEDY}")
+    if photometric in (_PALETTE, _CMYK):
+        if page.dtype not in (bool, np.uint8):
+            raise UserError(
+                f"a {_bits(page)}-bit {name} TIFF cannot be read at its full depth: {_REMEDY}"
+            )
+        return colours, False, False
+    further = page.samplesperpixel - colours
+    extra = page.extrasamples[0] if page.extrasamples else _UNASSOCIATED
+    if not further or (colours == 3 and extra not in (_ASSOCIATED, _UNASSOCIATED)):
+        return colours, False, False
+    if extra in (_ASSOCIATED, _UNASSOCIATED):
+        return colours, True, extra == _ASSOCIATED
+    return page.samplesperpixel, False, False
 
-    def __init__(self, content: bytes, header: bytes):
-        super().__init__(content)
-        self._header = header
 
-    def read(self, size: int | None = -1, /) -> bytes:
-        start = self.tell()
-        found = super().read(size)
-        header = self._header[start:]
-        return (header + found[len(header) :])[: len(found)] if header else found
+def _decoded(page: Any) -> np.ndarray:
+    """Returns (h, w, channels)."""
+    ends = np.add(page.dataoffsets, page.databytecounts)
+    parts = 1 if page.is_contiguous else math.prod(page.chunked)
+    if len(ends) < parts or min(page.databytecounts) < 1 or max(ends) > page.parent.filehandle.size:
+        raise UserError("not a complete image file: some of its pixels are missing")
+    try:
+        values = page.asarray(squeeze=False, maxworkers=1)
+    except ValueError as error:
+        if "imagecodecs" in str(error):
+            raise missing("imagecodecs", "this kind of TIFF") from error
+        raise
+    _, depth, height, width, _ = values.shape  # channels are first or last
+    if depth != 1:
+        raise UserError(f"a TIFF of volumes cannot be read: {_REMEDY}")
+    values = np.moveaxis(values[:, 0], 0, -2).reshape(height, width, -1)
+    return values.astype(np.uint8) if values.dtype == bool else values
+
+
+def _bits(page: Any) -> int:
+    bits = page.bitspersample
+    if not isinstance(bits, int) or page.dtype is None or page.dtype.kind not in "biuf":
+        raise UserError(f"a TIFF of a kind that cannot be read: {_REMEDY}")
+    return bits
+
+
+def _divided_by_alpha(values: np.ndarray, most: int) -> np.ndarray:
+    """Undoes the multiplication of colours by alpha, as Pillow does."""
+    colours, alpha = values[..., :-1].astype(np.uint64), values[..., -1:]
+    divided = np.minimum(colours * most // np.maximum(alpha, 1), most)
+    divided = np.where(alpha == 0, colours, divided).astype(values.dtype)
+    return np.concatenate([divided, alpha], axis=-1)

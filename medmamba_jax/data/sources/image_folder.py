@@ -8,7 +8,7 @@ import numpy as np
 from absl import logging
 
 from medmamba_jax.data.config import DataConfig
-from medmamba_jax.data.images.decoding import is_image_file
+from medmamba_jax.data.images.formats import is_image_file
 from medmamba_jax.data.labelled_images import LabelledImages, labelled_files
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.sources.class_names import in_natural_order, require_classes

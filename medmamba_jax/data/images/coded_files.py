@@ -1,0 +1,171 @@
+"""Reads 16-bit colour PNG, deep JPEG, JPEG-LS and JPEG 2000, by imagecodecs."""
+
+import io
+import logging
+from typing import NamedTuple
+
+from PIL import ExifTags, Image
+
+from medmamba_jax.data.images.decoders import decoder
+from medmamba_jax.data.images.image_file import (
+    ImageFile,
+    NoSuchFrameError,
+    Picture,
+    explained_damage,
+    integer_range,
+    rendered,
+    require_safe_size,
+)
+from medmamba_jax.data.images.pillow_files import PillowFile
+from medmamba_jax.data.images.windowing import Window
+from medmamba_jax.errors import UserError
+
+_CHANNELS = {2: 3, 4: 2, 6: 4}  # of a PNG, by colour type
+_COLOURS = {1: "grey", 2: "grey with alpha", 3: "colour", 4: "colour with alpha"}
+_LOSSLESS, _LS = 0xC3, 0xF7  # frames of JPEG
+_FRAMES_OF_JPEG = {*range(0xC0, 0xD0), _LS} - {0xC4, 0xC8, 0xCC}
+
+# libpng complains about the way imagecodecs calls it. The pixels are right.
+logging.getLogger("imagecodecs").addFilter(lambda log: "Interlace handl" not in log.getMessage())
+
+
+class Header(NamedTuple):
+    """What an image's header says.
+
+    Attributes:
+        name: the format.
+        decode: the name of the function of imagecodecs.
+        height, width: in pixels.
+        channels: their number; 2 and 4 are grey and RGB with alpha.
+        bits: of each channel.
+        signed: whether values can be negative.
+        orientation: the EXIF orientation.
+    """
+
+    name: str
+    decode: str
+    height: int
+    width: int
+    channels: int
+    bits: int
+    signed: bool = False
+    orientation: int = 1
+
+
+class CodedFile(ImageFile):
+    """An image of one frame that imagecodecs decodes.
+
+    Args:
+        content: the bytes of the file.
+        header: what its header says.
+    """
+
+    def __init__(self, content: bytes, header: Header):
+        super().__init__(content)
+        self._header = header
+        with explained_damage():
+            require_safe_size(header.height, header.width)
+
+    def kind(self) -> str:
+        header = self._header
+        return f"{header.name}, {header.bits}-bit {_COLOURS[header.channels]}"
+
+    def read(self, *, window: Window, frame: int) -> Picture:
+        header = self._header
+        if frame:
+            raise NoSuchFrameError(frame, 1)
+        library = decoder("imagecodecs", f"{self.kind()}:")
+        with explained_damage():
+            values = getattr(library, header.decode)(self.content)
+            shape = (header.height, header.width, header.channels)
+            if (values.shape if values.ndim == 3 else (*values.shape, 1)) != shape:
+                raise UserError(f"the pixels are {values.shape}, but the header announces {shape}")
+        return rendered(
+            values,
+            window,
+            full=integer_range(header.bits, signed=header.signed),
+            alpha=header.channels in (2, 4),
+            orientation=header.orientation,
+        )
+
+
+def open_png(content: bytes) -> ImageFile:
+    """Opens a PNG: by imagecodecs if it has 16-bit colour or alpha, by Pillow if not."""
+    if content[24:25] != b"\x10" or content[25] not in _CHANNELS:
+        return PillowFile(content)
+    with explained_damage():
+        opened = Image.open(io.BytesIO(content), formats=("PNG",))
+        if getattr(opened, "is_animated", False):
+            raise UserError(
+                "an animated 16-bit PNG cannot be read at its full depth: save it as .npy"
+            )
+        orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
+    width, height = opened.size
+    channels = _CHANNELS[content[25]]
+    return CodedFile(
+        content,
+        Header("PNG", "png_decode", height, width, channels, 16, orientation=orientation),
+    )
+
+
+def open_jpeg(content: bytes) -> ImageFile:
+    """Opens a JPEG: by imagecodecs if it is JPEG-LS or has more than 8 bits, by Pillow if not."""
+    place, orientation = 2, 1
+    while place + 10 <= len(content) and content[place] == 0xFF:
+        marker = content[place + 1]
+        if marker == 0xFF:  # a fill byte
+            place += 1
+            continue
+        if marker in _FRAMES_OF_JPEG:
+            bits, channels = content[place + 4], content[place + 9]
+            if bits == 8 and marker != _LS:
+                break
+            if channels not in (1, 3) or (marker == _LOSSLESS and channels != 1):
+                raise UserError(
+                    f"a {bits}-bit JPEG of {channels} channels cannot be read: save it as grey or"
+                    " RGB PNG of 16 bits"
+                )
+            height, width = (int.from_bytes(content[place + at : place + at + 2]) for at in (5, 7))
+            name, decode = (
+                ("JPEG-LS", "jpegls_decode") if marker == _LS else ("JPEG", "jpeg_decode")
+            )
+            header = Header(name, decode, height, width, channels, bits, orientation=orientation)
+            return CodedFile(content, header)
+        size = int.from_bytes(content[place + 2 : place + 4])
+        segment = content[place + 4 : place + 2 + size]
+        if marker == 0xE1 and segment.startswith(b"Exif\0\0"):
+            with explained_damage():
+                exif = Image.Exif()
+                exif.load(segment)
+                orientation = exif.get(ExifTags.Base.Orientation, 1)
+        place += 2 + size
+    return PillowFile(content)
+
+
+def open_jpeg2000(content: bytes) -> ImageFile:
+    """Opens a JPEG 2000 file or codestream of grey or RGB, with or without alpha."""
+    start = content.find(b"\xff\x4f\xff\x51")
+    boxes, size = content[:start], content[start + 4 :]
+    with explained_damage():
+        numbers = [int.from_bytes(size[at : at + 4]) for at in range(4, 36, 4)]
+        channels = int.from_bytes(size[36:38])
+        depths = {size[at : at + 3] for at in range(38, 38 + 3 * channels, 3)}
+        (depth,) = depths if len(depths) == 1 else (b"",)
+    place = boxes.find(b"colr\x01")
+    space = int.from_bytes(boxes[place + 7 : place + 11]) if place >= 0 else None
+    plain = (
+        start >= 0
+        and depth[1:] == b"\1\1"  # no channel has fewer pixels
+        and (channels in (1, 3) or (channels in (2, 4) and b"cdef" in boxes))
+        and space in (None, 16, 17)  # sRGB, grey
+        and b"pclr" not in boxes
+    )
+    if not plain:
+        raise UserError(
+            "a JPEG 2000 image with a palette, YCC colours, or channels of unequal kinds cannot be"
+            " read: save it as PNG"
+        )
+    width, height = numbers[0] - numbers[2], numbers[1] - numbers[3]
+    bits, signed = (depth[0] & 127) + 1, depth[0] > 127
+    header = Header("JPEG 2000", "jpeg2k_decode", height, width, channels, bits, signed)
+    return CodedFile(content, header)

@@ -1,0 +1,142 @@
+"""What all readers of image files share."""
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from medmamba_jax.data.images.windowing import Window, to_uint8
+from medmamba_jax.errors import DataUnavailableError, UserError
+
+Range = tuple[float, float]
+Picture = Image.Image | np.ndarray  # the pixels of one frame in 8 bits
+
+# EXIF orientation -> whether to swap the axes first, then flip the rows, then the columns.
+_TURNS = {
+    **{1: (0, 0, 0), 2: (0, 0, 1), 3: (0, 1, 1), 4: (0, 1, 0)},
+    **{5: (1, 0, 0), 6: (1, 0, 1), 7: (1, 1, 1), 8: (1, 1, 0)},
+}
+
+
+class NoSuchFrameError(UserError):
+    """A file has fewer frames than `data.frame` needs."""
+
+    def __init__(self, frame: int, frames: int):
+        super().__init__(f"frame {frame} was asked for by data.frame, but there are {frames}")
+
+
+class ImageFile:
+    """An image whose header was read. Threads may share it.
+
+    Each format has a subclass, which reads frames at their full depth.
+
+    Args:
+        content: the bytes of the file.
+
+    Raises:
+        DataUnavailableError: the package that reads this format is not installed.
+        UserError: the header is damaged.
+    """
+
+    def __init__(self, content: bytes):
+        self.content = content
+
+    def kind(self) -> str:
+        """Returns format, depth and channels, such as "PNG, 16-bit grey", from the header."""
+        raise NotImplementedError
+
+    def count_frames(self) -> int:
+        """Returns the number of frames, without decoding any of them."""
+        return 1
+
+    def read(self, *, window: Window, frame: int) -> Picture:
+        """Decodes a frame and converts it to 8 bits; see `open_image`."""
+        raise NotImplementedError
+
+    def has_window(self, frame: int) -> bool | None:
+        """Whether the file contains the window of a grey frame.
+
+        None means that the format has no windows, or that the frame is not grey.
+        """
+        del frame
+        return None
+
+
+@contextlib.contextmanager
+def explained_damage(what: str = "a complete image file") -> Iterator[None]:
+    """Turns any exception of a decoder into a UserError: damage can make it raise anything.
+
+    Args:
+        what: what the file should be; the message says that it is not.
+
+    Raises:
+        DataUnavailableError: the decoder is not installed.
+        UserError: the file is damaged, of an unknown kind, or too large.
+    """
+    try:
+        yield
+    except (UserError, DataUnavailableError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise UserError(f"the image is too large to be decoded safely: {error}") from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"not {what}: the header is damaged") from error
+    except Exception as error:
+        problem = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"not {what}: {problem}") from error
+
+
+def require_safe_size(height: int, width: int) -> None:
+    """Raises DecompressionBombError for more pixels than Pillow would decode."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and height * width > 2 * limit:
+        raise Image.DecompressionBombError(f"{height * width} pixels, more than {2 * limit}")
+
+
+def integer_range(bits: int, *, signed: bool = False) -> Range:
+    """Returns the smallest and the largest integer of so many bits."""
+    return (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if signed else (0.0, 2.0**bits - 1)
+
+
+def rendered(
+    values: np.ndarray,
+    window: Window,
+    *,
+    full: Range | None = None,
+    alpha: bool = False,
+    inverted: bool = False,
+    orientation: int = 1,
+) -> Picture:
+    """Converts decoded values to 8 bits and turns them upright. All colours share one window.
+
+    Args:
+        values: (h, w) or (h, w, c), of any real dtype.
+        window: which intensities become 0..255, see `to_uint8`. Integers of 8 bits and fewer have
+            no window: their whole range becomes 0..255.
+        full: the range of the values, if it is not that of their dtype.
+        alpha: whether the last channel is alpha. It has no window.
+        inverted: whether the smallest value is white.
+        orientation: the EXIF orientation.
+
+    Returns:
+        A Pillow image of mode L, LA, RGB or RGBA, or uint8 (h, w, c) with another number of
+        channels.
+    """
+    if full and values.dtype == np.uint8 and full != integer_range(8):
+        values, window = values.astype(np.uint16), "full"
+    window, whole = (full, full) if full and window == "full" else (window, full or "full")
+    colours = values[..., :-1] if alpha else values
+    pixels = to_uint8(colours, window)
+    pixels = 255 - pixels if inverted else pixels
+    if alpha:
+        pixels = np.concatenate([pixels, to_uint8(values[..., -1:], whole)], axis=-1)
+    swap, *flips = _TURNS.get(orientation, _TURNS[1])
+    pixels = pixels.swapaxes(0, 1) if swap else pixels
+    pixels = pixels[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
+    pixels = np.ascontiguousarray(pixels)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[..., 0]
+    if pixels.ndim == 3 and pixels.shape[2] not in (3, 4) and not alpha:
+        return pixels
+    return Image.fromarray(pixels)
