@@ -12,6 +12,7 @@ from medmamba_jax.data.auditing.unreadable import drop_unreadable, without_empty
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.first_pass import first_pass, keep_evaluated
+from medmamba_jax.data.images.dicom import header_tag
 from medmamba_jax.data.images.formats import IMAGE_SUFFIXES
 from medmamba_jax.data.images.preprocessing import ALL_FRAMES, Preprocessing
 from medmamba_jax.data.labelled_images import LabelledImages
@@ -25,6 +26,8 @@ from medmamba_jax.data.sources.source import Source
 from medmamba_jax.data.sources.tfds_source import PUBLIC
 from medmamba_jax.data.split_names import SPLITS
 from medmamba_jax.data.splits.as_configured import as_found, split_as_configured, splits_anew
+from medmamba_jax.data.splits.header_patients import header_patients
+from medmamba_jax.data.splits.selection import selected_rows
 from medmamba_jax.errors import UserError
 from medmamba_jax.sections import Section
 
@@ -163,15 +166,24 @@ def _found(config: DataConfig, data: OwnData | None) -> LabelledImages:
         raise UserError(
             f"data has the keys {list(data)}; it must have 'train', and 'val' or 'test' or both"
         )
-    return labelled(data)
+    found = labelled(data)
+    return found if isinstance(data, Dataset) else _selected(found, config)
 
 
 def find_images(config: DataConfig) -> LabelledImages:
-    """Finds the labelled images that the configuration points at; see `build_dataset`."""
+    """Finds the labelled images that the configuration points at and selects; see `build_dataset`."""
     name = source_of(config)
     _require_defaults_elsewhere(config, name)
-    found = SOURCES[name].find(config)
+    found = _selected(SOURCES[name].find(config), config)
     return all_frames(found, config.window) if config.frame == ALL_FRAMES else found
+
+
+def _selected(found: LabelledImages, config: DataConfig) -> LabelledImages:
+    """Leaves out what the configuration does not select, and finds patients in headers."""
+    rows = selected_rows(found.names, found.labels, config, found.splits)
+    if len(rows) < len(found):
+        found = without_empty_classes(found.take(rows), found)
+    return dataclasses.replace(found, groups=header_patients(found, config, header_tag))
 
 
 def source_of(config: DataConfig) -> str:

@@ -16,6 +16,7 @@ from medmamba_jax.data.images.windowing import ALLOWED as WINDOWS
 from medmamba_jax.data.images.windowing import Window, parse_window
 from medmamba_jax.data.public.splits import PUBLIC_SPLITS
 from medmamba_jax.data.reading.cache_places import CACHES
+from medmamba_jax.data.texts import MISSING, composed
 from medmamba_jax.errors import UserError
 from medmamba_jax.sections import Section, is_integer, is_number
 
@@ -61,7 +62,10 @@ class CsvConfig(Section):
     """The columns of a CSV table. An optional column is used if the table has its default name.
 
     Attributes:
-        path_column: the column of image files. Their paths are relative to the folder of the table.
+        images: the folder to which the paths in the table are relative. "" means the folder of the
+            table.
+        absolute_paths: accept absolute paths in the table.
+        path_column: the column of image files.
         label_column: the column of classes. Several names, with commas between them, make a
             multi-label set. Each of these columns is a class. It holds 1 where the image shows the
             class, 0 where it does not, and nothing, NaN or -1 where that is not known.
@@ -71,21 +75,30 @@ class CsvConfig(Section):
         weight_column: the optional column of weights. A weight is a positive number: how much the
             image counts in the training loss. The loss is divided by the sum of the weights in the
             batch. The validation loss and all metrics count every image alike. "" means none.
+        missing: the texts in a column of labels that mean that the label is not known. "pandas":
+            what pandas takes for missing, such as NA, None, NULL, nan and an empty cell. Texts of
+            your own with commas between them replace these; "" means empty cells alone, so that
+            NA can be a class.
 
     Raises:
-        UserError: a name is not allowed.
+        UserError: a value is not allowed.
     """
 
     title: ClassVar[str] = "data.csv"
 
+    images: str = ""
+    absolute_paths: bool = False
     path_column: str = "path"
     label_column: str | tuple[str, ...] = "label"
     split_column: str = "split"
     group_column: str = "patient_id"
     weight_column: str = "weight"
+    missing: str = "pandas"
 
     def __post_init__(self) -> None:
-        self._require_text("path_column", "split_column", "group_column", "weight_column")
+        self._require_text("images", "path_column", "split_column", "group_column", "missing")
+        self._require_text("weight_column")
+        self._require_bool("absolute_paths")
         self._require("path_column", self.path_column != "", "the name of a column")
         names = self.label_column
         self._require(
@@ -109,6 +122,13 @@ class CsvConfig(Section):
         if isinstance(self.label_column, tuple):
             return self.label_column
         return tuple(name.strip() for name in self.label_column.split(","))
+
+    @property
+    def missing_labels(self) -> frozenset[str]:
+        """The texts in `missing`, and the empty text."""
+        if self.missing == "pandas":
+            return MISSING
+        return frozenset(composed(text.strip()) for text in ("", *self.missing.split(",")))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +226,14 @@ class DataConfig(Section):
             means no cross-validation.
         split_file: a CSV file with the columns path and split, such as the `split.csv` of a run.
             It names the split of each image. "" means none.
+        split_strict: stop if the split file names images that are not there, instead of warning.
+        exclude: a text file that names images to leave out, one path a line, as in `split.csv`. ""
+            means none.
+        subset: use only some images, which `split_seed` draws before the split: "500" draws 500,
+            with each class in proportion; "20/class" draws 20 of each class. "" means all images.
+        group_tag: the DICOM tag that names the patient, such as "PatientID" or "00100020". All
+            images of a patient stay in one split. Only a hash of the patient is written. "" means
+            that headers do not name patients.
         audit: check before training that every image can be read, and that no patient and no
             image is in two splits.
         group_similar: which images stay in one split, where the program makes the splits and
@@ -249,6 +277,10 @@ class DataConfig(Section):
     split_seed: int = 0
     fold: str = ""
     split_file: str = ""
+    split_strict: bool = False
+    exclude: str = ""
+    subset: str = ""
+    group_tag: str = ""
     audit: bool = True
     group_similar: str = "near"
     allow_contradictions: bool = True
@@ -260,6 +292,7 @@ class DataConfig(Section):
 
     def __post_init__(self) -> None:
         self._require_text("path", "name", "fold", "split_file", "cache_dir")
+        self._require_text("exclude", "subset", "group_tag")
         if self.path and self.name:
             raise UserError(
                 f"data.path is {self.path!r} and data.name is {self.name!r}, but the images come"
@@ -271,7 +304,8 @@ class DataConfig(Section):
                 self._require(field.name, is_one, f"a {field.type.__name__}")
         self._require_pixels()
         self._require_splits()
-        self._require_bool("audit", "allow_contradictions", "allow_overlap", "allow_unreadable")
+        self._require_bool("split_strict", "audit", "allow_contradictions", "allow_overlap")
+        self._require_bool("allow_unreadable")
         self._require_one_of("group_similar", GROUP_SIMILAR)
         self._require("num_workers", is_integer(self.num_workers, 0), "an integer, 0 or more")
         self._require_one_of("cache", CACHES)
@@ -317,6 +351,11 @@ class DataConfig(Section):
         )
         self._require("fold", not self.fold or self.fold_of is not None, 'like "2/5", or empty')
         self._require("fold", not (self.fold and self.split_file), "empty with data.split_file")
+        self._require(
+            "subset",
+            not self.subset or self.subset_of is not None,
+            'like "500" or "20/class", with a number of 1 or more, or empty',
+        )
 
     @property
     def cache_folder(self) -> Path:
@@ -332,6 +371,12 @@ class DataConfig(Section):
         fold, folds = map(int, match.groups())
         return (fold - 1, folds) if folds >= 2 and 1 <= fold <= folds else None
 
+    @property
+    def subset_of(self) -> tuple[int, bool] | None:
+        """The number in `subset`, and whether it counts for each class; None if there is none."""
+        match = re.fullmatch(r"([1-9][0-9]*)(/class)?", self.subset)
+        return None if match is None else (int(match[1]), match[2] is not None)
+
     def with_absolute_paths(self) -> Self:
         """Returns the configuration with absolute paths, so that it is valid in every folder.
 
@@ -346,6 +391,8 @@ class DataConfig(Section):
             self,
             path=_absolute(self.path),
             split_file=_absolute(self.split_file),
+            exclude=_absolute(self.exclude),
+            csv=dataclasses.replace(self.csv, images=_absolute(self.csv.images)),
             cache_dir=_absolute(self.cache_dir),
             public=public,
         )

@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from medmamba_jax.data.labels import as_labels, check_multiclass, check_multilabel, class_counts
+from medmamba_jax.data.texts import MISSING, one_spelling, printable
 from medmamba_jax.data.weights import as_weights
 from medmamba_jax.errors import UserError
 
 TASKS = ("multiclass", "multilabel")
 
-_UNKNOWN_GROUPS = ("", "nan", "None", "<NA>")  # missing values of Python, NumPy and pandas as text
 _BETWEEN_CLASSES = "|"
 
 
@@ -42,8 +42,9 @@ class LabelledImages:
         class_names: label -> name. If there are none, the numbers are the names.
         names: the name of each image (n,): its path below `root`, or another text. If there are
             none, "image 0" and so on.
-        groups: the group of each image, most often its patient, as text (n,). All images of a group
-            belong in one split. None means that the groups are not known.
+        groups: the group of each image, most often its patient, as text (n,), in the spelling of
+            `one_spelling`. All images of a group belong in one split. None means that the groups
+            are not known.
         weights: how much each image counts in the training loss, float32 (n,). None means that all
             images count alike.
         splits: the split of each image, "train", "val" or "test" (n,), if the source gives them.
@@ -98,7 +99,7 @@ class LabelledImages:
             "labels": labels,
             "class_names": tuple(self.class_names) or _numbers(labels),
             "names": tuple(self.names) or tuple(f"image {row}" for row in range(count)),
-            "groups": groups,
+            "groups": None if groups is None else np.array(one_spelling(groups.tolist()), np.str_),
             "splits": None if self.splits is None else np.asarray(self.splits),
             "places": np.arange(count) if self.places is None else self.places,
         }
@@ -122,7 +123,7 @@ class LabelledImages:
         else:
             check_multiclass(self.labels, len(self.class_names), what)
         if self.groups is not None:
-            for row in np.flatnonzero(np.isin(self.groups, _UNKNOWN_GROUPS))[:1]:
+            for row in np.flatnonzero(np.isin(self.groups, tuple(MISSING)))[:1]:
                 raise UserError(
                     f"{self.describe(row)} has the patient (group) {str(self.groups[row])!r}, which"
                     " names nobody: give each image one, of its own where none is known"
@@ -224,8 +225,12 @@ class Files:
 
 
 def labelled_files(
-    root: Path, names: Iterable[str], labels: np.ndarray, class_names: tuple[str, ...], **facts: Any
+    root: Path, files: Iterable[str], labels: np.ndarray, class_names: tuple[str, ...], **facts: Any
 ) -> LabelledImages:
-    """Returns the image files of these names below a folder, with "/" between folders."""
-    names = tuple(names)
-    return LabelledImages(Files(root, names), labels, class_names, names=names, root=root, **facts)
+    """Returns the image files at these paths below a folder, with "/" between folders.
+
+    An image's name is its path as `printable` text.
+    """
+    files = tuple(files)
+    names = tuple(map(printable, files))
+    return LabelledImages(Files(root, files), labels, class_names, names=names, root=root, **facts)

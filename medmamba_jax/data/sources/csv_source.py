@@ -4,6 +4,7 @@ import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
+from absl import logging
 
 from medmamba_jax.data.config import CsvConfig, DataConfig
 from medmamba_jax.data.labelled_images import LabelledImages, labelled_files
@@ -12,36 +13,39 @@ from medmamba_jax.data.sources.class_names import in_natural_order, require_clas
 from medmamba_jax.data.sources.csv_table import CsvTable, read_csv_table
 from medmamba_jax.data.sources.source import Source
 from medmamba_jax.data.split_names import split_named
+from medmamba_jax.data.texts import MISSING, one_spelling, printable
 from medmamba_jax.data.weights import are_weights
 from medmamba_jax.errors import UserError
 
-_UNKNOWN = ("", "nan")
-_YES, _NO = 1.0, 0.0
+_YES, _NO, _UNKNOWN = 1.0, 0.0, -1.0
 _SUFFIXES = (".csv", ".tsv", ".txt")
 
 
 def find_table(config: DataConfig) -> LabelledImages:
     """Reads the table `config.path`, a row for each image; see `CsvConfig` for the columns.
 
-    Paths are relative to the folder of the table, and all files lie below it. A class name is any
-    text, including numbers. Classes are sorted as text, but runs of digits by value.
+    A class name is any text, including numbers: 3 and 3.0 are one class. Classes are sorted as
+    text, but runs of digits by value.
 
     Raises:
-        FileNotFoundError: the table does not exist.
+        FileNotFoundError: the table or the folder of its images does not exist.
         UserError: the table is damaged, lacks a column, or has a cell that is not allowed. The
             message names the line.
     """
     table, columns = read_csv_table(Path(config.path).expanduser()), config.csv
-    names = _image_paths(table, columns.path_column)
-    class_names, labels = _labels(table, columns.label_columns)
+    root = Path(columns.images).expanduser() if columns.images else table.path.parent
+    if not root.is_dir():
+        raise FileNotFoundError(f"no folder {root}: set data.csv.images to the folder of images")
+    files = _files(table, columns, root)
+    class_names, labels = _labels(table, columns)
     splits = table.find(columns.split_column, CsvConfig.split_column)
     groups = table.find(columns.group_column, CsvConfig.group_column)
-    if groups is None and columns.group_column:
+    if groups is None and columns.group_column and not config.group_tag:
         _require_no_patients(table)
     weights = table.find(columns.weight_column, CsvConfig.weight_column)
     return labelled_files(
-        table.path.parent,
-        names,
+        root,
+        files,
         labels,
         class_names,
         groups=None if groups is None else _groups(table, groups, columns.group_column),
@@ -52,23 +56,28 @@ def find_table(config: DataConfig) -> LabelledImages:
     )
 
 
-def _image_paths(table: CsvTable, column: str) -> list[str]:
-    """Returns paths below the table's folder, with "/" between folders."""
+def _files(table: CsvTable, columns: CsvConfig, root: Path) -> list[str]:
+    """Returns paths below the root as they are on disk, with "/" between folders."""
     names, missing = [], []
     seen: dict[str, int] = {}
-    for row, text in enumerate(table.column(column)):
+    for row, text in enumerate(table.column(columns.path_column)):
         path, where = PurePosixPath(text), f"{table.path}, {table.where(row)}"
         if not text:
-            raise UserError(f"{where}: the column {column!r} is empty; name an image file")
-        if path.is_absolute() or PureWindowsPath(text).is_absolute():
             raise UserError(
-                f"{where}: {text} is an absolute path; write it relative to the folder of the"
-                " table, or move the table to the images"
+                f"{where}: the column {columns.path_column!r} is empty; name an image file"
+            )
+        if columns.absolute_paths and Path(text).is_absolute():
+            path = PurePosixPath(Path(text).as_posix())
+            path = path.relative_to(root) if path.is_relative_to(root) else path
+        elif path.is_absolute() or PureWindowsPath(text).is_absolute():
+            raise UserError(
+                f"{where}: {text} is an absolute path; write it relative to {root}, set"
+                " data.csv.images to the folder of the images, or data.csv.absolute_paths=True"
             )
         if ".." in path.parts:
             raise UserError(
-                f"{where}: {text} leaves the folder of the table; move the table to a folder that"
-                " holds all images"
+                f"{where}: {text} leaves the folder {root}; set data.csv.images to a folder that"
+                " holds all images, or move the table to one"
             )
         name = path.as_posix()
         if name in seen:
@@ -77,48 +86,69 @@ def _image_paths(table: CsvTable, column: str) -> list[str]:
             )
         seen[name] = row
         names.append(name)
-        if not (table.path.parent / name).is_file():
-            backslash = " (write / between folders)" if "\\" in text else ""
-            missing.append(f"{text} in {table.where(row)}{backslash}")
+    on_disk = _on_disk(root, names)
+    for row, name in enumerate(on_disk):
+        if not (root / name).is_file():
+            backslash = " (write / between folders)" if "\\" in name else ""
+            missing.append(f"{name} in {table.where(row)}{backslash}")
     if missing:
         raise UserError(
             f"{table.path} names {len(missing)} image files that are not there: {listed(missing)}."
-            f" Paths are relative to {table.path.parent}; add the files or take the rows out"
+            f" Paths are relative to {root}; set data.csv.images to another folder, add the files,"
+            " or take the rows out"
         )
-    return names
+    return on_disk
 
 
-def _labels(table: CsvTable, columns: tuple[str, ...]) -> tuple[tuple[str, ...], np.ndarray]:
-    if len(columns) > 1:
-        return columns, np.stack([_yes_or_no(table, column) for column in columns], axis=1)
-    (column,) = columns
+def _on_disk(root: Path, names: list[str]) -> list[str]:
+    """Returns the names as the disk spells them, where it does not spell them in Unicode NFC."""
+    unlike = [name for name in names if not name.isascii() and not (root / name).is_file()]
+    if not unlike:
+        return names
+    found = (path.relative_to(root).as_posix() for path in root.rglob("*"))
+    spelled = {printable(path): path for path in found}
+    return [spelled.get(name, name) for name in names]
+
+
+def _labels(table: CsvTable, columns: CsvConfig) -> tuple[tuple[str, ...], np.ndarray]:
+    names = columns.label_columns
+    if len(names) > 1:
+        yes_or_no = [_yes_or_no(table, column, columns.missing_labels) for column in names]
+        return names, np.stack(yes_or_no, axis=1)
+    (column,) = names
     texts = table.column(column)
     for row, text in enumerate(texts):
-        if text.casefold() in _UNKNOWN:
+        if text in columns.missing_labels:
             raise UserError(
                 f"{table.path}, {table.where(row)}: no class ({column!r} is {text!r}); write one,"
-                " or take the row out"
+                " take the row out, or, if a class has this name, set data.csv.missing to the"
+                " texts that mean no class"
             )
-    class_names = in_natural_order(texts)
+    spelled = one_spelling(texts)
+    if joined := sorted(
+        {f"{old} as {new}" for old, new in zip(texts, spelled, strict=True) if old != new}
+    ):
+        logging.warning("%s writes classes in several ways: read %s", table.path, listed(joined))
+    class_names = in_natural_order(spelled)
     require_classes(class_names, f"the column {column!r} of {table.path}")
     index = {name: i for i, name in enumerate(class_names)}
-    return class_names, np.array([index[text] for text in texts], np.int32)
+    return class_names, np.array([index[name] for name in spelled], np.int32)
 
 
-def _yes_or_no(table: CsvTable, column: str) -> np.ndarray:
+def _yes_or_no(table: CsvTable, column: str, missing: frozenset[str]) -> np.ndarray:
     """Returns 1 for yes, 0 for no and NaN for unknown, float32 (n,)."""
     values = []
     for row, text in enumerate(table.column(column)):
         try:
-            value = np.nan if text.casefold() in _UNKNOWN else float(text)
+            value = np.nan if text in missing else float(text)
         except ValueError:
             value = np.inf
-        if value not in (_YES, _NO, -1.0) and not np.isnan(value):
+        if value not in (_YES, _NO, _UNKNOWN) and not np.isnan(value):
             raise UserError(
                 f"{table.path}, {table.where(row)}: {column!r} is {text!r}; write 1 where the image"
                 " shows it, 0 where it does not, nothing or -1 where that is not known"
             )
-        values.append(np.nan if value == -1 else value)
+        values.append(np.nan if value == _UNKNOWN else value)
     return np.array(values, np.float32)
 
 
@@ -135,10 +165,11 @@ def _require_no_patients(table: CsvTable) -> None:
 
 def _groups(table: CsvTable, groups: list[str], column: str) -> np.ndarray:
     for row, group in enumerate(groups):
-        if group.casefold() in _UNKNOWN:
+        if group in MISSING:
+            empty = f"{group!r}, which names nobody" if group else "empty"
             raise UserError(
-                f"{table.path}, {table.where(row)}: {column!r} is empty; give each image a patient,"
-                " one of its own where none is known"
+                f"{table.path}, {table.where(row)}: {column!r} is {empty}; give each image a"
+                " patient, one of its own where none is known"
             )
     return np.array(groups)
 

@@ -3,17 +3,21 @@
 import csv
 import dataclasses
 import io
+import itertools
 import re
 from pathlib import Path
+from typing import Any
 
+from medmamba_jax.data.texts import composed, read_text
 from medmamba_jax.errors import UserError
 
-_DELIMITERS = (",", ";", "\t")
+_DELIMITERS = (",", ";", "\t", "|")  # the first of those that fit equally well
+_COMPARED_ROWS = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class CsvTable:
-    """The rows of a CSV file, as text without surrounding spaces.
+    """The rows of a CSV file, as text in Unicode NFC, without surrounding spaces.
 
     Attributes:
         path: the file.
@@ -33,6 +37,7 @@ class CsvTable:
         Raises:
             UserError: no column has this name.
         """
+        name = composed(name)
         if name not in self.header:
             raise UserError(
                 f"{self.path} has no column {name!r}; its first line, which names the columns, is"
@@ -72,10 +77,11 @@ class CsvTable:
 
 
 def read_csv_table(path: Path) -> CsvTable:
-    """Reads a comma-, semicolon- or tab-separated file in UTF-8.
+    """Reads a table as spreadsheets and programs write it; see `read_text` for its encoding.
 
-    The delimiter is the one of the three that occurs most often in the first line. Empty lines are
-    skipped.
+    The cells are separated by what Excel's line `sep=` before the header says. Without this line,
+    it is the comma, semicolon, tab or "|" that gives all of the first rows most cells. Rows without
+    any text are skipped, and so are columns without any text and name.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -86,27 +92,38 @@ def read_csv_table(path: Path) -> CsvTable:
         raise UserError(f"{path} is a folder: give the CSV file in it")
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}: give the path of a CSV file")
-    content = path.read_bytes()
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise UserError(
-            f"{path} is not UTF-8 text (line {line}): save it as CSV in UTF-8"
-        ) from error
-    delimiter = max(_DELIMITERS, key=text.partition("\n")[0].count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    text = read_text(path)
+    said = re.match(r'"?sep=(.)"?\r?\n', text, re.IGNORECASE)
+    text = text[said.end() :] if said else text
+    delimiter = said[1] if said else max(_DELIMITERS, key=lambda each: _fit(text, each))
+    reader = _reader(text, delimiter)
     rows, lines = [], []
     try:
         for row in reader:
-            if row:
-                rows.append([cell.strip() for cell in row])
-                lines.append(reader.line_num)
+            if any(cells := [cell.strip() for cell in row]):
+                rows.append(cells)
+                lines.append(reader.line_num + bool(said))
     except csv.Error as error:
         raise UserError(
-            f"{path}, line {reader.line_num}: {error}; mend the line, or save the table again"
+            f"{path}, line {reader.line_num + bool(said)}: {error}; mend the line, or save the"
+            " table again"
         ) from error
     return _checked(path, rows, lines)
+
+
+def _reader(text: str, delimiter: str) -> Any:
+    return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+
+
+def _fit(text: str, delimiter: str) -> tuple[bool, int]:
+    """Returns whether a delimiter gives the first rows equally many cells, and how many."""
+    counts = []
+    try:
+        for row in itertools.islice(filter(None, _reader(text, delimiter)), _COMPARED_ROWS):
+            counts.append(len(row))
+    except csv.Error:
+        pass  # the rows before the error count
+    return counts[:1] > [1] and len(set(counts)) == 1, max(counts[:1], default=0)
 
 
 def _checked(path: Path, rows: list[list[str]], lines: list[int]) -> CsvTable:
@@ -115,20 +132,19 @@ def _checked(path: Path, rows: list[list[str]], lines: list[int]) -> CsvTable:
             f"{path} holds {'only one line' if rows else 'nothing'}: a line that names the columns"
             " and a line for each image are needed"
         )
-    header = tuple(rows.pop(0))
-    first_line = lines.pop(0)
+    width = len(rows[0])
+    for row, line in zip(rows, lines, strict=True):
+        if len(row) != width:
+            raise UserError(
+                f"{path}, line {line} has {len(row)} cells, the header {width}: quote cells that"
+                " hold the separator, and fill in what is missing"
+            )
+    used = [i for i, cells in enumerate(zip(*rows, strict=True)) if any(cells)]
+    header, *rows = [[row[i] for i in used] for row in rows]
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
-        raise UserError(
-            f"{path}, line {first_line}: two columns are called {twice[0]!r}; rename one"
-        )
-    for row, line in zip(rows, lines, strict=True):
-        if len(row) != len(header):
-            raise UserError(
-                f"{path}, line {line} has {len(row)} cells, the header {len(header)}: quote cells"
-                " that hold the separator, and fill in what is missing"
-            )
-    return CsvTable(path, header, rows, lines)
+        raise UserError(f"{path}, line {lines[0]}: two columns are called {twice[0]!r}; rename one")
+    return CsvTable(path, tuple(header), rows, lines[1:])
 
 
 def _plain(name: str) -> str:

@@ -1,7 +1,7 @@
 """Image files in a folder for each class."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from medmamba_jax.data.naming import listed
 from medmamba_jax.data.sources.class_names import in_natural_order, require_classes
 from medmamba_jax.data.sources.source import Source
 from medmamba_jax.data.split_names import split_named
+from medmamba_jax.data.texts import printable
 from medmamba_jax.errors import UserError
 
 
@@ -133,23 +134,48 @@ def _files_among(folders: Iterable[Path]) -> str:
 
 
 def _labelled_files(folder: Path) -> list[tuple[Path, str]]:
+    """Returns the images in the class folders of a folder, and the name of the class of each."""
     files: list[tuple[Path, str]] = []
-    skipped = 0
+    skipped: list[Path] = []
+    spelled: dict[str, str] = {}
     for class_folder in sorted(folder.iterdir()):
         if not class_folder.is_dir() or class_folder.name.startswith("."):
-            skipped += 1
+            skipped.append(class_folder)
             continue
+        name = printable(class_folder.name)
+        if name in spelled:
+            raise UserError(
+                f"{folder} has two folders {name!r}, whose accents are stored differently (Unicode"
+                " NFC and NFD): put the images into one of them"
+            )
+        spelled[name] = class_folder.name
         before = len(files)
         for path in sorted(class_folder.iterdir()):
             if not path.name.startswith(".") and path.is_file() and is_image_file(path):
-                files.append((path, class_folder.name))
+                files.append((path, name))
             else:
-                skipped += 1
+                skipped.append(path)
         if len(files) == before:
             logging.warning("%s holds no images and is not a class", class_folder)
     if skipped and files:
-        logging.warning("%s: skipped %d entries that are no images", folder, skipped)
+        logging.warning(
+            "%s: skipped %d entries that are no images: %s",
+            folder,
+            len(skipped),
+            _by_ending(skipped, folder),
+        )
     return files
+
+
+def _by_ending(paths: Sequence[Path], folder: Path) -> str:
+    """Returns the number and an example of each ending, the most frequent first."""
+    examples: dict[str, list[str]] = {}
+    for path in paths:
+        kind = path.suffix.lower() or "without an ending"
+        kind = "hidden" if path.name.startswith(".") else "folder" if path.is_dir() else kind
+        examples.setdefault(kind, []).append(printable(path.relative_to(folder).as_posix()))
+    most = sorted(examples.items(), key=lambda item: -len(item[1]))
+    return listed([f"{len(names)} {kind} ({names[0]})" for kind, names in most])
 
 
 IMAGE_FOLDER = Source(

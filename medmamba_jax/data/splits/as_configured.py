@@ -144,7 +144,9 @@ def _dataset(found: LabelledImages, rows: Mapping[str, np.ndarray], how: str = "
 
 def _by_file(found: LabelledImages, config: DataConfig) -> tuple[Rows, str]:
     path = Path(config.split_file).expanduser()
-    assigned = read_split_table(path, found.names)
+    selected = bool(config.exclude or config.subset)  # then the table may name more images
+    gone = "stop" if config.split_strict else "allow" if selected else "warn"
+    assigned = read_split_table(path, found.names, gone=gone)
     return _present(assigned), f"split by {path}"
 
 

@@ -5,8 +5,10 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from absl import logging
 
 from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.naming import listed
@@ -34,20 +36,23 @@ def write_split_table(path: Path, dataset: Dataset) -> None:
     write_atomically(path, text.getvalue())
 
 
-def read_split_table(path: Path, names: Sequence[str]) -> np.ndarray:
+def read_split_table(
+    path: Path, names: Sequence[str], *, gone: Literal["warn", "stop", "allow"] = "warn"
+) -> np.ndarray:
     """Reads the split of each image, from the columns path and split.
 
     Args:
         path: a table that `write_split_table` wrote, or any CSV table with these columns.
         names: the names of the images (n,).
+        gone: what to do if the table names images that are not among `names`.
 
     Returns:
         "train", "val" or "test" for each image (n,).
 
     Raises:
         FileNotFoundError: the file does not exist.
-        UserError: the table lacks an image, or train or val; names an unknown image, or an image
-            twice; or two images have the same name.
+        UserError: the table lacks an image, or train or val; names an image twice, or an unknown
+            image if `gone` is "stop"; or two images have the same name.
     """
     table = read_csv_table(path)
     split_of: dict[str, str] = {}
@@ -58,6 +63,7 @@ def read_split_table(path: Path, names: Sequence[str]) -> np.ndarray:
             f"two images are called {twice}, so that data.split_file cannot name one of them: leave"
             " it empty"
         )
+    unknown = []
     for row, (name, split) in enumerate(
         zip(table.column("path"), table.column("split"), strict=True)
     ):
@@ -68,18 +74,25 @@ def read_split_table(path: Path, names: Sequence[str]) -> np.ndarray:
         if name in split_of:
             raise UserError(f"{where}: {name} has a row already; leave one")
         if name not in known:
-            raise UserError(
-                f"{where}: {name} is none of the images; take the row out, or set data.split_file"
-                " to the table of these images"
-            )
+            unknown.append(f"{name} ({table.where(row)})")
+            if gone == "stop":
+                raise UserError(
+                    f"{where}: {name} is none of the images; take the row out, set data.split_file"
+                    " to the table of these images, or set data.split_strict=False"
+                )
         split_of[name] = belongs
+    if unknown and gone == "warn":
+        logging.warning(
+            "%s names %d images that are not there: %s", path, len(unknown), listed(unknown)
+        )
     lacking = [name for name in names if name not in split_of]
     if lacking:
         raise UserError(
             f"{path} lacks {len(lacking)} of the {len(names)} images: {listed(lacking)}; add a row"
-            " for each"
+            " for each, or leave the images out (data.exclude)"
         )
+    assigned = np.array([split_of[name] for name in names])
     for split in ("train", "val"):
-        if split not in split_of.values():
+        if split not in assigned:
             raise UserError(f"{path} has no row of the split {split}: add some")
-    return np.array([split_of[name] for name in names])
+    return assigned
