@@ -19,7 +19,7 @@ from benchmarks.timing import write_json
 from medmamba_jax.data.auditing.duplicates import near_pairs
 
 _COPIES = 100  # an image in so many has a copy
-_COMMON, _WIDE, _FINE = 1.0, 0.55, 0.08  # weights of the common picture and of the random fields
+_COMMON, _WIDE, _FINE = 1.0, 0.95, 0.25  # weights of the common picture and of the random fields
 
 
 def drawn(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
