@@ -131,7 +131,10 @@ class LabelledImages:
 
     @property
     def task(self) -> str:
-        """ "multiclass": every image shows exactly one class. "multilabel": any number of them."""
+        """ "multiclass": every image shows exactly one class. "multilabel": an image shows any
+        number of the classes, or none. A multi-label set of a single class is a binary
+        classification.
+        """
         return "multilabel" if self.labels.ndim == 2 else "multiclass"
 
     def __len__(self) -> int:

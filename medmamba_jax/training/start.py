@@ -130,7 +130,7 @@ def start_run(
         config: the configuration, also as a config file returns it.
         workdir: the run's folder; it is created if it does not exist.
         data: images in place of those that `config.data` names: a `Dataset`, or objects of your
-            own, see `medmamba_jax.data.as_dataset`.
+            own, see `medmamba_jax.data.build.prepare`.
 
     Raises:
         DataUnavailableError, FileNotFoundError: there are no images.
