@@ -387,5 +387,8 @@ class TestDamage:
         image = dicom(CT)
         monkeypatch.setitem(sys.modules, "pydicom", None)
         for use in (open_image, count_frames):
-            with pytest.raises(DataUnavailableError, match="pip install pydicom"):
+            with pytest.raises(
+                DataUnavailableError,
+                match=r"needs .*pydicom.*: pip install .medmamba-jax\[formats\]",
+            ):
                 use(image)
