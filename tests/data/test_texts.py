@@ -54,8 +54,8 @@ def test_encodings_are_found(tmp_path, encoding, mark):
 
 def test_latin_1_is_read_with_a_warning_and_other_bytes_are_refused(tmp_path, caplog):
     path = tmp_path / "t.csv"
-    path.write_bytes("path,label\na,größer – 5 €\n".encode("cp1252"))
-    assert read_text(path).endswith("größer – 5 €\n")
+    path.write_bytes("path,label\na,größer, 5 €\n".encode("cp1252"))
+    assert read_text(path).endswith("größer, 5 €\n")
     assert "is not UTF-8 text (line 2)" in caplog.text
     np.savez_compressed(tmp_path / "t.npz", x=np.arange(100))
     with pytest.raises(UserError, match="is not UTF-8 text"):
