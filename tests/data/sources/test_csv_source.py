@@ -176,7 +176,7 @@ def test_missing_labels_and_patients_are_refused(make_table, text):
 def test_a_class_may_be_called_none(make_table):
     text = lines("path,label", lambda i: ["None", "NA"][i % 2])
     assert make_table(text, missing="").class_names == ("NA", "None")
-    with pytest.raises(ValueError, match="no class .*'NA'"):
+    with pytest.raises(ValueError, match=r"no class .*'NA'"):
         make_table(text, missing="NA, unknown")
 
 

@@ -35,7 +35,7 @@ def test_groups_follow_the_header_and_do_not_show_it():
 def test_files_without_the_tag_and_other_patients_are_refused():
     with pytest.raises(ValueError, match="image 30 has no PatientID in a DICOM header"):
         header_patients(found([*FILES, b"png"]), TAG, tag_of)
-    with pytest.raises(ValueError, match="names patients .* otherwise"):
+    with pytest.raises(ValueError, match=r"names patients .* otherwise"):
         header_patients(found(groups=np.array(PATIENTS)), TAG, tag_of)
 
 
