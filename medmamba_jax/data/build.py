@@ -171,7 +171,7 @@ def _found(config: DataConfig, data: OwnData | None) -> LabelledImages:
 
 
 def find_images(config: DataConfig) -> LabelledImages:
-    """Finds the labelled images that the configuration points at and selects; see `build_dataset`."""
+    """Finds the labelled images that the configuration points at, and selects some of them."""
     name = source_of(config)
     _require_defaults_elsewhere(config, name)
     found = _selected(SOURCES[name].find(config), config)

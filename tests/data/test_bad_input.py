@@ -473,9 +473,11 @@ def object_with_weights_in_one_split(folder):
     return {"own": {"train": train, "test": test}}
 
 
-@mistake(r"images\.csv is not UTF-8 text \(line 3\)", "save it as CSV in UTF-8")
-def table_in_latin_1(folder):
-    return table(folder, ("b/01.png,b", "b/01.png,größer"), encoding="latin-1")
+@mistake(r"images\.csv is not UTF-8 text", "save it as CSV in UTF-8")
+def table_that_is_an_archive(folder):
+    with zipfile.ZipFile(replace(folder / "images.csv", b""), "w") as archive:
+        archive.writestr("xl/workbook.xml", "<workbook/>")
+    return {"path": str(folder / "images.csv")}
 
 
 @mistake(r"images\.csv, line 3 has 3 cells, the header 4", "quote cells")
@@ -656,7 +658,7 @@ def split_file_that_lacks_images(folder):
 
 @mistake(r"split\.csv, line 62: a/99\.png is none of the images", "take the row out")
 def split_file_of_other_images(folder):
-    return split_file(folder, lambda rows: [*rows, "a/99.png,test"])
+    return split_file(folder, lambda rows: [*rows, "a/99.png,test"]) | {"split_strict": True}
 
 
 @mistake(r"split\.csv, line 62: a/00\.png has a row already", "leave one")

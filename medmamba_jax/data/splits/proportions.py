@@ -4,6 +4,7 @@ import numpy as np
 
 _PASSES = 50  # at most; the improvement usually ends after about five
 _MOST_GROUPS_TO_SWAP = 1000  # a swap compares every pair; more groups fit well without swaps
+_MOST_AT_ONCE = 256  # groups whose moves are computed together
 _ROUNDING = 1e-12
 
 
@@ -62,30 +63,44 @@ def _improve(parts: np.ndarray, shares: np.ndarray, wanted: np.ndarray) -> np.nd
     def cost(have: np.ndarray, part: np.ndarray) -> np.ndarray:
         return ((have - wanted[part]) ** 2).sum(-1) + (have < nothing).sum(-1)
 
+    def gains(groups: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Returns what moving each group to each part costs, and swapping it with each group."""
+        share, here = shares[groups], parts[groups]
+        without = have[here] - share
+        costs = cost(have, every_part)
+        moves = cost(have + share[:, None], every_part) - costs
+        moves += (cost(without, here) - costs[here])[:, None]
+        moves[np.arange(len(share)), here] = 0
+        if len(shares) > _MOST_GROUPS_TO_SWAP:
+            return moves, np.zeros((len(share), 1))
+        swaps = cost(without[:, None] + shares, here[:, None]) - costs[here][:, None]
+        swaps += cost(have[parts] + share[:, None] - shares, parts) - costs[parts]
+        swaps[parts == here[:, None]] = 0
+        return moves, swaps
+
     for _ in range(_PASSES):
         before = parts.copy()
-        for group, share in enumerate(shares):
-            here, costs = parts[group], cost(have, every_part)
-            without = have[here] - share
-            moves = cost(have + share, every_part) + cost(without, here) - costs - costs[here]
-            moves[here] = 0
-            swaps = np.zeros(1)
-            if len(shares) <= _MOST_GROUPS_TO_SWAP:
-                swaps = cost(without + shares, here) - costs[here]
-                swaps += cost(have[parts] + share - shares, parts) - costs[parts]
-                swaps[parts == here] = 0
-            if min(moves.min(), swaps.min()) > -_ROUNDING:
+        start, length = 0, 1
+        while start < len(shares):
+            moves, swaps = gains(slice(start, start + length))
+            better = np.minimum(moves.min(1), swaps.min(1)) <= -_ROUNDING
+            if not better.any():  # look at more groups at once, as long as none improves
+                start, length = start + length, min(2 * length, _MOST_AT_ONCE)
                 continue
-            if moves.min() <= swaps.min():
-                there = moves.argmin()
+            first = better.argmax()
+            group = start + first
+            share, here = shares[group], parts[group]
+            if moves[first].min() <= swaps[first].min():
+                there = moves[first].argmin()
             else:
-                other = swaps.argmin()
+                other = swaps[first].argmin()
                 there, parts[other] = parts[other], here
                 have[there] -= shares[other]
                 have[here] += shares[other]
             parts[group] = there
             have[here] -= share
             have[there] += share
+            start, length = group + 1, 1
         if (parts == before).all():
             break
     return parts

@@ -106,7 +106,7 @@ def _in_proportion(labels: np.ndarray, number: int) -> np.ndarray:
 
 
 def _shown(labels: np.ndarray) -> np.ndarray:
-    """Returns whether image i shows class k, bool (n, K); in a multi-label set or none, (n, K+1)."""
+    """Whether image i shows class k, bool (n, K); in a multi-label set also "none", (n, K + 1)."""
     if labels.ndim == 1:
         return labels[:, None] == np.unique(labels)
     return np.column_stack([labels == 1, ~(labels == 1).any(1)])

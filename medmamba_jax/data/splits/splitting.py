@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from medmamba_jax.data.naming import listed
 from medmamba_jax.data.split_names import SPLITS
 from medmamba_jax.data.splits.proportions import deal_groups
 from medmamba_jax.errors import UserError
@@ -43,7 +44,7 @@ def split_off(
     """
     labels = np.asarray(labels)
     if groups is None and labels.ndim == 1:
-        kept, split = _split_images_off(labels, count, seed, name)
+        kept, split = _split_images_off(labels, count, seed, name, class_names)
     else:
         fraction = count / len(labels)
         kept, split = _deal(labels, groups, [1 - fraction, fraction], seed)
@@ -82,8 +83,12 @@ def stratified_split(
     labels = np.asarray(labels)
     if groups is None and labels.ndim == 1:
         count = len(labels)
-        rest, test = _split_images_off(labels, round(test_fraction * count), seed, "test")
-        train, val = _split_images_off(labels[rest], round(val_fraction * count), seed, "val")
+        rest, test = _split_images_off(
+            labels, round(test_fraction * count), seed, "test", class_names
+        )
+        train, val = _split_images_off(
+            labels[rest], round(val_fraction * count), seed, "val", class_names
+        )
         rows = {"train": rest[train], "val": rest[val], "test": test}
     else:
         fractions = [1 - val_fraction - test_fraction, val_fraction, test_fraction]
@@ -122,15 +127,18 @@ def fold_split(
         UserError: a class is not in every split, or fewer images or groups than folds show it.
     """
     labels = np.asarray(labels)
-    _require_a_group_a_fold(labels, groups, folds, class_names)
-    if labels.ndim == 2:  # scikit-learn stratifies only by one class for each image
-        parts = _deal(labels, groups, [1 / folds] * folds, seed)
-    else:
-        from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+    if few := small_classes(labels, groups, class_names, folds):
+        raise UserError(
+            f"{listed(few)}, too few for {folds} folds: ask for fewer, or"
+            f" {_REMEDY.partition(', or')[0]}"
+        )
+    if groups is None and labels.ndim == 1:
+        from sklearn.model_selection import StratifiedKFold
 
-        kind = StratifiedKFold if groups is None else StratifiedGroupKFold
-        splitter = kind(folds, shuffle=True, random_state=seed)
-        parts = [test for _, test in splitter.split(np.zeros(len(labels)), labels, groups)]
+        splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+        parts = [test for _, test in splitter.split(np.zeros(len(labels)), labels)]
+    else:  # scikit-learn needs a minute for the groups of 100,000 images
+        parts = _deal(labels, groups, [1 / folds] * folds, seed)
     test = np.sort(parts[fold])
     rest = np.setdiff1d(np.arange(len(labels)), test)
     train, val = split_off(
@@ -146,15 +154,42 @@ def fold_split(
     return rows
 
 
+def small_classes(
+    labels: np.ndarray,
+    groups: np.ndarray | None,
+    class_names: Sequence[str] | None,
+    parts: int,
+) -> list[str]:
+    """Names each class that fewer images, or groups, show than there are splits or folds.
+
+    Args:
+        labels, groups, class_names: as in `split_off`.
+        parts: the number of splits or folds.
+
+    Returns:
+        Texts such as "class 'cyst' has 2 images". Classes that no image shows are not named.
+    """
+    labels = np.asarray(labels)
+    group_of = _group_numbers(labels, groups)
+    found = [len(np.unique(group_of[shown])) for shown in _shown(labels).T]
+    return [
+        f"class {label if class_names is None else repr(class_names[label])} has {count}"
+        f" {'images' if groups is None else 'patients (groups)'}"
+        for label, count in enumerate(found)
+        if 0 < count < parts
+    ]
+
+
 def _split_images_off(
-    labels: np.ndarray, count: int, seed: int, name: str
+    labels: np.ndarray, count: int, seed: int, name: str, class_names: Sequence[str] | None
 ) -> tuple[np.ndarray, np.ndarray]:
     class_sizes = np.unique(labels, return_counts=True)[1]
     if class_sizes.min() < 2 or not len(class_sizes) <= count <= len(labels) - len(class_sizes):
+        few = small_classes(labels, None, class_names, 2)
         raise UserError(
             f"cannot split {count} images off {len(labels)} for {name}: every class (sizes"
-            f" {class_sizes.tolist()}) needs an image in both parts; add images or change the"
-            " fraction"
+            f" {class_sizes.tolist()}) needs an image in both parts"
+            f"{', but ' + listed(few) if few else ''}; add images or change the fraction"
         )
     from sklearn.model_selection import train_test_split
 
@@ -189,22 +224,6 @@ def _group_numbers(labels: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
     return np.unique(groups, return_inverse=True)[1]
 
 
-def _require_a_group_a_fold(
-    labels: np.ndarray,
-    groups: np.ndarray | None,
-    folds: int,
-    class_names: Sequence[str] | None,
-) -> None:
-    group_of = _group_numbers(labels, groups)
-    for label, shown in enumerate(_shown(labels).T):
-        found = len(np.unique(group_of[shown]))
-        if 0 < found < folds:
-            raise UserError(
-                f"class {_name(label, class_names)} has {_amount(found, groups)}, too few for"
-                f" {folds} folds: ask for fewer, or {_REMEDY.partition(', or')[0]}"
-            )
-
-
 def _require_every_class(
     rows: Mapping[str, np.ndarray],
     labels: np.ndarray,
@@ -213,19 +232,8 @@ def _require_every_class(
 ) -> None:
     shown = _shown(labels)
     for name, part in rows.items():
-        lacking = np.flatnonzero(shown.any(0) & ~shown[part].any(0))
-        if len(lacking):
-            label = lacking[0]
-            found = len(np.unique(_group_numbers(labels, groups)[shown[:, label]]))
-            raise UserError(
-                f"class {_name(label, class_names)} has {_amount(found, groups)}, which leaves"
-                f" none for {name}: {_REMEDY}"
-            )
-
-
-def _name(label: int, class_names: Sequence[str] | None) -> str:
-    return str(label) if class_names is None else repr(class_names[label])
-
-
-def _amount(found: int, groups: np.ndarray | None) -> str:
-    return f"{found} {'images' if groups is None else 'patients (groups)'}"
+        lacking = shown.any(0) & ~shown[part].any(0)
+        if lacking.any():
+            only = np.where(lacking, shown, False).astype(np.float32)
+            few = small_classes(only, groups, class_names, len(labels) + 1)
+            raise UserError(f"{listed(few)}, which leaves none for {name}: {_REMEDY}")

@@ -1,8 +1,13 @@
+import csv
+import io
+import unicodedata
+
 import numpy as np
 import pytest
 
 from medmamba_jax.data import DataConfig, build_dataset
 from medmamba_jax.data.config import CsvConfig
+from medmamba_jax.data.sources.csv_table import read_csv_table
 
 
 @pytest.fixture
@@ -158,3 +163,77 @@ def test_a_spelling_of_the_patients_column_is_not_overlooked(make_table):
         make_table(text)
     assert make_table(text, group_column="").splits["train"].groups is None
     assert make_table(text, group_column="Patient ID").splits["train"].groups is not None
+
+
+@pytest.mark.parametrize("text", ["NA", "<NA>", "NULL", "None", "N/A", "#N/A", "nan", ""])
+def test_missing_labels_and_patients_are_refused(make_table, text):
+    with pytest.raises(ValueError, match="line 2: no class"):
+        make_table(lines("path,label", lambda i: "ab"[i % 2] if i else text))
+    with pytest.raises(ValueError, match=r"line 2: 'patient_id' is .*; give each image a patient"):
+        make_table(lines("path,label,patient_id", lambda i: f"{'ab'[i % 2]},{i if i else text}"))
+
+
+def test_a_class_may_be_called_none(make_table):
+    text = lines("path,label", lambda i: ["None", "NA"][i % 2])
+    assert make_table(text, missing="").class_names == ("NA", "None")
+    with pytest.raises(ValueError, match=r"no class .*'NA'"):
+        make_table(text, missing="NA, unknown")
+
+
+def test_equal_numbers_are_one_class_and_one_patient(make_table, caplog):
+    dataset = make_table(
+        lines(
+            "path,label,patient_id",
+            lambda i: f"{['1', '2', '2.0'][i % 3]},{i // 2}{'.0' * (i % 2)}",
+        )
+    )
+    assert dataset.class_names == ("1", "2")
+    groups = [set(split.groups) for split in dataset.splits.values()]
+    assert sum(map(len, groups)) == len(set.union(*groups)) == 20
+    assert "writes classes in several ways: read 2.0 as 2" in caplog.text
+
+
+def test_images_may_lie_elsewhere(make_table, tmp_path):
+    text = lines("path,label", lambda i: "ab"[i % 2])
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    (tmp_path / "x").rename(moved / "x")
+    assert len(make_table(text, images=str(moved)).splits["train"]) == 24
+    absolute = text.replace("x/", f"{moved}/x/")
+    dataset = make_table(absolute, images=str(moved), absolute_paths=True)
+    assert dataset.splits["train"].names[0].startswith("x/")
+    dataset = make_table(absolute, absolute_paths=True)
+    assert dataset.splits["train"].names[0].startswith(f"{moved}/x/")
+    with pytest.raises(ValueError, match=r"absolute path; .* data\.csv\.absolute_paths=True"):
+        make_table(absolute)
+
+
+def test_a_file_whose_name_is_stored_with_its_accents_apart_is_found(make_table, tmp_path):
+    apart = unicodedata.normalize("NFD", "é.png")
+    (tmp_path / "x" / "00.png").rename(tmp_path / "x" / apart)
+    text = lines("path,label", lambda i: "ab"[i % 2]).replace("00.png", "\u00e9.png")
+    names = [name for split in make_table(text).splits.values() for name in split.names]
+    assert "x/\u00e9.png" in names
+
+
+def test_dialects_are_read_as_by_pandas(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    rows = [["path", "label, fine", "note"], ["a.png", "1,5", 'say "x"'], ["b|c.png", "2;3", "ö"]]
+    for delimiter in ",;\t|":
+        for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+            text = io.StringIO()
+            csv.writer(text, delimiter=delimiter).writerows(rows)
+            path = tmp_path / "t.csv"
+            path.write_bytes(text.getvalue().encode(encoding))
+            table = read_csv_table(path)
+            frame = pandas.read_csv(path, sep=delimiter, encoding=encoding, dtype=str)
+            assert list(table.header) == list(frame.columns)
+            assert table.rows == frame.to_numpy().tolist() == rows[1:]
+
+
+def test_what_excel_adds_is_left_out(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("sep=;\r\npath;label;;\r\na.png;1,5;;\r\n;;;\r\n;;;\r\n")
+    table = read_csv_table(path)
+    assert table.header == ("path", "label") and table.rows == [["a.png", "1,5"]]
+    assert table.where(0) == "line 3"

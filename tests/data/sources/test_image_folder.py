@@ -1,5 +1,6 @@
 import io
 import logging
+import unicodedata
 
 import numpy as np
 import pytest
@@ -112,7 +113,10 @@ def test_other_files_are_skipped_and_counted(make_folder, noise_png, encode, cap
     with caplog.at_level(logging.INFO, logger="absl"):
         dataset = build(root)
     assert sum(len(split) for split in dataset.splits.values()) == 20
-    assert f"{root}: skipped 4 entries" in caplog.text
+    assert (
+        f"{root}: skipped 4 entries that are no images: 2 hidden (.cache); 1 .txt (a/notes.txt);"
+        in caplog.text
+    )
 
 
 def test_damaged_files_are_dropped_on_request(make_folder, noise_png, caplog):
@@ -213,3 +217,14 @@ def test_digests_follow_the_files_wherever_the_root_is(make_folder, change):
     assert digests(root) == before and len(set(before.values())) == 3
     change(root)
     assert digests(root) != before
+
+
+def test_a_class_is_one_however_its_accents_are_stored(make_folder):
+    one = "m\u00e9lanome"
+    other = unicodedata.normalize("NFD", one)
+    counts = {f"{split}/a": 2 for split in ("train", "val")}
+    root = make_folder({**counts, f"train/{one}": 2, f"val/{other}": 3})
+    assert build(root).counts()["val"] == {"a": 2, one: 3}
+    (root / "train" / other).mkdir()
+    with pytest.raises(ValueError, match=f"two folders '{one}', whose accents"):
+        build(root)
