@@ -132,13 +132,14 @@ def fold_split(
             f"{listed(few)}, too few for {folds} folds: ask for fewer, or"
             f" {_REMEDY.partition(', or')[0]}"
         )
-    if groups is None and labels.ndim == 1:
-        from sklearn.model_selection import StratifiedKFold
-
-        splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
-        parts = [test for _, test in splitter.split(np.zeros(len(labels)), labels)]
-    else:  # scikit-learn needs a minute for the groups of 100,000 images
+    if labels.ndim == 2:  # scikit-learn stratifies only by one class for each image
         parts = _deal(labels, groups, [1 / folds] * folds, seed)
+    else:
+        from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+        kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+        splitter = kind(folds, shuffle=True, random_state=seed)
+        parts = [test for _, test in splitter.split(np.zeros(len(labels)), labels, groups)]
     test = np.sort(parts[fold])
     rest = np.setdiff1d(np.arange(len(labels)), test)
     train, val = split_off(
