@@ -35,6 +35,13 @@ def own_cache(monkeypatch, tmp_path_factory):
     monkeypatch.setattr("medmamba_jax.data.config._CACHE_FOLDER", str(folder))
 
 
+def pytest_collection_modifyitems(items):
+    """Sends the tests that need the trained run to one worker, so that it is trained once."""
+    for item in items:
+        if "trained" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("trained"))
+
+
 @pytest.fixture
 def one_device(monkeypatch):
     """Runs on the first device; `monkeypatch.undo()` gives the others back."""

@@ -26,7 +26,7 @@ from medmamba_jax.interop import read_weights
 from medmamba_jax.metrics import measure
 from medmamba_jax.models import MedMambaConfig, abstract_model, split_model
 from medmamba_jax.parallel import DataParallel, is_first_host, say
-from medmamba_jax.predictor import BATCH_SIZE, Predictor
+from medmamba_jax.predictor import Predictor
 from medmamba_jax.runs.description import RunDescription
 from medmamba_jax.runs.store import CheckpointStore, restored_like
 from medmamba_jax.runs.workdir import CHECKPOINTS, MAY_CHANGE, differing_images
@@ -42,15 +42,19 @@ class Run:
     Attributes:
         workdir: the folder.
         description: what `run.json` says.
-        batch_size: images in a batch of `predictor` and `evaluate`.
+        batch_size: the most images in a batch of `predictor` and `evaluate`; None means that of
+            the run's validation.
     """
 
     def __init__(
-        self, workdir: pathlib.Path, description: RunDescription, batch_size: int = BATCH_SIZE
+        self, workdir: pathlib.Path, description: RunDescription, batch_size: int | None = None
     ):
         self.workdir = workdir
         self.description = description
-        self.batch_size = batch_size
+        # The size changes how sums are rounded. With the run's own, evaluation repeats the figures
+        # that training printed.
+        own = description.config["train"]["batch_size"]
+        self.batch_size = own if batch_size is None else batch_size
 
     @functools.cached_property
     def predictor(self) -> Predictor:
@@ -189,12 +193,13 @@ def _evaluated(dataset: Dataset) -> dict[str, LabelledImages]:
     return {name: dataset.splits[name] for name in EVALUATED if name in dataset.splits}
 
 
-def load_run(workdir: str | pathlib.Path, *, batch_size: int = BATCH_SIZE) -> Run:
+def load_run(workdir: str | pathlib.Path, *, batch_size: int | None = None) -> Run:
     """Opens a run's folder; the run may have been trained on any number of devices.
 
     Args:
         workdir: the folder. A run may be training there.
-        batch_size: the most images in a batch.
+        batch_size: the most images in a batch; None means the run's `train.batch_size`. The size
+            changes the last digits of results.
 
     Raises:
         FileNotFoundError: the folder holds no run.

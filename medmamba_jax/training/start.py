@@ -141,7 +141,9 @@ def start_run(
     workdir = pathlib.Path(workdir).expanduser().resolve()
     require_writable(workdir)
     cache_compiled_programs()
-    if config.train.init_from and not pathlib.Path(config.train.init_from).exists():
+    # A run that has started no longer needs the trained model.
+    missing = config.train.init_from and not pathlib.Path(config.train.init_from).exists()
+    if missing and not (workdir / FILE).exists():
         raise FileNotFoundError(f"train.init_from: there is no {config.train.init_from}")
     parallel = DataParallel.over_all_devices()
     if config.train.batch_size % len(parallel.devices):

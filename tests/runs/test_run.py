@@ -23,7 +23,7 @@ FORMAT_1 = pathlib.Path(__file__).parent / "run_format_1.tar.gz"
 
 @pytest.fixture
 def run(trained):
-    return mm.load_run(trained[0], batch_size=8)
+    return mm.load_run(trained[0])
 
 
 def test_evaluation_repeats_the_numbers_of_the_run_bit_for_bit(run, images, trained):
@@ -185,7 +185,7 @@ def test_a_run_of_format_1_is_evaluated_as_it_was_then(images, tmp_path):
         archive.extractall(tmp_path, filter="data")
     expected = json.loads((tmp_path / "results" / "val.json").read_text())
     assert "format" not in json.loads((tmp_path / FILE).read_text())
-    found = mm.load_run(tmp_path, batch_size=8).evaluate(images)["val"]
+    found = mm.load_run(tmp_path).evaluate(images)["val"]
     for key in ("accuracy", "auc", "loss", "f1", "confusion_matrix", "num_examples"):
         np.testing.assert_allclose(found[key], expected[key], rtol=1e-5, err_msg=key)
     written = json.loads((tmp_path / "results" / "val.json").read_text())

@@ -88,7 +88,7 @@ def test_what_a_run_leaves_behind(config, images, tmp_path, capsys, one_trace_ea
     assert "SYNTHETIC" in printed and f"{parameters:,}" in printed and "'chunked'" in printed
     assert printed.index("compiling") < printed.index("epoch 1/2")
 
-    assert mm.load_run(tmp_path, batch_size=8).evaluate(images) == results
+    assert mm.load_run(tmp_path).evaluate(images) == results
 
 
 @pytest.mark.slow
@@ -167,7 +167,7 @@ def test_multilabel_from_training_to_evaluation(config, marked_images, tmp_path,
     assert [row["num_known"] for row in best["per_class"].values()] == known.sum(0).tolist()
     assert json.loads((tmp_path / "results" / "test.json").read_text()) == results["test"]
 
-    run = mm.load_run(tmp_path, batch_size=8)
+    run = mm.load_run(tmp_path)
     assert (run.description.task, run.description.class_names) == ("multilabel", ("left", "right"))
     assert run.evaluate(marked_images) == results
     with mm.start_run(config(epochs=3, **options), tmp_path, marked_images) as longer:
@@ -250,7 +250,7 @@ def test_without_a_test_split_val_is_reported(config, images, tmp_path, capsys, 
     splits = {name: images.splits[name] for name in ("train", "val")}
     dataset = dataclasses.replace(images, splits=splits)
     results = mm.train(config(epochs=1), tmp_path, dataset)
-    run = mm.load_run(tmp_path, batch_size=8)
+    run = mm.load_run(tmp_path)
     assert list(results) == ["val"] and run.evaluate(dataset) == results
     written = {path.name for path in (tmp_path / "results").iterdir()}
     assert written == {"val.json", "val_predictions.csv"}
@@ -340,7 +340,7 @@ def test_the_moving_average_is_saved_continued_and_evaluated(config, images, tmp
     mm.train(config(epochs=1, **options), stopped, images)
     mm.train(config(epochs=2, **options), stopped, images)
     assert losses(straight) == losses(stopped)
-    run = mm.load_run(straight, batch_size=8)
+    run = mm.load_run(straight)
     assert run.evaluate(images) == results
     with CheckpointStore(straight / "checkpoints") as store:
         epoch = store.best_epoch()
