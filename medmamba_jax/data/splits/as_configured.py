@@ -104,11 +104,11 @@ def _together(
 
 def _name_conflicts(found: LabelledImages, duplicates: Duplicates) -> None:
     assert found.groups is not None  # this is called only where it is known
+    groups = found.groups.tolist()
     conflicts = [
-        f"{found.names[one]} of {found.groups[one]!r} and {found.names[other]} of"
-        f" {found.groups[other]!r}"
+        f"{found.names[one]} of {groups[one]!r} and {found.names[other]} of {groups[other]!r}"
         for one, other, _ in duplicates.pairs()
-        if found.groups[one] != found.groups[other]
+        if groups[one] != groups[other]
     ]
     if conflicts:
         logging.warning(
