@@ -74,9 +74,11 @@ class CodedFile(ImageFile):
         header = self._header
         if frame:
             raise NoSuchFrameError(frame, 1)
-        library = decoder("imagecodecs", f"{self.kind()}:")
+        library = decoder("imagecodecs", self.kind())
         with explained_damage():
             values = getattr(library, header.decode)(self.content)
+            if header.name == "PNG" and values.shape[2:] == (header.channels + 1,):
+                values = values[..., :-1]  # made from a transparent colour (tRNS)
             shape = (header.height, header.width, header.channels)
             if (values.shape if values.ndim == 3 else (*values.shape, 1)) != shape:
                 raise UserError(f"the pixels are {values.shape}, but the header announces {shape}")
@@ -89,6 +91,16 @@ class CodedFile(ImageFile):
         )
 
 
+class AnimatedPng(ImageFile):
+    """A PNG of several frames with 16-bit colour, which no library here reads at its full depth."""
+
+    def kind(self) -> str:
+        return "animated 16-bit PNG"
+
+    def read(self, *, window: Window, frame: int) -> Picture:
+        raise UserError(f"an {self.kind()} cannot be read at its full depth: save it as .npy")
+
+
 def open_png(content: bytes) -> ImageFile:
     """Opens a PNG: by imagecodecs if it has 16-bit colour or alpha, by Pillow if not."""
     if content[24:25] != b"\x10" or content[25] not in _CHANNELS:
@@ -96,9 +108,7 @@ def open_png(content: bytes) -> ImageFile:
     with explained_damage():
         opened = Image.open(io.BytesIO(content), formats=("PNG",))
         if getattr(opened, "is_animated", False):
-            raise UserError(
-                "an animated 16-bit PNG cannot be read at its full depth: save it as .npy"
-            )
+            return AnimatedPng(content)
         orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
     width, height = opened.size
     channels = _CHANNELS[content[25]]

@@ -3,6 +3,7 @@
 import io
 import logging
 import math
+import struct
 import threading
 from typing import Any
 
@@ -58,20 +59,19 @@ class TiffImage(ImageFile):
     def count_frames(self) -> int:
         with self._lock, explained_damage():
             pages = len(self._file.pages)
-            self._page(pages - 1)
+            if self._end_of_chain() >= len(self.content) or not pages:
+                self._page(pages)
             return pages
 
     def kind(self) -> str:
         with self._lock, explained_damage():
             page = self._page(0)
-            if page.photometric == _PALETTE:
-                return "TIFF, palette"
+            if name := _NAMES.get(page.photometric):
+                return f"TIFF, {name}" if name == "palette" else f"TIFF, {_bits(page)}-bit {name}"
             colours, alpha, _ = _channels(page)
-            names = {1: "grey", 3: "colour", 4: "CMYK"}
-            kind = {"f": "floating-point ", "i": f"{_bits(page)}-bit signed "}.get(
-                page.dtype.kind, f"{_bits(page)}-bit "
-            )
-            return f"TIFF, {kind}{names.get(colours, colours)}{' with alpha' * alpha}"
+            depth = {"f": " floating point", "i": " signed"}.get(page.dtype.kind, "")
+            colour = {1: "grey", 3: "colour"}.get(colours, f"of {colours} channels")
+            return f"TIFF, {_bits(page)}-bit{depth} {colour}{' with alpha' * alpha}"
 
     def read(self, *, window: Window, frame: int) -> Picture:
         with self._lock, explained_damage():
@@ -102,12 +102,21 @@ class TiffImage(ImageFile):
 
     def _page(self, frame: int) -> Any:
         pages = self._file.pages
-        try:
+        if frame < len(pages):
             return pages[frame]
-        except IndexError:
-            raise NoSuchFrameError(frame, len(pages)) from None
-        except Exception as error:
-            raise UserError(f"not a complete image file: frame {frame} is not in it") from error
+        if self._end_of_chain() >= len(self.content) or not len(pages):
+            raise UserError(f"not a complete image file: frame {len(pages)} is not in it")
+        raise NoSuchFrameError(frame, len(pages))
+
+    def _end_of_chain(self) -> int:
+        """Returns the place that the last page names as that of the next one; 0 for none."""
+        layout, pages = self._file.tiff, self._file.pages
+        place = layout.offsetsize
+        if len(pages):
+            place = pages[len(pages) - 1].offset
+            (tags,) = struct.unpack_from(layout.tagnoformat, self.content, place)
+            place += layout.tagnosize + tags * layout.tagsize
+        return struct.unpack_from(layout.offsetformat, self.content, place)[0]
 
 
 class PlainTiff(PillowFile):

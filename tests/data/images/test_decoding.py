@@ -7,11 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from medmamba_jax.data.images.decoding import (
-    count_frames,
-    is_image_file,
-    open_image,
-)
+from medmamba_jax.data.images.decoding import count_frames, open_image
+from medmamba_jax.data.images.formats import is_image_file
 from medmamba_jax.data.inspection.image_kinds import image_kind
 
 ORIENTATION = 0x0112

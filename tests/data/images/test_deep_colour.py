@@ -279,7 +279,7 @@ class TestWhatCannotBeRead:
         content = tiff(noise(5, 6, 4), extra=None, photometric=5)
         with pytest.raises(ValueError, match=r"16-bit CMYK TIFF cannot be read .*: save it as"):
             open_image(content)
-        assert image_kind(content) == "16-bit CMYK TIFF"
+        assert image_kind(content) == "TIFF, 16-bit CMYK"
 
     @pytest.mark.parametrize("part", [0.1, 0.5, 0.9, 0.99])
     def test_a_truncated_file(self, written, part):
@@ -322,10 +322,10 @@ class TestWhatCannotBeRead:
 
 class TestWithoutTheLibrary:
     def test_the_remedy_is_named(self, written, monkeypatch):
-        monkeypatch.setitem(sys.modules, "imagecodecs", None)
-        with pytest.raises(
-            DataUnavailableError, match=r"16-bit colour, .*: pip install imagecodecs$"
-        ):
+        for library in ("imagecodecs", "tifffile"):
+            monkeypatch.setitem(sys.modules, library, None)
+        remedy = r"(16-bit colour|TIFF) needs .*: pip install \"medmamba-jax\[formats\]\"$"
+        with pytest.raises(DataUnavailableError, match=remedy):
             open_image(written(noise(5, 6, 3)))
 
     def test_grey_does_not_need_it(self, monkeypatch):
@@ -340,7 +340,7 @@ class TestWithoutTheLibrary:
             (tmp_path / name).mkdir()
             (tmp_path / name / "1.png").write_bytes(png(noise(5, 6, 3)))
         monkeypatch.setitem(sys.modules, "imagecodecs", None)
-        with pytest.raises(DataUnavailableError, match=r"pip install imagecodecs$"):
+        with pytest.raises(DataUnavailableError, match=r"medmamba-jax\[formats\]"):
             command("inspect", tmp_path, "--output", tmp_path / "sheet.png")
 
 

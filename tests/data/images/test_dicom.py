@@ -382,5 +382,8 @@ class TestDamage:
         image = dicom(CT)
         monkeypatch.setitem(sys.modules, "pydicom", None)
         for use in (open_image, count_frames):
-            with pytest.raises(DataUnavailableError, match="pip install pydicom"):
+            with pytest.raises(
+                DataUnavailableError,
+                match=r"pydicom.*medmamba-jax\[formats\]",
+            ):
                 use(image)

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image, TiffImagePlugin
 
 from medmamba_jax.data import InMemorySplit
-from medmamba_jax.data.images.damage import NoSuchFrameError
 from medmamba_jax.data.images.decoding import count_frames, open_image, parsed
+from medmamba_jax.data.images.image_file import NoSuchFrameError
 from medmamba_jax.data.sources.frames import AllFrames
 
 
