@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from medmamba_jax.data.images.augmentation import POLICIES
-from medmamba_jax.data.images.preprocessing import ALL_FRAMES, RESIZE_FILTERS
+from medmamba_jax.data.images.preprocessing import ALL_FRAMES, FITS, RESIZE_FILTERS
 from medmamba_jax.data.images.windowing import ALLOWED as WINDOWS
 from medmamba_jax.data.images.windowing import Window, parse_window
 from medmamba_jax.data.public.splits import PUBLIC_SPLITS
@@ -205,6 +205,9 @@ class DataConfig(Section):
         folder, csv, public, phantom: the settings that only this source reads.
         image_size: pixels, one side of a square or (height, width).
         resize: the resampling filter, a name in `preprocessing.RESIZE_FILTERS`.
+        fit: how an image of another aspect ratio meets `image_size`. "stretch": it is distorted.
+            "pad": it is scaled as a whole and centred on black. "crop": the largest rectangle of
+            the right aspect ratio is cut out of its centre.
         mean: the value that is subtracted from pixels on the scale 0..1; one value, or one per
             channel.
         std: the value by which the difference from the mean is divided; one value, or one per
@@ -267,6 +270,7 @@ class DataConfig(Section):
     phantom: PhantomConfig = PhantomConfig()
     image_size: int | tuple[int, int] = 224
     resize: str = "bilinear"
+    fit: str = "stretch"
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
     window: Window = "auto"
@@ -318,6 +322,7 @@ class DataConfig(Section):
             "an integer or (height, width), each at least 1",
         )
         self._require_one_of("resize", RESIZE_FILTERS)
+        self._require_one_of("fit", FITS)
         for field, allowed in (("mean", "numbers"), ("std", "positive numbers")):
             values = getattr(self, field)
             valid = _is_tuple(values) and all(

@@ -32,6 +32,8 @@ RESIZE_FILTERS: Mapping[str, Image.Resampling] = {
 }
 ALL_FRAMES = -1  # a value of `frame`: each frame of a file becomes a separate image
 
+FITS = ("stretch", "pad", "crop")
+
 _MODES = {1: "L", 3: "RGB"}
 
 
@@ -50,6 +52,7 @@ class Preprocessing(Section):
             `parse_window`.
         frame: index of the frame to read from a file with several frames, counted from 0, or
             `ALL_FRAMES`.
+        fit: how an image of another aspect ratio meets `image_size`; see `DataConfig.fit`.
 
     Raises:
         UserError: `channels`, `resize_filter`, `window`, or the length of `mean` or `std` is not
@@ -65,6 +68,7 @@ class Preprocessing(Section):
     std: tuple[float, ...]
     window: Window = "auto"
     frame: int = 0
+    fit: str = "stretch"
 
     def __post_init__(self) -> None:
         try:
@@ -75,6 +79,7 @@ class Preprocessing(Section):
             raise UserError(f"images have 1 or more channels; got {self.channels}")
         names = tuple(RESIZE_FILTERS)
         self._require("resize_filter", self.resize_filter in names, f"one of {names}")
+        self._require("fit", self.fit in FITS, f"one of {FITS}")
         for field in ("mean", "std"):
             values = getattr(self, field)
             if len(values) not in (1, self.channels):
@@ -95,6 +100,7 @@ class Preprocessing(Section):
             std=config.std,
             window=config.window,
             frame=config.frame,
+            fit=config.fit,
         )
 
     @classmethod
@@ -183,7 +189,10 @@ class Preprocessing(Section):
     def resize(self, pixels: np.ndarray, transform: Transform = unchanged) -> np.ndarray:
         """Transforms a decoded image and resizes it to `image_size`, all channels in the same way.
 
-        It does not preserve the aspect ratio.
+        With the fit "stretch" it does not preserve the aspect ratio. "pad" scales the whole image
+        into `image_size`, centres it and makes the rest black. "crop" cuts the largest rectangle of
+        the aspect ratio of `image_size` out of the centre and scales that. Where a margin cannot be
+        halved, the right or the bottom one is larger.
 
         Args:
             pixels: uint8 (h, w, channels), as `decode` returns them.
@@ -194,11 +203,28 @@ class Preprocessing(Section):
         """
         if transform is unchanged and pixels.shape[:2] == self.image_size:
             return pixels
+        return from_planes([self._fitted(transform(plane)) for plane in to_planes(pixels)])
+
+    def _fitted(self, plane: Image.Image) -> Image.Image:
         height, width = self.image_size
         resampling = RESIZE_FILTERS[self.resize_filter]
-        return from_planes(
-            [transform(plane).resize((width, height), resampling) for plane in to_planes(pixels)]
-        )
+        if self.fit == "crop":
+            scale = min(plane.width / width, plane.height / height)
+            kept = (_scaled(width, scale, plane.width), _scaled(height, scale, plane.height))
+            left, top = (plane.width - kept[0]) // 2, (plane.height - kept[1]) // 2
+            plane = plane.crop((left, top, left + kept[0], top + kept[1]))
+        elif self.fit == "pad":
+            scale = min(width / plane.width, height / plane.height)
+            size = (_scaled(plane.width, scale, width), _scaled(plane.height, scale, height))
+            padded = Image.new(plane.mode, (width, height))
+            place = ((width - size[0]) // 2, (height - size[1]) // 2)
+            padded.paste(plane.resize(size, resampling), place)
+            return padded
+        return plane.resize((width, height), resampling)
+
+
+def _scaled(length: int, scale: float, most: int) -> int:
+    return min(max(round(length * scale), 1), most)
 
 
 class _NamedError(UserError):

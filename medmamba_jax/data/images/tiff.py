@@ -54,14 +54,15 @@ class TiffImage(ImageFile):
         super().__init__(content)
         with explained_damage():
             self._file = decoder("tifffile", "a TIFF").TiffFile(io.BytesIO(content))
+        self._places: list[int] = []  # of the directories that were passed
+        self._seen: set[int] = set()
         self._lock = threading.Lock()
 
     def count_frames(self) -> int:
         with self._lock, explained_damage():
-            pages = len(self._file.pages)
-            if self._end_of_chain() >= len(self.content) or not pages:
-                self._page(pages)
-            return pages
+            while self._step():
+                pass
+            return len(self._places)
 
     def kind(self) -> str:
         with self._lock, explained_damage():
@@ -101,22 +102,29 @@ class TiffImage(ImageFile):
             )
 
     def _page(self, frame: int) -> Any:
-        pages = self._file.pages
-        if frame < len(pages):
-            return pages[frame]
-        if self._end_of_chain() >= len(self.content) or not len(pages):
-            raise UserError(f"not a complete image file: frame {len(pages)} is not in it")
-        raise NoSuchFrameError(frame, len(pages))
+        """Reads a page's directory; tifffile would leave out pages of a damaged chain silently."""
+        while len(self._places) <= frame:
+            if not self._step():
+                raise NoSuchFrameError(frame, len(self._places))
+        self._file.filehandle.seek(self._places[frame])
+        return decoder("tifffile", "a TIFF").TiffPage(self._file, frame)
 
-    def _end_of_chain(self) -> int:
-        """Returns the place that the last page names as that of the next one; 0 for none."""
-        layout, pages = self._file.tiff, self._file.pages
-        place = layout.offsetsize
-        if len(pages):
-            place = pages[len(pages) - 1].offset
-            (tags,) = struct.unpack_from(layout.tagnoformat, self.content, place)
-            place += layout.tagnosize + tags * layout.tagsize
-        return struct.unpack_from(layout.offsetformat, self.content, place)[0]
+    def _step(self) -> bool:
+        """Finds the place of the next page's directory; returns False after the last one."""
+        layout = self._file.tiff
+        link = layout.offsetsize  # where the header names the first directory
+        if self._places:
+            last = self._places[-1]
+            (tags,) = struct.unpack_from(layout.tagnoformat, self.content, last)
+            link = last + layout.tagnosize + tags * layout.tagsize
+        (place,) = struct.unpack_from(layout.offsetformat, self.content, link)
+        if place in self._seen or (not place and self._places):
+            return False
+        if not 0 < place < len(self.content):
+            raise UserError(f"not a complete image file: frame {len(self._places)} is not in it")
+        self._places.append(place)
+        self._seen.add(place)
+        return True
 
 
 class PlainTiff(PillowFile):

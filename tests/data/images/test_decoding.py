@@ -180,9 +180,13 @@ class TestMoreThanEightBits:
         np.testing.assert_array_equal(open_image(np.full((3, 4), 77, np.int16)), np.zeros((3, 4)))
 
     def test_a_tiff_of_an_unknown_kind_is_called_that(self):
-        content = tiff(RAMP.astype(np.float64), photometric=1, bits=64, sample_format=3)
-        with pytest.raises(ValueError, match="a TIFF of a kind that cannot be read: save it as"):
+        content = tiff(noise(5, 6, 3), photometric=8, bits=8)
+        with pytest.raises(ValueError, match="a TIFF of the kind CIELAB cannot be read: save it"):
             open_image(content)
+
+    def test_64_bit_tiff(self):
+        content = tiff(RAMP.astype(np.float64), photometric=1, bits=64, sample_format=3)
+        np.testing.assert_array_equal(open_image(content), by_hand(RAMP, 0, int(RAMP.max())))
 
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
     def test_no_number_is_refused(self, value):

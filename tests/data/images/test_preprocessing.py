@@ -258,3 +258,45 @@ class TestResize:
         pixels = noise(50, 40, 3)
         cropped = preprocessing(3).resize(pixels, lambda image: image.crop((5, 10, 25, 40)))
         np.testing.assert_array_equal(cropped, preprocessing(3).resize(pixels[10:40, 5:25]))
+
+
+class TestFit:
+    WIDE = np.repeat(np.uint8([10, 20, 30, 40]), 2)[None, :].repeat(4, axis=0)  # 4 x 8
+
+    @staticmethod
+    def fitted(pixels, fit, size):
+        step = dataclasses.replace(preprocessing(1, size, "nearest"), fit=fit)
+        return step.resize(pixels[..., None])[..., 0]
+
+    def test_pad_keeps_all_of_it_on_black(self):
+        fitted = self.fitted(self.WIDE, "pad", (8, 8))
+        np.testing.assert_array_equal(fitted, np.pad(self.WIDE, ((2, 2), (0, 0))))
+        np.testing.assert_array_equal(self.fitted(self.WIDE.T, "pad", (8, 8)), fitted.T)
+        half = self.fitted(self.WIDE, "pad", (4, 4))
+        np.testing.assert_array_equal(half, np.pad(self.WIDE[::2, ::2], ((1, 1), (0, 0))))
+
+    def test_crop_keeps_the_centre(self):
+        np.testing.assert_array_equal(self.fitted(self.WIDE, "crop", (4, 4)), self.WIDE[:, 2:6])
+        doubled = self.WIDE[:, 2:6].repeat(2, axis=0).repeat(2, axis=1)
+        np.testing.assert_array_equal(self.fitted(self.WIDE, "crop", (8, 8)), doubled)
+
+    def test_all_agree_where_the_aspect_ratio_is_right(self):
+        fitted = [self.fitted(self.WIDE, fit, (8, 16)) for fit in ("stretch", "pad", "crop")]
+        np.testing.assert_array_equal(fitted[1:], [fitted[0]] * 2)
+
+    @pytest.mark.parametrize("fit", ["stretch", "pad", "crop"])
+    @pytest.mark.parametrize("shape", [(1, 1), (1, 900), (900, 1), (7, 13)])
+    def test_any_size(self, fit, shape):
+        assert self.fitted(np.full(shape, 9, np.uint8), fit, (8, 5)).shape == (8, 5)
+
+    def test_the_transform_comes_first(self):
+        step = dataclasses.replace(preprocessing(1, (4, 4), "nearest"), fit="crop")
+        cut = step.resize(self.WIDE[..., None], lambda plane: plane.crop((0, 0, 6, 4)))
+        np.testing.assert_array_equal(cut[..., 0], self.WIDE[:, 1:5])
+
+    def test_other_names_are_refused_and_earlier_runs_stretch(self):
+        with pytest.raises(UserError, match=r"fit must be one of .*'crop'.*got 'fill'"):
+            dataclasses.replace(preprocessing(), fit="fill")
+        values = preprocessing().to_dict()
+        del values["fit"]
+        assert Preprocessing.from_dict(values).fit == "stretch"
