@@ -294,7 +294,7 @@ def is_dicom(content: bytes) -> bool:
     # A file without it begins with the first elements of group 2 or 8. An element has a name of
     # its type, such as "UI", or the length of its value in 4 bytes.
     for order in ("little", "big"):
-        group, element = (int.from_bytes(content[at : at + 2], order) for at in (0, 2))  # type: ignore[arg-type]
+        group, element = (int.from_bytes(content[at : at + 2], order) for at in (0, 2))
         if group in (2, 8) and element <= 0x18 and len(content) > 132:
             return content[4:6] in _FIRST_TYPES or int.from_bytes(content[4:8], "little") <= 128
     return False

@@ -59,7 +59,7 @@ class PillowFile(ImageFile):
                 try:
                     opened.seek(frame)
                 except EOFError as error:
-                    frames = getattr(opened, "n_frames", 1)
+                    frames = getattr(self._open(), "n_frames", 1)
                     raise NoSuchFrameError(frame, frames) from error
             self._require_exact(opened)
             opened.load()

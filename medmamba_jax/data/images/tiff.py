@@ -160,7 +160,8 @@ def _channels(page: Any) -> tuple[int, bool, bool]:
 
     A grey page with further channels of no named meaning has as many colours as channels.
     """
-    photometric = page.photometric if 262 in page.tags else None
+    # tifffile takes a page without the tag for "white is zero".
+    photometric = int(page.photometric) if 262 in page.tags else -1
     colours = _COLOURS.get(photometric)
     name = _NAMES.get(photometric, f"PhotometricInterpretation {photometric}")
     if colours is None or (photometric == _YCBCR and page.compression not in _JPEG):
