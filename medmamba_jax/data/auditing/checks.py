@@ -238,15 +238,20 @@ def image_sizes(facts: Facts) -> str:
 
 
 def _sets(images: LabelledImages, duplicates: Duplicates) -> list[list[int]]:
-    """Returns the rows of the sets of equal images, without those in no split."""
+    """Returns the rows of the sets of equal images, those of train first, of none in no split."""
     used = ([row for row in rows.tolist() if _split(images, row)] for rows in duplicates.sets())
-    return [_in_order(images, rows) for rows in used if len(rows) > 1]
+    found = [_in_order(images, rows) for rows in used if len(rows) > 1]
+    return sorted(found, key=lambda rows: _place(images, rows[0]))
 
 
 def _in_order(images: LabelledImages, rows: Sequence[int]) -> list[int]:
     """Sorts rows by split: train comes first."""
-    places = {name: place for place, name in enumerate(SPLITS)}
-    return sorted(rows, key=lambda row: (places.get(_split(images, row), len(places)), row))
+    return sorted(rows, key=lambda row: _place(images, row))
+
+
+def _place(images: LabelledImages, row: int) -> tuple[int, int]:
+    split = _split(images, row)
+    return (SPLITS.index(split) if split in SPLITS else len(SPLITS), row)
 
 
 def _split(images: LabelledImages, row: int) -> str:
