@@ -23,6 +23,7 @@ from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.cpus import usable_cpus
 from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.images.decoders import decoder_versions
+from medmamba_jax.data.images.dicom import DicomFile, is_dicom
 from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.reading.cache_places import CACHES, Need
@@ -176,8 +177,17 @@ class _Pass:
                 raise UserError(f"{self.found.describe(place)}: {error}") from error
             return _Seen(blank_fact(content), problem=str(error))
         if fact is None:
-            fact = fact_of(content, pixels, image, self.preprocessing.frame)
+            fact = fact_of(content, pixels, self._has_window(place, image))
         return _Seen(fact, self.store.fit(place, pixels))
+
+
+    def _has_window(self, place: int, image: bytes | np.ndarray) -> bool | None:
+        of_frame = getattr(self.found.images, "has_window", None)
+        if of_frame is not None:
+            return of_frame(int(self.found.places[place]))
+        if isinstance(image, bytes) and is_dicom(image):
+            return DicomFile(image).has_window(self.preprocessing.frame)
+        return None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,8 @@ class Images(Protocol):
     """Images by their place, such as a list or an array. Threads read them concurrently.
 
     A class may also have a method `identity(place)`. It returns the SHA-256 of what the image is
-    made of, so that the image need not be made for `content_hash`.
+    made of, so that the image need not be made for `content_hash`. It may have a method
+    `has_window(place)`, where the images are single frames of files.
     """
 
     def __getitem__(self, place: int, /) -> bytes | np.ndarray: ...

@@ -6,8 +6,6 @@ import hashlib
 import numpy as np
 from PIL import Image
 
-from medmamba_jax.data.images.dicom import DicomFile, is_dicom
-
 _HASH_WIDTH, _HASH_HEIGHT = 17, 16
 _NO_DICOM = -1
 
@@ -69,19 +67,17 @@ def blank_fact(content: bytes) -> np.ndarray:
     """Returns the facts of an image of which only the content hash is known."""
     fact = np.zeros((), FACT)
     fact["content"] = np.frombuffer(content, np.uint8)
+    fact["window"] = _NO_DICOM
     return fact
 
 
-def fact_of(
-    content: bytes, pixels: np.ndarray, image: bytes | np.ndarray, frame: int
-) -> np.ndarray:
+def fact_of(content: bytes, pixels: np.ndarray, has_window: bool | None = None) -> np.ndarray:
     """Returns the facts of an image.
 
     Args:
         content: its content hash.
         pixels: the decoded image, uint8 (h, w, c).
-        image: the image as its source has it.
-        frame: the frame that was read from a file with several frames.
+        has_window: whether a DICOM file names the window of the frame; None for other images.
     """
     pixels = np.ascontiguousarray(pixels)
     identity = hashlib.sha256(f"{pixels.shape} ".encode())
@@ -95,14 +91,10 @@ def fact_of(
     dhash = np.packbits(thumbnail[:, 1:] > thumbnail[:, :-1]).view(np.uint64)
     thumbnail = thumbnail.ravel() - thumbnail.mean()
     norm = np.linalg.norm(thumbnail)
-    known = _NO_DICOM
-    if isinstance(image, bytes) and is_dicom(image):
-        window = DicomFile(image).has_window(frame)
-        known = _NO_DICOM if window is None else int(window)
     fact = blank_fact(content)
     fact["pixels"] = np.frombuffer(identity.digest()[:16], np.uint64)
     fact["size"] = grey.shape[::-1]
     fact["dhash"] = dhash
     fact["thumbnail"] = thumbnail / (norm or 1)
-    fact["window"] = known
+    fact["window"] = _NO_DICOM if has_window is None else has_window
     return fact

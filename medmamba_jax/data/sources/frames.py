@@ -75,6 +75,11 @@ class _Frames:
         frame = f" {self._frame_of[place]} {self._window}"
         return hashlib.sha256(content + frame.encode()).digest()
 
+    def has_window(self, place: int) -> bool | None:
+        """Whether a DICOM file names the window of the frame; None for other files."""
+        file, _ = self._open(int(self._file_of[place]))
+        return parsed(file).has_window(int(self._frame_of[place]))
+
     def _open(self, row: int) -> tuple[Any, bytes]:
         """Reads a file, and keeps it until the next: threads mostly take frames in their order."""
         thread = threading.get_ident()

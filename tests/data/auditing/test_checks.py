@@ -154,12 +154,12 @@ def test_nearly_the_same_image_in_two_splits_is_warned_of(run, disjoint, caplog,
 
 def test_the_hash_is_the_sign_of_the_slope():
     ramp = np.tile(np.arange(170, dtype=np.uint8), (160, 1))[..., None]
-    facts = [fact_of(bytes(32), pixels, pixels, 0) for pixels in (ramp, ramp[:, ::-1])]
+    facts = [fact_of(bytes(32), pixels) for pixels in (ramp, ramp[:, ::-1])]
     assert [np.bitwise_count(fact["dhash"]).sum() for fact in facts] == [256, 0]
     assert facts[0]["size"].tolist() == [170, 160]
     # A colour image counts as the mean of its channels, whatever their order.
     colour = np.concatenate([ramp, ramp[::-1], ramp[:, ::-1]], axis=2)
-    one, other = (fact_of(bytes(32), c, c, 0) for c in (colour, colour[..., ::-1]))
+    one, other = (fact_of(bytes(32), c) for c in (colour, colour[..., ::-1]))
     assert (one["dhash"] == other["dhash"]).all() and (one["pixels"] != other["pixels"]).any()
 
 

@@ -341,7 +341,7 @@ class TestWithoutTheLibrary:
             (tmp_path / name / "1.png").write_bytes(png(noise(5, 6, 3)))
         monkeypatch.setitem(sys.modules, "imagecodecs", None)
         with pytest.raises(DataUnavailableError, match=r"medmamba-jax\[formats\]"):
-            command("inspect", tmp_path, "--output", tmp_path / "sheet.png")
+            command("inspect", tmp_path, "--out", tmp_path / "inspected")
 
 
 def test_inspect_names_the_depth(tmp_path, monkeypatch, command):
