@@ -180,7 +180,6 @@ class _Pass:
             fact = fact_of(content, pixels, self._has_window(place, image))
         return _Seen(fact, self.store.fit(place, pixels))
 
-
     def _has_window(self, place: int, image: bytes | np.ndarray) -> bool | None:
         of_frame = getattr(self.found.images, "has_window", None)
         if of_frame is not None:

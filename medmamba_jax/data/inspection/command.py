@@ -169,7 +169,7 @@ def _findings(found: LabelledImages, facts: Facts, duplicates: Duplicates) -> li
     ]
     findings = [
         _Finding("sizes", sizes, [image_sizes(facts)]),
-        _Finding("kinds", len(kinds), [f"{kind} ({n:,})" for kind, n in kinds.most_common()]),
+        _Finding("kinds", len(kinds), ["; ".join(f"{k} ({n:,})" for k, n in kinds.most_common())]),
         items("cannot be read", unreadable_images(found, facts)),
         items(f"classes of fewer than {_TINY} images", tiny),
         items("the same pixels again in a split", within, serious=False),

@@ -82,7 +82,10 @@ def test_a_table_tells_of_patients_and_overlap(inspect, folder):
         "images        4     3",
         "patients      2     2",
     ]
-    assert "cannot be read: 1: " in out[9] and "9/p0_0.png (not an image file, but a text (8 bytes))" in out[9]
+    assert (
+        "cannot be read: 1: " in out[9]
+        and "9/p0_0.png (not an image file, but a text (8 bytes))" in out[9]
+    )
     assert out[8] == "kinds: 2: PNG, 8-bit grey (6); a text (1)"
     assert out[-2].startswith("patients in several splits: 2: 'p0' (images/10/p0_1.png in train")
     assert out[-1] == "written: seen" and (folder.parent / "seen" / "sheet.png").is_file()
