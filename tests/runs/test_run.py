@@ -200,7 +200,8 @@ def test_own_objects_are_evaluated_whole(run, images):
             return 9
 
         def __getitem__(self, index):
-            return images.splits["test"][index]
+            split = images.splits["test"]
+            return {"image": split.read(index), "label": split.labels[index]}
 
     for data in (Own(), {"test": Own()}):
         results = run.evaluate(data)

@@ -13,7 +13,6 @@ from medmamba_jax.data.auditing.checks import audit
 from medmamba_jax.data.build import prepare
 from medmamba_jax.data.images.decoding import count_frames, open_image, parsed
 from medmamba_jax.data.inspection.image_kinds import image_kind
-from medmamba_jax.data.sources.frames import all_frames
 from medmamba_jax.errors import DataUnavailableError
 
 pydicom = pytest.importorskip("pydicom", reason="the extra dicom is not installed")
@@ -282,7 +281,6 @@ class TestFilesWithAndWithoutAWindow:
         def warnings_of(images, window="auto", frame=0):
             config = DataConfig(cache_dir=str(tmp_path), window=window, frame=frame)
             split = LabelledImages(images, [i % 2 for i in range(len(images))])
-            split = all_frames(split) if frame == -1 else split
             caplog.clear()
             preprocessing = Preprocessing.from_config(config, 1)
             ready = prepare(config, preprocessing, ImageDataset({"train": split}))
@@ -330,14 +328,6 @@ class TestFilesWithAndWithoutAWindow:
         assert not warnings_of(some)
         (warning,) = warnings_of(some, frame=1)
         assert warning.startswith("1 DICOM images name no window and 1 name one")
-
-    def test_of_all_frames_where_all_are_images(self, warnings_of):
-        some = [self.by_frame(40, 50), dicom(np.stack([CT, CT.T, -CT]))]
-        (warning,) = warnings_of(some, frame=-1)
-        assert warning.startswith("3 DICOM images name no window and 2 name one")
-        others = [self.by_frame(60), np.ascontiguousarray(CT[:, ::2])]
-        assert not warnings_of([some[0], *others], frame=-1)
-        assert not warnings_of([some[1], *others[1:]], frame=-1)
 
     def test_inspect_parses_a_file_once(self, monkeypatch):
         reads = []
