@@ -25,7 +25,7 @@ from benchmarks.timing import write_json
 from medmamba_jax.data import (
     DataConfig,
     Dataset,
-    InMemorySplit,
+    LabelledImages,
     Preprocessing,
     build_dataset,
     train_batches,
@@ -48,8 +48,7 @@ def drawn(count: int) -> Dataset:
         large = Image.fromarray(pixels).resize((_SIDE, _SIDE)).convert("RGB")
         large.save(buffer, "JPEG", quality=90)
         files.append(buffer.getvalue())
-    splits = {"train": InMemorySplit(files, labels)}
-    return Dataset("phantom", "drawn images", ("a", "b", "c"), splits, synthetic=True)
+    return Dataset({"train": LabelledImages(files, labels, ("a", "b", "c"), synthetic=True)})
 
 
 def parts(dataset: Dataset, preprocessing: Preprocessing, augmentation: str) -> dict[str, float]:
@@ -59,7 +58,7 @@ def parts(dataset: Dataset, preprocessing: Preprocessing, augmentation: str) -> 
     seconds = {"read": [], "decode": [], "augment_and_resize": []}
     for row in np.linspace(0, len(split) - 1, _TIMED).astype(int).tolist():
         begun = time.thread_time()
-        image = split[row]["image"]
+        image = split.read(row)
         read = time.thread_time()
         pixels = preprocessing.decode(image)
         decoded = time.thread_time()

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from medmamba_jax.data import SOURCES, Dataset
+from medmamba_jax.data import SOURCES, LabelledImages
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.images.augmentation import POLICIES
 from medmamba_jax.data.images.preprocessing import RESIZE_FILTERS
@@ -120,7 +120,7 @@ def _choices() -> list[str]:
         "### Scans (`model.scan_implementation`)",
         f"{_names(IMPLEMENTATIONS)}; [scan.md](scan.md) describes them.",
         "### Tasks",
-        f"The images decide the task: {attributes(Dataset)['task']}",
+        f"The images decide the task: {inspect.getdoc(LabelledImages.task)}",
         "### Losses (`train.loss`)",
         _table(
             ("name", "task", "meaning", "other settings that it reads", "`auto`"),

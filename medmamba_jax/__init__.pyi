@@ -1,6 +1,6 @@
 from .data.dataset import Dataset as Dataset
-from .data.dataset import InMemorySplit as InMemorySplit
 from .data.images.preprocessing import Preprocessing as Preprocessing
+from .data.labelled_images import LabelledImages as LabelledImages
 from .errors import DataUnavailableError as DataUnavailableError
 from .errors import UserError as UserError
 from .evaluation import evaluate as evaluate

@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from medmamba_jax.data.dataset import Split
+from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.labels import check_multiclass, check_multilabel
-from medmamba_jax.data.naming import short_name
 from medmamba_jax.errors import NonFiniteLossError, UserError
 from medmamba_jax.files import write_atomically
 from medmamba_jax.metrics import Outputs, measure, metrics_of
 from medmamba_jax.predictor import Predictor
 
 
-def evaluate(predictor: Predictor, images: Split, *, num_workers: int = 0) -> dict[str, Any]:
+def evaluate(
+    predictor: Predictor, images: LabelledImages, *, num_workers: int = 0
+) -> dict[str, Any]:
     """Returns every metric of a predictor on labelled images, each of which counts once.
 
     Args:
@@ -35,13 +36,14 @@ def evaluate(predictor: Predictor, images: Split, *, num_workers: int = 0) -> di
     return measure(labelled_outputs(predictor, images, num_workers=num_workers))
 
 
-def labelled_outputs(predictor: Predictor, images: Split, *, num_workers: int = 0) -> Outputs:
+def labelled_outputs(
+    predictor: Predictor, images: LabelledImages, *, num_workers: int = 0
+) -> Outputs:
     """Returns labels and logits, as `evaluate` measures them; raises the same."""
-    labels = np.asarray(images.labels)
-    if (labels.ndim == 2) != (predictor.task == "multilabel"):
-        kind = "multilabel" if labels.ndim == 2 else "multiclass"
+    labels = images.labels
+    if images.task != predictor.task:
         raise UserError(
-            f"the model is for {predictor.task} labels, and the images have {kind} ones"
+            f"the model is for {predictor.task} labels, and the images have {images.task} ones"
         )
     what, num_classes = "the labels to evaluate", len(predictor.class_names)
     if labels.ndim == 2:
@@ -93,7 +95,7 @@ def table(results: Mapping[str, Any], title: str) -> str:
     return "\n".join(lines)
 
 
-def write_predictions(path: pathlib.Path, images: Split, outputs: Outputs) -> None:
+def write_predictions(path: pathlib.Path, images: LabelledImages, outputs: Outputs) -> None:
     """Writes a CSV file with a row for each image of a split, in its order.
 
     The columns are path (or another name of the image), label and predicted, by name of the class,
@@ -123,5 +125,5 @@ def write_predictions(path: pathlib.Path, images: Split, outputs: Outputs) -> No
     writer = csv.writer(file)
     writer.writerow(["path", *columns, *(f"p_{name}" for name in names)])
     for row, (answer, p) in enumerate(zip(cells, outputs.probabilities, strict=True)):
-        writer.writerow([short_name(images, row), *answer, *(f"{value:.6g}" for value in p)])
+        writer.writerow([images.names[row], *answer, *(f"{value:.6g}" for value in p)])
     write_atomically(path, file.getvalue())

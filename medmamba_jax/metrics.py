@@ -13,7 +13,7 @@ import numpy as np
 from scipy.special import expit, log_softmax, softmax
 from sklearn import metrics
 
-from medmamba_jax.data.dataset import TASKS
+from medmamba_jax.data.labelled_images import TASKS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from medmamba_jax.data.dataset import TASKS, InMemorySplit, Split
 from medmamba_jax.data.images.preprocessing import Preprocessing
+from medmamba_jax.data.labelled_images import TASKS, LabelledImages
 from medmamba_jax.data.reading.loading import eval_batches
 from medmamba_jax.errors import NonFiniteLossError, UserError
 from medmamba_jax.interop import read_weights
@@ -99,7 +99,9 @@ class Predictor:
             model, params, statistics, preprocessing, tuple(class_names), task, parallel=parallel
         )
 
-    def predict(self, images: Image | Sequence[Image] | Split) -> dict[str, float] | np.ndarray:
+    def predict(
+        self, images: Image | Sequence[Image] | LabelledImages
+    ) -> dict[str, float] | np.ndarray:
         """Classifies one image, or several.
 
         Args:
@@ -119,7 +121,7 @@ class Predictor:
             isinstance(images, np.ndarray) and images.ndim < 4
         )
         several: Any = [images] if one else images
-        split: Split = several if hasattr(several, "labels") else _unlabelled(several)
+        split = several if isinstance(several, LabelledImages) else _unlabelled(several)
         logits = self.logits(split)
         if not np.isfinite(logits).all():
             row = int(np.isfinite(logits).all(1).argmin())
@@ -133,20 +135,20 @@ class Predictor:
         """Returns the network itself, in evaluation mode, for code that calls it on arrays."""
         return nnx.merge(evaluation_graphdef(self.model), self.params, self.statistics)
 
-    def outputs(self, images: Split, *, num_workers: int = 0) -> Outputs:
+    def outputs(self, images: LabelledImages, *, num_workers: int = 0) -> Outputs:
         """Returns labels and logits of every image of a split, in its order, for the metrics."""
         logits = self.logits(images, num_workers=num_workers)
-        return Outputs(self.task, self.class_names, np.asarray(images.labels), logits)
+        return Outputs(self.task, self.class_names, images.labels, logits)
 
-    def logits(self, images: Split, *, num_workers: int = 0) -> np.ndarray:
+    def logits(self, images: LabelledImages, *, num_workers: int = 0) -> np.ndarray:
         """Returns the model's outputs before softmax or sigmoid, float32 (n, classes)."""
         return self._run("logits", images, num_workers)
 
-    def features(self, images: Split, *, num_workers: int = 0) -> np.ndarray:
+    def features(self, images: LabelledImages, *, num_workers: int = 0) -> np.ndarray:
         """Returns the pooled features that the head reads, float32 (n, model.num_features)."""
         return self._run("features", images, num_workers)
 
-    def _run(self, what: str, images: Split, num_workers: int) -> np.ndarray:
+    def _run(self, what: str, images: LabelledImages, num_workers: int) -> np.ndarray:
         """Runs the model on every image, in batches of one shape; the last one is filled up."""
         compute = _compiled(what, self.model, self.preprocessing, self.parallel)
         batches = eval_batches(
@@ -228,7 +230,7 @@ def _compiled(
     return jax.jit(call, out_shardings=parallel.replicated)
 
 
-def _unlabelled(images: Sequence[Image] | np.ndarray) -> Split:
+def _unlabelled(images: Sequence[Image] | np.ndarray) -> LabelledImages:
     """Returns images as a split; its labels mean nothing."""
     if not isinstance(images, (Sequence, np.ndarray)):
         raise UserError(
@@ -246,6 +248,6 @@ def _unlabelled(images: Sequence[Image] | np.ndarray) -> Split:
         str(image) if isinstance(image, (str, pathlib.Path)) else f"image {row}"
         for row, image in enumerate(images)
     ]
-    # `Preprocessing.decode` reads paths, too, which a `Split` does not promise.
+    # `Preprocessing.decode` reads paths, too, which `LabelledImages` does not promise.
     found: Any = list(images)
-    return InMemorySplit(found, np.zeros(len(names), np.int32), names=names)
+    return LabelledImages(found, np.zeros(len(names), np.int32), names=tuple(names))

@@ -28,6 +28,20 @@ import medmamba_jax as mm
 mm.VARIANTS["tiny"] = {"depths": (1, 1), "dims": (8, 16)}
 
 
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path_factory):
+    """Keeps the default cache of images out of the home folder."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr("medmamba_jax.data.config._CACHE_FOLDER", str(folder))
+
+
+def pytest_collection_modifyitems(items):
+    """Sends the tests that need the trained run to one worker, so that it is trained once."""
+    for item in items:
+        if "trained" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("trained"))
+
+
 @pytest.fixture
 def one_device(monkeypatch):
     """Runs on the first device; `monkeypatch.undo()` gives the others back."""
@@ -48,10 +62,11 @@ def images():
         labels = np.arange(n) % 2
         base = 90 + 70 * labels[:, None, None]
         pixels = np.clip(base + rng.normal(0, 40, (n, 32, 32)), 0, 255)
-        return mm.InMemorySplit(pixels.astype(np.uint8), labels)
+        return mm.LabelledImages(
+            pixels.astype(np.uint8), labels, ("dark", "bright"), name="blobs", synthetic=True
+        )
 
-    splits = {"train": split(20), "val": split(10), "test": split(9)}
-    return mm.Dataset("blobs", "random blobs", ("dark", "bright"), splits, synthetic=True)
+    return mm.Dataset({"train": split(20), "val": split(10), "test": split(9)})
 
 
 @pytest.fixture(scope="session")
@@ -63,10 +78,10 @@ def marked_images():
         marks = np.stack([np.arange(n) % 2, np.arange(n) // 2 % 2], axis=1).astype(np.float32)
         pixels = 90 + 70 * np.repeat(marks, 16, axis=1)[:, None, :] + rng.normal(0, 40, (n, 32, 32))
         marks[::5, 0] = marks[1::5, 1] = np.nan
-        return mm.InMemorySplit(np.clip(pixels, 0, 255).astype(np.uint8), marks)
+        pixels = np.clip(pixels, 0, 255).astype(np.uint8)
+        return mm.LabelledImages(pixels, marks, ("left", "right"), name="marks", synthetic=True)
 
-    splits = {"train": split(20), "val": split(10), "test": split(9)}
-    return mm.Dataset("marks", "random marks", ("left", "right"), splits, True, "multilabel")
+    return mm.Dataset({"train": split(20), "val": split(10), "test": split(9)})
 
 
 @pytest.fixture(scope="session")

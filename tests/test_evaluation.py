@@ -5,7 +5,7 @@ import pytest
 from scipy.special import expit
 from sklearn.metrics import accuracy_score, roc_auc_score
 
-from medmamba_jax.data import InMemorySplit
+from medmamba_jax.data import LabelledImages
 from medmamba_jax.evaluation import write_predictions
 from medmamba_jax.metrics import Outputs, measure
 
@@ -17,12 +17,12 @@ def table(tmp_path):
     """Returns a function (task, classes, labels, logits) -> rows of the file."""
 
     def table(task, classes, labels, logits):
-        split = InMemorySplit(np.zeros((len(labels), 4, 4), np.uint8), labels)
+        split = LabelledImages(np.zeros((len(labels), 4, 4), np.uint8), labels)
         outputs = Outputs(task, classes, split.labels, logits)
         write_predictions(tmp_path / "p.csv", split, outputs)
         with (tmp_path / "p.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
-        assert column(rows, "path") == [split.name(i) for i in range(len(labels))]
+        assert column(rows, "path") == [split.names[i] for i in range(len(labels))]
         return rows
 
     return table

@@ -35,15 +35,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags.FLAGS(["medmamba"])  # absl complains about warnings before its flags are parsed
     log_warnings()
     options = _parser(arguments).parse_args(arguments)
+    code = 0
     try:
         text = options.run(options)
+        if isinstance(text, tuple):  # with an exit code
+            text, code = text
     except MISTAKES as error:
         return fail(error)
     except NonFiniteLossError as error:
         return fail(error, code=1)
     if text:
         print(text)
-    return 0
+    return code
 
 
 _ACCESS = "and who may read and write it"

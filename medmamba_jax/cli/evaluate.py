@@ -6,7 +6,6 @@ from typing import Any
 
 from medmamba_jax.data import DataConfig
 from medmamba_jax.errors import UserError
-from medmamba_jax.predictor import BATCH_SIZE
 from medmamba_jax.runs import load_run
 from medmamba_jax.runs.workdir import MAY_CHANGE, flat
 
@@ -22,7 +21,9 @@ def add_evaluate(subcommands: Any) -> None:
         "evaluate", help="evaluate a run's best checkpoint on its val and test images"
     )
     parser.add_argument("run_folder", metavar="RUN", help="the run's folder, such as runs/xray")
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="images in a batch")
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="images in a batch; the run's own by default"
+    )
     for key in _SETTINGS:
         parser.add_argument(f"--{key}", metavar="VALUE", help="in place of the run's own setting")
     parser.set_defaults(run=evaluate)

@@ -83,9 +83,8 @@ def _evaluate(workdir: pathlib.Path) -> int:
     from medmamba_jax.runs import load_run
 
     typed = dict(config_flags.get_override_values(flags.FLAGS["config"]))
-    size = typed.pop("train.batch_size", None)
-    opened = load_run(workdir, **({} if size is None else {"batch_size": size}))
-    opened.evaluate(changes=typed)
+    batch_size = typed.pop("train.batch_size", None)
+    load_run(workdir, batch_size=batch_size).evaluate(changes=typed)
     return 0
 
 

@@ -3,15 +3,11 @@ from .build import SOURCES as SOURCES
 from .build import build_dataset as build_dataset
 from .config import DataConfig as DataConfig
 from .dataset import Dataset as Dataset
-from .dataset import InMemorySplit as InMemorySplit
-from .dataset import Split as Split
 from .images.preprocessing import Preprocessing as Preprocessing
+from .labelled_images import LabelledImages as LabelledImages
 from .own_data import OwnData as OwnData
-from .own_data import as_dataset as as_dataset
-from .own_data import as_labelled as as_labelled
 from .reading.loading import eval_batches as eval_batches
 from .reading.loading import steps_per_epoch as steps_per_epoch
 from .reading.loading import train_batches as train_batches
-from .sources.labelled_images import LabelledImages as LabelledImages
 from .sources.source import Source as Source
 from .splits.split_table import write_split_table as write_split_table

@@ -1,21 +1,30 @@
 """Builds a data set from the `data` section of the configuration; holds the table of sources."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
+from medmamba_jax.data.auditing.duplicates import Duplicates
+from medmamba_jax.data.auditing.fingerprints import Facts
+from medmamba_jax.data.auditing.unreadable import drop_unreadable, without_empty_classes
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.dataset import Dataset
+from medmamba_jax.data.first_pass import first_pass, keep_evaluated
 from medmamba_jax.data.images.decoding import IMAGE_SUFFIXES
-from medmamba_jax.data.images.preprocessing import ALL_FRAMES
+from medmamba_jax.data.images.preprocessing import ALL_FRAMES, Preprocessing
+from medmamba_jax.data.labelled_images import LabelledImages
+from medmamba_jax.data.own_data import OwnData, labelled
 from medmamba_jax.data.sources.csv_source import CSV
-from medmamba_jax.data.sources.frames import AllFrames
+from medmamba_jax.data.sources.frames import all_frames
 from medmamba_jax.data.sources.image_folder import IMAGE_FOLDER
-from medmamba_jax.data.sources.labelled_images import LabelledImages
 from medmamba_jax.data.sources.npz_source import NPZ
 from medmamba_jax.data.sources.phantom import PHANTOM
 from medmamba_jax.data.sources.source import Source
 from medmamba_jax.data.sources.tfds_source import PUBLIC
-from medmamba_jax.data.splits.as_configured import split_as_configured
+from medmamba_jax.data.split_names import SPLITS
+from medmamba_jax.data.splits.as_configured import as_found, split_as_configured, splits_anew
 from medmamba_jax.errors import UserError
 from medmamba_jax.sections import Section
 
@@ -31,27 +40,138 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def build_dataset(config: DataConfig) -> Dataset:
-    """Builds the data set that `config.path` or `config.name` points at.
+@dataclasses.dataclass(frozen=True)
+class Ready:
+    """Images that are ready to be read, and what the first pass found in them.
+
+    Attributes:
+        dataset: the images by split.
+        images: all images, also those that were dropped; `splits` is "" for these.
+        facts: the facts of `images`; None if they were not wanted.
+        duplicates: the equal images among them; None likewise.
+        split_here: whether the program made the splits.
+        cache: where pixels are kept, as text.
+    """
+
+    dataset: Dataset
+    images: LabelledImages
+    facts: Facts | None
+    duplicates: Duplicates | None
+    split_here: bool
+    cache: str
+
+
+def prepare(
+    config: DataConfig,
+    preprocessing: Preprocessing,
+    data: OwnData | None = None,
+    *,
+    keep: bool = True,
+) -> Ready:
+    """Finds the images, makes the first pass over them, and splits them.
+
+    Args:
+        config: the images and their splits; see `split_as_configured`.
+        preprocessing: how to decode and resize them.
+        data: images in place of those that the configuration points at: a data set, which keeps its
+            splits; labelled images, or an object of your own, which are split by the configuration;
+            or a dictionary of these under the names "train", "val" and "test", of which val or test
+            may be missing.
+        keep: whether to keep pixels in memory or on the disk, as `config.cache` says.
 
     Raises:
-        DataUnavailableError: the images have to be downloaded, and the download fails.
+        DataUnavailableError: the images have to be downloaded and the download fails, or a package
+            that reads them is missing.
         FileNotFoundError: a file or folder that the configuration names does not exist.
+        OSError: the cache cannot be written.
         UserError: no source recognises `config.path` or `config.name`, the configuration changes
-            a setting of another source, or the files do not make a data set.
+            a setting of another source, or the files or objects do not make a data set.
     """
-    dataset = split_as_configured(find_images(config), config)
-    if config.frame != ALL_FRAMES:
-        return dataset
-    splits = {name: AllFrames(split, config.window) for name, split in dataset.splits.items()}
-    return dataclasses.replace(dataset, splits=splits)
+    found = _found(config, data)
+    seen = first_pass(found, preprocessing, config, keep=keep)
+    facts = seen.facts
+    duplicates = None if facts is None or not config.audit else Duplicates.among(facts)
+    images = seen.images
+    used = np.arange(len(images))
+    if config.allow_unreadable and facts is not None and images.root is not None:
+        used = drop_unreadable(images, facts)
+    part = without_empty_classes(images.take(used), images)
+    if isinstance(data, Dataset):
+        rows = {name: np.flatnonzero(part.splits == name) for name in data.splits}
+        dataset = Dataset({name: part.take(of) for name, of in rows.items()})
+    else:
+        dataset = split_as_configured(
+            part, config, None if duplicates is None else duplicates.take(used)
+        )
+    splits = np.full(len(images), "", object)
+    for name, split in dataset.splits.items():
+        splits[split.places] = name
+    text = seen.text
+    if keep:
+        text = keep_evaluated(seen, dataset, config)
+    return Ready(
+        dataset,
+        dataclasses.replace(images, splits=splits),
+        facts,
+        duplicates,
+        split_here=not isinstance(data, Dataset) and splits_anew(found, config),
+        cache=text,
+    )
+
+
+def build_dataset(config: DataConfig, data: OwnData | None = None, *, channels: int = 3) -> Dataset:
+    """Finds and splits images as a run does; the result reads the images as their source has them.
+
+    Args:
+        config, data: as in `prepare`.
+        channels: the number of channels that the model reads.
+
+    Raises:
+        as `prepare`.
+    """
+    found = _found(config, data)
+    similar = config.audit and config.group_similar != "off" and found.groups is None
+    if not config.allow_unreadable and not (similar and splits_anew(found, config)):
+        return data if isinstance(data, Dataset) else split_as_configured(found, config)
+    preprocessing = Preprocessing.from_config(config, channels)
+    ready = prepare(config, preprocessing, data, keep=False)
+    return Dataset(
+        {
+            name: dataclasses.replace(split, images=found.images, places=found.places[split.places])
+            for name, split in ready.dataset.splits.items()
+        }
+    )
+
+
+def as_given(data: OwnData) -> Dataset:
+    """Returns images that a caller passes for evaluation, none of which is split off.
+
+    All images of a single object, or labelled images, are the split "test".
+    """
+    if isinstance(data, Dataset):
+        return data
+    found = labelled(data)
+    return Dataset({"test": found}) if found.splits is None else as_found(found)
+
+
+def _found(config: DataConfig, data: OwnData | None) -> LabelledImages:
+    if data is None:
+        return find_images(config)
+    if isinstance(data, Mapping) and (
+        "train" not in data or len(data) == 1 or not set(data) <= set(SPLITS)
+    ):
+        raise UserError(
+            f"data has the keys {list(data)}; it must have 'train', and 'val' or 'test' or both"
+        )
+    return labelled(data)
 
 
 def find_images(config: DataConfig) -> LabelledImages:
     """Finds the labelled images that the configuration points at; see `build_dataset`."""
     name = source_of(config)
     _require_defaults_elsewhere(config, name)
-    return SOURCES[name].find(config)
+    found = SOURCES[name].find(config)
+    return all_frames(found, config.window) if config.frame == ALL_FRAMES else found
 
 
 def source_of(config: DataConfig) -> str:

@@ -19,6 +19,8 @@ from medmamba_jax.data.reading.cache_places import CACHES
 from medmamba_jax.errors import UserError
 from medmamba_jax.sections import Section, is_integer, is_number
 
+GROUP_SIMILAR = ("near", "identical", "off")
+
 _CACHE_FOLDER = "~/.cache/medmamba-jax"
 _TFDS_FOLDER = "~/tensorflow_datasets"
 _MIN_PHANTOM_IMAGES = 30
@@ -206,6 +208,12 @@ class DataConfig(Section):
             It names the split of each image. "" means none.
         audit: check before training that every image can be read, and that no patient and no
             image is in two splits.
+        group_similar: which images stay in one split, where the program makes the splits and
+            patients are not known. "near": images with the same or nearly the same pixels.
+            "identical": images with the same pixels. "off": none; the run then only warns of
+            images with the same pixels in two splits.
+        allow_contradictions: warn of images with the same pixels and different labels, instead of
+            stopping.
         allow_overlap: warn of a patient or an image that is in two splits, instead of stopping.
             The configs of the paper's sets set it, because they use the published splits unchanged.
         allow_unreadable: drop image files that cannot be decoded, instead of stopping. It affects
@@ -242,6 +250,8 @@ class DataConfig(Section):
     fold: str = ""
     split_file: str = ""
     audit: bool = True
+    group_similar: str = "near"
+    allow_contradictions: bool = True
     allow_overlap: bool = False
     allow_unreadable: bool = False
     num_workers: int = 0
@@ -261,7 +271,8 @@ class DataConfig(Section):
                 self._require(field.name, is_one, f"a {field.type.__name__}")
         self._require_pixels()
         self._require_splits()
-        self._require_bool("audit", "allow_overlap", "allow_unreadable")
+        self._require_bool("audit", "allow_contradictions", "allow_overlap", "allow_unreadable")
+        self._require_one_of("group_similar", GROUP_SIMILAR)
         self._require("num_workers", is_integer(self.num_workers, 0), "an integer, 0 or more")
         self._require_one_of("cache", CACHES)
 

@@ -1,13 +1,8 @@
-"""Naming images in messages and tables."""
+"""Lists in messages."""
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from medmamba_jax.data.dataset import Dataset, Split
-
 _LISTED = 5
-_BETWEEN_CLASSES = "|"
 
 
 def listed(items: Sequence[object], count: int | None = None) -> str:
@@ -19,17 +14,3 @@ def listed(items: Sequence[object], count: int | None = None) -> str:
     """
     more = (len(items) if count is None else count) - _LISTED
     return "; ".join(map(str, items[:_LISTED])) + (f"; and {more} more" if more > 0 else "")
-
-
-def short_name(split: Split, row: int) -> str:
-    """Names an image without the folder that holds all images, because that folder may move."""
-    return getattr(split, "name", split.describe)(row)
-
-
-def label_name(dataset: Dataset, split: Split, row: int) -> str:
-    """Names the class of an image; in a multi-label set all its classes, with "|" between them."""
-    label = split.labels[row]
-    if dataset.task == "multilabel":
-        shown = np.flatnonzero(label == 1)
-        return _BETWEEN_CLASSES.join(dataset.class_names[k] for k in shown)
-    return dataset.class_names[label]

@@ -21,7 +21,8 @@ _SIGNS_OF_DAMAGE = (
     *(UnicodeDecodeError, json.JSONDecodeError, RecursionError),
     *(KeyError, TypeError, AttributeError),
 )
-FORMAT = 2  # a version of the package reads this format and all earlier ones
+CONTENT_FORMAT = 3  # from which on `images_sha256` tells the content of images
+FORMAT = 3  # a version of the package reads this format and all earlier ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +38,8 @@ class RunDescription:
             where the sigmoid of each does.
         best_metric: the validation metric that chooses the best checkpoint.
         dataset: name of the images.
-        images_sha256: split -> its `digest()`. It changes when images are added, removed, renamed
-            or split in another way. For files it covers path and size.
+        images_sha256: split -> its `digest()`. It changes when images are added, removed, changed
+            or split in another way.
         synthetic: whether a program drew the images.
         averaged: whether the evaluated parameters are the moving averages (`train.ema_decay`).
         format: the format of the file that this was read from.
@@ -107,6 +108,8 @@ class RunDescription:
                 )
             if written_in == 1:
                 values = _from_format_1(values)
+            if written_in < CONTENT_FORMAT:  # such runs split similar images like others
+                values["config"]["data"].setdefault("group_similar", "off")
             return cls._of(values, path, written_in)
         except _SIGNS_OF_DAMAGE as error:
             raise UserError(

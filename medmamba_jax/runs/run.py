@@ -13,12 +13,12 @@ from absl import logging
 from medmamba_jax.data import (
     DataConfig,
     Dataset,
+    LabelledImages,
     OwnData,
     Preprocessing,
-    as_labelled,
     build_dataset,
 )
-from medmamba_jax.data.dataset import Split
+from medmamba_jax.data.build import as_given
 from medmamba_jax.errors import UserError
 from medmamba_jax.evaluation import labelled_outputs, table, write_predictions
 from medmamba_jax.files import write_atomically
@@ -26,7 +26,7 @@ from medmamba_jax.interop import read_weights
 from medmamba_jax.metrics import measure
 from medmamba_jax.models import MedMambaConfig, abstract_model, split_model
 from medmamba_jax.parallel import DataParallel, is_first_host, say
-from medmamba_jax.predictor import BATCH_SIZE, Predictor
+from medmamba_jax.predictor import Predictor
 from medmamba_jax.runs.description import RunDescription
 from medmamba_jax.runs.store import CheckpointStore, restored_like
 from medmamba_jax.runs.workdir import CHECKPOINTS, MAY_CHANGE, differing_images
@@ -42,15 +42,19 @@ class Run:
     Attributes:
         workdir: the folder.
         description: what `run.json` says.
-        batch_size: images in a batch of `predictor` and `evaluate`.
+        batch_size: the most images in a batch of `predictor` and `evaluate`; None means that of
+            the run's validation.
     """
 
     def __init__(
-        self, workdir: pathlib.Path, description: RunDescription, batch_size: int = BATCH_SIZE
+        self, workdir: pathlib.Path, description: RunDescription, batch_size: int | None = None
     ):
         self.workdir = workdir
         self.description = description
-        self.batch_size = batch_size
+        # The size changes how sums are rounded. With the run's own, evaluation repeats the figures
+        # that training printed.
+        own = description.config["train"]["batch_size"]
+        self.batch_size = own if batch_size is None else batch_size
 
     @functools.cached_property
     def predictor(self) -> Predictor:
@@ -84,7 +88,7 @@ class Run:
         Args:
             data: images in place of the run's own, with the run's classes: a `Dataset`; an object
                 of your own, all of whose images are the split "test"; or such objects under the
-                names "val" and "test". `medmamba_jax.data.as_dataset` describes the objects.
+                names "val" and "test". `medmamba_jax.data.own_data.labelled` describes the objects.
             changes: settings in place of the run's, by their names in `MAY_CHANGE`.
 
         Returns:
@@ -96,7 +100,11 @@ class Run:
             UserError: a setting may not change, or the images are not the run's.
         """
         config = self._data_config(changes or {})
-        dataset = build_dataset(config) if data is None else as_labelled(data)
+        channels = self.description.preprocessing.channels
+        if data is None:
+            dataset = build_dataset(config, channels=channels)
+        else:
+            dataset = as_given(data)
         own_images = self._check(dataset, any_images=data is not None)
         return self.report(dataset, config.num_workers, write=own_images)
 
@@ -141,7 +149,10 @@ class Run:
         )
         evaluated = {k: v for k, v in run.images_sha256.items() if k in EVALUATED}
         differences = differing_images(
-            RunDescription(**{**vars(run), "images_sha256": evaluated}), now
+            self.workdir,
+            RunDescription(**{**vars(run), "images_sha256": evaluated}),
+            now,
+            splits,
         )
         same_classes = (dataset.task, dataset.class_names) == (run.task, run.class_names)
         if differences and not (any_images and same_classes):
@@ -178,16 +189,17 @@ class Run:
         return results
 
 
-def _evaluated(dataset: Dataset) -> dict[str, Split]:
+def _evaluated(dataset: Dataset) -> dict[str, LabelledImages]:
     return {name: dataset.splits[name] for name in EVALUATED if name in dataset.splits}
 
 
-def load_run(workdir: str | pathlib.Path, *, batch_size: int = BATCH_SIZE) -> Run:
+def load_run(workdir: str | pathlib.Path, *, batch_size: int | None = None) -> Run:
     """Opens a run's folder; the run may have been trained on any number of devices.
 
     Args:
         workdir: the folder. A run may be training there.
-        batch_size: the most images in a batch.
+        batch_size: the most images in a batch; None means the run's `train.batch_size`. The size
+            changes the last digits of results.
 
     Raises:
         FileNotFoundError: the folder holds no run.

@@ -1,25 +1,29 @@
 """A run's folder: the lock on it, and the settings that may change between two starts."""
 
+import csv
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from absl import logging
 
+from medmamba_jax.data import Dataset, LabelledImages
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import write_atomically
 from medmamba_jax.locking import Lock, hold
-from medmamba_jax.runs.description import RunDescription, plain
+from medmamba_jax.runs.description import CONTENT_FORMAT, RunDescription, plain
 
 CHECKPOINTS = "checkpoints"
 SPLIT_TABLE = "split.csv"
+DUPLICATES = "duplicates.csv"
 
 # Settings that may change between two starts of a run, and when a run is evaluated. Different
 # images, which some of these could bring, show in `RunDescription.images_sha256`.
 MAY_CHANGE = (
     *("data.path", "data.split_file", "data.public.data_dir", "data.public.manual_dir"),
     *("data.num_workers", "data.cache", "data.cache_dir", "data.audit", "data.allow_overlap"),
+    *("data.allow_contradictions", "data.group_similar"),
     *("train.epochs", "train.patience"),
 )
 
@@ -42,13 +46,17 @@ def hold_workdir(workdir: pathlib.Path) -> Lock:
 
 
 def check_same_run(
-    workdir: pathlib.Path, description: RunDescription, defaults: Mapping[str, Any]
+    workdir: pathlib.Path,
+    description: RunDescription,
+    dataset: Dataset,
+    defaults: Mapping[str, Any],
 ) -> None:
     """Checks that the run in a folder is the one described.
 
     Args:
         workdir: the run's folder.
         description: the run that is about to start there.
+        dataset: its images.
         defaults: the default configuration, for keys that the run's version did not have.
 
     Raises:
@@ -64,7 +72,7 @@ def check_same_run(
         json.loads(json.dumps(values, default=plain)) for values in (description.config, defaults)
     )
     differences = _differences(flat(defaults) | flat(old.config), flat(new))
-    differences += differing_images(old, description)
+    differences += differing_images(workdir, old, description, dataset.splits)
     if differences:
         raise UserError(
             f"{workdir} holds another run: {'; '.join(differences)}. Give another --workdir, "
@@ -80,13 +88,34 @@ def write_description(
     write_atomically(workdir / "versions.json", json.dumps(dict(versions), indent=2) + "\n")
 
 
-def differing_images(old: RunDescription, new: RunDescription) -> list[str]:
-    """Returns how the images of two descriptions differ, one phrase for each difference."""
+def differing_images(
+    workdir: pathlib.Path,
+    old: RunDescription,
+    new: RunDescription,
+    splits: Mapping[str, LabelledImages],
+) -> list[str]:
+    """Returns how the images of a run differ from those here, one phrase for each difference.
+
+    An earlier version has described the content of images in another way. Then only the names in
+    the run's table of splits are compared.
+
+    Args:
+        workdir: the run's folder.
+        old: the run there.
+        new: the same run with the images here.
+        splits: the images here.
+    """
     if old.task != new.task:
         return [f"the labels were {old.task}, are {new.task}"]
     if old.class_names != new.class_names:
         return [f"classes were {old.class_names}, are {new.class_names}"]
     before, now = old.images_sha256, new.images_sha256
+    if old.format < CONTENT_FORMAT:
+        logging.warning(
+            "an earlier version started the run in %s: its images are compared by name only",
+            workdir,
+        )
+        before, now = _names(workdir / SPLIT_TABLE, splits, before)
     return [
         *(f"there was no split {name!r}" for name in now if name not in before),
         *(f"the split {name!r} is missing" for name in before if name not in now),
@@ -96,6 +125,23 @@ def differing_images(old: RunDescription, new: RunDescription) -> list[str]:
             if name in now and now[name] != before[name]
         ),
     ]
+
+
+def _names(
+    table: pathlib.Path, splits: Mapping[str, LabelledImages], known: Iterable[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns split -> names of its files: those of the table, and those here."""
+    now = {
+        name: set(split.names if split.files is None else split.files)
+        for name, split in splits.items()
+    }
+    if not table.is_file():  # the first versions wrote none
+        return dict.fromkeys(known), dict.fromkeys(now)
+    before: dict[str, Any] = {name: set() for name in known}
+    with table.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        for row in csv.DictReader(file):
+            before.setdefault(row["split"], set()).add(row["path"])
+    return {name: before[name] for name in known}, now
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

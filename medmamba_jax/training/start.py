@@ -19,13 +19,12 @@ from medmamba_jax.data import (
     Dataset,
     OwnData,
     Preprocessing,
-    as_dataset,
     audit,
-    build_dataset,
     steps_per_epoch,
     write_split_table,
 )
-from medmamba_jax.data.reading.caching import cached, open_caches
+from medmamba_jax.data.auditing.duplicates import write_duplicates
+from medmamba_jax.data.build import Ready, prepare
 from medmamba_jax.data.reading.order import SAMPLERS, sampler_for
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import write_atomically
@@ -38,6 +37,7 @@ from medmamba_jax.runs.description import FILE
 from medmamba_jax.runs.store import restored_like
 from medmamba_jax.runs.workdir import (
     CHECKPOINTS,
+    DUPLICATES,
     SPLIT_TABLE,
     check_same_run,
     hold_workdir,
@@ -129,7 +129,7 @@ def start_run(
         config: the configuration, also as a config file returns it.
         workdir: the run's folder; it is created if it does not exist.
         data: images in place of those that `config.data` names: a `Dataset`, or objects of your
-            own, see `medmamba_jax.data.as_dataset`.
+            own, see `medmamba_jax.data.build.prepare`.
 
     Raises:
         DataUnavailableError, FileNotFoundError: there are no images.
@@ -141,7 +141,9 @@ def start_run(
     workdir = pathlib.Path(workdir).expanduser().resolve()
     require_writable(workdir)
     cache_compiled_programs()
-    if config.train.init_from and not pathlib.Path(config.train.init_from).exists():
+    # A run that has started no longer needs the trained model.
+    missing = config.train.init_from and not pathlib.Path(config.train.init_from).exists()
+    if missing and not (workdir / FILE).exists():
         raise FileNotFoundError(f"train.init_from: there is no {config.train.init_from}")
     parallel = DataParallel.over_all_devices()
     if config.train.batch_size % len(parallel.devices):
@@ -149,22 +151,28 @@ def start_run(
             f"train.batch_size = {config.train.batch_size} must be a multiple of the"
             f" {len(parallel.devices)} devices"
         )
-    dataset = build_dataset(config.data) if data is None else as_dataset(data, config.data)
+    channels = config.model.architecture(2).in_channels  # whatever the number of classes
+    ready = prepare(config.data, Preprocessing.from_config(config.data, channels), data)
+    dataset = ready.dataset
     description, best_text = describe(config, dataset)
     spec, loss_text = make_spec(config, dataset, description)
-    preprocessing, digests = description.preprocessing, description.images_sha256
     with contextlib.ExitStack() as open_files:
-        store = open_workdir(workdir, description, open_files)
-        behind_caches, caches = cached(dataset, preprocessing, config.data)
-        audit(dataset, preprocessing, config.data, digests=digests, say=say)
-        run = TrainingRun(config, workdir, behind_caches, description, parallel, spec)
+        store = open_workdir(workdir, description, dataset, open_files)
+        audit(
+            dataset,
+            ready.images,
+            ready.facts,
+            ready.duplicates,
+            config.data,
+            split_here=ready.split_here,
+            say=say,
+        )
+        run = TrainingRun(config, workdir, dataset, description, parallel, spec)
         run.store = store
         run.state, run.progress, report = first_state(run)
         if not run.is_finished:
-            on_first_host(functools.partial(write_records, run, report))
-            # Last, because the files may be large.
-            open_caches(run.dataset.splits.values())
-        say(plan(run, {"cache": caches, "loss": loss_text, "best by": best_text}))
+            on_first_host(functools.partial(write_records, run, ready, report))
+        say(plan(run, {"cache": ready.cache, "loss": loss_text, "best by": best_text}))
         if report is not None:
             say(report.text())
         run.open_files = open_files.pop_all()
@@ -192,7 +200,6 @@ def describe(config: Config, dataset: Dataset) -> tuple[RunDescription, str]:
         task=dataset.task,
         best_metric=best_metric,
         dataset=dataset.name,
-        # Last, because of objects of the caller's own this reads every image.
         images_sha256={name: split.digest() for name, split in dataset.splits.items()},
         synthetic=dataset.synthetic,
         averaged=config.train.ema_decay > 0,
@@ -229,7 +236,10 @@ def make_spec(
 
 
 def open_workdir(
-    workdir: pathlib.Path, description: RunDescription, open_files: contextlib.ExitStack
+    workdir: pathlib.Path,
+    description: RunDescription,
+    dataset: Dataset,
+    open_files: contextlib.ExitStack,
 ) -> CheckpointStore:
     """Locks the folder, opens its checkpoints, and checks that they are of this run.
 
@@ -242,7 +252,7 @@ def open_workdir(
     on_first_host(lambda: open_files.callback(hold_workdir(workdir).close))
     store = open_files.enter_context(CheckpointStore(workdir / CHECKPOINTS))
     if store.latest_epoch() is not None:
-        check_same_run(workdir, description, defaults=Config().to_dict())
+        check_same_run(workdir, description, dataset, defaults=Config().to_dict())
     return store
 
 
@@ -281,10 +291,12 @@ def first_state(run: TrainingRun) -> tuple[TrainState, Progress, Report | None]:
     return jax.jit(make, out_shardings=shardings)(loaded), Progress(), report
 
 
-def write_records(run: TrainingRun, report: Report | None) -> None:
+def write_records(run: TrainingRun, ready: Ready, report: Report | None) -> None:
     """Writes what describes the run into its folder."""
     write_description(run.workdir, run.description, versions())
     write_split_table(run.workdir / SPLIT_TABLE, run.dataset)
+    if ready.duplicates is not None:
+        write_duplicates(run.workdir / DUPLICATES, ready.images, ready.duplicates)
     if not run.progress.epoch:
         (run.workdir / "init_from.json").unlink(missing_ok=True)
     if report is not None:

@@ -18,7 +18,7 @@ def test_workdir_to_official_names(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     RunDescription(
-        config={},
+        config=mm.Config().to_dict(),
         model=config,
         preprocessing=mm.Preprocessing((32, 32), 1, "bilinear", (0.5,), (0.5,)),
         class_names=("a", "b", "c"),

@@ -13,7 +13,21 @@ import pytest
 from PIL import Image
 
 ROOT = pathlib.Path(__file__).parents[2]
-TINY = ["--config.data.phantom.images=40", "--config.train.epochs=2"]
+CONFIG = """
+import medmamba_jax as mm
+
+mm.VARIANTS["tiny"] = {"depths": (1, 1), "dims": (8, 16)}  # it compiles fast
+
+def get_config():
+    config = mm.default_config()
+    config.model.variant = "tiny"
+    config.data.name = "phantom"
+    config.data.image_size = 32
+    config.data.phantom.images = 40
+    config.train.batch_size = 8
+    config.train.epochs = 4
+    return config
+"""
 
 
 def command(*arguments):
@@ -150,12 +164,8 @@ def test_folder_of_images_from_training_to_evaluation(tmp_path):
 
 @pytest.mark.slow
 def test_killed_and_started_again_ends_as_if_never_killed(tmp_path):
-    options = [
-        *TINY,
-        "--config.data.image_size=32",
-        "--config.train.batch_size=8",
-        "--config.train.epochs=4",
-    ]
+    (tmp_path / "tiny.py").write_text(CONFIG)
+    options = ["--config=tiny.py"]
     straight = run(*options, "--workdir=straight", cwd=tmp_path)
     assert straight.returncode == 0, straight.stderr
 

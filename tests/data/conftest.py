@@ -44,7 +44,8 @@ def command():
 
     def command(*arguments):
         options = parser.parse_args([str(argument) for argument in arguments])
-        return options.run(options).splitlines()
+        printed = options.run(options)
+        return (printed if isinstance(printed, str) else printed[0]).splitlines()
 
     return command
 

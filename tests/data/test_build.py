@@ -6,7 +6,6 @@ import pytest
 from medmamba_jax.data import (
     SOURCES,
     DataConfig,
-    InMemorySplit,
     LabelledImages,
     Source,
     build_dataset,
@@ -47,7 +46,7 @@ def test_a_users_script_adds_a_source(tmp_path, monkeypatch):
     def find_h5(config):
         pixels = np.load(config.path)
         labels = np.arange(len(pixels)) % 2
-        return LabelledImages("x", "arrays", ("even", "odd"), InMemorySplit(pixels, labels))
+        return LabelledImages(pixels, labels, ("even", "odd"))
 
     def is_h5(config):
         return config.path.endswith(".h5")
@@ -60,7 +59,7 @@ def test_a_users_script_adds_a_source(tmp_path, monkeypatch):
         "test": 12,
     }
     found = {
-        split[i]["image"].tobytes(): split[i]["label"]
+        split.read(i).tobytes(): split.labels[i]
         for split in dataset.splits.values()
         for i in range(len(split))
     }

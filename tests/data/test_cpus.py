@@ -5,10 +5,10 @@ import time
 import numpy as np
 import pytest
 
-from medmamba_jax.data import InMemorySplit, Preprocessing
-from medmamba_jax.data.auditing.fingerprints import fingerprint
+from medmamba_jax.data import LabelledImages, Preprocessing
+from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.cpus import usable_cpus
-from medmamba_jax.data.reading.caching import DecodedImages, OnDisk
+from medmamba_jax.data.first_pass import first_pass
 
 
 @pytest.fixture
@@ -21,17 +21,19 @@ def one_cpu():
     os.sched_setaffinity(0, allowed)
 
 
-class Watching(InMemorySplit):
+class Watching:
     """Notes the threads that ask for images."""
 
     def __init__(self):
-        super().__init__(np.zeros((12, 32, 32), np.uint8), np.arange(12) % 2)
         self.threads = set()
 
-    def __getitem__(self, index):
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, place):
         self.threads.add(threading.get_ident())
         time.sleep(0.01)  # so that every thread gets something to do
-        return super().__getitem__(index)
+        return np.full((32, 32), place, np.uint8)
 
 
 def test_what_the_process_may_use_counts(one_cpu, monkeypatch):
@@ -49,20 +51,10 @@ def test_without_affinity_all_count(monkeypatch):
     assert usable_cpus() == 1
 
 
-def test_the_audit_decodes_on_these_only(one_cpu, monkeypatch):
+def test_the_first_pass_decodes_on_these_only(one_cpu, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    split = Watching()
-    fingerprint(split, Preprocessing((32, 32), 1, "bilinear", (0.5,), (0.5,)).decode)
-    assert len(split.threads) == 1
-
-
-def test_so_do_caches(one_cpu, monkeypatch, tmp_path):
-    class Written(DecodedImages):
-        def key(self):  # reads the files, and does not decode them
-            return "key"
-
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    split = Watching()
+    watching = Watching()
+    images = LabelledImages(watching, np.arange(12) % 2)
     preprocessing = Preprocessing((32, 32), 1, "bilinear", (0.5,), (0.5,))
-    OnDisk(Written(split, preprocessing, resized=True), tmp_path)[0]
-    assert len(split.threads) == 1
+    first_pass(images, preprocessing, DataConfig())
+    assert len(watching.threads) == 1

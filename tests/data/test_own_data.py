@@ -2,7 +2,11 @@ import numpy as np
 import pytest
 
 import medmamba_jax as mm
-from medmamba_jax.data import DataConfig, as_dataset
+from medmamba_jax.data import DataConfig, build_dataset
+
+
+def as_dataset(data, config):
+    return build_dataset(config, data)
 
 
 class Numbers:
@@ -28,10 +32,8 @@ class Grouped(Numbers):
 
 
 def test_a_data_set_is_returned_as_it_is():
-    split = mm.InMemorySplit(np.zeros((2, 8, 8), np.uint8), [0, 1])
-    dataset = mm.Dataset(
-        "own", "", ("a", "b"), dict.fromkeys(("train", "val", "test"), split), True
-    )
+    split = mm.LabelledImages(np.zeros((2, 8, 8), np.uint8), [0, 1])
+    dataset = mm.Dataset(dict.fromkeys(("train", "val", "test"), split))
     assert as_dataset(dataset, DataConfig()) is dataset
 
 
@@ -46,9 +48,8 @@ def test_an_object_is_split_by_the_configuration():
     seen = []
     for split in dataset.splits.values():
         for i in range(len(split)):
-            example = split[i]
-            seen.append(int(example["image"][0, 0]))
-            assert example["label"] == split.labels[i] == seen[-1] % 2
+            seen.append(int(split.read(i)[0, 0]))
+            assert split.labels[i] == seen[-1] % 2
             assert split.describe(i) == f"data[{seen[-1]}]"
     assert sorted(seen) == list(range(40))
     assert (
@@ -74,7 +75,7 @@ def test_weights_of_an_object_follow_its_images():
     for split in (*whole.splits.values(), *parts.splits.values()):
         assert split.weights.dtype == np.float32
         for i in range(len(split)):
-            assert split.weights[i] == int(split[i]["image"][0, 0]) + 1
+            assert split.weights[i] == int(split.read(i)[0, 0]) + 1
     assert as_dataset(Numbers(), DataConfig()).splits["train"].weights is None
 
 
@@ -87,7 +88,7 @@ def test_a_dictionary_of_objects_is_the_splits(val):
     assert [len(split) for split in dataset.splits.values()] == (
         [30, 6, 10] if val else [26, 4, 10]
     )
-    assert dataset.splits["test"][3]["image"][0, 0] == 103
+    assert dataset.splits["test"].read(3)[0, 0] == 103
     assert dataset.splits["test"].describe(3) == "data['test'][3]"
 
 
@@ -101,6 +102,6 @@ def test_labels_may_be_one_for_each_class():
 
     dataset = as_dataset(Many(), DataConfig())
     assert dataset.task == "multilabel"
-    assert dataset.splits["train"][0]["label"].dtype == np.float32
+    assert dataset.splits["train"].labels[0].dtype == np.float32
     known = sum(np.isfinite(split.labels).sum() for split in dataset.splits.values())
     assert known == 3 * 40 - 4

@@ -44,30 +44,27 @@ def training_pass(case):
     return result
 
 
-@pytest.mark.parametrize("name", [*WITH_ADAM, *OTHER_SMALL, T, *FULL_SIZE])
-def test_eval_logits(name):
-    case = golden(name)
-    logits = evaluate(case.model, case.images)
-    assert_close(logits, case.values["eval/logits"], 2e-5, "logits")
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def official_maps(graphdef, state, images):
-    """The embedded patches, and each stage's map after merging as the official `layers.{i}` is."""
+    """The embedded patches, each stage's map after merging as the official `layers.{i}` is, logits.
+
+    One program for all of them: compiling takes longer than running.
+    """
     model = nnx.merge(graphdef, state)
     maps = {"patch_embed": model.patch_embed(images)}
     for i, features in enumerate(model(images, features_only=True)):
         last = i == len(model.merges)
         maps[f"layers.{i}"] = features if last else model.merges[i](features)
-    return maps
+    return maps, model(images)
 
 
-@pytest.mark.parametrize("name", [*WITH_ADAM, *OTHER_SMALL, *slow(T), *FULL_SIZE])
-def test_maps_on_the_way(name):
+@pytest.mark.parametrize("name", [*WITH_ADAM, *OTHER_SMALL, T, *FULL_SIZE])
+def test_eval_logits_and_maps_on_the_way(name):
     case = golden(name)
     case.model.eval()
     expected = case.under("eval")
-    maps = official_maps(*nnx.split(case.model), case.images)
+    maps, logits = official_maps(*nnx.split(case.model), case.images)
+    assert_close(logits, case.values["eval/logits"], 2e-5, "logits")
     assert set(maps) == {key.split("/")[0] for key in expected} - {"logits"}
     for key, array in maps.items():
         array = np.asarray(array, np.float64)

@@ -55,9 +55,9 @@ def test_merging_undoes_ordering():
 
 
 def test_the_result_has_the_dtype_of_the_image(inputs):
-    expected = run(inputs)
+    expected = jax.jit(run)(inputs)
     half = {name: inputs[name].astype(jnp.bfloat16) for name in ("u", "dt", "B", "C")}
-    y = run({**inputs, **half})
+    y = jax.jit(run)({**inputs, **half})
     assert y.dtype == jnp.bfloat16
     # Four inputs and the result are rounded, each by 2**-9 of a value; twice the sum is allowed.
     assert_close(y.astype(jnp.float32), expected, 2 * 5 * 2.0**-9, "y")

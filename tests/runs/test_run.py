@@ -23,7 +23,7 @@ FORMAT_1 = pathlib.Path(__file__).parent / "run_format_1.tar.gz"
 
 @pytest.fixture
 def run(trained):
-    return mm.load_run(trained[0], batch_size=8)
+    return mm.load_run(trained[0])
 
 
 def test_evaluation_repeats_the_numbers_of_the_run_bit_for_bit(run, images, trained):
@@ -38,13 +38,13 @@ def test_probabilities_by_class_name_are_those_of_the_network(run, images):
     """Against the module called on arrays that NumPy prepares."""
     split = images.splits["test"]
     table = run.predictor.predict(split)
-    pixels = np.stack([split[i]["image"] for i in range(len(split))])
+    pixels = np.stack([split.read(i) for i in range(len(split))])
     inputs = (np.repeat(pixels[..., None], 3, -1) / 255 - 0.5) / 0.5
     logits = np.asarray(jax.jit(run.predictor.module())(inputs.astype(np.float32)))
     np.testing.assert_allclose(table, softmax(logits.astype(np.float64), axis=1), rtol=1e-5)
     assert table.shape == (9, 2)
 
-    one = run.predictor.predict(split[0]["image"])
+    one = run.predictor.predict(split.read(0))
     assert list(one) == ["dark", "bright"] == list(run.description.class_names)
     np.testing.assert_allclose(list(one.values()), table[0], rtol=1e-5)
 
@@ -107,10 +107,15 @@ def test_evaluation_takes_only_what_may_change(run, images):
 
 
 def test_labels_of_another_task_or_other_classes(run, images):
-    marks = mm.InMemorySplit(np.zeros((4, 32, 32), np.uint8), np.zeros((4, 2), np.float32))
+    marks = mm.LabelledImages(np.zeros((4, 32, 32), np.uint8), np.zeros((4, 2), np.float32))
     with pytest.raises(mm.UserError, match="for multiclass labels, and the images have multilabel"):
         mm.evaluate(run.predictor, marks)
-    others = dataclasses.replace(images, class_names=("light", "dark"))
+    others = mm.Dataset(
+        {
+            name: dataclasses.replace(split, class_names=("light", "dark"))
+            for name, split in images.splits.items()
+        }
+    )
     with pytest.raises(mm.UserError, match=r"classes were \('dark', 'bright'\), are"):
         run.evaluate(others)
 
@@ -180,7 +185,7 @@ def test_a_run_of_format_1_is_evaluated_as_it_was_then(images, tmp_path):
         archive.extractall(tmp_path, filter="data")
     expected = json.loads((tmp_path / "results" / "val.json").read_text())
     assert "format" not in json.loads((tmp_path / FILE).read_text())
-    found = mm.load_run(tmp_path, batch_size=8).evaluate(images)["val"]
+    found = mm.load_run(tmp_path).evaluate(images)["val"]
     for key in ("accuracy", "auc", "loss", "f1", "confusion_matrix", "num_examples"):
         np.testing.assert_allclose(found[key], expected[key], rtol=1e-5, err_msg=key)
     written = json.loads((tmp_path / "results" / "val.json").read_text())
@@ -209,7 +214,7 @@ def test_own_objects_are_evaluated_whole(run, images):
 def test_labels_that_name_no_class(run):
     pixels = np.zeros((4, 32, 32), np.uint8)
     with pytest.raises(mm.UserError, match="run from 0 to 2"):
-        mm.evaluate(run.predictor, mm.InMemorySplit(pixels, [0, 1, 2, 0]))
+        mm.evaluate(run.predictor, mm.LabelledImages(pixels, [0, 1, 2, 0]))
 
 
 def test_weights_that_are_nowhere(tmp_path):

@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 from medmamba_jax.locking import hold
@@ -41,7 +40,8 @@ def recorded(self, batch):
 
 DataParallel.put_batch = recorded
 config = mm.default_config()
-config.model.variant, config.data.image_size = "medmamba_nano", 32
+mm.VARIANTS["tiny"] = {"depths": (1, 1), "dims": (8, 16)}  # it compiles fast
+config.model.variant, config.data.image_size = "tiny", 32
 config.train.batch_size, config.train.epochs = 8, 2
 config.data.cache_dir = f"{folder}/cache"
 results = mm.train(config, f"{folder}/run", data=Discs())
@@ -93,20 +93,14 @@ def test_two_hosts_train_as_one_with_two_devices(tmp_path):
     assert steps == [len(alone["seen"])] * 2
     for one, other, both in zip(hosts[0]["seen"], hosts[1]["seen"], alone["seen"], strict=True):
         assert len(one) == len(other) == 4
-        assert sorted(one + other) == sorted(both)
+        assert one + other == both
     first_epoch = alone["seen"][:4]
     assert len({image for batch in first_epoch for image in batch}) == 4 * 8  # none is read twice
 
-    assert hosts[0]["results"] == hosts[1]["results"]
-    for split in ("val", "test"):
-        for key in ("accuracy", "auc", "loss"):
-            np.testing.assert_allclose(
-                hosts[0]["results"][split][key], alone["results"][split][key], rtol=1e-3
-            )
-    written = [read_predictions(tmp_path / name) for name in ("one", "two")]
-    assert [row[:2] for row in written[0]] == [row[:2] for row in written[1]]  # path and label
-    p = [np.array([row[3:] for row in rows[1:]], float) for rows in written]
-    np.testing.assert_allclose(*p, rtol=0.01)
+    # Each device computes the same as before, and a sum over two devices has one order.
+    assert hosts[0]["results"] == hosts[1]["results"] == alone["results"]
+    one, two = (read_predictions(tmp_path / name) for name in ("one", "two"))
+    assert one == two
     assert "epoch 2/2" in printed[0] and "epoch" not in printed[1]
     assert len((tmp_path / "two/run/metrics.jsonl").read_text().splitlines()) == 2
 

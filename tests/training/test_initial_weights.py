@@ -77,7 +77,7 @@ def test_on_other_classes_the_features_are_the_runs_and_only_the_head_is_new(
     config, images, trained, tmp_path
 ):
     others = with_classes(images, "benign", "malignant")
-    old = mm.load_run(trained[0], batch_size=8).predictor
+    old = mm.load_run(trained[0]).predictor
     with mm.start_run(config(init_from=str(trained[0])), tmp_path / "new", others) as run:
         new = run.predictor()
         features = new.features(images.splits["val"])

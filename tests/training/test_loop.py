@@ -88,7 +88,7 @@ def test_what_a_run_leaves_behind(config, images, tmp_path, capsys, one_trace_ea
     assert "SYNTHETIC" in printed and f"{parameters:,}" in printed and "'chunked'" in printed
     assert printed.index("compiling") < printed.index("epoch 1/2")
 
-    assert mm.load_run(tmp_path, batch_size=8).evaluate(images) == results
+    assert mm.load_run(tmp_path).evaluate(images) == results
 
 
 @pytest.mark.slow
@@ -167,23 +167,24 @@ def test_multilabel_from_training_to_evaluation(config, marked_images, tmp_path,
     assert [row["num_known"] for row in best["per_class"].values()] == known.sum(0).tolist()
     assert json.loads((tmp_path / "results" / "test.json").read_text()) == results["test"]
 
-    run = mm.load_run(tmp_path, batch_size=8)
+    run = mm.load_run(tmp_path)
     assert (run.description.task, run.description.class_names) == ("multilabel", ("left", "right"))
     assert run.evaluate(marked_images) == results
     with mm.start_run(config(epochs=3, **options), tmp_path, marked_images) as longer:
         assert longer.progress.epoch == 2 and longer.state.step == rows[-1]["step"]
         assert longer.progress.best_values["auc"] == best["auc"]
 
-    classes = mm.InMemorySplit(np.zeros((9, 32, 32), np.uint8), np.arange(9) % 2)
-    others = dict.fromkeys(("train", "val", "test"), classes)
-    others = dataclasses.replace(marked_images, splits=others, task="multiclass")
+    classes = mm.LabelledImages(
+        np.zeros((9, 32, 32), np.uint8), np.arange(9) % 2, marked_images.class_names
+    )
+    others = mm.Dataset(dict.fromkeys(("train", "val", "test"), classes))
     with pytest.raises(mm.UserError, match="the labels were multilabel, are multiclass"):
         run.evaluate(others)
 
 
 def test_the_sampler_of_the_configuration_draws_the_images(config, images, tmp_path):
     labels = [0] * 16 + [1] * 4
-    train = mm.InMemorySplit(np.zeros((20, 32, 32), np.uint8), labels)
+    train = dataclasses.replace(images.splits["train"], labels=labels)
     uneven = dataclasses.replace(images, splits=images.splits | {"train": train})
     with mm.start_run(config(sampler="balanced"), tmp_path, uneven) as run:
         run.progress = Progress(1, 1)
@@ -194,8 +195,7 @@ def test_the_sampler_of_the_configuration_draws_the_images(config, images, tmp_p
 @pytest.mark.slow
 def test_image_weights_change_training_and_are_told(config, images, trained, tmp_path, capsys):
     train = images.splits["train"]
-    pixels = [train[i]["image"] for i in range(20)]
-    train = mm.InMemorySplit(pixels, train.labels, weights=np.where(np.arange(20) % 2, 0.25, 8))
+    train = dataclasses.replace(train, weights=np.where(np.arange(20) % 2, 0.25, 8))
     weighted = dataclasses.replace(images, splits=images.splits | {"train": train})
     mm.train(config(epochs=1), tmp_path, weighted)
     assert "weights     of images, in training: 0.25..8\n" in capsys.readouterr().out
@@ -211,7 +211,8 @@ def test_another_config_may_not_take_the_workdir(config, images, run_of_two_epoc
 
 @pytest.mark.parametrize("count", [8, 9])  # fewer, and other pixels with the same labels
 def test_other_images_may_not_take_the_workdir(config, images, run_of_two_epochs, count):
-    other = mm.InMemorySplit(np.zeros((count, 32, 32), np.uint8), np.arange(count) % 2)
+    pixels = np.zeros((count, 32, 32), np.uint8)
+    other = mm.LabelledImages(pixels, np.arange(count) % 2, images.class_names)
     changed = dataclasses.replace(images, splits=images.splits | {"test": other})
     with pytest.raises(ValueError, match="images of split 'test' changed"):
         mm.train(config(epochs=3), run_of_two_epochs, changed)
@@ -238,7 +239,7 @@ def test_missing_split_and_single_class_validation(config, images, tmp_path):
     splits = {name: split for name, split in images.splits.items() if name != "val"}
     with pytest.raises(ValueError, match="lacks the split 'val'"):
         mm.train(config(), tmp_path, dataclasses.replace(images, splits=splits))
-    one = mm.InMemorySplit(np.zeros((4, 32, 32), np.uint8), [1, 1, 1, 1])
+    one = mm.LabelledImages(np.zeros((4, 32, 32), np.uint8), [1, 1, 1, 1], images.class_names)
     with pytest.raises(ValueError, match="two classes in the validation split"):
         mm.train(
             config(), tmp_path, dataclasses.replace(images, splits=images.splits | {"val": one})
@@ -249,7 +250,7 @@ def test_without_a_test_split_val_is_reported(config, images, tmp_path, capsys, 
     splits = {name: images.splits[name] for name in ("train", "val")}
     dataset = dataclasses.replace(images, splits=splits)
     results = mm.train(config(epochs=1), tmp_path, dataset)
-    run = mm.load_run(tmp_path, batch_size=8)
+    run = mm.load_run(tmp_path)
     assert list(results) == ["val"] and run.evaluate(dataset) == results
     written = {path.name for path in (tmp_path / "results").iterdir()}
     assert written == {"val.json", "val_predictions.csv"}
@@ -339,7 +340,7 @@ def test_the_moving_average_is_saved_continued_and_evaluated(config, images, tmp
     mm.train(config(epochs=1, **options), stopped, images)
     mm.train(config(epochs=2, **options), stopped, images)
     assert losses(straight) == losses(stopped)
-    run = mm.load_run(straight, batch_size=8)
+    run = mm.load_run(straight)
     assert run.evaluate(images) == results
     with CheckpointStore(straight / "checkpoints") as store:
         epoch = store.best_epoch()

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from medmamba_jax.data import Dataset, InMemorySplit
+from medmamba_jax.data import Dataset, LabelledImages
 from medmamba_jax.data.reading.order import sampler_for
 from medmamba_jax.errors import UserError
 from medmamba_jax.metrics import METRICS
@@ -16,17 +16,15 @@ from medmamba_jax.training.selection import advance, choose_best_metric, is_fini
 NAN = float("nan")
 
 
-def split(labels):
-    return InMemorySplit(np.zeros((len(labels), 8, 8), np.uint8), labels)
+def split(labels, count):
+    pixels = np.zeros((len(labels), 8, 8), np.uint8)
+    return LabelledImages(pixels, labels, tuple("abcdef"[:count]))
 
 
 def dataset(train, val=None):
     val = train if val is None else val
-    splits = {"train": split(train), "val": split(val), "test": split(val)}
-    multilabel = splits["train"].labels.ndim == 2
-    task = "multilabel" if multilabel else "multiclass"
-    count = splits["train"].labels.shape[1] if multilabel else int(max(train)) + 1
-    return Dataset("own", "by hand", tuple("abcdef"[:count]), splits, synthetic=True, task=task)
+    count = int(max(train)) + 1 if np.ndim(train) == 1 else np.shape(train)[1]
+    return Dataset({"train": split(train, count), "val": split(val, count)})
 
 
 CLASSES = dataset([0] * 9 + [1] * 3 + [2] * 4)

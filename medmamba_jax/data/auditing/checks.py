@@ -1,88 +1,85 @@
 """Checks of the images before training. They find errors that make a medical result wrong."""
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from absl import logging
 
-from medmamba_jax.data.auditing.findings import VERSION, Findings
-from medmamba_jax.data.auditing.overlaps import (
-    identical_images,
-    image_sizes,
-    near_images,
-    shared_groups,
-    unreadable_images,
-)
+from medmamba_jax.data.auditing.duplicates import Duplicates
+from medmamba_jax.data.auditing.fingerprints import Facts
 from medmamba_jax.data.config import DataConfig
-from medmamba_jax.data.dataset import Dataset, Split
-from medmamba_jax.data.images.decoders import decoder_versions
-from medmamba_jax.data.images.preprocessing import Preprocessing
+from medmamba_jax.data.dataset import Dataset
+from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.naming import listed
-from medmamba_jax.data.sources.frames import AllFrames
-from medmamba_jax.data.sources.labelled_files import FileSplit
+from medmamba_jax.data.split_names import SPLITS
 from medmamba_jax.errors import UserError
 
 _ALLOW = "or set data.allow_overlap=True to go on with a warning"
+_CHECKED = "damaged images, for patients or images in two splits, and for equal images"
 
 
 def audit(
     dataset: Dataset,
-    preprocessing: Preprocessing,
+    images: LabelledImages,
+    facts: Facts | None,
+    duplicates: Duplicates | None,
     config: DataConfig,
     *,
-    digests: Mapping[str, str],
+    split_here: bool,
     say: Callable[[str], None],
 ) -> None:
     """Checks that splits are disjoint and that every image can be read.
 
-    The audit compares the groups of the splits, and decodes every image once, in threads. It does
-    not read synthetic images, because they are all different. If `config.audit` is False, the audit
-    neither compares groups nor reads images, and reports this in a line.
-
-    It saves its findings in `config.cache_folder`, so that the next run with the same images does
-    not decode them again. The versions of the audit and of the decoders, the preprocessing, and the
-    content of the images determine the name of the file. The audit does not save findings with
-    unreadable images.
+    It reads no image: the first pass has found the facts. If `config.audit` is False, the audit
+    only checks the classes of the splits, and reports in a line what it did not check.
 
     The audit raises an error for an empty split, an image that cannot be decoded, and a training
     set of one class. It also raises an error for a group in two splits, and for images in two
-    splits with the same pixels; with `config.allow_overlap` it only warns of these two.
+    splits with the same pixels; with `config.allow_overlap` it only warns of these two. Images with
+    the same pixels and different labels are a warning that lists all of them, or an error if
+    `config.allow_contradictions` is False.
 
     It warns of nearly equal images in two splits, equal images in one split, a class without images
     in a split, a missing test split, and a multi-label set whose images show one class each. If
     `data.window` is "auto", it also warns of a set in which only some DICOM images have a window.
 
     Args:
-        dataset: the images.
-        preprocessing: how to decode them.
-        config: which checks to make, whether overlap is allowed, and where to save findings.
-        digests: split name -> digest of the split.
+        dataset: the images by split.
+        images: all images with their splits, "" for those in no split.
+        facts: the facts of `images`; None if the first pass did not look for them.
+        duplicates: the equal images among them.
+        config: which checks to make, and what is allowed.
+        split_here: whether the program made the splits.
         say: function that prints or logs a line that is neither an error nor a warning.
 
     Raises:
-        DataUnavailableError: a package that reads the images is missing.
         UserError: one of the errors above; the message names the files and groups.
     """
     _check_splits(dataset)
     if not config.audit:
-        say(
-            "data.audit is False: nothing was checked for damaged images, and for patients or"
-            " images in two splits"
-        )
+        say(f"data.audit is False: nothing was checked for {_CHECKED}")
         return
     _check_groups(dataset, config.allow_overlap)
-    if not dataset.synthetic:
-        findings = _findings(dataset, preprocessing, config, digests, say)
-        _check_images(dataset, findings, config.allow_overlap)
-        if preprocessing.window == "auto" and all(findings.windows):
-            logging.warning(
-                "%d DICOM images name no window and %d name one, so that their contrasts differ:"
-                " set data.window to LOW,HIGH for all",
-                *findings.windows,
-            )
-        say(f"all {_total(dataset):,} images can be read, {image_sizes(findings)}")
+    if facts is None or duplicates is None:
+        return
+    used = np.flatnonzero(images.splits != "")
+    problems = unreadable_images(images, facts, used)
+    if problems:
+        raise UserError(
+            f"{len(problems)} of {len(used)} images cannot be read: {listed(problems)}. Replace or"
+            " remove them, or let data.allow_unreadable drop damaged files"
+        )
+    separate = config.group_similar == "off" and split_here
+    _check_duplicates(images, duplicates, config.allow_overlap or separate)
+    _check_contradictions(images, duplicates, config.allow_contradictions)
+    windows = [int((facts.of["window"][used] == kind).sum()) for kind in (0, 1)]
+    if config.window == "auto" and all(windows):
+        logging.warning(
+            "%d DICOM images name no window and %d name one, so that their contrasts differ: set"
+            " data.window to LOW,HIGH for all",
+            *windows,
+        )
+    say(f"all {len(used):,} images can be read, {image_sizes(facts.take(used))}")
 
 
 def _check_splits(dataset: Dataset) -> None:
@@ -100,7 +97,7 @@ def _check_splits(dataset: Dataset) -> None:
             f"train has images of one class only: {dataset.counts()['train']}; add images of the"
             " others"
         )
-    if dataset.task == "multilabel" and all(_one_hot(split) for split in dataset.splits.values()):
+    if dataset.task == "multilabel" and all(map(_one_hot, dataset.splits.values())):
         logging.warning(
             "every image shows exactly one class: if that is always so, give each image one label"
             " instead of %d, and the set becomes a multi-class set",
@@ -112,7 +109,7 @@ def _check_splits(dataset: Dataset) -> None:
             logging.warning("no image of %s shows %s", name, listed(lacking))
 
 
-def _one_hot(split: Split) -> bool:
+def _one_hot(split: LabelledImages) -> bool:
     return split.labels.shape[1] > 1 and bool((split.labels.sum(1) == 1).all())
 
 
@@ -127,14 +124,8 @@ def _check_groups(dataset: Dataset, allowed: bool) -> None:
         )
 
 
-def _check_images(dataset: Dataset, findings: Findings, allowed: bool) -> None:
-    problems = unreadable_images(dataset, findings)
-    if problems:
-        raise UserError(
-            f"{len(problems)} of {_total(dataset)} images cannot be read: {listed(problems)}."
-            " Replace or remove them, or let data.allow_unreadable drop damaged files"
-        )
-    across, within = identical_images(dataset, findings)
+def _check_duplicates(images: LabelledImages, duplicates: Duplicates, allowed: bool) -> None:
+    across, within = identical_images(images, duplicates)
     if across:
         _refuse(
             f"the same pixels are in more than one split, {_times(len(across))}: {listed(across)}",
@@ -146,12 +137,26 @@ def _check_images(dataset: Dataset, findings: Findings, allowed: bool) -> None:
         logging.warning(
             "the same pixels are in one split again, %s: %s", _times(len(within)), listed(within)
         )
-    if findings.near:
+    near = near_images(images, duplicates)
+    if near:
         logging.warning(
             "nearly the same pixels are in two splits, %s: %s. Are they of one patient?",
-            _times(findings.num_near),
-            listed(near_images(dataset, findings), findings.num_near),
+            _times(len(near)),
+            listed(near),
         )
+
+
+def _check_contradictions(images: LabelledImages, duplicates: Duplicates, allowed: bool) -> None:
+    found = contradictions(images, duplicates)
+    if not found:
+        return
+    text = f"images with the same pixels have different labels, {_times(len(found))}"
+    if not allowed:
+        raise UserError(
+            f"{text}: {listed(found)}. Correct the labels, or leave these images out, or set"
+            " data.allow_contradictions=True"
+        )
+    logging.warning("%s: %s", text, "; ".join(found))
 
 
 def _refuse(problem: str, remedy: str, allowed: bool) -> None:
@@ -160,37 +165,103 @@ def _refuse(problem: str, remedy: str, allowed: bool) -> None:
     logging.warning("%s. Results on such a split are too good", problem)
 
 
-def _findings(
-    dataset: Dataset,
-    preprocessing: Preprocessing,
-    config: DataConfig,
-    digests: Mapping[str, str],
-    say: Callable[[str], None],
-) -> Findings:
-    splits = dataset.splits
-    # The digest of a file covers only its name and size. Another image may have the same ones.
-    files = [split.files if isinstance(split, AllFrames) else split for split in splits.values()]
-    contents = [split.contents() for split in files if isinstance(split, FileSplit)]
-    state = [VERSION, decoder_versions(), preprocessing.to_dict(), digests, contents]
-    key = hashlib.sha256(json.dumps(state).encode()).hexdigest()
-    path = config.cache_folder / "audit" / f"{key[:32]}.json"
-    findings = Findings.read(path, key)
-    if findings is None:
-        say(f"checking {_total(dataset):,} images for damage and overlap ...")
-        findings = Findings.of(splits, preprocessing.decode, preprocessing.frame)
-        if not findings.unreadable:
-            try:
-                findings.write(path, key)
-            except OSError as error:
-                logging.warning(
-                    "%s could not be written (%s): every run checks all images again", path, error
-                )
-    return findings
-
-
 def _times(count: int) -> str:
     return "once" if count == 1 else f"{count:,} times"
 
 
-def _total(dataset: Dataset) -> int:
-    return sum(map(len, dataset.splits.values()))
+def shared_groups(dataset: Dataset) -> list[str]:
+    """Names the groups that are in more than one split, and one image of each such split."""
+    first: dict[str, dict[str, int]] = {}  # group -> split -> its first row there
+    for name, split in dataset.splits.items():
+        if split.groups is not None:
+            groups, rows = np.unique(split.groups, return_index=True)
+            for group, row in zip(groups.tolist(), rows.tolist(), strict=True):
+                first.setdefault(group, {})[name] = row
+    return [
+        f"{group!r} ("
+        + " and ".join(f"{dataset.splits[name].names[row]} in {name}" for name, row in of.items())
+        + ")"
+        for group, of in first.items()
+        if len(of) > 1
+    ]
+
+
+def identical_images(images: LabelledImages, duplicates: Duplicates) -> tuple[list[str], list[str]]:
+    """Names the sets of equal images in more than one split, and those within one split.
+
+    If the images of a set have different classes, the text names the classes, too.
+    """
+    across: list[str] = []
+    within: list[str] = []
+    for rows in _sets(images, duplicates):
+        text = " = ".join(_named(images, rows)) + _classes(images, rows)
+        (across if len({_split(images, row) for row in rows}) > 1 else within).append(text)
+    return across, within
+
+
+def contradictions(images: LabelledImages, duplicates: Duplicates) -> list[str]:
+    """Names the sets of equal images that have different labels."""
+    return [
+        " = ".join(_named(images, rows)) + classes
+        for rows in _sets(images, duplicates)
+        if (classes := _classes(images, rows))
+    ]
+
+
+def near_images(images: LabelledImages, duplicates: Duplicates) -> list[str]:
+    """Names the pairs of nearly equal images in two splits."""
+    return [
+        " ~ ".join(_named(images, _in_order(images, pair)))
+        for pair in duplicates.near.tolist()
+        if len(splits := {_split(images, row) for row in pair}) > 1 and "" not in splits
+    ]
+
+
+def unreadable_images(
+    images: LabelledImages, facts: Facts, rows: Iterable[int] | None = None
+) -> list[str]:
+    """Names the images that cannot be decoded, and the reasons."""
+    wanted = facts.problems.keys() if rows is None else facts.problems.keys() & set(rows)
+    return [f"{images.describe(row)} ({facts.problems[row]})" for row in sorted(wanted)]
+
+
+def image_sizes(facts: Facts) -> str:
+    """Returns the size of the images as text, or the range of their sizes."""
+    sizes = np.unique(facts.of["size"][facts.readable], axis=0).tolist()
+    if not sizes:
+        return "of no size"
+    sizes.sort(key=lambda size: size[0] * size[1])
+    smallest, largest = (f"{width}x{height}" for width, height in (sizes[0], sizes[-1]))
+    if len(sizes) == 1:
+        return f"{smallest} px"
+    return f"of {len(sizes)} sizes from {smallest} to {largest} px"
+
+
+def _sets(images: LabelledImages, duplicates: Duplicates) -> list[list[int]]:
+    """Returns the rows of the sets of equal images, those of train first, of none in no split."""
+    used = ([row for row in rows.tolist() if _split(images, row)] for rows in duplicates.sets())
+    found = [_in_order(images, rows) for rows in used if len(rows) > 1]
+    return sorted(found, key=lambda rows: _place(images, rows[0]))
+
+
+def _in_order(images: LabelledImages, rows: Sequence[int]) -> list[int]:
+    """Sorts rows by split: train comes first."""
+    return sorted(rows, key=lambda row: _place(images, row))
+
+
+def _place(images: LabelledImages, row: int) -> tuple[int, int]:
+    split = _split(images, row)
+    return (SPLITS.index(split) if split in SPLITS else len(SPLITS), row)
+
+
+def _split(images: LabelledImages, row: int) -> str:
+    return "all" if images.splits is None else images.splits[row]
+
+
+def _named(images: LabelledImages, rows: Sequence[int]) -> list[str]:
+    return [f"{images.names[row]} in {_split(images, row)}" for row in rows]
+
+
+def _classes(images: LabelledImages, rows: Sequence[int]) -> str:
+    classes = dict.fromkeys(images.label_name(row) for row in rows)
+    return f" (labelled {', '.join(map(repr, classes))})" if len(classes) > 1 else ""

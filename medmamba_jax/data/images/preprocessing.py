@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from PIL import Image
 
-from medmamba_jax.data.dataset import Split
 from medmamba_jax.data.images.augmentation import Transform, unchanged
 from medmamba_jax.data.images.decoding import count_frames, open_image
 from medmamba_jax.data.images.planes import from_planes, to_planes
 from medmamba_jax.data.images.windowing import Window, parse_window
+from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.errors import UserError
 from medmamba_jax.sections import Section
 
@@ -149,12 +149,12 @@ class Preprocessing(Section):
                 return image
         frame = self.frame
         if frame == ALL_FRAMES:
-            # A split of a data set returns single frames (`AllFrames`), so the caller passed this
+            # Labelled images are single frames (`all_frames`), so the caller passed this
             # file directly.
             if isinstance(image, bytes) and (frames := count_frames(image)) > 1:
                 raise UserError(
                     f"the file holds {frames} frames, and by data.frame each frame is a separate"
-                    " image: divide the file by medmamba_jax.data.sources.frames.AllFrames"
+                    " image: divide the file by medmamba_jax.data.sources.frames.all_frames"
                 )
             frame = 0
         opened = open_image(image, window=self.window, frame=frame)
@@ -201,19 +201,19 @@ class Preprocessing(Section):
         )
 
 
-def decoded(
-    split: Split, index: int, preprocessing: Preprocessing
-) -> tuple[np.ndarray, int | np.ndarray]:
-    """Reads and decodes an image of a split.
+class _NamedError(UserError):
+    """An image cannot be decoded; the message names it already."""
 
-    Returns:
-        uint8 (h, w, channels) at the image's own size, and its label.
+
+def decoded(split: LabelledImages, index: int, preprocessing: Preprocessing) -> np.ndarray:
+    """Reads and decodes an image; returns uint8 (h, w, channels).
 
     Raises:
         UserError: the image cannot be decoded; the message names it.
     """
-    example = split[index]
     try:
-        return preprocessing.decode(example["image"]), example["label"]
+        return preprocessing.decode(split.read(index))
+    except _NamedError:
+        raise
     except ValueError as error:
-        raise UserError(f"{split.describe(index)}: {error}") from error
+        raise _NamedError(f"{split.describe(index)}: {error}") from error

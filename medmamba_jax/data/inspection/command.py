@@ -1,6 +1,7 @@
 """The subcommand `medmamba inspect`, which describes the images of a data set."""
 
 import argparse
+import csv
 import dataclasses
 import io
 from collections import Counter
@@ -8,31 +9,38 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from medmamba_jax.data.auditing.findings import Findings
-from medmamba_jax.data.auditing.overlaps import (
+from medmamba_jax.data.auditing.checks import (
+    contradictions,
     identical_images,
     image_sizes,
     near_images,
     shared_groups,
     unreadable_images,
 )
+from medmamba_jax.data.auditing.duplicates import Duplicates, write_duplicates
+from medmamba_jax.data.auditing.fingerprints import Facts
 from medmamba_jax.data.build import find_images, source_of
 from medmamba_jax.data.config import CsvConfig, DataConfig, FolderConfig, PublicConfig
 from medmamba_jax.data.dataset import Dataset
+from medmamba_jax.data.first_pass import first_pass
 from medmamba_jax.data.images.augmentation import POLICIES
 from medmamba_jax.data.images.decoding import open_image
+from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.data.inspection.image_kinds import image_kind
 from medmamba_jax.data.inspection.sheets import augmentation_sheet, contact_sheet
+from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.public.commands import Subcommands
 from medmamba_jax.data.sources.tfds_source import is_stored
+from medmamba_jax.data.splits.as_configured import as_found
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import write_atomically
 
+FOUND = 3  # the exit code if something was found that needs attention
 _SHOWN = 8  # images of a class
 _AUGMENTED = 6  # images of all classes together
+_TINY = 3  # images; a class with fewer cannot be in train, val and test
 _SECTIONS = (FolderConfig, CsvConfig, PublicConfig)  # their settings become flags
 
 
@@ -49,8 +57,11 @@ def add_inspect(subcommands: Subcommands) -> None:
     parser.add_argument(
         "--augment", choices=tuple(POLICIES), help="draw a few images as this policy changes them"
     )
-    parser.add_argument("--output", metavar="PNG", help="the picture file; by default NAME.png")
-    parser.add_argument("--overwrite", action="store_true", help="replace the picture if it exists")
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        help="a new folder for what is written; by default NAME_inspected",
+    )
     for section in _SECTIONS:
         for field in dataclasses.fields(section):
             flag, help_text = (
@@ -66,32 +77,122 @@ def add_inspect(subcommands: Subcommands) -> None:
     parser.set_defaults(run=inspect)
 
 
-def inspect(options: argparse.Namespace) -> str:
-    """Reads every image once, writes a picture, and returns a description of the images.
+def inspect(options: argparse.Namespace) -> tuple[str, int]:
+    """Reads every image once, and describes the images.
+
+    It writes into a new folder: `sheet.png`, a picture; `findings.csv`, a row for each kind of
+    finding with its number; and `duplicates.csv`, see `write_duplicates`.
+
+    Returns:
+        The description, and the exit code: `FOUND` if something needs attention, else 0.
 
     Raises:
         DataUnavailableError: the images have to be downloaded, and the download fails.
         FileNotFoundError: there is no such file or folder.
-        UserError: the files do not make a data set, or the picture cannot be written.
+        UserError: the files do not make a data set, or the folder exists or cannot be made.
     """
-    dataset = find_images(_config(options)).as_found()
-    policy = f"_{options.augment}" if options.augment else ""
-    picture = Path(options.output or f"{dataset.name}{policy}.png")
-    if picture.exists() and not options.overwrite:  # fail before all images are read
-        raise UserError(
-            f"{picture} exists: choose another file with --output, or replace it with --overwrite"
-        )
-    findings = Findings.of(dataset.splits, _decode)
-    _draw(dataset, findings, options.augment, picture)
-    return "\n".join(
+    config = _config(options)
+    found = find_images(config)
+    folder = _new_folder(options.out, found.name)
+    seen = first_pass(found, _OwnChannels.from_config(config, 3), config, keep=False)
+    facts = seen.facts or Facts.of_nothing(len(found))
+    duplicates = Duplicates.among(facts)
+    findings = _findings(found, facts, duplicates)
+    _draw(found, facts, options.augment, folder / "sheet.png")
+    write_duplicates(folder / "duplicates.csv", found, duplicates)
+    _write_findings(folder / "findings.csv", findings)
+    text = "\n".join(
         [
-            f"{dataset.name}: {dataset.description}",
-            *_counts(dataset),
+            f"{found.name}: {found.description}",
+            *_counts(as_found(found)),
             "",
-            *_remarks(dataset, findings),
-            f"picture: {picture}",
+            *(f"{finding.what}: {finding.text()}" for finding in findings),
+            f"written: {folder}",
         ]
     )
+    return text, FOUND if any(finding.needs_attention for finding in findings) else 0
+
+
+class _OwnChannels(Preprocessing):
+    """Decodes images with their own number of channels."""
+
+    def decode(self, image: str | Path | bytes | np.ndarray) -> np.ndarray:
+        assert not isinstance(image, str | Path)  # labelled images are read already
+        return np.atleast_3d(np.asarray(open_image(image, window=self.window, frame=self.frame)))
+
+
+def _new_folder(out: str | None, name: str) -> Path:
+    """Makes the folder that `--out` names, or one of its own; never one that exists."""
+    folder = Path(out or f"{name}_inspected".replace(":", "_")).expanduser()
+    number = 1
+    while not out and folder.exists():
+        number += 1
+        folder = folder.with_name(f"{name}_inspected_{number}".replace(":", "_"))
+    try:
+        folder.mkdir()
+    except OSError as error:
+        raise UserError(
+            f"the folder {folder} cannot be made ({error.strerror}): name a new one by --out"
+        ) from error
+    return folder
+
+
+@dataclasses.dataclass(frozen=True)
+class _Finding:
+    """What was found of one kind: its number, texts that name the first, and whether it is bad."""
+
+    what: str
+    count: int
+    items: list[str]
+    serious: bool = False
+
+    @property
+    def needs_attention(self) -> bool:
+        return self.serious and self.count > 0
+
+    def text(self) -> str:
+        return f"{self.count:,}: {listed(self.items)}" if self.count else "none"
+
+
+def _findings(found: LabelledImages, facts: Facts, duplicates: Duplicates) -> list[_Finding]:
+    def items(what: str, items: list[str], *, serious: bool = True) -> _Finding:
+        return _Finding(what, len(items), items, serious)
+
+    kinds = Counter(image_kind(found.read(row)) for row in range(len(found)))
+    sizes = len(np.unique(facts.of["size"][facts.readable], axis=0))
+    across, within = identical_images(found, duplicates)
+    tiny = [f"{name} ({count:,})" for name, count in found.counts().items() if count < _TINY]
+    near = [
+        f"{found.names[one]} ~ {found.names[other]} ({distance} bits)"
+        for one, other, distance in duplicates.pairs()
+        if distance or duplicates.same[one] != duplicates.same[other]
+    ]
+    findings = [
+        _Finding("sizes", sizes, [image_sizes(facts)]),
+        _Finding("kinds", len(kinds), [f"{kind} ({n:,})" for kind, n in kinds.most_common()]),
+        items("cannot be read", unreadable_images(found, facts)),
+        items(f"classes of fewer than {_TINY} images", tiny),
+        items("the same pixels again in a split", within, serious=False),
+        items("the same pixels with different labels", contradictions(found, duplicates)),
+        items("nearly the same pixels", near, serious=False),
+    ]
+    if found.splits is not None:
+        findings += [
+            items("the same pixels in several splits", across),
+            items("nearly the same pixels in two splits", near_images(found, duplicates)),
+        ]
+        if found.groups is not None:
+            findings.append(items("patients in several splits", shared_groups(as_found(found))))
+    return findings
+
+
+def _write_findings(path: Path, findings: list[_Finding]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["finding", "count", "needs_attention"])
+    for finding in findings:
+        writer.writerow([finding.what, finding.count, "yes" if finding.needs_attention else "no"])
+    write_atomically(path, text.getvalue())
 
 
 def _config(options: argparse.Namespace) -> DataConfig:
@@ -106,11 +207,6 @@ def _config(options: argparse.Namespace) -> DataConfig:
     if is_name and not Path(options.what).expanduser().exists():
         return by_name
     return DataConfig(path=options.what, **sections)
-
-
-def _decode(image: bytes | np.ndarray) -> np.ndarray:
-    """Decodes an image to uint8 (h, w, c), with its own number of channels."""
-    return np.atleast_3d(np.asarray(open_image(image)))
 
 
 def _counts(dataset: Dataset) -> list[str]:
@@ -128,82 +224,35 @@ def _counts(dataset: Dataset) -> list[str]:
     ]
 
 
-def _remarks(dataset: Dataset, findings: Findings) -> list[str]:
-    kinds = Counter(
-        image_kind(split[row]["image"])
-        for split in dataset.splits.values()
-        for row in range(len(split))
-    )
-    across, within = identical_images(dataset, findings)
-    found = {
-        "cannot be read": _listed(unreadable_images(dataset, findings)),
-        "the same pixels again in a split": _listed(within),
-    }
-    if len(dataset.splits) > 1:
-        found["the same pixels in several splits"] = _listed(across)
-        near = _listed(near_images(dataset, findings), findings.num_near)
-        found["nearly the same pixels in two splits"] = near
-        if _knows_patients(dataset):
-            found["patients in several splits"] = _listed(shared_groups(dataset))
-    return [
-        f"sizes: {image_sizes(findings)}",
-        f"kinds: {', '.join(f'{kind} ({count:,})' for kind, count in kinds.most_common())}",
-        *(f"{what}: {items}" for what, items in found.items()),
-    ]
-
-
 def _knows_patients(dataset: Dataset) -> bool:
     return any(split.groups is not None for split in dataset.splits.values())
 
 
-def _listed(items: list[str], count: int | None = None) -> str:
-    """Returns the number of items and the first few of them as text.
+def _draw(found: LabelledImages, facts: Facts, augment: str | None, path: Path) -> None:
+    decode = _OwnChannels.from_config(DataConfig(), 3).decode
+    shown = (
+        found.labels == 1
+        if found.task == "multilabel"
+        else found.labels[:, None] == np.arange(len(found.class_names))
+    )
+    rows = [np.flatnonzero(of_class & facts.readable) for of_class in shown.T]
 
-    `count` is the number of all items, if `items` holds only the first ones.
-    """
-    count = len(items) if count is None else count
-    return f"{count:,}: {listed(items, count)}" if items else "none"
-
-
-def _draw(dataset: Dataset, findings: Findings, augment: str | None, path: Path) -> None:
-    unreadable = {image for image, _ in findings.unreadable}
-    rows = {
-        label: [
-            (name, int(row))
-            for name, split in dataset.splits.items()
-            for row in np.flatnonzero(_shows(split.labels, label))
-            if (name, int(row)) not in unreadable
-        ]
-        for label in range(len(dataset.class_names))
-    }
-
-    def pixels(images: list[tuple[str, int]], count: int) -> list[np.ndarray]:
-        if not images:
+    def pixels(rows: np.ndarray, count: int) -> list[np.ndarray]:
+        if not len(rows):
             return []
-        chosen = np.unique(np.linspace(0, len(images) - 1, count).astype(int))
-        picked = (images[i] for i in chosen)
-        return [_decode(dataset.splits[name][row]["image"]) for name, row in picked]
+        chosen = np.unique(np.linspace(0, len(rows) - 1, count).astype(int))
+        return [decode(found.read(row)) for row in rows[chosen].tolist()]
 
     if augment:
-        one_of_each = [images[:1] for images in rows.values()]
-        several = pixels([image for images in one_of_each for image in images], _AUGMENTED)
+        several = pixels(np.concatenate([of_class[:1] for of_class in rows]), _AUGMENTED)
         sheet = augmentation_sheet(several, augment, seed=0)
     else:
         sheet = contact_sheet(
             {
-                f"{dataset.class_names[label]} ({len(images):,})": pixels(images, _SHOWN)
-                for label, images in rows.items()
+                f"{name} ({len(of_class):,})": pixels(of_class, _SHOWN)
+                for name, of_class in zip(found.class_names, rows, strict=True)
             }
         )
     content = io.BytesIO()
-    try:
-        sheet.save(content, format=Image.registered_extensions()[path.suffix.lower()])
-        write_atomically(path, content.getvalue())
-    except KeyError:
-        raise UserError(f"{path} has no ending of a picture: give another --output") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be written ({error}): give another --output") from error
-
-
-def _shows(labels: np.ndarray, label: int) -> np.ndarray:
-    return labels[:, label] == 1 if labels.ndim == 2 else labels == label
+    sheet.save(content, "PNG")
+    write_atomically(path, content.getvalue())

@@ -1,8 +1,12 @@
 """Pictures of images, in rows of tiles."""
 
+import importlib.util
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from absl import logging
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from medmamba_jax.data.images.augmentation import POLICIES
@@ -12,6 +16,8 @@ from medmamba_jax.errors import UserError
 _GAP = 4  # pixels between tiles
 _TILE = 128  # pixels, both sides, of a contact sheet
 _HEADING = 22
+_FONT_SIZE = 15
+_NO_CHARACTER = "\U0010ffff"
 _BACKGROUND, _INK, _MARGIN = "white", "black", "gainsboro"
 _AUGMENTED_TILE = 160  # pixels, both sides, of an augmentation sheet
 _DRAWS = 6  # augmented versions of each image
@@ -34,13 +40,38 @@ def contact_sheet(rows: Mapping[str, Sequence[np.ndarray]]) -> Image.Image:
         raise UserError("no images to show")
     height = _HEADING + _TILE + _GAP
     sheet = Image.new("RGB", (columns * (_TILE + _GAP) + _GAP, height * len(rows)), _BACKGROUND)
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    draw, font = ImageDraw.Draw(sheet), _font()
+    _warn_of_missing("".join(rows), font)
     for i, (heading, images) in enumerate(rows.items()):
         draw.text((_GAP, i * height + 2), heading, _INK, font)
         for column, pixels in enumerate(images):
             place = (_GAP + column * (_TILE + _GAP), i * height + _HEADING)
             sheet.paste(_tile(pixels), place)
     return sheet
+
+
+def _font() -> Any:
+    """Returns DejaVu Sans, which has the letters of most scripts, if matplotlib is installed."""
+    found = importlib.util.find_spec("matplotlib")
+    if found is not None and found.origin is not None:
+        path = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+        if path.is_file():
+            return ImageFont.truetype(str(path), _FONT_SIZE)
+    return ImageFont.load_default(_FONT_SIZE)
+
+
+def _warn_of_missing(text: str, font: Any) -> None:
+    """Warns of the characters that the font draws as its sign for an unknown character."""
+    unknown = bytes(font.getmask(_NO_CHARACTER))
+    characters = sorted({c for c in text if c.isprintable() and not c.isspace()})
+    missing = [c for c in characters if bytes(font.getmask(c)) == unknown]
+    if missing:
+        logging.warning(
+            "the picture cannot show the characters %s of class names: the font %s lacks them (with"
+            " matplotlib installed, DejaVu Sans is used)",
+            " ".join(missing),
+            " ".join(font.getname()),
+        )
 
 
 def _tile(pixels: np.ndarray) -> Image.Image:

@@ -11,9 +11,9 @@ from absl import flags, logging
 from numpy.typing import ArrayLike
 
 from medmamba_jax.data.cpus import usable_cpus
-from medmamba_jax.data.dataset import Split
 from medmamba_jax.data.images.augmentation import POLICIES, Policy
 from medmamba_jax.data.images.preprocessing import Preprocessing, decoded
+from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.reading.order import Order, sampler_for
 from medmamba_jax.errors import UserError
 
@@ -83,7 +83,7 @@ def batch_larger_than_set(split: Sized, batch_size: int) -> str | None:
 
 
 def train_batches(
-    split: Split,
+    split: LabelledImages,
     preprocessing: Preprocessing,
     augmentation: str,
     *,
@@ -106,8 +106,9 @@ def train_batches(
     permutation after another.
 
     The order and the augmentation depend only on the seed and the global row. The number of workers
-    and of hosts, and the step at which a run resumes, do not change any pixel. Of each global
-    batch, host p of P reads rows p, p + P, p + 2P and so on.
+    and of hosts, and the step at which a run resumes, do not change any pixel or its place in the
+    global batch. The first host reads the first b rows of each global batch, the second host reads
+    the next b rows, and so on.
 
     A batch may be larger than the split; then a warning reports that images repeat within a batch.
 
@@ -142,20 +143,18 @@ def train_batches(
         raise UserError(f"the data seed must be in [0, 2**32); got {seed}")
     if start_step < 0:
         raise UserError(f"start_step must be 0 or more; got {start_step}")
-    task = "multilabel" if split.labels.ndim > 1 else "multiclass"
-    order = sampler_for(sampler, task).order(split, seed)
+    order = sampler_for(sampler, split.task).order(split, seed)
     if warning := batch_larger_than_set(split, batch_size):
         logging.warning("%s", warning)
-    # Grain seeds the generator of each row by the row's number in this endless range, so the slice
-    # must come after `random_map`.
+    # Grain seeds the generator of each row by the row's number in this endless range.
     rows = grain.MapDataset.range(sys.maxsize).seed(seed)
     rows = rows.random_map(_TrainExample(split, order, preprocessing, POLICIES[augmentation]))
-    rows = rows.slice(slice(start_step * batch_size + process_index, None, process_count))
-    return _batches(rows, local_batch_size, num_workers)
+    first = start_step * batch_size + process_index * local_batch_size
+    return _batches(_Parts(rows, local_batch_size, batch_size, first), num_workers)
 
 
 def eval_batches(
-    split: Split,
+    split: LabelledImages,
     preprocessing: Preprocessing,
     *,
     batch_size: int,
@@ -189,9 +188,9 @@ def eval_batches(
     local_batch_size = _local_batch_size(batch_size, process_index, process_count)
     _require_images(split)
     padded_length = -(-len(split) // batch_size) * batch_size
-    shares = np.arange(padded_length).reshape(-1, process_count, local_batch_size)
-    rows = grain.MapDataset.source(shares[:, process_index].ravel())
-    return _batches(rows.map(_EvalExample(split, preprocessing)), local_batch_size, num_workers)
+    rows = grain.MapDataset.range(padded_length).map(_EvalExample(split, preprocessing))
+    first = process_index * local_batch_size
+    return _batches(_Parts(rows, local_batch_size, batch_size, first), num_workers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,17 +201,17 @@ class _TrainExample(grain.transforms.RandomMap):
     does not have the entries that the user's script has added to the tables.
     """
 
-    split: Split
+    split: LabelledImages
     order: Order
     preprocessing: Preprocessing
     policy: Policy
 
     def random_map(self, row: int, rng: np.random.Generator) -> Batch:
         index = self.order(row)
-        pixels, label = decoded(self.split, index, self.preprocessing)
+        pixels = decoded(self.split, index, self.preprocessing)
         height, width, _ = pixels.shape
         image = self.preprocessing.resize(pixels, self.policy(width, height, rng))
-        example = {"image": image, "label": _label(label)}
+        example = {"image": image, "label": _label(self.split.labels[index])}
         if self.split.weights is not None:
             example["weight"] = self.split.weights[index]
         return example
@@ -222,7 +221,7 @@ class _TrainExample(grain.transforms.RandomMap):
 class _EvalExample(grain.transforms.Map):
     """Row -> example; a row beyond the end of the split is a masked, black image."""
 
-    split: Split
+    split: LabelledImages
     preprocessing: Preprocessing
 
     def map(self, row: int) -> Batch:
@@ -233,10 +232,10 @@ class _EvalExample(grain.transforms.Map):
                 "label": _label(np.zeros_like(self.split.labels[0])),
                 "mask": np.asarray(False),
             }
-        pixels, label = decoded(self.split, row, self.preprocessing)
+        pixels = decoded(self.split, row, self.preprocessing)
         return {
             "image": self.preprocessing.resize(pixels),
-            "label": _label(label),
+            "label": _label(self.split.labels[row]),
             "mask": np.asarray(True),
         }
 
@@ -265,7 +264,9 @@ def _local_batch_size(batch_size: int, process_index: int, process_count: int) -
 
 @dataclasses.dataclass(frozen=True)
 class _Parts:
-    """Stacked parts of whole batches; a part holds at most `_PART` images.
+    """Stacked parts of this host's whole batches; a part holds at most `_PART` images.
+
+    Batch i of this host is the `batch_size` rows from row `first + i * global_batch_size` on.
 
     Threads and workers pass on parts instead of single images. The thread that requests batches
     competes with all other threads for the interpreter's lock, and it waits for the lock each time
@@ -274,18 +275,22 @@ class _Parts:
 
     rows: grain.MapDataset
     batch_size: int
+    global_batch_size: int
+    first: int
 
     @property
     def per_batch(self) -> int:
         return -(-self.batch_size // _PART)
 
     def __len__(self) -> int:
-        return len(self.rows) // self.batch_size * self.per_batch
+        end = self.first + self.batch_size
+        batches = (len(self.rows) - end) // self.global_batch_size + 1
+        return batches * self.per_batch
 
     def __getitem__(self, index: int) -> Batch:
         batch, part = divmod(index, self.per_batch)
         first, end = (self.batch_size * p // self.per_batch for p in (part, part + 1))
-        start = batch * self.batch_size
+        start = self.first + batch * self.global_batch_size
         examples = [self.rows[row] for row in range(start + first, start + end)]
         return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
 
@@ -294,10 +299,9 @@ def _concatenated(parts: Sequence[Batch]) -> Batch:
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
-def _batches(rows: grain.MapDataset, local_batch_size: int, num_workers: int) -> BatchIterator:
+def _batches(source: _Parts, num_workers: int) -> BatchIterator:
     if num_workers < 0:
         raise UserError(f"num_workers must be 0 or more; got {num_workers}")
-    source = _Parts(rows, local_batch_size)
     threads = min(_MAX_READING_THREADS, usable_cpus())
     parts = grain.MapDataset.source(source).to_iter_dataset(
         grain.ReadOptions(

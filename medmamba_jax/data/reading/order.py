@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from medmamba_jax.data.dataset import TASKS, Split
+from medmamba_jax.data.labelled_images import TASKS, LabelledImages
 from medmamba_jax.errors import UserError
 
 # Function: global row, counted from 0 over all epochs -> index into the split. Threads call it
@@ -24,10 +24,10 @@ class Sampler:
         order: function (split, seed) -> order of the split's images, with a seed in [0, 2**32). The
             order is pickled for the worker processes.
         text: a description in a few words; a run prints it before it starts.
-        tasks: the tasks of the data sets that it supports; see `Dataset.task`.
+        tasks: the tasks of the data sets that it supports; see `LabelledImages.task`.
     """
 
-    order: Callable[[Split, int], Order]
+    order: Callable[[LabelledImages, int], Order]
     text: str
     tasks: tuple[str, ...] = TASKS
 
@@ -93,12 +93,12 @@ class _Turns:
         return self.orders[which](turn)
 
 
-def shuffled(split: Split, seed: int) -> Order:
+def shuffled(split: LabelledImages, seed: int) -> Order:
     """Draws all images in random order, then all images again in another order, and so on."""
     return _Permutations(np.arange(len(split)), (seed,))
 
 
-def balanced(split: Split, seed: int) -> Order:
+def balanced(split: LabelledImages, seed: int) -> Order:
     """Draws from each class in turn; within a class, one permutation of its images follows another.
 
     So the counts of two classes never differ by more than 1. A class without images is left out.

@@ -6,11 +6,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 
 from medmamba_jax.data.config import CsvConfig, DataConfig
+from medmamba_jax.data.labelled_images import LabelledImages, labelled_files
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.sources.class_names import in_natural_order, require_classes
 from medmamba_jax.data.sources.csv_table import CsvTable, read_csv_table
-from medmamba_jax.data.sources.labelled_files import FileSplit, readable, require_some_of_each
-from medmamba_jax.data.sources.labelled_images import LabelledImages
 from medmamba_jax.data.sources.source import Source
 from medmamba_jax.data.split_names import split_named
 from medmamba_jax.data.weights import are_weights
@@ -40,27 +39,16 @@ def find_table(config: DataConfig) -> LabelledImages:
     if groups is None and columns.group_column:
         _require_no_patients(table)
     weights = table.find(columns.weight_column, CsvConfig.weight_column)
-    images = FileSplit(
+    return labelled_files(
         table.path.parent,
         names,
         labels,
-        None if groups is None else _groups(table, groups, columns.group_column),
-        None if weights is None else _weights(table, weights, columns.weight_column),
-    )
-    assigned = None if splits is None else _assigned(table, splits, columns.split_column)
-    if config.allow_unreadable:
-        kept = readable(images.root, names, config)
-        images = images.take(np.flatnonzero(kept))
-        if assigned is not None:
-            require_some_of_each(assigned, kept)
-            assigned = assigned[kept]
-    return LabelledImages(
+        class_names,
+        groups=None if groups is None else _groups(table, groups, columns.group_column),
+        weights=None if weights is None else _weights(table, weights, columns.weight_column),
+        splits=None if splits is None else _assigned(table, splits, columns.split_column),
         name=table.path.stem,
         description=f"images of the table {table.path}",
-        class_names=class_names,
-        images=images,
-        assigned=assigned,
-        task="multilabel" if labels.ndim == 2 else "multiclass",
     )
 
 

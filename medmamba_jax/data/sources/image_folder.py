@@ -9,10 +9,9 @@ from absl import logging
 
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.images.decoding import is_image_file
+from medmamba_jax.data.labelled_images import LabelledImages, labelled_files
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.sources.class_names import in_natural_order, require_classes
-from medmamba_jax.data.sources.labelled_files import FileSplit, readable, require_some_of_each
-from medmamba_jax.data.sources.labelled_images import LabelledImages
 from medmamba_jax.data.sources.source import Source
 from medmamba_jax.data.split_names import split_named
 from medmamba_jax.errors import UserError
@@ -32,7 +31,7 @@ def find_image_folder(config: DataConfig) -> LabelledImages:
     """
     root = Path(config.path).expanduser()
     folders = _split_folders(root)
-    names, labels, assigned = [], [], []
+    names, labels, splits = [], [], []
     for split, folder in folders.items():
         files = _labelled_files(folder)
         if not files:
@@ -41,24 +40,19 @@ def find_image_folder(config: DataConfig) -> LabelledImages:
             )
         names += [path.relative_to(root).as_posix() for path, _ in files]
         labels += [label for _, label in files]
-        assigned += [split] * len(files)
-    kept = readable(root, names, config) if config.allow_unreadable else np.ones(len(names), bool)
-    require_some_of_each(np.array(assigned), kept)
-    class_names = in_natural_order(np.array(labels)[kept].tolist())
+        splits += [split] * len(files)
+    class_names = in_natural_order(labels)
     require_classes(class_names, str(root), hint=_files_among(folders.values()))
     index = {name: i for i, name in enumerate(class_names)}
-    images = FileSplit(
+    return labelled_files(
         root,
         names,
-        np.array([index.get(label, -1) for label in labels], np.int32),
-        _groups(names, config.folder.group_pattern),
-    )
-    return LabelledImages(
+        np.array([index[label] for label in labels], np.int32),
+        class_names,
+        groups=_groups(names, config.folder.group_pattern),
+        splits=np.array(splits) if "train" in folders else None,
         name=root.resolve().name,
         description=f"images of the folder {root}",
-        class_names=class_names,
-        images=images.take(np.flatnonzero(kept)),
-        assigned=np.array(assigned)[kept] if "train" in folders else None,
     )
 
 

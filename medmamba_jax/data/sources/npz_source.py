@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from medmamba_jax.data.config import DataConfig
-from medmamba_jax.data.dataset import InMemorySplit
+from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.labels import as_labels
 from medmamba_jax.data.sources.class_names import require_classes
-from medmamba_jax.data.sources.labelled_images import LabelledImages
 from medmamba_jax.data.sources.npy_header import NpyHeader, read_npy_header
 from medmamba_jax.data.sources.source import Source
 from medmamba_jax.data.split_names import SPLITS, split_named
@@ -51,11 +50,11 @@ def find_arrays(config: DataConfig) -> LabelledImages:
             if "train" not in parts or len(parts) == 1:
                 raise UserError(f"{path} holds {sorted(file.files)}: it must hold {_LAYOUTS}")
         arrays = _arrays(path, file, parts.values())
-    images, names, assigned, labels, groups = [], [], [], [], []
+    images, names, splits, labels, groups = [], [], [], [], []
     for split, (image_key, label_key, group_key) in parts.items():
         images += list(arrays[image_key])  # views, so that splits do not copy the pixels
         names += [f"{image_key}[{row}]" for row in range(len(arrays[image_key]))]
-        assigned += [split] * len(arrays[image_key])
+        splits += [split] * len(arrays[image_key])
         labels.append(_without_column(arrays[label_key]))
         if group_key in arrays:
             groups.append(_without_column(arrays[group_key]))
@@ -65,14 +64,14 @@ def find_arrays(config: DataConfig) -> LabelledImages:
         path, names, _joined(path, labels), arrays.get("class_names")
     )
     return LabelledImages(
+        images,
+        all_labels,
+        class_names,
+        names=tuple(names),
+        groups=np.concatenate(groups) if groups else None,
+        splits=None if "x" in arrays else np.array(splits),
         name=path.stem,
         description=f"arrays of {path}",
-        class_names=class_names,
-        images=InMemorySplit(
-            images, all_labels, np.concatenate(groups).tolist() if groups else None, names
-        ),
-        assigned=None if "x" in arrays else np.array(assigned),
-        task="multilabel" if all_labels.ndim == 2 else "multiclass",
     )
 
 

@@ -9,8 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from medmamba_jax.data.config import DataConfig
-from medmamba_jax.data.dataset import InMemorySplit
-from medmamba_jax.data.sources.labelled_images import LabelledImages
+from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.sources.source import Source
 
 CLASS_NAMES = ("clear", "reticular", "consolidation")
@@ -23,10 +22,11 @@ def draw_phantoms(config: DataConfig) -> LabelledImages:
     """Draws `config.phantom.images` images from the seed `config.split_seed`."""
     images, labels = draw(config.phantom.images, config.split_seed)
     return LabelledImages(
+        images,
+        labels,
+        CLASS_NAMES,
         name="phantom",
         description="synthetic chest X-ray phantoms drawn by a program, of no medical value",
-        class_names=CLASS_NAMES,
-        images=InMemorySplit(images, labels),
         synthetic=True,
     )
 

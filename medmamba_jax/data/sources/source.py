@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from medmamba_jax.data.config import DataConfig
-from medmamba_jax.data.sources.labelled_images import LabelledImages
+from medmamba_jax.data.labelled_images import LabelledImages
 
 
 @dataclasses.dataclass(frozen=True)

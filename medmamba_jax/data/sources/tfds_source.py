@@ -4,6 +4,7 @@
 not need it.
 """
 
+import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,12 +14,12 @@ import numpy as np
 from absl import logging
 
 from medmamba_jax.data.config import DataConfig
+from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.public.catalogue import CATALOGUE
 from medmamba_jax.data.public.facts import PublicSet
 from medmamba_jax.data.public.splits import require_splits, split_rows
-from medmamba_jax.data.sources.labelled_images import LabelledImages
 from medmamba_jax.data.sources.source import Source
-from medmamba_jax.data.sources.tfds_split import Store, TfdsSplit, read_index
+from medmamba_jax.data.sources.tfds_records import Records, Store
 from medmamba_jax.data.split_names import SPLITS, split_named
 from medmamba_jax.errors import UserError
 
@@ -64,18 +65,21 @@ def _public(public_set: PublicSet, config: DataConfig) -> LabelledImages:
         accept_changed=config.public.accept_changed_files,
     )
     builder = tfds.builder_from_directory(directory)
-    everything = _open([Store(_records(builder, STORED_SPLIT), builder.name)])
+    records = Records.of([Store(_records(builder, STORED_SPLIT), builder.name)])
     # TFDS shuffles the records. Sort them by name, so that a seed always gives the same split.
-    everything = everything.take(np.argsort(everything.filenames))
-    _warn_of_difference(
-        f"{builder.name}, images", _counts(public_set, everything), public_set.class_counts
+    order = np.argsort(records.filenames)
+    everything = _labelled(builder, records, None).take(order)
+    _warn_of_difference(f"{builder.name}, images", everything.counts(), public_set.class_counts)
+    if split_anew:
+        return everything
+    published = records.published[order]
+    return dataclasses.replace(
+        everything, splits=_splits(public_set, everything, published, config)
     )
-    assigned = None if split_anew else _assigned(public_set, everything, builder.name, config)
-    return _labelled(builder, everything, assigned)
 
 
-def _assigned(
-    public_set: PublicSet, everything: TfdsSplit, name: str, config: DataConfig
+def _splits(
+    public_set: PublicSet, everything: LabelledImages, published: np.ndarray, config: DataConfig
 ) -> np.ndarray:
     """Returns the split of each image, as `config.public.splits` defines it."""
     rows = split_rows(
@@ -83,21 +87,16 @@ def _assigned(
         config.public.splits,
         labels=everything.labels,
         patients=everything.groups,
-        published=everything.published,
+        published=published,
         seed=config.split_seed,
     )
     if config.public.splits == "paper" or public_set.paper_is_official:
         sizes = {name: len(part) for name, part in rows.items()}
-        _warn_of_difference(f"{name}, splits", sizes, public_set.split_sizes)
-    assigned = np.empty(len(everything), object)
+        _warn_of_difference(f"{everything.name}, splits", sizes, public_set.split_sizes)
+    splits = np.empty(len(everything), object)
     for split, part in rows.items():
-        assigned[part] = split
-    return assigned
-
-
-def _counts(public_set: PublicSet, split: TfdsSplit) -> dict[str, int]:
-    counts = np.bincount(split.labels, minlength=len(public_set.class_names))
-    return dict(zip(public_set.class_names, counts.tolist(), strict=True))
+        splits[part] = split
+    return splits
 
 
 def _warn_of_difference(
@@ -115,16 +114,16 @@ def _own(config: DataConfig) -> LabelledImages:
     builder = _find(config.public.data_folder, config.name)
     _require_readable(builder)
     splits = _own_splits(builder)
-    images = _open(
+    records = Records.of(
         [
             Store(_records(builder, stored), f"the split {stored} of {builder.name}")
             for stored in splits.values()
         ]
     )
-    _require_every_patient(images)
+    _require_every_patient(records)
     # If train is the only split, the images still have to be split.
-    assigned = np.array(list(splits))[images.stores] if len(splits) > 1 else None
-    return _labelled(builder, images, assigned)
+    found = np.array(list(splits))[records.store_of] if len(splits) > 1 else None
+    return _labelled(builder, records, found)
 
 
 def _find(root: Path, name: str) -> Any:
@@ -160,12 +159,15 @@ def _require_readable(builder: Any) -> None:
         )
 
 
-def _require_every_patient(images: TfdsSplit) -> None:
-    without = np.flatnonzero(images.patients == "")
-    if images.groups is not None and len(without):
+def _require_every_patient(records: Records) -> None:
+    without = np.flatnonzero(records.patients == "")
+    if 0 < len(without) < len(records.patients):
+        first = without[0]
+        where = records.stores[records.store_of[first]].where
         raise UserError(
-            f"{images.describe(without[0])} has no patient, but others have: prepare the set again"
-            " and give each image one, of its own where none is known"
+            f"{records.filenames[first] or records.record_of[first]} of {where} has no patient, but"
+            " others have: prepare the set again and give each image one, of its own where none is"
+            " known"
         )
 
 
@@ -187,17 +189,18 @@ def _records(builder: Any, stored: str) -> Sequence[dict[str, Any]]:
     return builder.as_data_source(stored, decoders={"image": tfds.decode.SkipDecoding()})
 
 
-def _open(stores: Sequence[Store]) -> TfdsSplit:
-    return TfdsSplit(stores, read_index(stores))
-
-
-def _labelled(builder: Any, images: TfdsSplit, assigned: np.ndarray | None) -> LabelledImages:
+def _labelled(builder: Any, records: Records, splits: np.ndarray | None) -> LabelledImages:
     return LabelledImages(
+        records,
+        records.labels,
+        tuple(builder.info.features["label"].names),
+        names=tuple(records.names()),
+        groups=records.patients if np.any(records.patients != "") else None,
+        splits=splits,
         name=builder.name,
         description=builder.info.description,
-        class_names=tuple(builder.info.features["label"].names),
-        images=images,
-        assigned=assigned,
+        origin=builder.name if records.filenames.all() else "",
+        places=np.arange(len(records.labels)),
     )
 
 

@@ -1,13 +1,17 @@
 """Splits the images of a source into the three splits of a run."""
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from absl import logging
 
+from medmamba_jax.data.auditing.duplicates import Duplicates, connected
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.dataset import Dataset
-from medmamba_jax.data.sources.labelled_images import LabelledImages
+from medmamba_jax.data.labelled_images import LabelledImages
+from medmamba_jax.data.naming import listed
 from medmamba_jax.data.split_names import SPLITS
 from medmamba_jax.data.splits.split_table import read_split_table
 from medmamba_jax.data.splits.splitting import fold_split, split_off, stratified_split
@@ -16,7 +20,9 @@ from medmamba_jax.errors import UserError
 Rows = dict[str, np.ndarray]
 
 
-def split_as_configured(found: LabelledImages, config: DataConfig) -> Dataset:
+def split_as_configured(
+    found: LabelledImages, config: DataConfig, duplicates: Duplicates | None = None
+) -> Dataset:
     """Splits images by the configuration.
 
     The first of these that is set or known determines the split:
@@ -28,79 +34,166 @@ def split_as_configured(found: LabelledImages, config: DataConfig) -> Dataset:
     - `config.val_fraction` and `config.test_fraction`.
 
     A new split is stratified by class, keeps groups together, and depends only on the images and on
-    `config.split_seed`.
+    `config.split_seed`. If the groups are not known, it keeps the images together that
+    `config.group_similar` names.
+
+    Args:
+        found: the images.
+        config: how to split them.
+        duplicates: the equal and nearly equal images among them, if these are known.
 
     Raises:
         FileNotFoundError: the file `config.split_file` does not exist.
         UserError: a class is not in every new split, a split has a class that train lacks, or the
             split file does not fit the images.
     """
+    files, file_of = _files(found)
+    by = "by image"
+    if files.groups is not None:
+        by = f"by {len(np.unique(files.groups))} patients (groups)"
+    if duplicates is not None and splits_anew(found, config):
+        if files.groups is None:
+            together = _together(found, duplicates, file_of, config)
+            files = dataclasses.replace(files, groups=together)
+            by = "by image, with similar images together" if together is not None else by
+        else:
+            _name_conflicts(found, duplicates)
     if config.split_file:
-        rows, how = _by_file(found, config)
+        rows, how = _by_file(files, config)
     elif config.fold:
-        rows, how = _by_fold(found, config)
-    elif found.assigned is None:
-        rows, how = _by_fractions(found, config)
+        rows, how = _by_fold(files, config, by)
+    elif found.splits is None:
+        rows, how = _by_fractions(files, config, by)
     else:
-        rows, how = _as_found(found, config)
-    dataset = found.dataset(rows, how)
+        rows, how = _by_source(files, config, by)
+    rows = {name: np.flatnonzero(np.isin(file_of, part)) for name, part in rows.items()}
+    dataset = _dataset(found, rows, how)
     _require_train_classes(dataset)
     return dataset
 
 
+def splits_anew(found: LabelledImages, config: DataConfig) -> bool:
+    """Whether the program makes splits, or at least splits val off train."""
+    if config.split_file:
+        return False
+    return bool(config.fold) or found.splits is None or not (found.splits == "val").any()
+
+
+def _together(
+    found: LabelledImages, duplicates: Duplicates, file_of: np.ndarray, config: DataConfig
+) -> np.ndarray | None:
+    """Returns the group of each file, so that similar images stay together; None if all differ."""
+    if config.group_similar == "off":
+        return None
+    numbers, chains = duplicates.groups(near=config.group_similar == "near")
+    for chain in chains:
+        logging.warning(
+            "%d images hang together, each nearly equal to the next, which is too many to keep in"
+            " one split; only those with the same pixels stay together: %s",
+            len(chain),
+            listed([found.names[row] for row in chain.tolist()]),
+        )
+    of_files = int(numbers.max(initial=-1)) + 1  # vertices: the numbers, then the files
+    groups = connected(of_files + file_of, numbers)[of_files:]
+    split = np.ones(len(found), bool)
+    if found.splits is not None and not config.fold:  # only val is split off train
+        split = found.splits == "train"
+    files = np.unique(file_of[split])
+    return None if len(np.unique(groups[files])) == len(files) else groups
+
+
+def _name_conflicts(found: LabelledImages, duplicates: Duplicates) -> None:
+    assert found.groups is not None  # this is called only where it is known
+    groups = found.groups.tolist()
+    conflicts = [
+        f"{found.names[one]} of {groups[one]!r} and {found.names[other]} of {groups[other]!r}"
+        for one, other, _ in duplicates.pairs()
+        if groups[one] != groups[other]
+    ]
+    if conflicts:
+        logging.warning(
+            "the same or nearly the same pixels belong to different patients (groups), %d times."
+            " The split keeps patients together, not these images: %s",
+            len(conflicts),
+            listed(conflicts),
+        )
+
+
+def _files(found: LabelledImages) -> tuple[LabelledImages, np.ndarray]:
+    """Returns an image of each file, named by it, and the row of the file of each image."""
+    if found.files is None:
+        return found, np.arange(len(found))
+    names, first, file_of = np.unique(found.files, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    files = dataclasses.replace(found.take(first[order]), names=tuple(names[order].tolist()))
+    return files, np.argsort(order)[file_of]
+
+
+def as_found(found: LabelledImages) -> Dataset:
+    """Returns the splits of the source; without any, all images as one split "all"."""
+    if found.splits is None:
+        return Dataset({"all": found})
+    return _dataset(found, _present(found.splits))
+
+
+def _dataset(found: LabelledImages, rows: Mapping[str, np.ndarray], how: str = "") -> Dataset:
+    if how:
+        found = dataclasses.replace(found, description=f"{found.description}; {how}")
+    return Dataset({name: found.take(part) for name, part in rows.items()})
+
+
 def _by_file(found: LabelledImages, config: DataConfig) -> tuple[Rows, str]:
     path = Path(config.split_file).expanduser()
-    names = [found.images.name(row) for row in range(len(found.images))]
-    assigned = read_split_table(path, names)
+    assigned = read_split_table(path, found.names)
     return _present(assigned), f"split by {path}"
 
 
-def _by_fold(found: LabelledImages, config: DataConfig) -> tuple[Rows, str]:
+def _by_fold(found: LabelledImages, config: DataConfig, by: str) -> tuple[Rows, str]:
     assert config.fold_of is not None  # this is called only where it is set
     fold, folds = config.fold_of
     rows = fold_split(
-        found.images.labels,
+        found.labels,
         fold=fold,
         folds=folds,
         val_fraction=config.val_fraction,
         seed=config.split_seed,
-        groups=found.images.groups,
+        groups=found.groups,
         class_names=found.class_names,
     )
-    if found.assigned is not None:
+    if found.splits is not None:
         logging.warning("data.fold is set: the splits that %s brings are not used", found.name)
-    how = f"fold {config.fold} {_by(found)}, seed {config.split_seed}: {_shares(rows)}"
+    how = f"fold {config.fold} {by}, seed {config.split_seed}: {_shares(rows)}"
     return rows, how
 
 
-def _by_fractions(found: LabelledImages, config: DataConfig) -> tuple[Rows, str]:
+def _by_fractions(found: LabelledImages, config: DataConfig, by: str) -> tuple[Rows, str]:
     rows = stratified_split(
-        found.images.labels,
+        found.labels,
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
         seed=config.split_seed,
-        groups=found.images.groups,
+        groups=found.groups,
         class_names=found.class_names,
     )
-    return rows, f"split {_by(found)}, seed {config.split_seed}: {_shares(rows)}"
+    return rows, f"split {by}, seed {config.split_seed}: {_shares(rows)}"
 
 
-def _as_found(found: LabelledImages, config: DataConfig) -> tuple[Rows, str]:
-    assert found.assigned is not None  # this is called only where it is known
-    rows = _present(found.assigned)
+def _by_source(found: LabelledImages, config: DataConfig, by: str) -> tuple[Rows, str]:
+    assert found.splits is not None  # this is called only where it is known
+    rows = _present(found.splits)
     if "val" in rows:
         return rows, ""
-    train, groups = rows["train"], found.images.groups
+    train, groups = rows["train"], found.groups
     count = round(config.val_fraction * (len(train) + len(rows["test"])))
     kept, val = split_off(
-        found.images.labels[train],
+        found.labels[train],
         count,
         seed=config.split_seed,
         name="val",
         groups=None if groups is None else groups[train],
         class_names=found.class_names,
     )
-    how = f"val split off train {_by(found)}, seed {config.split_seed}"
+    how = f"val split off train {by}, seed {config.split_seed}"
     logging.warning(
         "no val images: split %d of %d train images off by the seed %d",
         len(val),
@@ -113,11 +206,6 @@ def _as_found(found: LabelledImages, config: DataConfig) -> tuple[Rows, str]:
 def _present(assigned: np.ndarray) -> Rows:
     rows = {name: np.flatnonzero(assigned == name) for name in SPLITS}
     return {name: part for name, part in rows.items() if len(part)}
-
-
-def _by(found: LabelledImages) -> str:
-    groups = found.images.groups
-    return "by image" if groups is None else f"by {len(np.unique(groups))} patients (groups)"
 
 
 def _shares(rows: Rows) -> str:

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from medmamba_jax.data.dataset import Dataset
-from medmamba_jax.data.naming import label_name, listed, short_name
+from medmamba_jax.data.naming import listed
 from medmamba_jax.data.sources.csv_table import read_csv_table
-from medmamba_jax.data.sources.frames import AllFrames
 from medmamba_jax.data.split_names import split_named
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import write_atomically
@@ -28,11 +27,10 @@ def write_split_table(path: Path, dataset: Dataset) -> None:
     writer = csv.writer(text)
     writer.writerow(["path", "split", "label", "group"])
     for name, split in dataset.splits.items():
-        if isinstance(split, AllFrames):
-            split = split.files
-        for row in range(len(split)):
+        files = np.asarray(split.names) if split.files is None else split.files
+        for row in np.sort(np.unique(files, return_index=True)[1]).tolist():
             group = "" if split.groups is None else split.groups[row]
-            writer.writerow([short_name(split, row), name, label_name(dataset, split, row), group])
+            writer.writerow([files[row], name, split.label_name(row), group])
     write_atomically(path, text.getvalue())
 
 

@@ -1,5 +1,4 @@
 import io
-import json
 import logging
 import os
 import re
@@ -11,14 +10,15 @@ from PIL import Image, ImageEnhance
 from medmamba_jax.data import (
     DataConfig,
     Dataset,
-    InMemorySplit,
+    LabelledImages,
     Preprocessing,
     audit,
     build_dataset,
 )
-from medmamba_jax.data.auditing.findings import Findings
-from medmamba_jax.data.auditing.fingerprints import fingerprint, near_pairs
+from medmamba_jax.data.auditing.fingerprints import fact_of
+from medmamba_jax.data.build import find_images, prepare
 from medmamba_jax.data.config import CsvConfig
+from medmamba_jax.errors import UserError
 
 CLASSES = ("a", "b")
 
@@ -33,19 +33,17 @@ def smooth(count, seed, size=64):
 
 def dataset(splits, groups=None, labels=None, synthetic=False):
     return Dataset(
-        "own",
-        "made by hand",
-        CLASSES,
         {
-            name: InMemorySplit(
+            name: LabelledImages(
                 images,
                 np.arange(len(images)) % 2 if labels is None else labels[name],
-                None if groups is None else groups[name],
-                [f"{name}{i}.png" for i in range(len(images))],
+                CLASSES,
+                groups=None if groups is None else groups[name],
+                names=tuple(f"{name}{i}.png" for i in range(len(images))),
+                synthetic=synthetic,
             )
             for name, images in splits.items()
-        },
-        synthetic=synthetic,
+        }
     )
 
 
@@ -62,11 +60,14 @@ def run(tmp_path, caplog):
         config = DataConfig(cache_dir=str(tmp_path / "cache"), image_size=32, **settings)
         told = []
         with caplog.at_level(logging.WARNING, logger="absl"):
+            ready = prepare(config, Preprocessing.from_config(config, channels), data)
             audit(
-                data,
-                Preprocessing.from_config(config, channels),
+                ready.dataset,
+                ready.images,
+                ready.facts,
+                ready.duplicates,
                 config,
-                digests={name: split.digest() for name, split in data.splits.items()},
+                split_here=ready.split_here,
                 say=told.append,
             )
         return told
@@ -75,11 +76,8 @@ def run(tmp_path, caplog):
 
 
 def test_what_is_in_order_is_told_once_and_warned_of_never(run, disjoint, caplog):
-    assert run(dataset(disjoint)) == [
-        "checking 18 images for damage and overlap ...",
-        "all 18 images can be read, 64x64 px",
-    ]
-    assert run(dataset(disjoint)) == ["all 18 images can be read, 64x64 px"]
+    for _ in range(2):
+        assert run(dataset(disjoint)) == ["all 18 images can be read, 64x64 px"]
     assert not caplog.records
 
 
@@ -123,8 +121,8 @@ def test_one_label_an_image_in_a_multi_label_set_is_told(run, disjoint, caplog, 
     labels = np.eye(2)[np.arange(6) % 2]
     if not one_hot:
         labels[3] = 1
-    splits = {name: InMemorySplit(images, labels) for name, images in disjoint.items()}
-    run(Dataset("own", "made by hand", CLASSES, splits, synthetic=False, task="multilabel"))
+    splits = {name: LabelledImages(images, labels) for name, images in disjoint.items()}
+    run(Dataset(splits))
     assert ("every image shows exactly one class" in caplog.text) == one_hot
 
 
@@ -154,47 +152,52 @@ def test_nearly_the_same_image_in_two_splits_is_warned_of(run, disjoint, caplog,
     assert "in two splits, once: train1.png in train ~ val3.png in val" in caplog.text
 
 
-def test_near_pairs_are_those_that_a_slow_search_finds():
-    images = smooth(40, 0)
-    noise = np.random.default_rng(1).normal(0, 6, images.shape)
-    noisy = np.clip(images + noise, 0, 255).astype(np.uint8)[::-1]
-    mixed = np.concatenate([noisy[:25], smooth(300, 5)])
-
-    def of(pixels):
-        return fingerprint(InMemorySplit(pixels, np.zeros(len(pixels), int)), np.atleast_3d)
-
-    one, other = of(images), of(mixed)
-    wanted = []
-    for i in range(len(images)):
-        for j in range(len(mixed)):
-            bits = sum(
-                bin(int(x) ^ int(y)).count("1")
-                for x, y in zip(one.dhashes[i], other.dhashes[j], strict=True)
-            )
-            if bits <= 10 and np.corrcoef(one.thumbnails[i], other.thumbnails[j])[0, 1] >= 0.98:
-                wanted.append([i, j])
-    found = near_pairs(one, other)
-    assert 10 < len(wanted) and found.tolist() == wanted
-    assert all(i + j == 39 for i, j in wanted)
-
-
 def test_the_hash_is_the_sign_of_the_slope():
-    ramp = np.tile(np.arange(170, dtype=np.uint8), (160, 1))
-    prints = fingerprint(InMemorySplit([ramp, ramp[:, ::-1]], [0, 1]), np.atleast_3d)
-    assert np.bitwise_count(prints.dhashes).sum(1).tolist() == [256, 0]
-    assert prints.sizes.tolist() == [[170, 160]] * 2
+    ramp = np.tile(np.arange(170, dtype=np.uint8), (160, 1))[..., None]
+    facts = [fact_of(bytes(32), pixels, pixels, 0) for pixels in (ramp, ramp[:, ::-1])]
+    assert [np.bitwise_count(fact["dhash"]).sum() for fact in facts] == [256, 0]
+    assert facts[0]["size"].tolist() == [170, 160]
+    # A colour image counts as the mean of its channels, whatever their order.
+    colour = np.concatenate([ramp, ramp[::-1], ramp[:, ::-1]], axis=2)
+    one, other = (fact_of(bytes(32), c, c, 0) for c in (colour, colour[..., ::-1]))
+    assert (one["dhash"] == other["dhash"]).all() and (one["pixels"] != other["pixels"]).any()
 
 
+def test_equal_pixels_with_different_labels_are_all_listed(run, caplog):
+    images = list(smooth(18, 0))
+    images[9:] = images[:9]
+    labels = [0, 1] * 9
+    labels[17] = labels[8]
+    data = LabelledImages(images, labels, CLASSES)
+    run(data)
+    (text,) = [r.getMessage() for r in caplog.records if "different labels" in r.getMessage()]
+    assert text.startswith("images with the same pixels have different labels, 8 times: ")
+    assert all(f"image {i} in" in text for i in range(8)) and "image 17" not in text
+    with pytest.raises(UserError, match=r"labels, 8 times: .*; and 3 more\. Correct the labels"):
+        run(data, allow_contradictions=False)
+
+
+def test_images_in_two_splits_are_only_warned_of_if_nothing_is_grouped(run, caplog):
+    images = list(smooth(40, 0))
+    images[20:] = images[:20]
+    data = LabelledImages(images, np.arange(40) % 2, CLASSES)
+    run(data, split_seed=1)
+    assert "in more than one split" not in caplog.text
+    run(data, split_seed=1, group_similar="off")
+    assert "the same pixels are in more than one split" in caplog.text
+    # Splits that the program does not make are another matter.
+    parts = {"train": data.take(np.arange(20)), "val": data.take(np.arange(20, 40))}
+    with pytest.raises(UserError, match="in more than one split, 20 times"):
+        run(parts, group_similar="off")
+
+
+@pytest.mark.slow
 def test_real_chest_x_rays_of_other_patients_are_not_taken_for_one(real_data, tmp_path, caplog):
-    table = real_data / "cxr_kermany_224" / "split.csv"
-    source = build_dataset(DataConfig(path=str(table)))
-    splits = {
-        name: split.take(np.arange(0, len(split), 6)) for name, split in source.splits.items()
-    }
-    preprocessing = Preprocessing.from_config(DataConfig(), 1)
-    findings = Findings.of(splits, preprocessing.decode)
-    assert not findings.near and not findings.unreadable
-    assert findings.sizes == [(224, 224, sum(map(len, splits.values())))]
+    table = str(real_data / "cxr_kermany_224" / "split.csv")
+    config = DataConfig(path=table, cache_dir=str(tmp_path), cache="none")
+    ready = prepare(config, Preprocessing.from_config(config, 1))
+    assert not len(ready.duplicates.near) and not ready.facts.problems
+    assert (ready.facts.of["size"] == 224).all()
 
 
 def test_the_official_split_of_real_chest_x_rays_shares_patients(run, real_data, caplog):
@@ -267,38 +270,20 @@ def folder(tmp_path, disjoint, encode):
     return tmp_path / "images"
 
 
-def build(folder):
-    return build_dataset(DataConfig(path=str(folder)))
-
-
 @pytest.mark.parametrize("time", [2e9, 1e9])  # a copy may be older than what it replaces
 def test_a_file_that_is_replaced_is_looked_at_again(run, folder, tmp_path, time):
     """Its name and size are as before, as they are of all BMP files here."""
-    assert len(run(build(folder))) == 2 and len(run(build(folder))) == 1
+    data = find_images(DataConfig(path=str(folder)))
+    run(data), run(data)
     planted = folder / "test" / "a" / "0.bmp"
     planted.write_bytes((folder / "train" / "b" / "3.bmp").read_bytes())
     os.utime(planted, (time, time))
     with pytest.raises(ValueError, match=re.escape("train/b/3.bmp in train = test/a/0.bmp")):
-        run(build(folder))
-
-
-@pytest.mark.parametrize("content", ["", '{"key": ', "{}", "[1]", None])
-def test_what_was_kept_is_trusted_only_whole(run, folder, tmp_path, content):
-    run(build(folder))
-    (kept,) = (tmp_path / "cache" / "audit").iterdir()
-    text = kept.read_text()
-    other_key = text.replace('"key": "', '"key": "0')
-    kept.write_text(other_key if content is None else content)
-    assert len(run(build(folder))) == 2
-    assert json.loads(kept.read_text()) == json.loads(text)
+        run(data)
 
 
 def test_a_cache_that_cannot_be_written_is_only_warned_of(disjoint, tmp_path, caplog):
     (tmp_path / "file").write_text("")
     config = DataConfig(cache_dir=str(tmp_path / "file"))
-    data = dataset(disjoint)
-    digests = {name: split.digest() for name, split in data.splits.items()}
-    told = []
-    preprocessing = Preprocessing.from_config(config, 1)
-    audit(data, preprocessing, config, digests=digests, say=told.append)
-    assert "could not be written" in caplog.text and "can be read" in told[-1]
+    prepare(config, Preprocessing.from_config(config, 1), dataset(disjoint))
+    assert "could not be written" in caplog.text

@@ -6,15 +6,14 @@ import numpy as np
 import PIL
 import pytest
 
-from medmamba_jax.data import DataConfig, Dataset, InMemorySplit, Preprocessing
-from medmamba_jax.data.auditing import checks
+from medmamba_jax.data import DataConfig, LabelledImages, Preprocessing
+from medmamba_jax.data.first_pass import first_pass
 from medmamba_jax.data.images.decoders import decoder_versions
-from medmamba_jax.data.reading import caching
 
 PREPROCESSING = Preprocessing(
     image_size=(8, 8), channels=1, resize_filter="bilinear", mean=(0.5,), std=(0.5,)
 )
-SPLIT = InMemorySplit(
+SPLIT = LabelledImages(
     list(np.random.default_rng(0).integers(0, 256, (4, 8, 8), np.uint8)), [0, 1] * 2
 )
 
@@ -48,28 +47,13 @@ def another_version(request, monkeypatch):
     return lambda: monkeypatch.setattr(metadata, "version", another)
 
 
-def test_a_cache_of_decoded_images_has_another_name(another_version):
-    prepared = caching.DecodedImages(SPLIT, PREPROCESSING, resized=True)
-    before = prepared.key()
-    assert prepared.key() == before
-    another_version()
-    assert prepared.key() != before
-
-
-def test_what_an_audit_found_has_another_name(another_version, tmp_path):
-    config = DataConfig(cache_dir=str(tmp_path))
-    dataset = Dataset("own", "made by hand", ("a", "b"), {"train": SPLIT}, synthetic=False)
+def test_what_is_kept_has_another_name(another_version, tmp_path):
+    config = DataConfig(cache="disk", cache_dir=str(tmp_path))
 
     def files():
-        checks.audit(
-            dataset,
-            PREPROCESSING,
-            config,
-            digests={"train": SPLIT.digest()},
-            say=lambda line: None,
-        )
-        return len([*(config.cache_folder / "audit").iterdir()])
+        first_pass(SPLIT, PREPROCESSING, config)
+        return [len([*tmp_path.rglob(f"*.{ending}")]) for ending in ("pixels", "npy")]
 
-    assert files() == files() == 1
+    assert files() == files() == [1, 1]
     another_version()
-    assert files() == 2
+    assert files() == [2, 2]

@@ -7,12 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from medmamba_jax.data import DataConfig, InMemorySplit, Preprocessing
+from medmamba_jax.data import DataConfig, LabelledImages, Preprocessing
 from medmamba_jax.data import Dataset as ImageDataset
 from medmamba_jax.data.auditing.checks import audit
+from medmamba_jax.data.build import prepare
 from medmamba_jax.data.images.decoding import count_frames, open_image, parsed
 from medmamba_jax.data.inspection.image_kinds import image_kind
-from medmamba_jax.data.sources.frames import AllFrames
+from medmamba_jax.data.sources.frames import all_frames
 from medmamba_jax.errors import DataUnavailableError
 
 pydicom = pytest.importorskip("pydicom", reason="the extra dicom is not installed")
@@ -280,14 +281,18 @@ class TestFilesWithAndWithoutAWindow:
     def warnings_of(self, tmp_path, caplog):
         def warnings_of(images, window="auto", frame=0):
             config = DataConfig(cache_dir=str(tmp_path), window=window, frame=frame)
-            split = InMemorySplit(images, [i % 2 for i in range(len(images))])
-            split = AllFrames(split) if frame == -1 else split
+            split = LabelledImages(images, [i % 2 for i in range(len(images))])
+            split = all_frames(split) if frame == -1 else split
             caplog.clear()
+            preprocessing = Preprocessing.from_config(config, 1)
+            ready = prepare(config, preprocessing, ImageDataset({"train": split}))
             audit(
-                ImageDataset("own", "made by hand", ("a", "b"), {"train": split}, synthetic=False),
-                Preprocessing.from_config(config, 1),
+                ready.dataset,
+                ready.images,
+                ready.facts,
+                ready.duplicates,
                 config,
-                digests={"train": split.digest()},
+                split_here=ready.split_here,
                 say=lambda line: None,
             )
             texts = [record.getMessage() for record in caplog.records]

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from medmamba_jax.data import InMemorySplit
+from medmamba_jax.data import LabelledImages
 from medmamba_jax.data.images.damage import NoSuchFrameError
 from medmamba_jax.data.images.decoding import count_frames, open_image, parsed
-from medmamba_jax.data.sources.frames import AllFrames
+from medmamba_jax.data.sources.frames import all_frames
 
 
 def stack(count, *, shape=(6, 7), dtype=np.uint8, **options):
@@ -75,8 +75,8 @@ def test_the_work_grows_with_the_number_of_frames_and_not_with_its_square(compre
     for count in (10, 40):
         content, pixels = stack(count, dtype=np.uint16, compression=compression)
         loads.clear()
-        frames = AllFrames(InMemorySplit([content], [0]), (0.0, 255.0))
-        found = np.stack([frames[i]["image"] for i in range(count)])
+        frames = all_frames(LabelledImages([content], [0]), (0.0, 255.0))
+        found = np.stack([frames.read(i) for i in range(count)])
         np.testing.assert_array_equal(found, pixels)
         taken.append(len(loads))
     assert 0 < taken[1] <= 4 * taken[0]

@@ -1,9 +1,13 @@
+import csv
+import importlib.util
+import io
 import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from medmamba_jax.cli import main
 from medmamba_jax.data.inspection.image_kinds import image_kind
 from medmamba_jax.data.inspection.sheets import contact_sheet
 from medmamba_jax.errors import UserError
@@ -34,6 +38,10 @@ def pixels(path):
 
 def test_a_folder_is_counted_and_drawn(inspect, folder):
     out = inspect(folder)
+    equal = (
+        "10/p0_0.png in all = 9/p0_1.png in all (labelled '10', '9');"
+        " 10/p0_1.png in all = 9/p1_2.png in all (labelled '10', '9')"
+    )
     assert out == [
         f"images: images of the folder {folder}",
         "        all",
@@ -41,14 +49,16 @@ def test_a_folder_is_counted_and_drawn(inspect, folder):
         "10        4",
         "images    7",
         "",
-        "sizes: 30x20 px",
-        "kinds: PNG, 8-bit grey (7)",
+        "sizes: 1: 30x20 px",
+        "kinds: 1: PNG, 8-bit grey (7)",
         "cannot be read: none",
-        "the same pixels again in a split: 2: 10/p0_0.png in all = 9/p0_1.png in all (labelled"
-        " '10', '9'); 10/p0_1.png in all = 9/p1_2.png in all (labelled '10', '9')",
-        "picture: images.png",
+        "classes of fewer than 3 images: none",
+        f"the same pixels again in a split: 2: {equal}",
+        f"the same pixels with different labels: 2: {equal}",
+        "nearly the same pixels: none",
+        "written: images_inspected",
     ]
-    tile = pixels("images.png")[22:150, 4:132]
+    tile = pixels("images_inspected/sheet.png")[22:150, 4:132]
     image = Image.fromarray(pixels(folder / "9" / "p0_0.png"))
     shown = np.asarray(image.resize((128, 85), Image.Resampling.LANCZOS))
     assert (tile[22 : 22 + 85] == shown[..., None]).all()
@@ -64,7 +74,7 @@ def test_a_table_tells_of_patients_and_overlap(inspect, folder):
     table = folder.parent / "my.csv"
     table.write_text("\n".join(["path,label,split,patient_id", *rows]))
     (folder / "9" / "p0_0.png").write_bytes(b"no image")
-    out = inspect(table, "--output", "sheet.png")
+    out = inspect(table, "--out", "seen")
     assert out[1:6] == [
         "          train  test",
         "9             2     1",
@@ -73,9 +83,9 @@ def test_a_table_tells_of_patients_and_overlap(inspect, folder):
         "patients      2     2",
     ]
     assert "cannot be read: 1: " in out[9] and "9/p0_0.png (not an image file (8 bytes))" in out[9]
-    assert out[8] == "kinds: PNG, 8-bit grey (6), no image that can be opened (1)"
+    assert out[8] == "kinds: 2: PNG, 8-bit grey (6); no image that can be opened (1)"
     assert out[-2].startswith("patients in several splits: 2: 'p0' (images/10/p0_1.png in train")
-    assert out[-1] == "picture: sheet.png" and (folder.parent / "sheet.png").is_file()
+    assert out[-1] == "written: seen" and (folder.parent / "seen" / "sheet.png").is_file()
 
 
 def test_arrays_with_a_row_for_each_class_of_a_multi_label_set(inspect, tmp_path):
@@ -84,14 +94,15 @@ def test_arrays_with_a_row_for_each_class_of_a_multi_label_set(inspect, tmp_path
     np.savez("many.npz", x=images, y=labels, class_names=np.array(["a", "none", "c"]))
     out = inspect("many.npz")
     assert out[2:5] == ["a         6", "none      0", "c        12"]
-    assert "kinds: array, uint8, 5 channels (12)" in out
-    assert pixels("many.png").shape == (3 * 154, 8 * 132 + 4, 3)
+    assert "kinds: 1: array, uint8, 5 channels (12)" in out
+    assert "classes of fewer than 3 images: 1: none (0)" in out
+    assert pixels("many_inspected/sheet.png").shape == (3 * 154, 8 * 132 + 4, 3)
 
 
 def test_augmentation_is_drawn(inspect, folder):
     out = inspect(folder, "--augment", "light")
-    assert out[-1] == "picture: images_light.png"
-    assert pixels("images_light.png").shape[0] == 2 * 160 + 4  # an image of each class
+    assert out[-1] == "written: images_inspected"
+    assert pixels("images_inspected/sheet.png").shape[0] == 2 * 160 + 4  # an image of each class
 
 
 @pytest.mark.parametrize(
@@ -100,7 +111,7 @@ def test_augmentation_is_drawn(inspect, folder):
         (["no/folder"], "no folder or file no/folder: set data.path"),
         (["no.csv"], "no file no.csv"),
         (["no_such_set", "--data-dir", "."], "no folder or file no_such_set: set data.path"),
-        (["images", "--output", "nowhere/x.png"], "nowhere/x.png cannot be written"),
+        (["images", "--out", "nowhere/x"], "the folder nowhere/x cannot be made"),
         (["images", "--group-pattern", "(x"], "data.folder.group_pattern must be"),
         (["images", "--label-column", "x"], "data.csv.label_column is 'x', but the images come"),
     ],
@@ -110,15 +121,55 @@ def test_a_mistake_is_named(inspect, folder, arguments, problem):
         inspect(*arguments)
 
 
-def test_a_picture_that_exists_is_kept(inspect, folder):
-    picture = folder.parent / "images.png"
-    picture.write_bytes(b"my own")
-    with pytest.raises(UserError, match=r"images\.png exists: .* --output, .* --overwrite"):
-        inspect(folder)
-    assert picture.read_bytes() == b"my own"
-    assert inspect(folder, "--output", "other.png")[-1] == "picture: other.png"
-    assert inspect(folder, "--overwrite")[-1] == "picture: images.png"
-    assert pixels(picture).shape == (2 * 154, 4 * 132 + 4, 3)
+def test_nothing_is_overwritten(inspect, folder):
+    (folder.parent / "images_inspected").mkdir()
+    assert inspect(folder)[-1] == "written: images_inspected_2"
+    assert inspect(folder)[-1] == "written: images_inspected_3"
+    assert not list((folder.parent / "images_inspected").iterdir())
+    with pytest.raises(UserError, match=r"images_inspected_2 cannot be made .*: name a new one"):
+        inspect(folder, "--out", "images_inspected_2")
+
+
+def rows_of(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_scripts_can_read_what_was_found(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["inspect", str(folder), "--out", "bad"]) == 3
+    found = {row["finding"]: row for row in rows_of(tmp_path / "bad" / "findings.csv")}
+    assert found["the same pixels with different labels"]["count"] == "2"
+    assert {name for name, row in found.items() if row["needs_attention"] == "yes"} == {
+        "the same pixels with different labels"
+    }
+    pairs = rows_of(tmp_path / "bad" / "duplicates.csv")
+    assert [(row["path"], row["other_path"], row["distance"]) for row in pairs] == [
+        ("10/p0_0.png", "9/p0_1.png", "0"),
+        ("10/p0_1.png", "9/p1_2.png", "0"),
+    ]
+    for name in ("p0_1.png", "p1_2.png"):
+        (folder / "9" / name).unlink()
+    assert main(["inspect", str(folder)]) == 3  # one image is left of class 9
+    assert "classes of fewer than 3 images: 1: 9 (1)" in capsys.readouterr().out
+    for i in range(3):
+        (folder / "9" / f"{i}.npy").write_bytes(npy(i))
+    assert main(["inspect", str(folder)]) == 0
+
+
+def npy(seed):
+    content = io.BytesIO()
+    np.save(content, np.random.default_rng(100 + seed).integers(0, 256, (9, 9), np.uint8))
+    return content.getvalue()
+
+
+def test_names_of_classes_in_other_scripts_are_shown_or_told(caplog):
+    tile = np.zeros((4, 4, 1), np.uint8)
+    contact_sheet({"Пневмония, ψ": [tile]})
+    assert ("cannot show" in caplog.text) == (importlib.util.find_spec("matplotlib") is None)
+    caplog.clear()
+    contact_sheet({"肺炎 a": [tile]})
+    assert "cannot show the characters 炎 肺 of class names" in caplog.text
 
 
 def test_kinds_of_files(encode):
@@ -139,6 +190,6 @@ def test_nothing_to_show_is_an_error():
 def test_real_chest_x_rays(inspect, real_data):
     out = inspect(real_data / "cxr_kermany_224" / "split.csv")
     assert "images     1,800  524   624" in out and "patients   1,514  468   427" in out
-    assert "kinds: JPEG, 8-bit colour (2,948)" in out
+    assert "kinds: 1: JPEG, 8-bit colour (2,948)" in out
     assert "nearly the same pixels in two splits: none" in out
     assert any(line.startswith("patients in several splits: 224: 'N0439'") for line in out)

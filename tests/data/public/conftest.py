@@ -132,7 +132,7 @@ def zipped_fixture():
 def contents(dataset):
     """split -> {image bytes: class name}."""
     return {
-        name: {split[i]["image"]: dataset.class_names[split[i]["label"]] for i in range(len(split))}
+        name: {split.read(i): split.label_name(i) for i in range(len(split))}
         for name, split in dataset.splits.items()
     }
 

@@ -60,7 +60,7 @@ def assert_complete(contents):
         merged = splits["train"] | splits["val"] | splits["test"]
         assert merged == {content: name.split("/")[0] for name, content in images.items()}
         for name, split in dataset.splits.items():
-            labels = [split[i]["label"] for i in range(len(split))]
+            labels = [split.labels[i] for i in range(len(split))]
             np.testing.assert_array_equal(split.labels, labels)
             assert split.groups is None
             for label, size in SIZES.items():
@@ -218,7 +218,7 @@ dataset = build_dataset(
         public=PublicConfig(data_dir={str(tmp_path / "tfds")!r}, manual_dir={str(tmp_path)!r}),
     )
 )
-assert len(dataset.splits["train"][0]["image"]) > 0
+assert len(dataset.splits["train"].read(0)) > 0
 assert "tensorflow_datasets" in sys.modules and "tensorflow" not in sys.modules
 """
         subprocess.run(
@@ -321,7 +321,7 @@ def test_splits_are_read_by_workers(tmp_path, build, images, zipped):
     with eval_batches(split, step, batch_size=20, num_workers=1) as batches:
         (batch,) = batches
     np.testing.assert_array_equal(batch["label"], split.labels)
-    opened = Image.open(io.BytesIO(split[0]["image"])).resize((32, 32), Image.Resampling.NEAREST)
+    opened = Image.open(io.BytesIO(split.read(0))).resize((32, 32), Image.Resampling.NEAREST)
     np.testing.assert_array_equal(batch["image"][0, ..., 0], np.asarray(opened))
 
 

@@ -63,8 +63,8 @@ def test_the_official_split_with_val_by_patient(publish, build, rows, images, zi
     by_content = {images[f"{row['Image_name']}.png"]: row for row in rows}
     for name, split in dataset.splits.items():
         for i, group in enumerate(split.groups):
-            row = by_content[split[i]["image"]]
-            assert dataset.class_names[split[i]["label"]] == row["Plane"]
+            row = by_content[split.read(i)]
+            assert dataset.class_names[split.labels[i]] == row["Plane"]
             assert group == row["Patient_num"]
             assert (row["Train "] == "0") == (name == "test")
     groups = patients(dataset)

@@ -50,7 +50,7 @@ def assert_same(dataset, arrays):
     for name, split in dataset.splits.items():
         np.testing.assert_array_equal(split.labels, arrays[f"{name}_labels"].ravel())
         for i in range(len(split)):
-            image = Image.open(io.BytesIO(split[i]["image"]))
+            image = Image.open(io.BytesIO(split.read(i)))
             assert image.format == "PNG"
             np.testing.assert_array_equal(np.asarray(image), arrays[f"{name}_images"][i])
             assert split.describe(i).startswith(f"{name}_images[{i:06d}] of ")
@@ -262,7 +262,7 @@ def test_real_images_in_files_that_were_saved_again(build, name, caplog):
     with np.load(REAL / f"{name}.npz", allow_pickle=False) as real:
         for split_name, split in dataset.splits.items():
             np.testing.assert_array_equal(split.labels, real[f"{split_name}_labels"].ravel())
-            image = Image.open(io.BytesIO(split[3]["image"]))
+            image = Image.open(io.BytesIO(split.read(3)))
             np.testing.assert_array_equal(np.asarray(image), real[f"{split_name}_images"][3])
     # Of PneumoniaMNIST eleven training images are missing there.
     assert ("4697" in caplog.text) == (name == "pneumoniamnist")

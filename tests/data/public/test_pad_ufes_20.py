@@ -69,7 +69,7 @@ def test_a_download(publish, build, rows, images, zipped, contents, kind):
     groups = {}
     for name, split in dataset.splits.items():
         for i, group in enumerate(split.groups):
-            row = by_content[split[i]["image"]]
+            row = by_content[split.read(i)]
             assert group == row["patient_id"]
             assert split.describe(i) == f"{row['img_id']} of pad_ufes_20"
         groups[name] = set(split.groups)
@@ -106,7 +106,7 @@ def test_folds_keep_patients_together_and_can_be_written_and_read(
         groups = [set(split.groups) for split in dataset.splits.values()]
         assert sum(map(len, groups)) == len(set.union(*groups)) == PATIENTS
         test = dataset.splits["test"]
-        tested += [test.name(i) for i in range(len(test))]
+        tested += [test.names[i] for i in range(len(test))]
     assert sorted(tested) == sorted(images)
     write_split_table(tmp_path / "split.csv", dataset)
     again = build(NAME, split_file=str(tmp_path / "split.csv"))

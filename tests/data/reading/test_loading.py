@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from medmamba_jax.data import (
-    InMemorySplit,
+    LabelledImages,
     Preprocessing,
     eval_batches,
     steps_per_epoch,
@@ -33,7 +33,7 @@ PREPROCESSING = Preprocessing((32, 32), 1, "bilinear", (0.5,), (0.5,))
 def numbered(count):
     """A split in which every pixel of image i is i, and so is its label."""
     images = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None], (count, 32, 32))
-    return InMemorySplit(images, np.arange(count))
+    return LabelledImages(images, np.arange(count))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def encoded():
         buffer = io.BytesIO()
         Image.fromarray(rng.integers(0, 256, (40, 50), dtype=np.uint8)).save(buffer, "PNG")
         images.append(buffer.getvalue())
-    return InMemorySplit(images, np.arange(SIZE))
+    return LabelledImages(images, np.arange(SIZE))
 
 
 def take(batches, count):
@@ -131,7 +131,7 @@ class TestTrainBatches:
         assert not caplog.records and batch_larger_than_set(numbered(BATCH), BATCH) is None
 
     def test_augmentation_differs_between_epochs_and_images(self, encoded):
-        one = InMemorySplit([encoded[0]["image"]] * BATCH, np.arange(BATCH))
+        one = LabelledImages([encoded.read(0)] * BATCH, np.arange(BATCH))
         batches = take(train_batches(one, PREPROCESSING, "light", batch_size=BATCH, seed=0), 3)
         images = np.concatenate([batch["image"] for batch in batches])
         assert len(np.unique(images.reshape(len(images), -1), axis=0)) == 3 * BATCH
@@ -155,7 +155,8 @@ class TestTrainBatches:
             for p in range(hosts)
         ]
         for p, part in enumerate(parts):
-            shares = [{key: batch[key][p::hosts] for key in batch} for batch in whole]
+            own = slice(p * BATCH // hosts, (p + 1) * BATCH // hosts)
+            shares = [{key: batch[key][own] for key in batch} for batch in whole]
             assert_same_batches(part, shares)
 
     @pytest.mark.parametrize(
@@ -183,7 +184,7 @@ class TestTrainBatches:
             train_batches(numbered(SIZE), PREPROCESSING, "heavy", batch_size=BATCH, seed=0)
 
     def test_a_damaged_image_stops_the_run(self, encoded):
-        damaged = InMemorySplit([encoded[0]["image"][:1000]] * BATCH, np.arange(BATCH))
+        damaged = LabelledImages([encoded.read(0)[:1000]] * BATCH, np.arange(BATCH))
         batches = train_batches(damaged, PREPROCESSING, "none", batch_size=BATCH, seed=0)
         with batches, pytest.raises(UserError, match=r"image \d+: not a complete image file"):
             next(batches)
@@ -191,7 +192,7 @@ class TestTrainBatches:
     @pytest.mark.parametrize("augmentation", ["none", "official", "light"])
     def test_any_number_of_channels(self, augmentation):
         grey = np.random.default_rng(0).integers(0, 256, (BATCH, 40, 50, 1), dtype=np.uint8)
-        split = InMemorySplit(np.repeat(grey, 5, axis=3), np.arange(BATCH))
+        split = LabelledImages(np.repeat(grey, 5, axis=3), np.arange(BATCH))
         five = Preprocessing((32, 32), 5, "bilinear", (0.5,), (0.5,))
         (batch,) = take(train_batches(split, five, augmentation, batch_size=BATCH, seed=0), 1)
         assert batch["image"].shape == (BATCH, 32, 32, 5)
@@ -202,7 +203,7 @@ class TestTrainBatches:
     @pytest.mark.parametrize(("sampler", "start_step"), [("shuffle", 0), ("balanced", STEPS + 1)])
     def test_weights_follow_their_images(self, sampler, start_step):
         images = np.broadcast_to(np.arange(SIZE, dtype=np.uint8)[:, None, None], (SIZE, 32, 32))
-        split = InMemorySplit(images, np.arange(SIZE) % 3, weights=np.arange(SIZE) / 8 + 0.125)
+        split = LabelledImages(images, np.arange(SIZE) % 3, weights=np.arange(SIZE) / 8 + 0.125)
         options = {"batch_size": BATCH, "seed": 1, "sampler": sampler, "start_step": start_step}
         for batch in take(train_batches(split, PREPROCESSING, "none", **options), STEPS + 1):
             assert batch["weight"].shape == (BATCH,) and batch["weight"].dtype == np.float32
@@ -218,7 +219,7 @@ class TestBalancedSampler:
         classes = np.repeat(np.arange(3), self.SIZES)
         images = np.arange(SIZE, dtype=np.uint8)[:, None, None] + np.zeros((1, 32, 32), np.uint8)
         options = {"batch_size": BATCH, "seed": 7, "sampler": "balanced"} | options
-        return train_batches(InMemorySplit(images, classes), PREPROCESSING, "none", **options)
+        return train_batches(LabelledImages(images, classes), PREPROCESSING, "none", **options)
 
     def drawn(self, steps, **options):
         """Labels and images in the order of drawing."""
@@ -244,7 +245,7 @@ class TestBalancedSampler:
             assert size == 1 or len(np.unique(rounds, axis=0)) == len(rounds)
 
     def test_classes_of_one_size_are_shuffled_apart(self):
-        split = InMemorySplit(
+        split = LabelledImages(
             np.zeros((40, 32, 32), np.uint8) + np.arange(40, dtype=np.uint8)[:, None, None],
             np.arange(40) // 20,
         )
@@ -269,13 +270,14 @@ class TestBalancedSampler:
         whole = take(self.batches(start_step=2), STEPS)
         for p in range(hosts):
             part = self.batches(start_step=2, process_index=p, process_count=hosts)
-            shares = [{key: batch[key][p::hosts] for key in batch} for batch in whole]
+            own = slice(p * BATCH // hosts, (p + 1) * BATCH // hosts)
+            shares = [{key: batch[key][own] for key in batch} for batch in whole]
             assert_same_batches(take(part, STEPS), shares)
 
     def test_refusals(self):
         with pytest.raises(UserError, match=r"sampler must be one of .*got 'weighted'"):
             self.batches(sampler="weighted")
-        split = InMemorySplit(np.zeros((8, 32, 32), np.uint8), np.ones((8, 3)))
+        split = LabelledImages(np.zeros((8, 32, 32), np.uint8), np.ones((8, 3)))
         problem = r"any number of classes each; use one of \['shuffle'\], and weights in the loss"
         with pytest.raises(UserError, match=problem):
             train_batches(split, PREPROCESSING, "none", batch_size=8, seed=0, sampler="balanced")
@@ -283,7 +285,7 @@ class TestBalancedSampler:
 
 class TestMultilabel:
     LABELS = np.array([[1, 0], [np.nan, 1], [0, 0], [1, np.nan], [0, 1]], np.float32)
-    SPLIT = InMemorySplit(np.zeros((5, 32, 32), np.uint8), LABELS)
+    SPLIT = LabelledImages(np.zeros((5, 32, 32), np.uint8), LABELS)
 
     def test_training_carries_the_labels(self):
         (batch,) = take(train_batches(self.SPLIT, PREPROCESSING, "none", batch_size=5, seed=0), 1)
@@ -348,8 +350,8 @@ class TestWorkers:
 
         monkeypatch.setitem(POLICIES, "darker", darker)
         monkeypatch.setitem(SAMPLERS, "strided", Sampler(strided, "strided"))
-        images = [encoded[i]["image"] for i in range(SIZE)]
-        split = InMemorySplit(images, np.arange(SIZE), weights=1 + np.arange(SIZE))
+        images = [encoded.read(i) for i in range(SIZE)]
+        split = LabelledImages(images, np.arange(SIZE), weights=1 + np.arange(SIZE))
         batches = functools.partial(
             train_batches, split, PREPROCESSING, "darker", batch_size=66, seed=3, sampler="strided"
         )
@@ -357,13 +359,15 @@ class TestWorkers:
         # Each host's batch of 33 is read in three parts, so each worker reads every other part.
         host = {"start_step": 2, "process_index": 1, "process_count": 2}
         actual = take(batches(num_workers=2, **host), 4)
-        assert_same_batches(actual, [{key: b[key][1::2] for key in b} for b in expected])
+        assert_same_batches(actual, [{key: b[key][33:] for key in b} for b in expected])
 
     def test_workers_change_nothing_in_evaluation_and_name_a_damaged_image(self, encoded):
-        images = [encoded[i]["image"] for i in range(SIZE)]
+        images = [encoded.read(i) for i in range(SIZE)]
         images[-1] = images[-1][:1000]
         options = {"batch_size": BATCH, "num_workers": 1}
-        with eval_batches(InMemorySplit(images, np.arange(SIZE)), PREPROCESSING, **options) as read:
+        with eval_batches(
+            LabelledImages(images, np.arange(SIZE)), PREPROCESSING, **options
+        ) as read:
             whole = SIZE // BATCH
             expected = take(eval_batches(encoded, PREPROCESSING, batch_size=BATCH), whole)
             assert_same_batches(list(islice(read, whole)), expected)
@@ -381,13 +385,13 @@ class TestWorkers:
 
         import numpy as np
         from absl import flags
-        from medmamba_jax.data import InMemorySplit, Preprocessing, train_batches
+        from medmamba_jax.data import LabelledImages, Preprocessing, train_batches
 
         def children():
             return len(multiprocessing.active_children())
 
         if __name__ == "__main__":
-            split = InMemorySplit(np.zeros((64, 256, 256), np.uint8), np.zeros(64, int))
+            split = LabelledImages(np.zeros((64, 256, 256), np.uint8), np.zeros(64, int))
             preprocessing = Preprocessing((256, 256), 1, "bilinear", (0.5,), (0.5,))
             batches = [
                 train_batches(

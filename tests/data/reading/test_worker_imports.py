@@ -1,5 +1,6 @@
 """What a process that reads images has to import."""
 
+import dataclasses
 import pickle
 import subprocess
 import sys
@@ -7,9 +8,9 @@ import sys
 import pytest
 
 from medmamba_jax.data import DataConfig, Preprocessing, build_dataset
+from medmamba_jax.data.build import prepare
 from medmamba_jax.data.config import PhantomConfig
-from medmamba_jax.data.reading.caching import CachedSplit, DecodedImages, OnDisk
-from medmamba_jax.data.sources.frames import AllFrames
+from medmamba_jax.data.sources.frames import all_frames
 
 # Python runs this file at the start of every process that finds it, worker processes too. Grain
 # itself imports JAX and Orbax where they are installed, and does without them where they are not.
@@ -58,10 +59,10 @@ def test_reading_imports_neither_jax_nor_what_splits_images(tmp_path, noise_png,
     preprocessing = Preprocessing.from_config(config, 1)
     split = build_dataset(config).splits["train"]
     if kind == "frames":
-        split = AllFrames(split)
+        split = all_frames(split)
     elif kind == "kept on disk":
-        prepared = DecodedImages(split, preprocessing, resized=True)
-        split = CachedSplit(split, OnDisk(prepared, tmp_path / "cache"))
+        config = dataclasses.replace(config, cache="disk", cache_dir=str(tmp_path / "cache"))
+        split = prepare(config, preprocessing).dataset.splits["train"]
     (tmp_path / "sent.pickle").write_bytes(pickle.dumps((split, preprocessing)))
     (tmp_path / "sitecustomize.py").write_text(SITECUSTOMIZE)
     (tmp_path / "program.py").write_text(PROGRAM)

@@ -40,10 +40,10 @@ def test_a_table_names_files_classes_splits_and_patients(make_table, noise_png):
     }
     for part, split in dataset.splits.items():
         for row in range(len(split)):
-            i = int(split.name(row)[2:4])
+            i = int(split.names[row][2:4])
             assert parts[i % 8] == part
-            assert split[row]["image"] == noise_png(i)
-            assert split[row]["label"] == split.labels[row] == i % 2
+            assert split.read(row) == noise_png(i)
+            assert split.labels[row] == split.labels[row] == i % 2
             assert split.groups[row] == f"p{i}"
             assert split.describe(row).endswith(f"x/{i:02}.png")
 
@@ -95,9 +95,9 @@ def test_several_label_columns_make_a_multi_label_set(make_table):
     for split in dataset.splits.values():
         assert split.labels.dtype == np.float32
         for row in range(len(split)):
-            label = wanted[int(split.name(row)[2:4]) % 5]
+            label = wanted[int(split.names[row][2:4]) % 5]
             np.testing.assert_array_equal(split.labels[row], label)
-            np.testing.assert_array_equal(split[row]["label"], label)
+            np.testing.assert_array_equal(split.labels[row], label)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_what_spreadsheets_write_is_read(make_table, separator, encoding):
 
 def weights_by_image(dataset):
     return {
-        int(split.name(row)[2:4]): split.weights[row]
+        int(split.names[row][2:4]): split.weights[row]
         for split in dataset.splits.values()
         for row in range(len(split))
     }
@@ -148,7 +148,7 @@ def test_damaged_files_are_dropped_on_request(make_table, tmp_path):
     (tmp_path / "x" / "07.png").write_bytes(b"")
     text = lines("path,label,patient_id", lambda i: f"{'ab'[i % 2]},p{i}")
     dataset = make_table(text, allow_unreadable=True)
-    names = [split.name(i) for split in dataset.splits.values() for i in range(len(split))]
+    names = [split.names[i] for split in dataset.splits.values() for i in range(len(split))]
     assert len(names) == 39 and "x/07.png" not in names
 
 

@@ -34,8 +34,8 @@ def test_the_arrays_of_medmnist_are_the_splits(build, shape):
         split = dataset.splits[name]
         assert len(split) == count
         for row in range(count):
-            np.testing.assert_array_equal(split[row]["image"], IMAGES[start + row])
-            assert split[row]["label"] == (start + row) % 3
+            np.testing.assert_array_equal(split.read(row), IMAGES[start + row])
+            assert split.labels[row] == (start + row) % 3
             assert split.describe(row) == f"{name}_images[{row}]"
         start += count
 
@@ -48,7 +48,7 @@ def test_x_and_y_are_split_by_group(build):
     assert [len(split) for split in dataset.splits.values()] == [36, 6, 18]
     name = dataset.splits["test"].describe(0)
     row = int(name.removeprefix("x[").removesuffix("]"))
-    np.testing.assert_array_equal(dataset.splits["test"][0]["image"], IMAGES[row])
+    np.testing.assert_array_equal(dataset.splits["test"].read(0), IMAGES[row])
 
 
 def test_labels_need_not_begin_at_zero_and_may_have_names(build):
@@ -102,7 +102,7 @@ def test_the_usual_spellings_of_val_are_val(build, name):
         "val": 10,
         "test": 20,
     }
-    np.testing.assert_array_equal(splits["val"][3]["image"], IMAGES[33])
+    np.testing.assert_array_equal(splits["val"].read(3), IMAGES[33])
     assert splits["val"].describe(3) == f"{name}_images[3]"
 
 

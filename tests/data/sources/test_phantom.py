@@ -19,7 +19,7 @@ def dataset():
 
 def arrays(dataset, split):
     split = dataset.splits[split]
-    return np.stack([split[i]["image"] for i in range(len(split))]), split.labels
+    return np.stack([split.read(i) for i in range(len(split))]), split.labels
 
 
 def resized(images, size):
@@ -61,7 +61,7 @@ def test_splits_are_balanced_and_called_synthetic(dataset):
         split: {"clear": n, "reticular": n, "consolidation": n}
         for split, n in (("train", 180), ("val", 30), ("test", 90))
     }
-    image = dataset.splits["train"][0]["image"]
+    image = dataset.splits["train"].read(0)
     assert image.shape == (96, 96) and image.dtype == np.uint8
 
 

@@ -72,7 +72,7 @@ def build(tmp_path):
 
 
 def contents(split):
-    return {split[i]["image"]: CLASSES[split[i]["label"]] for i in range(len(split))}
+    return {split.read(i): CLASSES[split.labels[i]] for i in range(len(split))}
 
 
 @pytest.mark.parametrize("val", ["val", "validation", "valid"])
@@ -84,7 +84,7 @@ def test_its_own_splits(prepare, build, val):
     for name, split in dataset.splits.items():
         stored = val if name == "val" else name
         assert contents(split) == written[stored]
-        np.testing.assert_array_equal(split.labels, [split[i]["label"] for i in range(len(split))])
+        np.testing.assert_array_equal(split.labels, [split.labels[i] for i in range(len(split))])
         assert split.groups is None
         assert split.describe(2) == f"record 2 of the split {stored} of own"
     assert len({split.digest() for split in dataset.splits.values()}) == 3
@@ -128,7 +128,7 @@ def test_patients_and_file_names(prepare, build):
     for name, split in build().splits.items():
         groups[name] = set(split.groups)
         for i, patient in enumerate(split.groups):
-            number = int(split.describe(i).partition(".png of the split train of own")[0])
+            number = int(split.describe(i).partition(".png of own")[0])
             assert patient == f"p{number // 3}" and number % 2 == split.labels[i]
     assert not groups["train"] & groups["test"] and not groups["train"] & groups["val"]
     assert not groups["val"] & groups["test"]

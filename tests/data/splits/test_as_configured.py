@@ -1,10 +1,14 @@
 import csv
+import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 
-from medmamba_jax.data import DataConfig, Dataset, InMemorySplit, build_dataset, write_split_table
+from medmamba_jax.data import DataConfig, Dataset, LabelledImages, build_dataset, write_split_table
+from medmamba_jax.data.build import prepare
 from medmamba_jax.data.config import FolderConfig, PhantomConfig
+from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.data.sources.class_names import in_natural_order
 
 
@@ -27,7 +31,7 @@ def build(path, **settings):
 
 def names(dataset):
     return {
-        part: [split.name(i) for i in range(len(split))] for part, split in dataset.splits.items()
+        part: [split.names[i] for i in range(len(split))] for part, split in dataset.splits.items()
     }
 
 
@@ -35,7 +39,7 @@ def test_a_pattern_tells_the_patients_of_a_folder(folder):
     dataset = build(folder, folder=FolderConfig(r"/(p[0-9]+)_"))
     for split in dataset.splits.values():
         for row in range(len(split)):
-            assert split.name(row).split("/")[1].split("_")[0] == split.groups[row]
+            assert split.names[row].split("/")[1].split("_")[0] == split.groups[row]
     groups = [set(split.groups) for split in dataset.splits.values()]
     assert sum(map(len, groups)) == len(set.union(*groups)) == 20
     assert dataset.counts()["train"] == {"a": 18, "b": 18}
@@ -98,9 +102,9 @@ def test_a_table_of_ones_own_may_be_without_test(folder, tmp_path, spelling):
 
 
 def test_labels_of_a_multi_label_set_are_written_by_name(tmp_path):
-    split = InMemorySplit(np.zeros((3, 8, 8), np.uint8), [[1, 1], [0, -1], [0, 1]])
-    dataset = Dataset("own", "", ("x", "y"), {"train": split}, synthetic=True, task="multilabel")
-    write_split_table(tmp_path / "split.csv", dataset)
+    labels = [[1, 1], [0, -1], [0, 1]]
+    split = LabelledImages(np.zeros((3, 8, 8), np.uint8), labels, ("x", "y"))
+    write_split_table(tmp_path / "split.csv", Dataset({"train": split}))
     assert (tmp_path / "split.csv").read_text().splitlines() == [
         "path,split,label,group",
         "image 0,train,x|y,",
@@ -123,3 +127,57 @@ def test_numbers_in_names_are_sorted_by_value():
     assert in_natural_order(names) == (
         *("01", "1", "2", "10", "B", "a", "a2", "a10", "b", "stage 1a", "stage 1b"),
     )
+
+
+class TestSimilarImages:
+    """Fifty images, each of which has a copy with the same pixels under another name."""
+
+    @pytest.fixture
+    def doubled(self):
+        pixels = np.random.default_rng(0).integers(0, 256, (50, 24, 24), np.uint8)
+        return LabelledImages(np.concatenate([pixels, pixels]), np.arange(100) % 2, ("a", "b"))
+
+    @staticmethod
+    def parts(dataset):
+        """Image of the first fifty -> the splits that hold it or its copy."""
+        found = {}
+        for name, split in dataset.splits.items():
+            for image in split.names:
+                found.setdefault(int(image.split()[1]) % 50, set()).add(name)
+        return found
+
+    @pytest.mark.parametrize("which", ["near", "identical"])
+    @pytest.mark.parametrize("fold", ["", "1/5", "5/5"])
+    def test_copies_stay_in_one_split(self, doubled, which, fold):
+        dataset = build_dataset(DataConfig(group_similar=which, fold=fold), doubled)
+        assert all(len(splits) == 1 for splits in self.parts(dataset).values())
+        assert sum(map(len, dataset.splits.values())) == 100
+        assert "with similar images together" in dataset.description
+
+    def test_every_image_is_tested_once_in_five_folds(self, doubled):
+        tested = []
+        for fold in range(1, 6):
+            tested += build_dataset(DataConfig(fold=f"{fold}/5"), doubled).splits["test"].names
+        assert sorted(tested) == sorted(doubled.names)
+
+    def test_off_and_unaudited_sets_are_split_by_image(self, doubled):
+        for settings in ({"group_similar": "off"}, {"audit": False}):
+            dataset = build_dataset(DataConfig(**settings), doubled)
+            assert max(map(len, self.parts(dataset).values())) > 1
+
+    def test_sets_without_copies_are_split_as_without_the_search(self, doubled):
+        single = doubled.take(np.arange(50))
+        names = [
+            {name: split.names for name, split in build_dataset(config, single).splits.items()}
+            for config in (DataConfig(), DataConfig(group_similar="off"))
+        ]
+        assert names[0] == names[1]
+
+    def test_patients_rule_and_a_conflict_is_named(self, doubled, caplog):
+        groups = [f"p{i // 4}" for i in range(100)]
+        named = dataclasses.replace(doubled, groups=groups)
+        ready = prepare(DataConfig(), Preprocessing.from_config(DataConfig(), 1), named)
+        for one, other in itertools.combinations(ready.dataset.splits.values(), 2):
+            assert not set(one.groups) & set(other.groups)
+        assert "belong to different patients (groups), 50 times" in caplog.text
+        assert "image 0 of 'p0' and image 50 of 'p12'" in caplog.text
