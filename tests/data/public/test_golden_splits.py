@@ -85,7 +85,7 @@ def hash_of(dataset):
         for i in range(len(split)):
             label = dataset.class_names[split.labels[i]]
             patient = "" if groups is None else groups[i]
-            lines.append(f"{split_name} {i} {split.name(i)} {label} {patient}")
+            lines.append(f"{split_name} {i} {split.names[i]} {label} {patient}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
