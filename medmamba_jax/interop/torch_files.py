@@ -177,7 +177,7 @@ def _format(path: pathlib.Path) -> str:
         return SAFETENSORS
     if start[:1] == b"\x80":  # a pickle, as PyTorch wrote them before version 1.6
         return TORCH
-    if zipfile.is_zipfile(path):
+    if start.startswith(b"PK") and zipfile.is_zipfile(path):  # a tar may end with a zip archive
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
         if any("/code/" in name for name in names):
@@ -216,7 +216,8 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 def _read_torch(path: pathlib.Path) -> Any:
     torch = _import_torch(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # of a path, PyTorch reads some endings by other packages
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         raise UserError(
