@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from absl import logging
@@ -145,7 +146,9 @@ def _dataset(found: LabelledImages, rows: Mapping[str, np.ndarray], how: str = "
 def _by_file(found: LabelledImages, config: DataConfig) -> tuple[Rows, str]:
     path = Path(config.split_file).expanduser()
     selected = bool(config.exclude or config.subset)  # then the table may name more images
-    gone = "stop" if config.split_strict else "allow" if selected else "warn"
+    gone: Literal["warn", "stop", "allow"] = "allow" if selected else "warn"
+    if config.split_strict:
+        gone = "stop"
     assigned = read_split_table(path, found.names, gone=gone)
     return _present(assigned), f"split by {path}"
 
