@@ -43,8 +43,12 @@ def decoder(module: str, what: str) -> Any:
 
 def missing(package: str, what: str) -> DataUnavailableError:
     """Returns the error for a kind of file whose library is not installed."""
-    extra = "heic" if package == "pillow_heif" else "formats"
+    if package == "pillow_heif":  # in no extra, because its wheels hold x265
+        return DataUnavailableError(
+            f"{what} needs the package pillow-heif, which is not installed: convert the file to"
+            " PNG, or install it yourself; its wheels contain code under the GPL"
+        )
     return DataUnavailableError(
         f"{what} needs the package {package}, which is not installed or too old: pip install"
-        f' "medmamba-jax[{extra}]"'
+        ' "medmamba-jax[formats]"'
     )

@@ -76,7 +76,7 @@ _UNPACK = "unpack it"
 _DOWNLOAD = "download the image again"
 
 # The first row that fits names a file. The default install reads the rows of Pillow and NumPy; the
-# other packages come with the extra `formats`, and pillow-heif with the extra `heic`.
+# other packages but pillow-heif come with the extra `formats`.
 FORMATS = (
     # Pillow; imagecodecs for 16 bits of colour, or of grey with alpha
     Format("PNG", _start(b"\x89PNG\r\n\x1a\n"), open_png, (".png",)),

@@ -329,6 +329,14 @@ class TestFilesWithAndWithoutAWindow:
         (warning,) = warnings_of(some, frame=1)
         assert warning.startswith("1 DICOM images name no window and 1 name one")
 
+    def test_of_all_frames_where_all_are_images(self, warnings_of):
+        some = [self.by_frame(40, 50), dicom(np.stack([CT, CT.T, -CT]))]
+        (warning,) = warnings_of(some, frame=-1)
+        assert warning.startswith("3 DICOM images name no window and 2 name one")
+        others = [self.by_frame(60), np.ascontiguousarray(CT[:, ::2])]
+        assert not warnings_of([some[0], *others], frame=-1)
+        assert not warnings_of([some[1], *others[1:]], frame=-1)
+
     def test_inspect_parses_a_file_once(self, monkeypatch):
         reads = []
         read = pydicom.dcmread
