@@ -13,6 +13,7 @@ from medmamba_jax.data.auditing.checks import audit
 from medmamba_jax.data.build import prepare
 from medmamba_jax.data.images.decoding import count_frames, open_image, parsed
 from medmamba_jax.data.inspection.image_kinds import image_kind
+from medmamba_jax.data.sources.frames import all_frames
 from medmamba_jax.errors import DataUnavailableError
 
 pydicom = pytest.importorskip("pydicom", reason="the extra dicom is not installed")
@@ -281,6 +282,7 @@ class TestFilesWithAndWithoutAWindow:
         def warnings_of(images, window="auto", frame=0):
             config = DataConfig(cache_dir=str(tmp_path), window=window, frame=frame)
             split = LabelledImages(images, [i % 2 for i in range(len(images))])
+            split = all_frames(split) if frame == -1 else split
             caplog.clear()
             preprocessing = Preprocessing.from_config(config, 1)
             ready = prepare(config, preprocessing, ImageDataset({"train": split}))
