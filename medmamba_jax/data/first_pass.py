@@ -182,11 +182,10 @@ class _Pass:
 
     def _has_window(self, place: int, image: bytes | np.ndarray) -> bool | None:
         of_frame = getattr(self.found.images, "has_window", None)
-        if of_frame is not None:
-            return of_frame(int(self.found.places[place]))
-        if isinstance(image, bytes) and is_dicom(image):
+        known = None if of_frame is None else of_frame(int(self.found.places[place]))
+        if known is None and isinstance(image, bytes) and is_dicom(image):
             return DicomFile(image).has_window(self.preprocessing.frame)
-        return None
+        return known
 
 
 @dataclasses.dataclass(frozen=True)

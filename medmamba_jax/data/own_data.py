@@ -83,6 +83,11 @@ class _Joined:
         part, row = self._find(place)
         return part.identity(row)
 
+    def has_window(self, place: int) -> bool | None:
+        part, row = self._find(place)
+        of_frame = getattr(part.images, "has_window", None)
+        return None if of_frame is None else of_frame(int(part.places[row]))
+
     def _find(self, place: int) -> tuple[LabelledImages, int]:
         for part in self.parts:
             if place < len(part):
