@@ -26,7 +26,7 @@ def test_a_setting_that_may_change_is_taken(trained, capsys):
     ("arguments", "problem"),
     [
         (["evaluate", "nowhere"], "nowhere holds no run"),
-        (["convert", "nowhere.pth", "out.pth"], "nowhere.pth"),
+        (["convert", "nowhere.safetensors", "out.safetensors"], "nowhere.safetensors"),
         (["inspect", "nowhere"], "nowhere"),
     ],
 )

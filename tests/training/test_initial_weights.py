@@ -48,7 +48,12 @@ def loaded(config, images):
 
 
 def with_classes(images, *names):
-    return dataclasses.replace(images, class_names=names)
+    return mm.Dataset(
+        {
+            split: dataclasses.replace(part, class_names=names)
+            for split, part in images.splits.items()
+        }
+    )
 
 
 def fates(report):
@@ -93,7 +98,7 @@ def test_on_other_classes_the_features_are_the_runs_and_only_the_head_is_new(
 
 
 def test_a_head_of_more_classes_and_another_task(loaded, images, marked_images, trained, official):
-    three = dataclasses.replace(images, class_names=("a", "b", "c"))
+    three = with_classes(images, "a", "b", "c")
     for source, dataset in ((trained[0], three), (official, three), (trained[0], marked_images)):
         tensors, report = loaded(source, dataset)
         assert fates(report)["drawn anew"] == HEAD and not HEAD & set(tensors)
