@@ -314,9 +314,9 @@ def test_splits_are_read_by_workers(tmp_path, build, images, zipped):
     (tmp_path / "inner.zip").write_bytes(inner_zip(zipped, images))
     split = build(NAME, manual_dir=str(tmp_path)).splits["test"]
     by_content = {content: name for name, content in images.items()}
-    assert split.describe(3) == f"{by_content[split[3]['image']]} of cpn_xray"
+    assert split.describe(3) == f"{by_content[split.read(3)]} of cpn_xray"
     copied = pickle.loads(pickle.dumps(split))
-    assert copied[3] == split[3]
+    assert copied.read(3) == split.read(3)
     step = Preprocessing((32, 32), 1, "nearest", (0.5,), (0.5,))
     with eval_batches(split, step, batch_size=20, num_workers=1) as batches:
         (batch,) = batches
