@@ -70,7 +70,7 @@ FEW = ("--config.train.lrr=3", "--config=nowhere.py", "--mode=evaluate")
 
 
 @pytest.mark.parametrize(
-    "argument", [x if x in FEW else pytest.param(x, marks=pytest.mark.slow) for x in MISTAKES]
+    "argument", [x if x in FEW else pytest.param(x, marks=pytest.mark.nightly) for x in MISTAKES]
 )
 def test_a_mistake_is_one_line_and_exit_code_2(argument, tmp_path):
     result = run(argument, cwd=tmp_path)

@@ -18,15 +18,18 @@ from flax import nnx
 from golden import Golden
 
 
-def slow(*names):
-    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+def nightly(*names):
+    return [pytest.param(name, marks=pytest.mark.nightly) for name in names]
 
 
 T = "medmamba_t_224"
 WITH_ADAM = ["tiny", "conv_ssm_tiny"]
 OTHER_SMALL = ["tiny_rect_odd", "tiny_gray_d_state8"]
-FULL_SIZE = slow("medmamba_s_224", "medmamba_b_224", "conv_ssm_224")
-TRAINED = [*WITH_ADAM, *slow(*OTHER_SMALL)]  # a compilation of the backward pass each
+FULL_SIZE = nightly("medmamba_s_224", "medmamba_b_224", "conv_ssm_224")
+TRAINED = [  # a compilation of the backward pass each
+    *(pytest.param(name, marks=pytest.mark.slow) for name in WITH_ADAM),
+    *nightly(*OTHER_SMALL),
+]
 
 pytestmark = pytest.mark.usefixtures("exact_products")
 
@@ -75,7 +78,6 @@ def test_eval_logits_and_maps_on_the_way(name):
 
 
 # One test a case: workers would each compile and run the pass for tests of their own.
-@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_training_pass(name):
     case = golden(name)
@@ -102,7 +104,7 @@ def test_training_pass(name):
             assert_close(np.linalg.norm(gradient), norms[key], 2e-4, f"{key}: norm")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_training_pass_of_t():
     case = golden(T)
     result = training_pass(case)
@@ -118,7 +120,7 @@ def test_training_pass_of_t():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [WITH_ADAM[0], *slow(*WITH_ADAM[1:])])
+@pytest.mark.parametrize("name", WITH_ADAM)
 def test_six_steps_of_adam(name):
     case = golden(name)
     expected = case.values["adam/losses"]

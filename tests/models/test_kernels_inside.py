@@ -14,7 +14,7 @@ import medmamba_jax as mm
 from medmamba_jax.ops import pallas_gpu
 from medmamba_jax.ops.scan import IMPLEMENTATIONS
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 
 @pytest.fixture

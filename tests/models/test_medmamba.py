@@ -180,7 +180,7 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32():
     assert 1e-6 < relative_error(logits, call(model, x)) < tolerance
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_rematerialisation_changes_nothing_but_memory():
     x, labels = images(4, 16, 12, 3), np.array([0, 1, 2, 0])
     plain = TrainingPass(make(drop_path_rate=0.5), x, labels).tensors
@@ -212,7 +212,7 @@ def test_rematerialised_stages_hold_a_checkpoint():
     assert [count - found[0] for count in found] == [0, 1, 2]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_program_does_not_grow_with_depth():
     def size(depths):
         config = mm.MedMambaConfig(depths=depths, dims=(8, 16, 32, 64), num_classes=3, d_state=2)

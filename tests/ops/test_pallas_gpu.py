@@ -33,7 +33,7 @@ INTERPRET = {} if ON_GPU else {"interpret": True}
 PATIENCE = 40  # steps of tiles that the interpreter may take in one test
 
 
-slow = pytest.mark.slow
+nightly = pytest.mark.nightly
 
 
 def skip_if_long(steps, d):
@@ -105,8 +105,8 @@ class KernelCases(SelectiveScanCases):
             jax.config.update("jax_enable_x64", before)
 
 
-# Slow, as a whole: off a GPU the interpreter runs them.
-@pytest.mark.slow
+# Off a GPU the interpreter runs them.
+@pytest.mark.nightly
 class TestPallasGpu(KernelCases):
     implementation = "pallas_gpu"
 
@@ -174,15 +174,15 @@ def check_image(case: ImageCase):
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(ImageCase(2, 4, 5, 32, 3), id="narrow", marks=slow),
+        pytest.param(ImageCase(2, 4, 5, 32, 3), id="narrow", marks=nightly),
         pytest.param(
-            ImageCase(1, 5, 4, 32, 12, keep_states=False), id="steps read, recompute", marks=slow
+            ImageCase(1, 5, 4, 32, 12, keep_states=False), id="steps read, recompute", marks=nightly
         ),
-        pytest.param(ImageCase(2, 4, 4, 32, 8, "bfloat16"), id="bfloat16", marks=slow),
+        pytest.param(ImageCase(2, 4, 4, 32, 8, "bfloat16"), id="bfloat16", marks=nightly),
         pytest.param(
             ImageCase(1, 4, 5, 32, 4, config=KernelConfig(4, 1, 2, 3, 2)),
             id="segments",
-            marks=pytest.mark.slow,
+            marks=nightly,
         ),
         pytest.param(ImageCase(2, 5, 9, 64, 20, "bfloat16"), id="bfloat16, steps read"),
         pytest.param(ImageCase(3, 9, 5, 96, 6), id="odd sides"),
@@ -219,7 +219,7 @@ def test_the_outputs_of_an_image_whose_lines_are_padded():
     assert_close(y, expected, tolerance(jnp.float32, 4 * 5), "y")
 
 
-@slow
+@nightly
 def test_two_runs_give_the_same_bits():
     inputs = make_image_inputs(2, 4, 4, 32, 3, 16)
     gradient = jax.jit(jax.grad(lambda x: run_image(x, **INTERPRET).sum()))
