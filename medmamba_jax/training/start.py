@@ -141,7 +141,7 @@ def start_run(
     workdir = pathlib.Path(workdir).expanduser().resolve()
     require_writable(workdir)
     cache_compiled_programs()
-    # A run that has started no longer needs the trained model.
+    # A run with a checkpoint does not need the trained model. `first_state` checks the other runs.
     missing = config.train.init_from and not pathlib.Path(config.train.init_from).exists()
     if missing and not (workdir / FILE).exists():
         raise FileNotFoundError(f"train.init_from: there is no {config.train.init_from}")
