@@ -3,7 +3,6 @@ from selective_scan_base import SelectiveScanCases, make_inputs
 
 from medmamba_jax.ops.scan.shapes import ScanShape
 
-
 # It treats channels and states alike, so that few widths stand for all. Each compiles for long.
 QUICK = {(1, 8), (32, 1)}
 
