@@ -42,8 +42,8 @@ class Run:
     Attributes:
         workdir: the folder.
         description: what `run.json` says.
-        batch_size: the most images in a batch of `predictor` and `evaluate`; None means that of
-            the run's validation.
+        batch_size: the most images in a batch of `predictor` and `evaluate`; by default the run's
+            `train.batch_size`.
     """
 
     def __init__(

@@ -86,7 +86,7 @@ def fit(run: TrainingRun) -> dict[str, dict[str, Any]]:
                 f" (train.patience), since epoch {run.progress.best_epoch}"
             )
     run.store.wait()
-    evaluated = Run(run.workdir, run.description, config.batch_size)
+    evaluated = Run(run.workdir, run.description)
     write = not (nothing_left and (run.workdir / RESULTS).exists())
     return evaluated.report(run.dataset, run.config.data.num_workers, write=write)
 

@@ -55,7 +55,8 @@ class MetricWriter:
         if not is_first_host():
             return
         write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
-        if self._events is None:  # not earlier: a finished run writes no events
+        if self._events is None:
+            # The first new epoch opens the file, so that a finished run does not write to it.
             purged = self._epoch + 1 if self._epoch else None
             self._events = SummaryWriter(str(self._path.parent / "tensorboard"), purge_step=purged)
         for name, value in row.items():

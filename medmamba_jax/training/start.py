@@ -142,7 +142,7 @@ def start_run(
     workdir = expanded(workdir).resolve()
     require_writable(workdir)
     cache_compiled_programs()
-    # A run that has started no longer needs the trained model.
+    # A run with a checkpoint does not need the trained model. `first_state` checks the other runs.
     if config.train.init_from and not (workdir / FILE).exists():
         check_init_from(pathlib.Path(config.train.init_from))
     parallel = DataParallel.over_all_devices()

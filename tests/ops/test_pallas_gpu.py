@@ -30,7 +30,7 @@ from medmamba_jax.ops.scan.shapes import ScanShape, stage_shapes
 
 ON_GPU = jax.default_backend() == "gpu"
 INTERPRET = {} if ON_GPU else {"interpret": True}
-PATIENCE = 40  # steps of tiles that the interpreter may take in one test
+PATIENCE = 80  # steps of tiles that the interpreter may take in one test
 
 
 nightly = pytest.mark.nightly

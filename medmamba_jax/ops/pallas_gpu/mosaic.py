@@ -64,7 +64,8 @@ TILE = (IMAGES, STATES, CHANNELS)
 def interpreter() -> Any:
     """Returns the parameters that make `plgpu.kernel` run in the interpreter."""
     params = getattr(plgpu, "InterpretGPUParams", None)
-    if params is None:  # imported here, because a GPU does not need it
+    if params is None:
+        # Only the interpreter needs this private module, so a GPU does not import it.
         from jax._src.pallas.mosaic_gpu.interpret import params as module
 
         params = module.InterpretGPUParams
