@@ -123,7 +123,7 @@ def _joined(
             for row in range(len(part))
         ),
         groups=groups,
-        weights=_of_all([part.weights for part in parts], "weights"),
+        weights=_joined_weights(parts),
         splits=np.repeat(list(named), [len(part) for part in parts]),
         files=_of_all([part.files for part in parts], "files"),
         name=first.name,
@@ -192,6 +192,14 @@ def _groups(data: Any, where: str) -> np.ndarray | None:
     if groups.shape != (len(data),):
         raise UserError(f"{where}.groups has the shape {groups.shape}, not one for each image")
     return groups
+
+
+def _joined_weights(parts: list[LabelledImages]) -> np.ndarray | None:
+    """Joins the weights of all splits; an image of a split without weights has weight 1."""
+    if all(part.weights is None for part in parts):
+        return None
+    given = [np.ones(len(p), np.float32) if p.weights is None else p.weights for p in parts]
+    return np.concatenate(given)
 
 
 def _of_all(parts: list[np.ndarray | None], name: str) -> np.ndarray | None:
