@@ -1,7 +1,7 @@
 """Labelled images from the caller's own objects, which need not be classes of this package."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -194,7 +194,7 @@ def _groups(data: Any, where: str) -> np.ndarray | None:
     return groups
 
 
-def _joined_weights(parts: list[LabelledImages]) -> np.ndarray | None:
+def _joined_weights(parts: Sequence[LabelledImages]) -> np.ndarray | None:
     """Joins the weights of all splits; an image of a split without weights has weight 1."""
     if all(part.weights is None for part in parts):
         return None

@@ -14,6 +14,7 @@ from medmamba_jax.ops.scan.associative import scan_associative
 from medmamba_jax.ops.scan.chunked import scan_chunked
 from medmamba_jax.ops.scan.recurrence import step_sizes
 from medmamba_jax.ops.scan.sequential import scan_sequential
+from medmamba_jax.ops.scan.stepwise import scan_stepwise
 
 # Nobody has run the TPU kernel on a TPU yet. So `None` chooses it only if this variable is 1.
 TPU_SWITCH = "MEDMAMBA_JAX_PALLAS_TPU"
@@ -48,13 +49,13 @@ class Implementation:
       image: takes the arguments of `ss2d_scan`, already checked, and returns y. None means that
         `ss2d_scan` makes four sequences of the image and gives them to `scan`.
       refusal: returns the reason why it cannot take a case, or None if it can.
-      automatic: returns whether `implementation=None` may choose it.
+      automatic: returns whether `implementation=None` may choose it for a case.
     """
 
     scan: Callable[..., jax.Array]
     image: Callable[..., jax.Array] | None = None
     refusal: Callable[[Case], str | None] = lambda case: None
-    automatic: Callable[[], bool] = lambda: True
+    automatic: Callable[[Case], bool] = lambda case: True
 
 
 def on_step_sizes(run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -106,13 +107,17 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         functools.partial(pallas_gpu.scan_sequences, keep_states=False),
         functools.partial(pallas_gpu.scan_image, keep_states=False),
         pallas_gpu.refusal,
-        automatic=lambda: False,  # a little slower; for users who need the memory
+        automatic=lambda case: False,  # a little slower; for users who need the memory
     ),
     "pallas_tpu": Implementation(
         on_step_sizes(_scan_on_tpu),
         refusal=_refuse_on_tpu,
         # A Mosaic TPU kernel under jit cannot be split over devices.
-        automatic=lambda: os.environ.get(TPU_SWITCH) == "1" and jax.device_count() == 1,
+        automatic=lambda case: os.environ.get(TPU_SWITCH) == "1" and jax.device_count() == 1,
+    ),
+    "stepwise": Implementation(
+        on_step_sizes(scan_stepwise),
+        automatic=lambda case: case.backend == "cpu",  # elsewhere each step is a launch
     ),
     "chunked": Implementation(on_step_sizes(scan_chunked)),
     "associative": Implementation(on_step_sizes(scan_associative)),
@@ -134,7 +139,7 @@ def choose(implementation: str | None, case: Case) -> str:
     """
     if implementation is None:
         for name, row in IMPLEMENTATIONS.items():
-            if row.automatic() and row.refusal(case) is None:
+            if row.automatic(case) and row.refusal(case) is None:
                 return name
         raise NotImplementedError(f"no implementation of the selective scan takes {case}")
     if implementation not in IMPLEMENTATIONS:
