@@ -28,6 +28,7 @@ import medmamba_jax as mm
 mm.VARIANTS["tiny"] = {"depths": (1, 1), "dims": (8, 16)}
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in a hook of the same name
 def pytest_collection_modifyitems(items):
     """Sends the tests that need the trained run to one worker, so that it is trained once."""
     for item in items:

@@ -139,7 +139,14 @@ def tables():
         table.update(rows)
 
 
-@pytest.mark.parametrize("section", [x for x in EXAMPLES if x not in COMPILING])
+@pytest.mark.parametrize(
+    "section",
+    [
+        pytest.param(x, marks=pytest.mark.slow) if x == "Model" else x
+        for x in EXAMPLES
+        if x not in COMPILING
+    ],
+)
 def test_examples_run(section, folder, tables):
     exec(EXAMPLES[section], {"__name__": "example"})
 

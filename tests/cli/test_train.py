@@ -121,9 +121,10 @@ def run_with_a_step_that_raises(error, cwd):
             raise {error}
 
         start.train_step = broken_step
-        sys.argv = ["main.py", "--config={ROOT}/configs/quickstart.py:testing"]
+        sys.argv = ["main.py", "--config=tiny.py"]
         runpy.run_path({str(ROOT / "main.py")!r}, run_name="__main__")
     """
+    (cwd / "tiny.py").write_text(CONFIG)
     return subprocess.run(
         [sys.executable, "-c", program],
         cwd=cwd,
@@ -137,11 +138,10 @@ def run_with_a_step_that_raises(error, cwd):
 def test_an_interrupt_is_one_line(tmp_path):
     result = run_with_a_step_that_raises("KeyboardInterrupt", tmp_path)
     assert result.returncode == 130
-    assert (
-        result.stderr == "interrupted; the same line continues the run in runs/quickstart_testing\n"
-    )
+    assert result.stderr == "interrupted; the same line continues the run in runs/tiny\n"
 
 
+@pytest.mark.slow
 def test_an_error_inside_the_step_keeps_its_traceback(tmp_path):
     result = run_with_a_step_that_raises("""ValueError("not the user's mistake")""", tmp_path)
     assert result.returncode == 1, result.stderr

@@ -49,25 +49,27 @@ def training_pass(case):
 
 @functools.partial(jax.jit, static_argnums=0)
 def official_maps(graphdef, state, images):
-    """The embedded patches, each stage's map after merging as the official `layers.{i}` is, logits.
-
-    One program for all of them: compiling takes longer than running.
-    """
+    """The embedded patches, and each stage's map after merging, as the official `layers.{i}` is."""
     model = nnx.merge(graphdef, state)
     maps = {"patch_embed": model.patch_embed(images)}
     for i, features in enumerate(model(images, features_only=True)):
         last = i == len(model.merges)
         maps[f"layers.{i}"] = features if last else model.merges[i](features)
-    return maps, model(images)
+    return maps
 
 
 @pytest.mark.parametrize("name", [*WITH_ADAM, *OTHER_SMALL, T, *FULL_SIZE])
-def test_eval_logits_and_maps_on_the_way(name):
+def test_eval_logits(name):
+    case = golden(name)
+    assert_close(evaluate(case.model, case.images), case.values["eval/logits"], 2e-5, "logits")
+
+
+@pytest.mark.parametrize("name", ["tiny", *nightly("conv_ssm_tiny", *OTHER_SMALL, T), *FULL_SIZE])
+def test_maps_on_the_way(name):
     case = golden(name)
     case.model.eval()
     expected = case.under("eval")
-    maps, logits = official_maps(*nnx.split(case.model), case.images)
-    assert_close(logits, case.values["eval/logits"], 2e-5, "logits")
+    maps = official_maps(*nnx.split(case.model), case.images)
     assert set(maps) == {key.split("/")[0] for key in expected} - {"logits"}
     for key, array in maps.items():
         array = np.asarray(array, np.float64)
@@ -119,8 +121,9 @@ def test_training_pass_of_t():
             assert_close(np.linalg.norm(gradient), norms[key], 5e-3, key)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", WITH_ADAM)
+@pytest.mark.parametrize(
+    "name", [pytest.param("tiny", marks=pytest.mark.slow), *nightly("conv_ssm_tiny")]
+)
 def test_six_steps_of_adam(name):
     case = golden(name)
     expected = case.values["adam/losses"]

@@ -26,7 +26,15 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=CASES)
+# The compiling of each takes long. These two have an odd size, an embedding of their own, and both
+# blocks.
+QUICK = ("odd_rectangle", "first_version_patches_of_seven")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[x if x in QUICK else pytest.param(x, marks=pytest.mark.nightly) for x in CASES],
+)
 def case(request):
     """Our model, the images and labels, and the reference with the same weights in float64."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra: torch)")

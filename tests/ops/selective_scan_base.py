@@ -52,6 +52,7 @@ class SelectiveScanCases:
     """`implementation`, set by the subclass, is what runs.
 
     Attributes:
+      quick: the tests that are not nightly; a class without it runs them all.
       d, n: channels and states where a case does not name its own.
       k: directions where a case is about lengths.
       l: the length where a case is about directions.
@@ -110,7 +111,7 @@ class SelectiveScanCases:
     def test_widths(self, d, n):
         self.check(make_inputs(ScanShape(b=1, l=37, k=2, d=d, n=n), seed=d + n))
 
-    @pytest.mark.slow
+    @pytest.mark.nightly
     @pytest.mark.parametrize("stage", stage_shapes(1))
     def test_stage_shapes(self, stage):
         self.check(make_inputs(stage_shapes(1)[stage]))

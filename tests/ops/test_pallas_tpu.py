@@ -17,14 +17,14 @@ from medmamba_jax.ops.scan.implementations import (
 from medmamba_jax.ops.scan.pallas_tpu import Blocks, refusal, scan_pallas_tpu
 from medmamba_jax.ops.scan.shapes import ScanShape, stage_shapes
 
-slow = pytest.mark.slow
 ARGUMENTS = ("u", "delta", "A", "B", "C", "D")
 
 
-# Slow, as a whole: the interpreter runs them.
-@pytest.mark.slow
 class TestPallasTpu(SelectiveScanCases):
+    """In Pallas' interpreter, which is slow."""
+
     implementation = "pallas_tpu"
+    quick = ("test_directions", "test_bfloat16", "test_batch_sharding")
 
     @pytest.fixture(autouse=True)
     def interpreted(self, monkeypatch):
@@ -33,22 +33,6 @@ class TestPallasTpu(SelectiveScanCases):
             refusal=lambda case: refusal(dtype=case.dtype, n=case.n),
         )
         monkeypatch.setitem(IMPLEMENTATIONS, "pallas_tpu", row)
-
-    # The base's nine pairs; every d is padded to 128 lanes, so most differ little here.
-    @pytest.mark.parametrize(
-        ("d", "n"),
-        [
-            (1, 1),
-            (32, 8),
-            (96, 16),
-            *(pytest.param(1, n, marks=slow) for n in (8, 16)),
-            *(pytest.param(32, n, marks=slow) for n in (1, 16)),
-            *(pytest.param(96, n, marks=slow) for n in (1, 8)),
-            *(pytest.param(192, n, marks=slow) for n in (1, 8, 16)),
-        ],
-    )
-    def test_widths(self, d, n):
-        super().test_widths(d, n)
 
     def test_batch_sharding(self):
         """Through `shard_map`: JAX cannot partition a Mosaic kernel by itself."""

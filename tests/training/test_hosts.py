@@ -105,7 +105,7 @@ def test_two_hosts_train_as_one_with_two_devices(tmp_path):
     assert len((tmp_path / "two/run/metrics.jsonl").read_text().splitlines()) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_every_host_stops_where_the_first_cannot_lock_the_workdir(tmp_path):
     (tmp_path / "run").mkdir()
     lock = hold(tmp_path / "run" / "lock")

@@ -1,6 +1,6 @@
 """The selective scan in chunks, walked in order, with an associative scan inside each.
 
-`None` means this implementation wherever no kernel takes the case.
+`None` means this implementation where none above it in the table takes the case.
 """
 
 import functools
