@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medmamba_jax.data import npz_file
 from medmamba_jax.data.public.catalogue import CATALOGUE
-from medmamba_jax.data.sources import npy_header
 from medmamba_jax.errors import DataUnavailableError
 
 REAL = pathlib.Path(__file__).parents[4] / "shared" / "data" / "medmnist"
@@ -50,9 +50,7 @@ def assert_same(dataset, arrays):
     for name, split in dataset.splits.items():
         np.testing.assert_array_equal(split.labels, arrays[f"{name}_labels"].ravel())
         for i in range(len(split)):
-            image = Image.open(io.BytesIO(split.read(i)))
-            assert image.format == "PNG"
-            np.testing.assert_array_equal(np.asarray(image), arrays[f"{name}_images"][i])
+            np.testing.assert_array_equal(split.read(i), arrays[f"{name}_images"][i], strict=True)
             assert split.describe(i).startswith(f"{name}_images[{i:06d}] of ")
 
 
@@ -141,7 +139,7 @@ STRUCTURES = {
     "colour": (changed("val_images", lambda x: np.stack([x] * 3, -1)), r"\(5, 28, 28, 3\), but"),
     "an image fewer": (
         changed("test_images", lambda x: x[1:]),
-        r"test_labels is uint8 \(7, 1\), but should be integers \(6, 1\) or \(6,\)",
+        r"test_labels has the shape \(7, 1\), but test_images holds 6 images",
     ),
     "labels as floats": (changed("train_labels", np.float64), "train_labels is float64"),
     "one-hot labels": (changed("train_labels", lambda x: np.hstack([x, 1 - x])), r"\(11, 2\), but"),
@@ -177,7 +175,7 @@ def test_a_pickle_is_not_opened(tmp_path, build, gray):
 
     gray["train_images"] = np.array([Bomb()], dtype=object)
     (tmp_path / "breastmnist.npz").write_bytes(npz(gray))
-    with pytest.raises(ValueError, match=r"train_images is pickled, .* save it again"):
+    with pytest.raises(ValueError, match=r"train_images is pickled, .* save arrays of numbers"):
         build("breastmnist", manual_dir=str(tmp_path), accept_changed_files=True)
     assert not (tmp_path / "exploded").exists()
 
@@ -211,7 +209,7 @@ def test_what_claims_to_be_larger_than_it_is(tmp_path, build, gray, name, shape,
 
 
 def test_labels_that_could_not_be_loaded_are_not(tmp_path, build, gray, monkeypatch):
-    monkeypatch.setattr(npy_header, "_LARGEST", 80)
+    monkeypatch.setattr(npz_file, "_LARGEST", 80)
     gray["train_labels"] = gray["train_labels"].astype(np.int64)
     (tmp_path / "breastmnist.npz").write_bytes(npz(gray))
     with pytest.raises(ValueError, match=r"train_labels is int64 \(11, 1\), 88 bytes, of which 80"):
@@ -262,7 +260,6 @@ def test_real_images_in_files_that_were_saved_again(build, name, caplog):
     with np.load(REAL / f"{name}.npz", allow_pickle=False) as real:
         for split_name, split in dataset.splits.items():
             np.testing.assert_array_equal(split.labels, real[f"{split_name}_labels"].ravel())
-            image = Image.open(io.BytesIO(split.read(3)))
-            np.testing.assert_array_equal(np.asarray(image), real[f"{split_name}_images"][3])
+            np.testing.assert_array_equal(split.read(3), real[f"{split_name}_images"][3])
     # Of PneumoniaMNIST eleven training images are missing there.
     assert ("4697" in caplog.text) == (name == "pneumoniamnist")
