@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 
 from medmamba_jax.data.images.decoding import open_image
-from medmamba_jax.data.npz_file import NpzFile
+from medmamba_jax.data.npz_file import StoredArray, stored_array
 from medmamba_jax.data.public.archives import Files, open_files
 from medmamba_jax.data.public.facts import Npz, PublicSet, Table
 from medmamba_jax.data.public.obtaining import ACCEPT
@@ -185,31 +185,29 @@ def _read_npz(
 ) -> Iterator[tuple[Entry, np.ndarray]]:
     if location.is_dir():
         raise UserError(f"it holds no file {public_set.archive.name}")
-    with zipfile.ZipFile(location) as archive:
-        npz = NpzFile(archive)
+    with zipfile.ZipFile(location) as npz:
         images, labels = {}, {}
+        for split in SPLITS:  # check everything before the first image
+            images[split] = array = stored_array(npz, f"{split}_images")
+            expected = (*array.shape[:1], *layout.shape)
+            if array.dtype != np.uint8 or array.shape != expected:
+                raise UserError(f"{array.name} is {array}, but should be uint8 {expected}")
+            labels[split] = _labels(npz, array, f"{split}_labels", len(public_set.class_names))
         for split in SPLITS:
-            images[split] = header = npz.header(f"{split}_images")
-            expected = (*header.shape[:1], *layout.shape)
-            if header.dtype != np.uint8 or header.shape != expected:
-                raise UserError(f"{header.name} is {header}, but should be uint8 {expected}")
-            labels[split] = _labels(npz.of_images(header, f"{split}_labels"), split, public_set)
-        for split in SPLITS:
-            for i, pixels in enumerate(npz.rows(images[split])):
+            for i, pixels in enumerate(images[split].rows()):
                 label = public_set.class_names[labels[split][i]]
                 yield Entry(f"{split}_images[{i:06d}]", label, split=split), pixels
 
 
-def _labels(labels: np.ndarray, split: str, public_set: PublicSet) -> np.ndarray:
-    count = len(public_set.class_names)
+def _labels(npz: zipfile.ZipFile, images: StoredArray, name: str, num_classes: int) -> np.ndarray:
+    array = stored_array(npz, name)
+    labels = array.load_for(images)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        count = len(labels)
+        raise UserError(f"{name} is {array}, but should be integers ({count}, 1) or ({count},)")
+    for wrong in np.flatnonzero((labels < 0) | (labels >= num_classes))[:1]:
         raise UserError(
-            f"{split}_labels is {labels.dtype} {labels.shape}, but should be integers"
-            f" ({len(labels)}, 1) or ({len(labels)},)"
-        )
-    for wrong in np.flatnonzero((labels < 0) | (labels >= count))[:1]:
-        raise UserError(
-            f"{split}_labels[{wrong}] is {labels[wrong]}, but there are {count} classes"
-            f" (0..{count - 1})"
+            f"{name}[{wrong}] is {labels[wrong]}, but there are {num_classes} classes"
+            f" (0..{num_classes - 1})"
         )
     return labels

@@ -226,7 +226,8 @@ def _read(builder: Any, stored: Mapping[str, str]) -> tuple[LabelledImages, np.n
         for feature, values in texts.items():
             value = record.get(feature, "")
             values.append(value.decode() if isinstance(value, bytes) else str(value))
-    splits, names = [], []
+    splits: list[str] = []
+    names: list[str] = []
     for split, name in stored.items():
         for row in range(builder.info.splits[name].num_examples):
             filename = texts["filename"][len(names)]

@@ -11,7 +11,7 @@ import numpy as np
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.labels import as_labels
-from medmamba_jax.data.npz_file import NpyHeader, NpzFile
+from medmamba_jax.data.npz_file import StoredArray, array_names, stored_array
 from medmamba_jax.data.sources.class_names import require_classes
 from medmamba_jax.data.sources.source import Source
 from medmamba_jax.data.split_names import SPLITS, split_named
@@ -43,37 +43,39 @@ def find_arrays(config: DataConfig) -> LabelledImages:
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}: set data.path to the npz file")
     with _opened(path) as npz:
-        parts = _parts(npz.names)
-        headers, labels, groups = [], [], []
+        there = array_names(npz)
+        parts = _parts(there)
+        arrays, names, labels, groups = [], [], [], []
         for image_key, label_key, group_key in parts.values():
-            headers.append(_images_header(npz, image_key, label_key))
-            labels.append(npz.of_images(headers[-1], label_key))
-            if group_key in npz.names:
-                groups.append(npz.of_images(headers[-1], group_key))
+            if label_key not in there:
+                raise UserError(f"it has {image_key} but no {label_key}: add the labels")
+            array = _image_array(npz, image_key)
+            arrays.append(array)
+            names += [f"{image_key}[{row}]" for row in range(array.shape[0])]
+            labels.append(stored_array(npz, label_key).load_for(array))
+            if group_key in there:
+                groups.append(stored_array(npz, group_key).load_for(array))
         if groups and len(groups) < len(parts):
             raise UserError("it has groups for some splits only: add them for all")
-        counts = [header.shape[0] for header in headers]
-        names = [
-            f"{header.name}[{row}]"
-            for header, count in zip(headers, counts, strict=True)
-            for row in range(count)
-        ]
-        class_names, all_labels = _classes(npz, names, as_labels(np.concatenate(labels)))
+        saved = _saved_class_names(npz) if "class_names" in there else None
+        class_names, all_labels = _classes(names, as_labels(np.concatenate(labels)), saved)
         return LabelledImages(
             # Views, so that splits do not copy the pixels.
-            [image for header in headers for image in npz.load(header)],
+            [image for array in arrays for image in array.load()],
             all_labels,
             class_names,
             names=tuple(names),
             groups=np.concatenate(groups) if groups else None,
-            splits=None if "" in parts else np.repeat(list(parts), counts),
+            splits=None
+            if "" in parts
+            else np.repeat([*parts], [array.shape[0] for array in arrays]),
             name=path.stem,
             description=f"arrays of {path}",
         )
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[NpzFile]:
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     """Opens the file, and names it in every error."""
     if not zipfile.is_zipfile(path):
         raise UserError(
@@ -82,7 +84,7 @@ def _opened(path: Path) -> Iterator[NpzFile]:
         )
     try:
         with zipfile.ZipFile(path) as archive:
-            yield NpzFile(archive)
+            yield archive
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise UserError(f"{path} is damaged ({error}): get it again") from error
     except (ValueError, RuntimeError) as error:  # zipfile raises RuntimeError for encryption
@@ -111,19 +113,16 @@ def _parts(names: Sequence[str]) -> dict[str, tuple[str, str, str]]:
     }
 
 
-def _images_header(npz: NpzFile, images: str, labels: str) -> NpyHeader:
-    if labels not in npz.names:
-        raise UserError(f"it has {images} but no {labels}: add the labels")
-    header = npz.header(images)
-    if len(header.shape) not in (3, 4) or header.dtype.kind not in "biuf" or not header.nbytes:
-        raise UserError(f"{images} must be numbers (n, h, w) or (n, h, w, channels); got {header}")
-    return header
+def _image_array(npz: zipfile.ZipFile, name: str) -> StoredArray:
+    array = stored_array(npz, name)
+    if len(array.shape) not in (3, 4) or array.dtype.kind not in "biuf" or not array.nbytes:
+        raise UserError(f"{name} must be numbers (n, h, w) or (n, h, w, channels); got {array}")
+    return array
 
 
 def _classes(
-    npz: NpzFile, image_names: list[str], labels: np.ndarray
+    image_names: list[str], labels: np.ndarray, names: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...], np.ndarray]:
-    names = _saved_class_names(npz)
     if labels.ndim == 2:
         names = names or tuple(map(str, range(labels.shape[1])))
         if len(names) != labels.shape[1]:
@@ -142,13 +141,11 @@ def _classes(
     return names, labels.astype(np.int32)
 
 
-def _saved_class_names(npz: NpzFile) -> tuple[str, ...] | None:
-    if "class_names" not in npz.names:
-        return None
-    header = npz.header("class_names")
-    names = npz.load_small(header)
+def _saved_class_names(npz: zipfile.ZipFile) -> tuple[str, ...]:
+    array = stored_array(npz, "class_names")
+    names = array.load_small()
     if names.ndim != 1 or names.dtype.kind not in "US":
-        raise UserError(f"class_names must be text (classes,); got {header}")
+        raise UserError(f"class_names must be text (classes,); got {array}")
     try:
         return tuple(
             (np.char.decode(names, "utf-8") if names.dtype.kind == "S" else names).tolist()

@@ -8,9 +8,10 @@ import zipfile
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
-from medmamba_jax.data import npz_file
+from medmamba_jax.data import Preprocessing, npz_file
 from medmamba_jax.data.public.catalogue import CATALOGUE
 from medmamba_jax.errors import DataUnavailableError
 
@@ -71,6 +72,57 @@ def test_a_download(publish, build, name, shape, kind):
     dataset = build(name, splits=kind)
     assert dataset.name == name and dataset.class_names == CATALOGUE[name].class_names
     assert_same(dataset, published)
+
+
+def prepared_as_png(name, arrays, data_dir, encode):
+    """Writes a set as version 0.1.0 did: in TFDS version 2.0.0, as PNG files."""
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("2.0.0")
+
+        def _info(self):
+            texts = dict.fromkeys(("filename", "patient", "split"), tfds.features.Text())
+            label = tfds.features.ClassLabel(names=CATALOGUE[name].class_names)
+            image = tfds.features.Image(shape=(None, None, 3))
+            features = tfds.features.FeaturesDict({"image": image, "label": label} | texts)
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {"images": self._generate_examples()}
+
+        def _generate_examples(self):
+            for split in SIZES:
+                pairs = zip(arrays[f"{split}_images"], arrays[f"{split}_labels"], strict=True)
+                for i, (image, label) in enumerate(pairs):
+                    file = f"{split}_images[{i:06d}]"
+                    texts = {"filename": file, "patient": "", "split": split}
+                    yield file, {"image": encode(image), "label": label.item()} | texts
+
+    Builder.name = name
+    Builder(data_dir=data_dir, file_format="array_record").download_and_prepare()
+
+
+@pytest.mark.parametrize(("name", "shape"), [("breastmnist", (28, 28)), ("pathmnist", (28, 28, 3))])
+def test_a_set_that_an_earlier_version_prepared_gives_the_same_pixels(
+    server, publish, build, tmp_path, encode, name, shape
+):
+    published = arrays(shape, len(CATALOGUE[name].class_names))
+    publish(name, npz(published), md5=md5(npz(published)))
+    prepared_as_png(name, published, tmp_path / "before", encode)
+    before = build(name, root="before")
+    assert server.asked_for == []
+    now = build(name)
+    assert server.asked_for == [None]
+    for channels in (1, 3):
+        step = Preprocessing((32, 40), channels, "bilinear", (0.5,), (0.5,))
+        for split in SIZES:
+            old, new = before.splits[split], now.splits[split]
+            assert old.names == new.names
+            np.testing.assert_array_equal(old.labels, new.labels)
+            for i in range(len(new)):
+                file, array = old.read(i), new.read(i)
+                np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(file))), array)
+                np.testing.assert_array_equal(step.decode(file), step.decode(array))
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])

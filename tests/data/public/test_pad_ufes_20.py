@@ -193,7 +193,9 @@ def test_no_table(publish, build, rows, images, zipped):
 def test_two_tables(publish, build, rows, images, zipped):
     tables = {"metadata.csv": table(rows), "old/metadata.csv": table(rows)}
     publish(NAME, zipped(tables | {f"imgs/{name}": content for name, content in images.items()}))
-    with pytest.raises(ValueError, match=r"metadata\.csv is in several places .*: keep one of them"):
+    with pytest.raises(
+        ValueError, match=r"metadata\.csv is in several places .*: keep one of them"
+    ):
         build(NAME)
 
 
