@@ -23,11 +23,18 @@ def _medmnist(
     class_names: tuple[str, ...],
     sizes: tuple[int, int, int],
     scores: Scores,
-    md5s: tuple[str, str, str, str],
+    *md5s: str,
     channels: int = 3,
     licence: str = "CC BY 4.0",
 ) -> Iterator[PublicSet]:
-    """Yields a set of MedMNIST v2 in every size; `pathmnist` has 28 px, `pathmnist_224` 224 px."""
+    """Yields a set of MedMNIST in every size; `pathmnist` has 28 px, `pathmnist_224` has 224 px.
+
+    Args:
+        name, title, class_names, scores, licence: as in `PublicSet`.
+        sizes: the number of images for training, validation and testing.
+        md5s: the checksums of the files with 28, 64, 128 and 224 px.
+        channels: 1 or 3.
+    """
     for pixels, md5 in zip(_MEDMNIST_PIXELS, md5s, strict=True):
         full_name = name if pixels == 28 else f"{name}_{pixels}"
         url = f"{_MEDMNIST}/files/{full_name}.npz?download=1"
@@ -168,45 +175,27 @@ _SETS = (
         "pathmnist",
         "PathMNIST, colorectal cancer histology",
         (
-            "adipose",
-            "background",
-            "debris",
-            "lymphocytes",
-            "mucus",
-            "smooth muscle",
-            "normal colon mucosa",
-            "cancer-associated stroma",
+            *("adipose", "background", "debris", "lymphocytes", "mucus", "smooth muscle"),
+            *("normal colon mucosa", "cancer-associated stroma"),
             "colorectal adenocarcinoma epithelium",
         ),
         (89996, 10004, 7180),
         Scores(94.0, 94.7, 99.4, 94.2, 95.3, 0.997),
-        (
-            "a8b06965200029087d5bd730944a56c1",
-            "55aa9c1e0525abe5a6b9d8343a507616",
-            "ac42d08fb904d92c244187169d1fd1d9",
-            "2c51a510bcdc9cf8ddb2af93af1eadec",
-        ),
+        *("a8b06965200029087d5bd730944a56c1", "55aa9c1e0525abe5a6b9d8343a507616"),
+        *("ac42d08fb904d92c244187169d1fd1d9", "2c51a510bcdc9cf8ddb2af93af1eadec"),
     ),
     *_medmnist(
         "dermamnist",
         "DermaMNIST, dermatoscopy of pigmented skin lesions",
         (
-            "actinic keratoses and intraepithelial carcinoma",
-            "basal cell carcinoma",
-            "benign keratosis-like lesions",
-            "dermatofibroma",
-            "melanoma",
-            "melanocytic nevi",
+            *("actinic keratoses and intraepithelial carcinoma", "basal cell carcinoma"),
+            *("benign keratosis-like lesions", "dermatofibroma", "melanoma", "melanocytic nevi"),
             "vascular lesions",
         ),
         (7007, 1003, 2005),
         Scores(67.3, 50.1, 93.6, 51.6, 77.9, 0.917),
-        (
-            "0744692d530f8e62ec473284d019b0c7",
-            "b70a2f5635c6199aeaa28c31d7202e1f",
-            "2defd784463fa5243564e855ed717de1",
-            "8974907d8e169bef5f5b96bc506ae45d",
-        ),
+        *("0744692d530f8e62ec473284d019b0c7", "b70a2f5635c6199aeaa28c31d7202e1f"),
+        *("2defd784463fa5243564e855ed717de1", "8974907d8e169bef5f5b96bc506ae45d"),
         licence="CC BY-NC 4.0",
     ),
     *_medmnist(
@@ -215,12 +204,8 @@ _SETS = (
         ("choroidal neovascularization", "diabetic macular edema", "drusen", "normal"),
         (97477, 10832, 1000),
         Scores(92.8, 91.8, 97.3, 91.8, 91.8, 0.992),
-        (
-            "c68d92d5b585d8d81f7112f81e2d0842",
-            "e229e9440236b774d9f0dfef9d07bdaf",
-            "0a97e76651ace45c5d943ee3f65b63ae",
-            "abc493b6d529d5de7569faaef2773ba3",
-        ),
+        *("c68d92d5b585d8d81f7112f81e2d0842", "e229e9440236b774d9f0dfef9d07bdaf"),
+        *("0a97e76651ace45c5d943ee3f65b63ae", "abc493b6d529d5de7569faaef2773ba3"),
         channels=1,
     ),
     *_medmnist(
@@ -229,12 +214,8 @@ _SETS = (
         ("normal", "pneumonia"),
         (4708, 524, 624),
         Scores(92.1, 87.0, 87.0, 88.6, 89.9, 0.965),
-        (
-            "28209eda62fecd6e6a2d98b1501bb15f",
-            "8f4eceb4ccffa70c672198ea285246c6",
-            "05b46931834c231683c68f40c47b2971",
-            "d6a3c71de1b945ea11211b03746c1fe1",
-        ),
+        *("28209eda62fecd6e6a2d98b1501bb15f", "8f4eceb4ccffa70c672198ea285246c6"),
+        *("05b46931834c231683c68f40c47b2971", "d6a3c71de1b945ea11211b03746c1fe1"),
         channels=1,
     ),
     *_medmnist(
@@ -243,12 +224,8 @@ _SETS = (
         ("0", "1", "2", "3", "4"),
         (1080, 120, 400),
         Scores(35.9, 37.7, 87.5, 36.1, 54.3, 0.747),
-        (
-            "bd4c0672f1bba3e3a89f0e4e876791e4",
-            "afda852cc34dcda56f86ad2b2457dbcc",
-            "e48e916a24454daf90583d4e6efb1a18",
-            "eae7e3b6f3fcbda4ae613ebdcbe35348",
-        ),
+        *("bd4c0672f1bba3e3a89f0e4e876791e4", "afda852cc34dcda56f86ad2b2457dbcc"),
+        *("e48e916a24454daf90583d4e6efb1a18", "eae7e3b6f3fcbda4ae613ebdcbe35348"),
     ),
     *_medmnist(
         "breastmnist",
@@ -256,35 +233,22 @@ _SETS = (
         ("malignant", "normal, benign"),
         (546, 78, 156),
         Scores(91.6, 72.6, 72.6, 76.6, 85.3, 0.825),
-        (
-            "750601b1f35ba3300ea97c75c52ff8f6",
-            "742edef2a1fd1524b2efff4bd7ba9364",
-            "363e4b3f8d712e9b5de15470a2aaadf1",
-            "b56378a6eefa9fed602bb16d192d4c8b",
-        ),
+        *("750601b1f35ba3300ea97c75c52ff8f6", "742edef2a1fd1524b2efff4bd7ba9364"),
+        *("363e4b3f8d712e9b5de15470a2aaadf1", "b56378a6eefa9fed602bb16d192d4c8b"),
         channels=1,
     ),
     *_medmnist(
         "bloodmnist",
         "BloodMNIST, single normal blood cells",
         (
-            "basophil",
-            "eosinophil",
-            "erythroblast",
-            "immature granulocytes (myelocytes, metamyelocytes and promyelocytes)",
-            "lymphocyte",
-            "monocyte",
-            "neutrophil",
-            "platelet",
+            *("basophil", "eosinophil", "erythroblast"),
+            *("immature granulocytes (myelocytes, metamyelocytes and promyelocytes)", "lymphocyte"),
+            *("monocyte", "neutrophil", "platelet"),
         ),
         (11959, 1712, 3421),
         Scores(97.7, 97.7, 99.7, 97.7, 97.8, 0.999),
-        (
-            "7053d0359d879ad8a5505303e11de1dc",
-            "2b94928a2ae4916078ca51e05b6b800b",
-            "adace1e0ed228fccda1f39692059dd4c",
-            "b718ff6835fcbdb22ba9eacccd7b2601",
-        ),
+        *("7053d0359d879ad8a5505303e11de1dc", "2b94928a2ae4916078ca51e05b6b800b"),
+        *("adace1e0ed228fccda1f39692059dd4c", "b718ff6835fcbdb22ba9eacccd7b2601"),
     ),
     *_medmnist(
         "organamnist",
@@ -292,12 +256,8 @@ _SETS = (
         _ORGANS,
         (34561, 6491, 17778),
         Scores(94.4, 93.3, 99.5, 93.8, 94.6, 0.998),
-        (
-            "68e3f8846a6bd62f0c9bf841c0d9eacc",
-            "2dcccc29b88e6da5a01161ef20cda288",
-            "eeae80d0a227a8d099027e1b3cfd3b60",
-            "50747347e05c87dd3aaf92c49f9f3170",
-        ),
+        *("68e3f8846a6bd62f0c9bf841c0d9eacc", "2dcccc29b88e6da5a01161ef20cda288"),
+        *("eeae80d0a227a8d099027e1b3cfd3b60", "50747347e05c87dd3aaf92c49f9f3170"),
         channels=1,
     ),
     *_medmnist(
@@ -306,12 +266,8 @@ _SETS = (
         _ORGANS,
         (12975, 2392, 8216),
         Scores(92.2, 91.6, 99.3, 91.7, 92.7, 0.997),
-        (
-            "b9ceb9546e10131b32923c5bbeaea2b1",
-            "3ce34a8724ea6f548e6db4744d03b6a9",
-            "773c1f009daa3fe5d9a2a201b2a7ed94",
-            "050f5e875dc056f6768abf94ec9995d1",
-        ),
+        *("b9ceb9546e10131b32923c5bbeaea2b1", "3ce34a8724ea6f548e6db4744d03b6a9"),
+        *("773c1f009daa3fe5d9a2a201b2a7ed94", "050f5e875dc056f6768abf94ec9995d1"),
         channels=1,
     ),
     *_medmnist(
@@ -320,12 +276,8 @@ _SETS = (
         _ORGANS,
         (13932, 2452, 8827),
         Scores(78.0, 77.4, 98.2, 76.3, 81.9, 0.982),
-        (
-            "9ab87b696fb54e2a387ebe992d6ed5f1",
-            "53a6d115339d874c25e309a994ff46d3",
-            "ded0c5fa01a95dc4978b956f613e9b8e",
-            "b354719e553fbbb2513d5533f52a4cb1",
-        ),
+        *("9ab87b696fb54e2a387ebe992d6ed5f1", "53a6d115339d874c25e309a994ff46d3"),
+        *("ded0c5fa01a95dc4978b956f613e9b8e", "b354719e553fbbb2513d5533f52a4cb1"),
         channels=1,
     ),
 )

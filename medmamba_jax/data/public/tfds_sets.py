@@ -46,6 +46,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
     ) -> None:
         checked = public_set.archive.identified or public_set.mistaken
         self.name = f"{public_set.name}_changed" if accept_changed and checked else public_set.name
+        self.download_dir = data_dir / "downloads" / public_set.name
         self._public_set = public_set
         self._manual_dir = manual_dir
         self._accept_changed = accept_changed
@@ -74,11 +75,6 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
             ),
             supervised_keys=("image", "label"),
         )
-
-    @property
-    def download_dir(self) -> Path:
-        """The folder of the downloads."""
-        return Path(self.data_dir_root) / "downloads" / self._public_set.name
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
         return {_STORED_SPLIT: self._generate_examples()}
