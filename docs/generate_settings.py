@@ -20,9 +20,9 @@ from medmamba_jax.data import SOURCES, LabelledImages
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.images.augmentation import POLICIES
 from medmamba_jax.data.images.preprocessing import RESIZE_FILTERS
-from medmamba_jax.data.public.splits import PUBLIC_SPLITS
 from medmamba_jax.data.reading import cache_places
 from medmamba_jax.data.reading.order import SAMPLERS
+from medmamba_jax.data.split_names import PUBLIC_SPLITS
 from medmamba_jax.metrics import METRICS
 from medmamba_jax.models import VARIANTS, MedMambaConfig, abstract_weights
 from medmamba_jax.ops.scan import IMPLEMENTATIONS
@@ -170,7 +170,7 @@ def _choices() -> list[str]:
             ],
         ),
         "### Splits of public sets (`data.public.splits`)",
-        _described(PUBLIC_SPLITS),
+        _table(("name", "meaning"), [(f"`{k}`", v) for k, v in PUBLIC_SPLITS.items()]),
         "### Caches (`data.cache`)",
         inspect.cleandoc(cache_places.__doc__ or ""),
         "### Optimizers (`train.optimizer`)",

@@ -63,8 +63,8 @@ _SUBCOMMANDS = {
     "evaluate": ("medmamba_jax.cli.evaluate", "add_evaluate"),
     "convert": ("medmamba_jax.cli.convert", "add_convert"),
     "inspect": ("medmamba_jax.data.inspection.command", "add_inspect"),
-    "list": ("medmamba_jax.data.public.commands", "add_list"),
-    "prepare": ("medmamba_jax.data.public.commands", "add_prepare"),
+    "list": ("medmamba_jax.cli.public_sets", "add_list"),
+    "prepare": ("medmamba_jax.cli.public_sets", "add_prepare"),
 }
 
 

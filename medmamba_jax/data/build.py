@@ -17,13 +17,13 @@ from medmamba_jax.data.images.formats import IMAGE_SUFFIXES
 from medmamba_jax.data.images.preprocessing import ALL_FRAMES, Preprocessing
 from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.own_data import OwnData, labelled
+from medmamba_jax.data.public.stored import PUBLIC
 from medmamba_jax.data.sources.csv_source import CSV
 from medmamba_jax.data.sources.frames import all_frames
 from medmamba_jax.data.sources.image_folder import IMAGE_FOLDER
 from medmamba_jax.data.sources.npz_source import NPZ
 from medmamba_jax.data.sources.phantom import PHANTOM
 from medmamba_jax.data.sources.source import Source
-from medmamba_jax.data.sources.tfds_source import PUBLIC
 from medmamba_jax.data.split_names import SPLITS
 from medmamba_jax.data.splits.as_configured import as_found, split_as_configured, splits_anew
 from medmamba_jax.data.splits.header_patients import header_patients

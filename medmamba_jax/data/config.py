@@ -14,8 +14,8 @@ from medmamba_jax.data.images.augmentation import POLICIES
 from medmamba_jax.data.images.preprocessing import ALL_FRAMES, FITS, RESIZE_FILTERS
 from medmamba_jax.data.images.windowing import ALLOWED as WINDOWS
 from medmamba_jax.data.images.windowing import Window, parse_window
-from medmamba_jax.data.public.splits import PUBLIC_SPLITS
 from medmamba_jax.data.reading.cache_places import CACHES
+from medmamba_jax.data.split_names import PUBLIC_SPLITS
 from medmamba_jax.data.texts import MISSING, composed
 from medmamba_jax.errors import UserError
 from medmamba_jax.sections import Section, is_integer, is_number

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medmamba_jax.cli.public_sets import add_list, add_prepare
 from medmamba_jax.data.inspection.command import add_inspect
-from medmamba_jax.data.public.commands import add_list, add_prepare
 
 
 def encode(pixels, format="PNG", **options):

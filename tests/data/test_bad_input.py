@@ -533,7 +533,7 @@ def npz_with_a_flipped_bit(folder):
     return {"path": str(path)}
 
 
-@mistake(r"arrays\.npz: y is no array of numbers", "Pickled objects are not loaded: save arrays")
+@mistake(r"arrays\.npz: y is pickled", "would run any code in it: save arrays of numbers or text")
 def pickled_labels(folder):
     return npz(folder, y=np.array([*range(59), None], object))
 
@@ -549,7 +549,7 @@ def labels_that_claim_a_giant_shape(folder):
     return settings
 
 
-@mistake(r"arrays\.npz: x is no array of numbers", "Pickled objects are not loaded: save arrays")
+@mistake(r"arrays\.npz: x is pickled", "save arrays of numbers or text, of one shape and dtype")
 def images_of_several_shapes(folder):
     ragged = np.empty(60, object)
     ragged[:] = [np.zeros((i + 1, 4), np.uint8) for i in range(60)]
@@ -566,12 +566,12 @@ def images_of_the_wrong_rank(folder):
     return npz(folder, x=ARRAYS["x"].reshape(60, -1))
 
 
-@mistake(r"arrays\.npz has x but no y", "add the labels")
+@mistake(r"arrays\.npz: it has x but no y", "add the labels")
 def no_labels(folder):
     return npz(folder, y=None)
 
 
-@mistake(r"arrays\.npz holds \['images', 'y'\]", "it must hold .*train,val,test.*_images")
+@mistake(r"arrays\.npz: it holds \['images', 'y'\]", "must hold .*train,val,test.*_images")
 def arrays_of_other_names(folder):
     return npz(folder, x=None, images=ARRAYS["x"])
 
@@ -617,7 +617,7 @@ def patient_of_an_npz_that_is_not_known(folder):
     return npz(folder, groups=np.where(np.arange(60) % 20 == 3, np.nan, np.arange(60) // 2))
 
 
-@mistake(r"arrays\.npz has images of 1 class\(es\) \['0'\]", "two or more are needed")
+@mistake(r"arrays\.npz: the file has images of 1 class\(es\) \['0'\]", "two or more are needed")
 def labels_of_one_class(folder):
     return npz(folder, y=np.zeros(60, int))
 

@@ -8,8 +8,8 @@ from ml_collections import ConfigDict, config_flags
 
 from medmamba_jax.data.config import CsvConfig, DataConfig, PhantomConfig, PublicConfig
 from medmamba_jax.data.images import augmentation, preprocessing
-from medmamba_jax.data.public.splits import PUBLIC_SPLITS
 from medmamba_jax.data.reading import cache_places
+from medmamba_jax.data.split_names import PUBLIC_SPLITS
 from medmamba_jax.errors import UserError
 
 

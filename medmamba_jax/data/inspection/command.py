@@ -31,8 +31,7 @@ from medmamba_jax.data.inspection.image_kinds import image_kind
 from medmamba_jax.data.inspection.sheets import augmentation_sheet, contact_sheet
 from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.naming import listed
-from medmamba_jax.data.public.commands import Subcommands
-from medmamba_jax.data.sources.tfds_source import is_stored
+from medmamba_jax.data.public.stored import is_stored
 from medmamba_jax.data.splits.as_configured import as_found
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import write_atomically
@@ -44,7 +43,7 @@ _TINY = 3  # images; a class with fewer cannot be in train, val and test
 _SECTIONS = (FolderConfig, CsvConfig, PublicConfig)  # their settings become flags
 
 
-def add_inspect(subcommands: Subcommands) -> None:
+def add_inspect(subcommands: Any) -> None:
     """Adds `inspect` to the subcommands of a parser."""
     parser = subcommands.add_parser(
         "inspect", help="count the images of a set, look for damage and overlap, and draw some"

@@ -1,10 +1,8 @@
 """Downloads a file and resumes interrupted downloads. Only a complete file gets its final name."""
 
-import contextlib
 import http.client
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -31,30 +29,24 @@ def download(url: str, target: Path) -> None:
     Raises:
         OSError: the server cannot be reached, refuses the request, or stops before the end.
     """
+    if target.exists():
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     with alone(target.with_name(f"{target.name}.lock"), f"downloading {target}"):
-        if not target.exists():
-            _download(url, target)
+        if target.exists():
+            return
+        part = target.with_name(f"{target.name}.part")
+        tag = target.with_name(f"{part.name}.tag")
+        try:
+            _append(url, part, tag, target.name)
+        except http.client.HTTPException as error:
+            raise ConnectionError(f"the connection broke off ({error!r})") from error
+        part.replace(target)
+        tag.unlink()
 
 
-def _download(url: str, target: Path) -> None:
-    part = target.with_name(f"{target.name}.part")
-    tag = target.with_name(f"{part.name}.tag")
-    try:
-        with _open(url, part, tag) as (response, start):
-            total = _total_bytes(response, start)
-            _append(response, part, start, total, target.name)
-    except http.client.HTTPException as error:
-        raise ConnectionError(f"the connection broke off ({error!r})") from error
-    if total is not None and part.stat().st_size != total:
-        raise ConnectionError(f"it broke off after {part.stat().st_size} of {total} bytes")
-    part.replace(target)
-    tag.unlink()
-
-
-@contextlib.contextmanager
-def _open(url: str, part: Path, tag: Path) -> Iterator[tuple[http.client.HTTPResponse, int]]:
-    """Yields the server's response and the index of its first byte in the file."""
+def _append(url: str, part: Path, tag: Path, name: str) -> None:
+    """Downloads what `part` lacks."""
     start = part.stat().st_size if part.exists() and tag.exists() and tag.read_text() else 0
     response = _rest(url, start, tag.read_text()) if start else None
     if response is None:
@@ -63,7 +55,23 @@ def _open(url: str, part: Path, tag: Path) -> Iterator[tuple[http.client.HTTPRes
         if start == 0:
             part.unlink(missing_ok=True)
             write_atomically(tag, _version(response))
-        yield response, start
+        length = response.headers.get("Content-Length")
+        total = None if length is None else start + int(length)
+        progress = tqdm(
+            desc=name,
+            total=total,
+            initial=start,
+            unit="B",
+            unit_scale=True,
+            disable=None,
+            leave=False,
+        )
+        with progress, part.open("ab") as file:
+            while chunk := response.read(_CHUNK_BYTES):
+                file.write(chunk)
+                progress.update(len(chunk))
+    if total is not None and part.stat().st_size != total:
+        raise ConnectionError(f"it broke off after {part.stat().st_size} of {total} bytes")
 
 
 def _rest(url: str, start: int, version: str) -> http.client.HTTPResponse | None:
@@ -81,9 +89,10 @@ def _rest(url: str, start: int, version: str) -> http.client.HTTPResponse | None
 
 
 def _request(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
-    request = urllib.request.Request(url, headers=headers)
     try:
-        return urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
+        return urllib.request.urlopen(
+            urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_SECONDS
+        )
     except urllib.error.HTTPError as error:
         error.close()
         raise
@@ -95,20 +104,3 @@ def _version(response: http.client.HTTPResponse) -> str:
     if etag and not etag.startswith("W/"):  # files with the same weak ETag may differ in bytes
         return etag
     return response.headers.get("Last-Modified", "")
-
-
-def _total_bytes(response: http.client.HTTPResponse, start: int) -> int | None:
-    length = response.headers.get("Content-Length")
-    return None if length is None else start + int(length)
-
-
-def _append(
-    response: http.client.HTTPResponse, part: Path, start: int, total: int | None, name: str
-) -> None:
-    progress = tqdm(
-        desc=name, total=total, initial=start, unit="B", unit_scale=True, disable=None, leave=False
-    )
-    with progress, part.open("ab") as file:
-        while chunk := response.read(_CHUNK_BYTES):
-            file.write(chunk)
-            progress.update(len(chunk))

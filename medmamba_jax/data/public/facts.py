@@ -1,28 +1,9 @@
-"""The facts about a public set and about each of its images."""
+"""What the catalogue says about a public set: only facts, no code that reads a set."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping
+from pathlib import PurePosixPath
 from urllib.parse import urlsplit
-
-
-@dataclasses.dataclass(frozen=True)
-class PublicImage:
-    """One image on its way from the published archive to TFDS.
-
-    Attributes:
-        filename: a unique name of the image. It does not depend on how the user got the archive.
-        image: the bytes of an image file.
-        label: index into the set's class names.
-        patient: the publisher's id of the patient; "" if the set has none.
-        split: the publisher's own split, "train", "val" or "test"; "" if the set has none.
-    """
-
-    filename: str
-    image: bytes
-    label: int
-    patient: str = ""
-    split: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +14,7 @@ class Archive:
         url: the address of the download.
         about: the approximate size, as text.
         size: the size in bytes.
-        md5: hexadecimal.
-        sha256: hexadecimal.
+        md5, sha256: hexadecimal.
     """
 
     url: str
@@ -51,6 +31,46 @@ class Archive:
     def identified(self) -> bool:
         """Whether a checksum of the published file is known."""
         return self.md5 is not None or self.sha256 is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassFolders:
+    """The layout of an archive with a folder of images for each class."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The layout of an archive with a CSV file that describes the images.
+
+    Attributes:
+        file: the name of the CSV file.
+        delimiter: the character between cells.
+        image: the column of the images' names.
+        suffix: the ending that these names lack.
+        label, patient: the columns of classes and patients.
+        split: the column of the publisher's split; "" if there is none.
+        split_names: a cell of this column -> "train" or "test".
+    """
+
+    file: str
+    delimiter: str
+    image: str
+    label: str
+    patient: str
+    suffix: str = ""
+    split: str = ""
+    split_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Npz:
+    """The layout of MedMNIST: `train_images`, `train_labels`, and the same for val and test.
+
+    Attributes:
+        shape: the shape of an image, which is uint8: (h, w) or (h, w, 3).
+    """
+
+    shape: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,33 +97,31 @@ class PublicSet:
         title: one line that describes the images.
         page: the publisher's page, from which a user can download the archive.
         archive: the published file.
+        layout: how the files in the archive say what they are.
         licence: the name of the licence, or its terms in a few words.
         citation: the publication to cite.
         class_counts: class name -> number of images; the order of the classes gives the labels.
         split_sizes: "train", "val", "test" -> number of images, as reported for MedMamba.
         scores: the results that the authors report.
         splits: the values of `data.public.splits` that this set supports.
-        read: function that reads the images from the archive, or from the folder that the user
-            gave. It raises UserError if the files are not those of this set.
         paper_is_official: whether the authors used the publisher's split.
-        mistaken: function for sets without a checksum. It takes the archive, or the folder that the
-            user gave. It returns why the files are not those of this set although they have its
-            layout, or None if they may be those of this set.
+        mistaken: number of images -> why files with so many images are not those of this set,
+            although they have its layout.
     """
 
     name: str
     title: str
     page: str
     archive: Archive
+    layout: ClassFolders | Table | Npz
     licence: str | None
     citation: str
     class_counts: Mapping[str, int | None]
     split_sizes: Mapping[str, int]
     scores: Scores
     splits: tuple[str, ...]
-    read: Callable[[Path], Iterator[PublicImage]]
     paper_is_official: bool = False
-    mistaken: Callable[[Path], str | None] | None = None
+    mistaken: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
     @property
     def class_names(self) -> tuple[str, ...]:

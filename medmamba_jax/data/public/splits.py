@@ -1,15 +1,10 @@
 """Splits a public set into images for training, validation and testing."""
 
-import dataclasses
-from collections.abc import Callable
-
 import numpy as np
 
 from medmamba_jax.data.public.facts import PublicSet
 from medmamba_jax.data.splits.splitting import split_off, stratified_split
 from medmamba_jax.errors import UserError
-
-Rows = dict[str, np.ndarray]
 
 
 def require_splits(public_set: PublicSet, kind: str) -> None:
@@ -29,8 +24,13 @@ def split_rows(
     patients: np.ndarray | None,
     published: np.ndarray,
     seed: int,
-) -> Rows:
+) -> dict[str, np.ndarray]:
     """Splits a public set.
+
+    The authors' lists of images are not public, so the images of the splits "paper" differ from
+    theirs. A copy of the set with another number of images is split in the same proportions. If a
+    publisher's own split has no validation images, some are split off its training images, by
+    patient. They are the same fraction of the training images as in the paper.
 
     Args:
         public_set: the set.
@@ -47,76 +47,29 @@ def split_rows(
         UserError: the set does not support this kind of split, or has too few images for it.
     """
     require_splits(public_set, kind)
-    return PUBLIC_SPLITS[kind](public_set, ImageFacts(labels, patients, published, seed))
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageFacts:
-    """The facts about the images that a function in `PUBLIC_SPLITS` reads; see `split_rows`."""
-
-    labels: np.ndarray
-    patients: np.ndarray | None
-    published: np.ndarray
-    seed: int
-
-
-def _paper(public_set: PublicSet, images: ImageFacts) -> Rows:
-    """Splits a set in the sizes reported for MedMamba.
-
-    The authors' lists of images are not public, so the images of each split differ from theirs. A
-    copy of the set with another number of images is split in the same proportions.
-    """
-    if public_set.paper_is_official:
-        return _official(public_set, images)
-    return _in_proportion(public_set, images, groups=None)
-
-
-def _by_patient(public_set: PublicSet, images: ImageFacts) -> Rows:
-    """Splits a set in the proportions of the paper, with no patient in two splits."""
-    return _in_proportion(public_set, images, groups=images.patients)
-
-
-def _in_proportion(public_set: PublicSet, images: ImageFacts, groups: np.ndarray | None) -> Rows:
-    return stratified_split(
-        images.labels,
-        val_fraction=public_set.split_sizes["val"] / public_set.num_images,
-        test_fraction=public_set.split_sizes["test"] / public_set.num_images,
-        seed=images.seed,
-        groups=groups,
-        class_names=public_set.class_names,
-    )
-
-
-def _official(public_set: PublicSet, images: ImageFacts) -> Rows:
-    """Returns the publisher's own split.
-
-    If it has no validation images, some are split off its training images, by patient. They are the
-    same fraction of the training images as in the paper.
-    """
-    rows = {name: np.flatnonzero(images.published == name) for name in public_set.split_sizes}
+    sizes = public_set.split_sizes
+    if kind != "official" and not public_set.paper_is_official:
+        return stratified_split(
+            labels,
+            val_fraction=sizes["val"] / public_set.num_images,
+            test_fraction=sizes["test"] / public_set.num_images,
+            seed=seed,
+            groups=patients if kind == "patient" else None,
+            class_names=public_set.class_names,
+        )
+    rows = {name: np.flatnonzero(published == name) for name in sizes}
     if not public_set.paper_is_official:
-        sizes = public_set.split_sizes
         given = rows["train"]
-        count = round(len(given) * sizes["val"] / (sizes["train"] + sizes["val"]))
         kept, val = split_off(
-            images.labels[given],
-            count,
-            seed=images.seed,
+            labels[given],
+            round(len(given) * sizes["val"] / (sizes["train"] + sizes["val"])),
+            seed=seed,
             name="val",
-            groups=None if images.patients is None else images.patients[given],
+            groups=None if patients is None else patients[given],
             class_names=public_set.class_names,
         )
         rows |= {"train": given[kept], "val": given[val]}
-    for name, indices in rows.items():
-        if not len(indices):
+    for name, part in rows.items():
+        if not len(part):
             raise UserError(f"{public_set.name}: the published split has no {name} images")
     return rows
-
-
-# A value of `data.public.splits` -> function (set, images) -> rows. `PublicSet.splits` names the
-# values that a set supports.
-PUBLIC_SPLITS: dict[str, Callable[[PublicSet, ImageFacts], Rows]] = {
-    "paper": _paper,
-    "official": _official,
-    "patient": _by_patient,
-}

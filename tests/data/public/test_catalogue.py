@@ -3,7 +3,7 @@
 import pytest
 
 from medmamba_jax.data.public.catalogue import CATALOGUE
-from medmamba_jax.data.public.splits import PUBLIC_SPLITS
+from medmamba_jax.data.split_names import PUBLIC_SPLITS
 
 _MODALITIES = "path derma oct pneumonia retina breast blood organa organc organs"
 MEDMNIST = [f"{modality}mnist" for modality in _MODALITIES.split()]

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from medmamba_jax.data import Preprocessing, eval_batches
-from medmamba_jax.data.public import builder
+from medmamba_jax.data.public import tfds_sets
 from medmamba_jax.data.public.catalogue import CATALOGUE
 from medmamba_jax.data.public.facts import Archive
 from medmamba_jax.errors import DataUnavailableError
@@ -171,7 +171,7 @@ class TestDownload:
             raise OSError(errno.EIO, "Input/output error")
 
         with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output"):
-            patch.setattr("medmamba_jax.data.public.listing.open_files", broken)
+            patch.setattr("medmamba_jax.data.public.layouts.open_files", broken)
             build(NAME)
         build(NAME)
         assert len(server.asked_for) == 1
@@ -182,12 +182,12 @@ class TestDownload:
         publish(NAME, archive(images))
 
         def late(*arguments, **options):
-            monkeypatch.setattr(builder, "obtain", obtain)
+            monkeypatch.setattr(tfds_sets, "obtained", obtained)
             assert_complete(build(NAME), images)
-            return obtain(*arguments, **options)
+            return obtained(*arguments, **options)
 
-        obtain = builder.obtain
-        monkeypatch.setattr(builder, "obtain", late)
+        obtained = tfds_sets.obtained
+        monkeypatch.setattr(tfds_sets, "obtained", late)
         assert_complete(build(NAME), images)
 
     def test_a_path_outside_of_the_archive(self, publish, build, images, archive):

@@ -56,7 +56,7 @@ def test_a_folder_that_is_not_read_again_is_named(build, images, zipped, caplog,
     assert "deleted" not in caplog.text and "not read again" not in caplog.text
     caplog.clear()
     build("kvasir", manual_dir=str(tmp_path))
-    prepared = tmp_path / "tfds" / "kvasir" / "2.0.0"
+    prepared = tmp_path / "tfds" / "kvasir" / "3.0.0"
     assert f"before, in {prepared}, and data.public.manual_dir is not read again" in caplog.text
     caplog.clear()
     build("kvasir")
@@ -93,7 +93,7 @@ def test_the_second_version_is_refused(second_version, build, name, tmp_path):
     (second_version / "kvasir-dataset-v2.zip").rename(second_version / name)
     with pytest.raises(ValueError, match=r"cannot be used: .* version 2 .*: get .*-dataset\.zip"):
         build("kvasir", manual_dir=str(second_version))
-    assert not (tmp_path / "tfds" / "kvasir" / "2.0.0").exists()
+    assert not (tmp_path / "tfds" / "kvasir" / "3.0.0").exists()
 
 
 def test_the_second_version_can_be_accepted(second_version, build, images, zipped):

@@ -190,6 +190,15 @@ def test_no_table(publish, build, rows, images, zipped):
         build(NAME)
 
 
+def test_two_tables(publish, build, rows, images, zipped):
+    tables = {"metadata.csv": table(rows), "old/metadata.csv": table(rows)}
+    publish(NAME, zipped(tables | {f"imgs/{name}": content for name, content in images.items()}))
+    with pytest.raises(
+        ValueError, match=r"metadata\.csv is in several places .*: keep one of them"
+    ):
+        build(NAME)
+
+
 def test_an_image_that_the_table_lacks(publish, build, rows, images, zipped, caplog):
     another_image(rows, images)
     publish(NAME, archive(zipped, table(rows), images))

@@ -109,7 +109,7 @@ def test_the_usual_spellings_of_val_are_val(build, name):
 def test_two_names_of_one_split_are_refused(build):
     more = {"valid_images": IMAGES[:2], "valid_labels": np.arange(2)}
     with pytest.raises(
-        ValueError, match=r"set\.npz has both val_images and valid_images.*keep one"
+        ValueError, match=r"set\.npz: it has both val_images and valid_images.*keep one"
     ):
         build(medmnist(**more))
 

@@ -8,20 +8,17 @@ from typing import Any
 from medmamba_jax.data.build import build_dataset
 from medmamba_jax.data.config import DataConfig, PublicConfig
 from medmamba_jax.data.public.catalogue import CATALOGUE
-from medmamba_jax.data.public.splits import PUBLIC_SPLITS
-
-# What `ArgumentParser.add_subparsers` returns; argparse has no public name for it.
-Subcommands = Any
+from medmamba_jax.data.split_names import PUBLIC_SPLITS
 
 _SIZE_SUFFIX = re.compile(r"_(64|128|224)$")
 
 
-def add_list(subcommands: Subcommands) -> None:
+def add_list(subcommands: Any) -> None:
     """Adds `list` to the subcommands of a parser."""
     subcommands.add_parser("list", help="the public sets").set_defaults(run=lambda _: list_sets())
 
 
-def add_prepare(subcommands: Subcommands) -> None:
+def add_prepare(subcommands: Any) -> None:
     """Adds `prepare` to the subcommands of a parser."""
     parser = subcommands.add_parser("prepare", help="download a public set, and write it for TFDS")
     parser.add_argument("name", metavar="NAME", help="a name that `medmamba list` shows")

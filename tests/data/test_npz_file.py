@@ -5,9 +5,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from medmamba_jax.data import DataConfig, build_dataset
-from medmamba_jax.data.sources import npy_header
-from medmamba_jax.data.sources.npy_header import read_npy_header
+from medmamba_jax.data import DataConfig, build_dataset, npz_file
+from medmamba_jax.data.npz_file import stored_array
 
 VALUES = np.arange(60, dtype=np.int16).reshape(12, 5)
 
@@ -27,7 +26,7 @@ def header(content, compression=zipfile.ZIP_STORED):
     tracemalloc.start()
     try:
         with zipfile.ZipFile(buffer) as archive:
-            return read_npy_header(archive, "y")
+            return stored_array(archive, "y")
     finally:
         assert tracemalloc.get_traced_memory()[1] < 2_000_000
         tracemalloc.stop()
@@ -123,7 +122,7 @@ def test_what_is_no_array():
 
 @pytest.mark.parametrize("key", ["y", "groups", "class_names"])
 def test_arrays_beside_images_are_not_loaded_if_too_large(tmp_path, monkeypatch, key):
-    monkeypatch.setattr(npy_header, "_LARGEST", 1000)
+    monkeypatch.setattr(npz_file, "_LARGEST", 1000)
     arrays = {
         "x": np.zeros((20, 32, 32), np.uint8),
         "y": np.arange(20, dtype=np.uint8) % 2,
