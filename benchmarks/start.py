@@ -24,7 +24,7 @@ path, cache, folder = sys.argv[1:]
 options = dict(image_size=224, cache=cache, cache_dir=folder, allow_overlap=True)
 begun, used = time.perf_counter(), time.process_time()
 try:
-    from medmamba_jax.data.build import prepare
+    from medmamba_jax.data.build import find, prepare
 except ImportError:  # up to 7e4a3f5
     from medmamba_jax.data.reading.caching import cached, open_caches
 
@@ -39,11 +39,11 @@ except ImportError:  # up to 7e4a3f5
 else:
     config = DataConfig(path=path, **options)
     preprocessing = Preprocessing.from_config(config, 3)
-    ready = prepare(config, preprocessing)
+    ready = prepare(find(config), config, preprocessing)
     for split in ready.dataset.splits.values():
         split.digest()
     facts = ready.images, ready.facts, ready.duplicates
-    audit(ready.dataset, *facts, config, split_here=ready.split_here, say=lambda line: None)
+    audit(ready.dataset, *facts, config, made=ready.made, say=lambda line: None)
     split = ready.dataset.splits["train"]
 with train_batches(split, preprocessing, "none", batch_size=64, seed=0) as batches:
     next(batches)

@@ -18,6 +18,7 @@ from medmamba_jax.data.public.splits import PUBLIC_SPLITS
 from medmamba_jax.data.reading.cache_places import CACHES
 from medmamba_jax.data.texts import MISSING, composed
 from medmamba_jax.errors import UserError
+from medmamba_jax.files import expanded
 from medmamba_jax.sections import Section, is_integer, is_number
 
 GROUP_SIMILAR = ("near", "identical", "off")
@@ -164,7 +165,7 @@ class PublicConfig(Section):
     @property
     def data_folder(self) -> Path:
         """`data_dir`, or the default folder."""
-        return Path(self.data_dir or _TFDS_FOLDER).expanduser()
+        return expanded(self.data_dir or _TFDS_FOLDER)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -365,7 +366,7 @@ class DataConfig(Section):
     @property
     def cache_folder(self) -> Path:
         """`cache_dir`, or the default folder."""
-        return Path(self.cache_dir or _CACHE_FOLDER).expanduser()
+        return expanded(self.cache_dir or _CACHE_FOLDER)
 
     @property
     def fold_of(self) -> tuple[int, int] | None:
@@ -404,7 +405,7 @@ class DataConfig(Section):
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute()) if path else ""
+    return str(expanded(path).absolute()) if path else ""
 
 
 def _is_tuple(values: Any) -> bool:

@@ -79,14 +79,13 @@ class _Joined:
         part, row = self._find(place)
         return part.read(row)
 
-    def identity(self, place: int) -> bytes:
+    def identity(self, place: int, image: bytes | np.ndarray | None = None) -> bytes:
         part, row = self._find(place)
-        return part.identity(row)
+        return part.identity(row, image)
 
-    def has_window(self, place: int) -> bool | None:
+    def file(self, place: int, image: bytes | np.ndarray | None = None) -> bytes | np.ndarray:
         part, row = self._find(place)
-        of_frame = getattr(part.images, "has_window", None)
-        return None if of_frame is None else of_frame(int(part.places[row]))
+        return part.file(row, image)
 
     def _find(self, place: int) -> tuple[LabelledImages, int]:
         for part in self.parts:

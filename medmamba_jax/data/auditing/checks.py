@@ -1,6 +1,6 @@
 """Checks of the images before training. They find errors that make a medical result wrong."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import numpy as np
 from absl import logging
@@ -25,7 +25,7 @@ def audit(
     duplicates: Duplicates | None,
     config: DataConfig,
     *,
-    split_here: bool,
+    made: Collection[str],
     say: Callable[[str], None],
 ) -> None:
     """Checks that splits are disjoint and that every image can be read.
@@ -40,8 +40,7 @@ def audit(
     `config.allow_contradictions` is False.
 
     It warns of nearly equal images in two splits, equal images in one split, a class without images
-    in a split, a missing test split, and a multi-label set whose images show one class each. If
-    `data.window` is "auto", it also warns of a set in which only some DICOM images have a window.
+    in a split, a missing test split, and a multi-label set whose images show one class each.
 
     Args:
         dataset: the images by split.
@@ -49,7 +48,7 @@ def audit(
         facts: the facts of `images`; None if the first pass did not look for them.
         duplicates: the equal images among them.
         config: which checks to make, and what is allowed.
-        split_here: whether the program made the splits.
+        made: the names of the splits that the program made.
         say: function that prints or logs a line that is neither an error nor a warning.
 
     Raises:
@@ -69,16 +68,10 @@ def audit(
             f"{len(problems)} of {len(used)} images cannot be read: {listed(problems)}. Replace or"
             " remove them, or let data.allow_unreadable drop damaged files"
         )
-    separate = config.group_similar == "off" and split_here
-    _check_duplicates(images, duplicates, config.allow_overlap or separate)
+    by_patient = any(split.groups is not None for split in dataset.splits.values())
+    chosen = by_patient or config.group_similar == "off"
+    _check_duplicates(images, duplicates, config.allow_overlap, made if chosen else ())
     _check_contradictions(images, duplicates, config.allow_contradictions)
-    windows = [int((facts.of["window"][used] == kind).sum()) for kind in (0, 1)]
-    if config.window == "auto" and all(windows):
-        logging.warning(
-            "%d DICOM images name no window and %d name one, so that their contrasts differ: set"
-            " data.window to LOW,HIGH for all",
-            *windows,
-        )
     say(f"all {len(used):,} images can be read, {image_sizes(facts.take(used))}")
 
 
@@ -124,15 +117,27 @@ def _check_groups(dataset: Dataset, allowed: bool) -> None:
         )
 
 
-def _check_duplicates(images: LabelledImages, duplicates: Duplicates, allowed: bool) -> None:
+def _check_duplicates(
+    images: LabelledImages, duplicates: Duplicates, allowed: bool, apart: Collection[str]
+) -> None:
+    """Refuses the same pixels in two splits.
+
+    It only warns of those in the splits `apart`, where the caller put patients, or the separation
+    of all images, above keeping equal images together.
+    """
     across, within = identical_images(images, duplicates)
-    if across:
-        _refuse(
-            f"the same pixels are in more than one split, {_times(len(across))}: {listed(across)}",
-            "Keep one of these files, or, if the program makes the splits, give all of them the"
-            " same patient",
-            allowed,
-        )
+    for texts, warn in (
+        ([text for text, splits in across if not splits <= set(apart)], allowed),
+        ([text for text, splits in across if splits <= set(apart)], True),
+    ):
+        if texts:
+            _refuse(
+                f"the same pixels are in more than one split, {_times(len(texts))}:"
+                f" {listed(texts)}",
+                "Keep one of these files, or, if the program makes the splits, give all of them"
+                " the same patient",
+                warn,
+            )
     if within:
         logging.warning(
             "the same pixels are in one split again, %s: %s", _times(len(within)), listed(within)
@@ -186,16 +191,25 @@ def shared_groups(dataset: Dataset) -> list[str]:
     ]
 
 
-def identical_images(images: LabelledImages, duplicates: Duplicates) -> tuple[list[str], list[str]]:
+def identical_images(
+    images: LabelledImages, duplicates: Duplicates
+) -> tuple[list[tuple[str, set[str]]], list[str]]:
     """Names the sets of equal images in more than one split, and those within one split.
 
     If the images of a set have different classes, the text names the classes, too.
+
+    Returns:
+        The texts of the first kind, each with its splits; and the texts of the second kind.
     """
-    across: list[str] = []
+    across: list[tuple[str, set[str]]] = []
     within: list[str] = []
     for rows in _sets(images, duplicates):
         text = " = ".join(_named(images, rows)) + _classes(images, rows)
-        (across if len({_split(images, row) for row in rows}) > 1 else within).append(text)
+        splits = {_split(images, row) for row in rows}
+        if len(splits) > 1:
+            across.append((text, splits))
+        else:
+            within.append(text)
     return across, within
 
 

@@ -33,14 +33,15 @@ from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.public.commands import Subcommands
 from medmamba_jax.data.sources.tfds_source import is_stored
+from medmamba_jax.data.split_names import SPLITS
 from medmamba_jax.data.splits.as_configured import as_found
+from medmamba_jax.data.splits.splitting import small_classes
 from medmamba_jax.errors import UserError
-from medmamba_jax.files import write_atomically
+from medmamba_jax.files import expanded, write_atomically
 
 FOUND = 3  # the exit code if something was found that needs attention
 _SHOWN = 8  # images of a class
 _AUGMENTED = 6  # images of all classes together
-_TINY = 3  # images; a class with fewer cannot be in train, val and test
 _SECTIONS = (FolderConfig, CsvConfig, PublicConfig)  # their settings become flags
 
 
@@ -123,7 +124,7 @@ class _OwnChannels(Preprocessing):
 
 def _new_folder(out: str | None, name: str) -> Path:
     """Makes the folder that `--out` names, or one of its own; never one that exists."""
-    folder = Path(out or f"{name}_inspected".replace(":", "_")).expanduser()
+    folder = expanded(out or f"{name}_inspected".replace(":", "_"))
     number = 1
     while not out and folder.exists():
         number += 1
@@ -161,7 +162,8 @@ def _findings(found: LabelledImages, facts: Facts, duplicates: Duplicates) -> li
     kinds = Counter(image_kind(found.read(row)) for row in range(len(found)))
     sizes = len(np.unique(facts.of["size"][facts.readable], axis=0))
     across, within = identical_images(found, duplicates)
-    tiny = [f"{name} ({count:,})" for name, count in found.counts().items() if count < _TINY]
+    small = small_classes(found.labels, found.groups, found.class_names, len(SPLITS))
+    empty = [f"class {name!r} has 0 images" for name, count in found.counts().items() if not count]
     near = [
         f"{found.names[one]} ~ {found.names[other]} ({distance} bits)"
         for one, other, distance in duplicates.pairs()
@@ -171,14 +173,14 @@ def _findings(found: LabelledImages, facts: Facts, duplicates: Duplicates) -> li
         _Finding("sizes", sizes, [image_sizes(facts)]),
         _Finding("kinds", len(kinds), ["; ".join(f"{k} ({n:,})" for k, n in kinds.most_common())]),
         items("cannot be read", unreadable_images(found, facts)),
-        items(f"classes of fewer than {_TINY} images", tiny),
+        items(f"classes too small for {len(SPLITS)} splits", small + empty),
         items("the same pixels again in a split", within, serious=False),
         items("the same pixels with different labels", contradictions(found, duplicates)),
         items("nearly the same pixels", near, serious=False),
     ]
     if found.splits is not None:
         findings += [
-            items("the same pixels in several splits", across),
+            items("the same pixels in several splits", [text for text, _ in across]),
             items("nearly the same pixels in two splits", near_images(found, duplicates)),
         ]
         if found.groups is not None:
@@ -204,7 +206,7 @@ def _config(options: argparse.Namespace) -> DataConfig:
     }
     by_name = DataConfig(name=options.what, **sections)
     is_name = source_of(by_name) != "public" or is_stored(by_name)
-    if is_name and not Path(options.what).expanduser().exists():
+    if is_name and not expanded(options.what).exists():
         return by_name
     return DataConfig(path=options.what, **sections)
 

@@ -55,8 +55,8 @@ class Store:
                 self.in_memory[place] = pixels
         return pixels
 
-    def identity(self, place: int) -> bytes:
-        """Returns the content hash of an image."""
+    def identity(self, place: int, image: object = None) -> bytes:
+        """Returns the content hash of an image; `image` are its pixels, which need no hash."""
         if self.identities is None:
             return self.source.identity(place)
         return self.identities[place].tobytes()

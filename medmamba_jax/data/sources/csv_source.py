@@ -16,6 +16,7 @@ from medmamba_jax.data.split_names import split_named
 from medmamba_jax.data.texts import MISSING, one_spelling, printable
 from medmamba_jax.data.weights import are_weights
 from medmamba_jax.errors import UserError
+from medmamba_jax.files import expanded
 
 _YES, _NO, _UNKNOWN = 1.0, 0.0, -1.0
 _SUFFIXES = (".csv", ".tsv", ".txt")
@@ -32,8 +33,8 @@ def find_table(config: DataConfig) -> LabelledImages:
         UserError: the table is damaged, lacks a column, or has a cell that is not allowed. The
             message names the line.
     """
-    table, columns = read_csv_table(Path(config.path).expanduser()), config.csv
-    root = Path(columns.images).expanduser() if columns.images else table.path.parent
+    table, columns = read_csv_table(expanded(config.path)), config.csv
+    root = expanded(columns.images) if columns.images else table.path.parent
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}: set data.csv.images to the folder of images")
     files = _files(table, columns, root)

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -17,6 +16,7 @@ from medmamba_jax.data.split_names import SPLITS
 from medmamba_jax.data.splits.split_table import read_split_table
 from medmamba_jax.data.splits.splitting import fold_split, split_off, stratified_split
 from medmamba_jax.errors import UserError
+from medmamba_jax.files import expanded
 
 Rows = dict[str, np.ndarray]
 
@@ -28,10 +28,10 @@ def split_as_configured(
 
     The first of these that is set or known determines the split:
 
-    - `config.split_file`;
     - `config.fold`;
-    - the splits that the source gives. A missing val is split off train; its size is
-      `config.val_fraction` of train and test together. A missing test stays missing;
+    - the splits that the images have, from their source or by `with_split_file`. A missing val is
+      split off train; its size is `config.val_fraction` of train and test together. A missing test
+      stays missing;
     - `config.val_fraction` and `config.test_fraction`.
 
     A new split is stratified by class, keeps groups together, and depends only on the images and on
@@ -44,24 +44,20 @@ def split_as_configured(
         duplicates: the equal and nearly equal images among them, if these are known.
 
     Raises:
-        FileNotFoundError: the file `config.split_file` does not exist.
-        UserError: a class is not in every new split, a split has a class that train lacks, or the
-            split file does not fit the images.
+        UserError: a class is not in every new split, or a split has a class that train lacks.
     """
     files, file_of = _files(found)
     by = "by image"
     if files.groups is not None:
         by = f"by {len(np.unique(files.groups))} patients (groups)"
-    if duplicates is not None and splits_anew(found, config):
+    if duplicates is not None and made_here(found, config):
         if files.groups is None:
             together = _together(found, duplicates, file_of, config)
             files = dataclasses.replace(files, groups=together)
             by = "by image, with similar images together" if together is not None else by
         else:
             _name_conflicts(found, duplicates)
-    if config.split_file:
-        rows, how = _by_file(files, config)
-    elif config.fold:
+    if config.fold:
         rows, how = _by_fold(files, config, by)
     elif found.splits is None:
         rows, how = _by_fractions(files, config, by)
@@ -69,15 +65,34 @@ def split_as_configured(
         rows, how = _by_source(files, config, by)
     rows = {name: np.flatnonzero(np.isin(file_of, part)) for name, part in rows.items()}
     dataset = _dataset(found, rows, how)
-    _require_train_classes(dataset)
+    require_train_classes(dataset)
     return dataset
 
 
-def splits_anew(found: LabelledImages, config: DataConfig) -> bool:
-    """Whether the program makes splits, or at least splits val off train."""
-    if config.split_file:
-        return False
-    return bool(config.fold) or found.splits is None or not (found.splits == "val").any()
+def made_here(found: LabelledImages, config: DataConfig) -> frozenset[str]:
+    """Returns the splits that `split_as_configured` makes; train and val if it splits val off."""
+    if config.fold or found.splits is None:
+        return frozenset(SPLITS)
+    return frozenset() if (found.splits == "val").any() else frozenset({"train", "val"})
+
+
+def with_split_file(found: LabelledImages, config: DataConfig) -> LabelledImages:
+    """Returns the images with the splits that the table `config.split_file` gives their files.
+
+    Raises:
+        FileNotFoundError: the table does not exist.
+        UserError: the table does not fit the images.
+    """
+    path = expanded(config.split_file)
+    gone: Literal["warn", "stop", "allow"] = "warn"
+    if config.split_strict:
+        gone = "stop"
+    elif config.exclude or config.subset:  # then the table may name more images
+        gone = "allow"
+    files, file_of = _files(found)
+    splits = read_split_table(path, files.names, gone=gone)[file_of]
+    description = f"{found.description}; split by {path}"
+    return dataclasses.replace(found, splits=splits, description=description)
 
 
 def _together(
@@ -141,16 +156,6 @@ def _dataset(found: LabelledImages, rows: Mapping[str, np.ndarray], how: str = "
     if how:
         found = dataclasses.replace(found, description=f"{found.description}; {how}")
     return Dataset({name: found.take(part) for name, part in rows.items()})
-
-
-def _by_file(found: LabelledImages, config: DataConfig) -> tuple[Rows, str]:
-    path = Path(config.split_file).expanduser()
-    selected = bool(config.exclude or config.subset)  # then the table may name more images
-    gone: Literal["warn", "stop", "allow"] = "allow" if selected else "warn"
-    if config.split_strict:
-        gone = "stop"
-    assigned = read_split_table(path, found.names, gone=gone)
-    return _present(assigned), f"split by {path}"
 
 
 def _by_fold(found: LabelledImages, config: DataConfig, by: str) -> tuple[Rows, str]:
@@ -218,7 +223,8 @@ def _shares(rows: Rows) -> str:
     return ", ".join(f"{name} {len(part) / total:.1%}" for name, part in rows.items())
 
 
-def _require_train_classes(dataset: Dataset) -> None:
+def require_train_classes(dataset: Dataset) -> None:
+    """Raises UserError if a split has a class that train lacks."""
     counts = dataset.counts()
     for name in counts:
         for label, count in counts[name].items():

@@ -10,6 +10,7 @@ from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.texts import read_text
 from medmamba_jax.errors import UserError
+from medmamba_jax.files import expanded
 
 
 def selected_rows(
@@ -36,7 +37,7 @@ def selected_rows(
     """
     rows = np.arange(len(names))
     if config.exclude:
-        excluded = _excluded(Path(config.exclude).expanduser(), names)
+        excluded = _excluded(expanded(config.exclude), names)
         rows = np.flatnonzero([name not in excluded for name in names])
         if not len(rows):
             raise UserError(f"{config.exclude} excludes all {len(names)} images: leave some")

@@ -16,7 +16,7 @@ from medmamba_jax.data import (
     build_dataset,
 )
 from medmamba_jax.data.auditing.fingerprints import fact_of
-from medmamba_jax.data.build import find_images, prepare
+from medmamba_jax.data.build import find, find_images, prepare
 from medmamba_jax.data.config import CsvConfig
 from medmamba_jax.errors import UserError
 
@@ -60,14 +60,14 @@ def run(tmp_path, caplog):
         config = DataConfig(cache_dir=str(tmp_path / "cache"), image_size=32, **settings)
         told = []
         with caplog.at_level(logging.WARNING, logger="absl"):
-            ready = prepare(config, Preprocessing.from_config(config, channels), data)
+            ready = prepare(find(config, data), config, Preprocessing.from_config(config, channels))
             audit(
                 ready.dataset,
                 ready.images,
                 ready.facts,
                 ready.duplicates,
                 config,
-                split_here=ready.split_here,
+                made=ready.made,
                 say=told.append,
             )
         return told
@@ -195,7 +195,7 @@ def test_images_in_two_splits_are_only_warned_of_if_nothing_is_grouped(run, capl
 def test_real_chest_x_rays_of_other_patients_are_not_taken_for_one(real_data, tmp_path, caplog):
     table = str(real_data / "cxr_kermany_224" / "split.csv")
     config = DataConfig(path=table, cache_dir=str(tmp_path), cache="none")
-    ready = prepare(config, Preprocessing.from_config(config, 1))
+    ready = prepare(find(config), config, Preprocessing.from_config(config, 1))
     assert not len(ready.duplicates.near) and not ready.facts.problems
     assert (ready.facts.of["size"] == 224).all()
 
@@ -285,5 +285,5 @@ def test_a_file_that_is_replaced_is_looked_at_again(run, folder, tmp_path, time)
 def test_a_cache_that_cannot_be_written_is_only_warned_of(disjoint, tmp_path, caplog):
     (tmp_path / "file").write_text("")
     config = DataConfig(cache_dir=str(tmp_path / "file"))
-    prepare(config, Preprocessing.from_config(config, 1), dataset(disjoint))
+    prepare(dataset(disjoint), config, Preprocessing.from_config(config, 1))
     assert "could not be written" in caplog.text

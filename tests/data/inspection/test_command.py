@@ -52,7 +52,7 @@ def test_a_folder_is_counted_and_drawn(inspect, folder):
         "sizes: 1: 30x20 px",
         "kinds: 1: PNG, 8-bit grey (7)",
         "cannot be read: none",
-        "classes of fewer than 3 images: none",
+        "classes too small for 3 splits: none",
         f"the same pixels again in a split: 2: {equal}",
         f"the same pixels with different labels: 2: {equal}",
         "nearly the same pixels: none",
@@ -98,7 +98,7 @@ def test_arrays_with_a_row_for_each_class_of_a_multi_label_set(inspect, tmp_path
     out = inspect("many.npz")
     assert out[2:5] == ["a         6", "none      0", "c        12"]
     assert "kinds: 1: array, uint8, 5 channels (12)" in out
-    assert "classes of fewer than 3 images: 1: none (0)" in out
+    assert "classes too small for 3 splits: 1: class 'none' has 0 images" in out
     assert pixels("many_inspected/sheet.png").shape == (3 * 154, 8 * 132 + 4, 3)
 
 
@@ -154,7 +154,7 @@ def test_scripts_can_read_what_was_found(folder, tmp_path, monkeypatch, capsys):
     for name in ("p0_1.png", "p1_2.png"):
         (folder / "9" / name).unlink()
     assert main(["inspect", str(folder)]) == 3  # one image is left of class 9
-    assert "classes of fewer than 3 images: 1: 9 (1)" in capsys.readouterr().out
+    assert "classes too small for 3 splits: 1: class '9' has 1 images" in capsys.readouterr().out
     for i in range(3):
         (folder / "9" / f"{i}.npy").write_bytes(npy(i))
     assert main(["inspect", str(folder)]) == 0

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from medmamba_jax.data import DataConfig, Preprocessing, build_dataset
-from medmamba_jax.data.build import prepare
+from medmamba_jax.data.build import find, prepare
 from medmamba_jax.data.config import PhantomConfig
 from medmamba_jax.data.sources.frames import all_frames
 
@@ -62,7 +62,7 @@ def test_reading_imports_neither_jax_nor_what_splits_images(tmp_path, noise_png,
         split = all_frames(split)
     elif kind == "kept on disk":
         config = dataclasses.replace(config, cache="disk", cache_dir=str(tmp_path / "cache"))
-        split = prepare(config, preprocessing).dataset.splits["train"]
+        split = prepare(find(config), config, preprocessing).dataset.splits["train"]
     (tmp_path / "sent.pickle").write_bytes(pickle.dumps((split, preprocessing)))
     (tmp_path / "sitecustomize.py").write_text(SITECUSTOMIZE)
     (tmp_path / "program.py").write_text(PROGRAM)

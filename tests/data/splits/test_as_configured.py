@@ -176,7 +176,7 @@ class TestSimilarImages:
     def test_patients_rule_and_a_conflict_is_named(self, doubled, caplog):
         groups = [f"p{i // 4}" for i in range(100)]
         named = dataclasses.replace(doubled, groups=groups)
-        ready = prepare(DataConfig(), Preprocessing.from_config(DataConfig(), 1), named)
+        ready = prepare(named, DataConfig(), Preprocessing.from_config(DataConfig(), 1))
         for one, other in itertools.combinations(ready.dataset.splits.values(), 2):
             assert not set(one.groups) & set(other.groups)
         assert "belong to different patients (groups), 50 times" in caplog.text
