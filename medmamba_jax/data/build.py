@@ -177,7 +177,7 @@ def build_dataset(config: DataConfig, data: OwnData | None = None, *, channels: 
         similar = config.audit and config.group_similar != "off" and found.groups is None
         if not config.group_tag and not (similar and made_here(found, config)):
             return split_as_configured(found, config)
-    ready = prepare(found, config, Preprocessing.from_config(config, channels), keep=False)
+    ready = prepare(found, config, config.preprocessing(channels), keep=False)
     source = labelled(found)
     return Dataset(
         {

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from medmamba_jax.data.images.augmentation import POLICIES
-from medmamba_jax.data.images.preprocessing import ALL_FRAMES, FITS, RESIZE_FILTERS
+from medmamba_jax.data.images.preprocessing import ALL_FRAMES, FITS, RESIZE_FILTERS, Preprocessing
 from medmamba_jax.data.images.windowing import ALLOWED as WINDOWS
 from medmamba_jax.data.images.windowing import Window, parse_window
 from medmamba_jax.data.public.splits import PUBLIC_SPLITS
@@ -382,6 +382,20 @@ class DataConfig(Section):
         """The number in `subset`, and whether it counts for each class; None if there is none."""
         match = re.fullmatch(r"([1-9][0-9]*)(/class)?", self.subset)
         return None if match is None else (int(match[1]), match[2] is not None)
+
+    def preprocessing(self, channels: int) -> Preprocessing:
+        """Returns the preprocessing of a run; `channels` is the model's number of channels."""
+        size = self.image_size
+        return Preprocessing(
+            image_size=size if isinstance(size, tuple) else (size, size),
+            channels=channels,
+            resize_filter=self.resize,
+            mean=self.mean,
+            std=self.std,
+            window=self.window,
+            frame=self.frame,
+            fit=self.fit,
+        )
 
     def with_absolute_paths(self) -> Self:
         """Returns the configuration with absolute paths, so that it is valid in every folder.

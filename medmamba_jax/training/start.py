@@ -205,7 +205,7 @@ def check_settings(config: Config, found: Dataset | LabelledImages) -> Preproces
     sampler_for(train.sampler, dataset.task)
     training_loss(train, dataset)
     model = config.model.architecture(len(dataset.class_names))
-    preprocessing = Preprocessing.from_config(config.data, model.in_channels)
+    preprocessing = config.data.preprocessing(model.in_channels)
     check_image_size(model, preprocessing)
     if train.frozen:
         frozen_mask(abstract_weights(model)[0], train.frozen)
@@ -220,7 +220,7 @@ def describe(config: Config, dataset: Dataset) -> tuple[RunDescription, str]:
     """
     best_metric, reason = choose_best_metric(config.train.best_metric, dataset)
     model = config.model.architecture(len(dataset.class_names))
-    preprocessing = Preprocessing.from_config(config.data, model.in_channels)
+    preprocessing = config.data.preprocessing(model.in_channels)
     description = RunDescription(
         config=config.to_dict(),
         model=model,

@@ -35,7 +35,7 @@ from medmamba_jax.data.public.commands import Subcommands
 from medmamba_jax.data.sources.tfds_source import is_stored
 from medmamba_jax.data.split_names import SPLITS
 from medmamba_jax.data.splits.as_configured import as_found
-from medmamba_jax.data.splits.splitting import small_classes
+from medmamba_jax.data.stratified import small_classes
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded, write_atomically
 
@@ -95,7 +95,7 @@ def inspect(options: argparse.Namespace) -> tuple[str, int]:
     config = _config(options)
     found = find_images(config)
     folder = _new_folder(options.out, found.name)
-    seen = first_pass(found, _OwnChannels.from_config(config, 3), config, keep=False)
+    seen = first_pass(found, _OwnChannels(**vars(config.preprocessing(3))), config, keep=False)
     facts = seen.facts or Facts.of_nothing(len(found))
     duplicates = Duplicates.among(facts)
     findings = _findings(found, facts, duplicates)
@@ -231,7 +231,7 @@ def _knows_patients(dataset: Dataset) -> bool:
 
 
 def _draw(found: LabelledImages, facts: Facts, augment: str | None, path: Path) -> None:
-    decode = _OwnChannels.from_config(DataConfig(), 3).decode
+    decode = _OwnChannels(**vars(DataConfig().preprocessing(3))).decode
     shown = (
         found.labels == 1
         if found.task == "multilabel"

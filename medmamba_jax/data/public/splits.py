@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from medmamba_jax.data.public.facts import PublicSet
-from medmamba_jax.data.splits.splitting import split_off, stratified_split
+from medmamba_jax.data.stratified import split_off, stratified_split
 from medmamba_jax.errors import UserError
 
 Rows = dict[str, np.ndarray]

@@ -7,10 +7,10 @@ import numpy as np
 from absl import logging
 
 from medmamba_jax.data.config import CsvConfig, DataConfig
+from medmamba_jax.data.csv_table import CsvTable, read_csv_table
 from medmamba_jax.data.labelled_images import LabelledImages, labelled_files
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.sources.class_names import in_natural_order, require_classes
-from medmamba_jax.data.sources.csv_table import CsvTable, read_csv_table
 from medmamba_jax.data.sources.source import Source
 from medmamba_jax.data.split_names import split_named
 from medmamba_jax.data.texts import MISSING, one_spelling, printable

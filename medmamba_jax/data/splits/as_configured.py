@@ -14,7 +14,7 @@ from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.split_names import SPLITS
 from medmamba_jax.data.splits.split_table import read_split_table
-from medmamba_jax.data.splits.splitting import fold_split, split_off, stratified_split
+from medmamba_jax.data.stratified import fold_split, split_off, stratified_split
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded
 

@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 from absl import logging
 
+from medmamba_jax.data.csv_table import read_csv_table
 from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.naming import listed
-from medmamba_jax.data.sources.csv_table import read_csv_table
 from medmamba_jax.data.split_names import split_named
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import write_atomically

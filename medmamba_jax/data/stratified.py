@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from medmamba_jax.data.naming import listed
+from medmamba_jax.data.proportions import deal_groups
 from medmamba_jax.data.split_names import SPLITS
-from medmamba_jax.data.splits.proportions import deal_groups
 from medmamba_jax.errors import UserError
 
 _REMEDY = "add images, leave the class out, or change the fractions"

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.model_selection import StratifiedGroupKFold
 
-from medmamba_jax.data.splits.proportions import deal_groups
-from medmamba_jax.data.splits.splitting import fold_split, split_off, stratified_split
+from medmamba_jax.data.proportions import deal_groups
+from medmamba_jax.data.stratified import fold_split, split_off, stratified_split
 
 FRACTIONS = np.array([0.6, 0.1, 0.3])
 
