@@ -75,6 +75,10 @@ class CsvTable:
         """Names the line of a row in a message."""
         return f"line {self.lines[row]}"
 
+    def error(self, row: int, problem: str) -> UserError:
+        """Returns an error that names the file and the line."""
+        return UserError(f"{self.path}, {self.where(row)}: {problem}")
+
 
 def read_csv_table(path: Path) -> CsvTable:
     """Reads a table as spreadsheets and programs write it; see `read_text` for its encoding.

@@ -62,28 +62,30 @@ def _files(table: CsvTable, columns: CsvConfig, root: Path) -> list[str]:
     names, missing = [], []
     seen: dict[str, int] = {}
     for row, text in enumerate(table.column(columns.path_column)):
-        path, where = PurePosixPath(text), f"{table.path}, {table.where(row)}"
+        path = PurePosixPath(text)
         if not text:
-            raise UserError(
-                f"{where}: the column {columns.path_column!r} is empty; name an image file"
+            raise table.error(
+                row, f"the column {columns.path_column!r} is empty; name an image file"
             )
         if columns.absolute_paths and Path(text).is_absolute():
             path = PurePosixPath(Path(text).as_posix())
             path = path.relative_to(root) if path.is_relative_to(root) else path
         elif path.is_absolute() or PureWindowsPath(text).is_absolute():
-            raise UserError(
-                f"{where}: {text} is an absolute path; write it relative to {root}, set"
-                " data.csv.images to the folder of the images, or data.csv.absolute_paths=True"
+            raise table.error(
+                row,
+                f"{text} is an absolute path; write it relative to {root}, set"
+                " data.csv.images to the folder of the images, or data.csv.absolute_paths=True",
             )
         if ".." in path.parts:
-            raise UserError(
-                f"{where}: {text} leaves the folder {root}; set data.csv.images to a folder that"
-                " holds all images, or move the table to one"
+            raise table.error(
+                row,
+                f"{text} leaves the folder {root}; set data.csv.images to a folder that"
+                " holds all images, or move the table to one",
             )
         name = path.as_posix()
         if name in seen:
-            raise UserError(
-                f"{where}: {text} was in {table.where(seen[name])} already; an image has one row"
+            raise table.error(
+                row, f"{text} was in {table.where(seen[name])} already; an image has one row"
             )
         seen[name] = row
         names.append(name)
@@ -120,10 +122,11 @@ def _labels(table: CsvTable, columns: CsvConfig) -> tuple[tuple[str, ...], np.nd
     texts = table.column(column)
     for row, text in enumerate(texts):
         if text in columns.missing_labels:
-            raise UserError(
-                f"{table.path}, {table.where(row)}: no class ({column!r} is {text!r}); write one,"
+            raise table.error(
+                row,
+                f"no class ({column!r} is {text!r}); write one,"
                 " take the row out, or, if a class has this name, set data.csv.missing to the"
-                " texts that mean no class"
+                " texts that mean no class",
             )
     spelled = one_spelling(texts)
     if joined := sorted(
@@ -145,9 +148,10 @@ def _yes_or_no(table: CsvTable, column: str, missing: frozenset[str]) -> np.ndar
         except ValueError:
             value = np.inf
         if value not in (_YES, _NO, _UNKNOWN) and not np.isnan(value):
-            raise UserError(
-                f"{table.path}, {table.where(row)}: {column!r} is {text!r}; write 1 where the image"
-                " shows it, 0 where it does not, nothing or -1 where that is not known"
+            raise table.error(
+                row,
+                f"{column!r} is {text!r}; write 1 where the image"
+                " shows it, 0 where it does not, nothing or -1 where that is not known",
             )
         values.append(np.nan if value == _UNKNOWN else value)
     return np.array(values, np.float32)
@@ -168,9 +172,10 @@ def _groups(table: CsvTable, groups: list[str], column: str) -> np.ndarray:
     for row, group in enumerate(groups):
         if group in MISSING:
             empty = f"{group!r}, which names nobody" if group else "empty"
-            raise UserError(
-                f"{table.path}, {table.where(row)}: {column!r} is {empty}; give each image a"
-                " patient, one of its own where none is known"
+            raise table.error(
+                row,
+                f"{column!r} is {empty}; give each image a"
+                " patient, one of its own where none is known",
             )
     return np.array(groups)
 
@@ -183,10 +188,11 @@ def _weights(table: CsvTable, texts: list[str], column: str) -> np.ndarray:
         except ValueError:
             weight = np.nan
         if not are_weights(weight):
-            raise UserError(
-                f"{table.path}, {table.where(row)}: {column!r} is {text!r}; write a positive number"
+            raise table.error(
+                row,
+                f"{column!r} is {text!r}; write a positive number"
                 " (how much the image counts in training; 1 like most), or set"
-                " data.csv.weight_column='' if the column means something else"
+                " data.csv.weight_column='' if the column means something else",
             )
         weights.append(weight)
     return np.array(weights, np.float32)
@@ -195,10 +201,7 @@ def _weights(table: CsvTable, texts: list[str], column: str) -> np.ndarray:
 def _assigned(table: CsvTable, splits: list[str], column: str) -> np.ndarray:
     for row, split in enumerate(splits):
         if split_named(split) is None:
-            raise UserError(
-                f"{table.path}, {table.where(row)}: {column!r} is {split!r}; write train, val or"
-                " test"
-            )
+            raise table.error(row, f"{column!r} is {split!r}; write train, val or test")
     assigned = np.array([split_named(split) for split in splits])
     for names in (("train",), ("val", "test")):
         if not np.isin(assigned, names).any():

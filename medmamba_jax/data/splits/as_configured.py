@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from absl import logging
@@ -57,12 +57,7 @@ def split_as_configured(
             by = "by image, with similar images together" if together is not None else by
         else:
             _name_conflicts(found, duplicates)
-    if config.fold:
-        rows, how = _by_fold(files, config, by)
-    elif found.splits is None:
-        rows, how = _by_fractions(files, config, by)
-    else:
-        rows, how = _by_source(files, config, by)
+    rows, how = _rows(files, config, by)
     rows = {name: np.flatnonzero(np.isin(file_of, part)) for name, part in rows.items()}
     dataset = _dataset(found, rows, how)
     require_train_classes(dataset)
@@ -158,69 +153,56 @@ def _dataset(found: LabelledImages, rows: Mapping[str, np.ndarray], how: str = "
     return Dataset({name: found.take(part) for name, part in rows.items()})
 
 
-def _by_fold(found: LabelledImages, config: DataConfig, by: str) -> tuple[Rows, str]:
-    assert config.fold_of is not None  # this is called only where it is set
-    fold, folds = config.fold_of
-    rows = fold_split(
-        found.labels,
-        fold=fold,
-        folds=folds,
-        val_fraction=config.val_fraction,
-        seed=config.split_seed,
-        groups=found.groups,
-        class_names=found.class_names,
-    )
-    if found.splits is not None:
-        logging.warning("data.fold is set: the splits that %s brings are not used", found.name)
-    how = f"fold {config.fold} {by}, seed {config.split_seed}: {_shares(rows)}"
-    return rows, how
+def _rows(found: LabelledImages, config: DataConfig, by: str) -> tuple[Rows, str]:
+    """Returns the rows of each split, and how they were made; "" if the images have splits."""
+    known: dict[str, Any] = {"seed": config.split_seed, "class_names": found.class_names}
+    if config.fold_of is None and found.splits is not None:
+        return _by_source(found, config, by, known)
+    known["groups"] = found.groups
+    if config.fold_of is None:
+        rows = stratified_split(
+            found.labels,
+            val_fraction=config.val_fraction,
+            test_fraction=config.test_fraction,
+            **known,
+        )
+        how = f"split {by}"
+    else:
+        fold, folds = config.fold_of
+        rows = fold_split(
+            found.labels, fold=fold, folds=folds, val_fraction=config.val_fraction, **known
+        )
+        how = f"fold {config.fold} {by}"
+        if found.splits is not None:
+            logging.warning("data.fold is set: the splits that %s brings are not used", found.name)
+    total = len(found)
+    shares = ", ".join(f"{name} {len(part) / total:.1%}" for name, part in rows.items())
+    return rows, f"{how}, seed {config.split_seed}: {shares}"
 
 
-def _by_fractions(found: LabelledImages, config: DataConfig, by: str) -> tuple[Rows, str]:
-    rows = stratified_split(
-        found.labels,
-        val_fraction=config.val_fraction,
-        test_fraction=config.test_fraction,
-        seed=config.split_seed,
-        groups=found.groups,
-        class_names=found.class_names,
-    )
-    return rows, f"split {by}, seed {config.split_seed}: {_shares(rows)}"
-
-
-def _by_source(found: LabelledImages, config: DataConfig, by: str) -> tuple[Rows, str]:
-    assert found.splits is not None  # this is called only where it is known
+def _by_source(
+    found: LabelledImages, config: DataConfig, by: str, known: dict[str, Any]
+) -> tuple[Rows, str]:
     rows = _present(found.splits)
     if "val" in rows:
         return rows, ""
-    train, groups = rows["train"], found.groups
+    train = rows["train"]
     count = round(config.val_fraction * (len(train) + len(rows["test"])))
-    kept, val = split_off(
-        found.labels[train],
-        count,
-        seed=config.split_seed,
-        name="val",
-        groups=None if groups is None else groups[train],
-        class_names=found.class_names,
-    )
-    how = f"val split off train {by}, seed {config.split_seed}"
+    groups = None if found.groups is None else found.groups[train]
+    kept, val = split_off(found.labels[train], count, name="val", groups=groups, **known)
     logging.warning(
         "no val images: split %d of %d train images off by the seed %d",
         len(val),
         len(train),
         config.split_seed,
     )
+    how = f"val split off train {by}, seed {config.split_seed}"
     return {"train": train[kept], "val": train[val], "test": rows["test"]}, how
 
 
-def _present(assigned: np.ndarray) -> Rows:
+def _present(assigned: np.ndarray | None) -> Rows:
     rows = {name: np.flatnonzero(assigned == name) for name in SPLITS}
     return {name: part for name, part in rows.items() if len(part)}
-
-
-def _shares(rows: Rows) -> str:
-    total = sum(map(len, rows.values()))
-    return ", ".join(f"{name} {len(part) / total:.1%}" for name, part in rows.items())
 
 
 def require_train_classes(dataset: Dataset) -> None:
