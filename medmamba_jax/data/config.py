@@ -402,24 +402,19 @@ class DataConfig(Section):
 
         `~` becomes the home folder. An unset path stays unset.
         """
-        public = dataclasses.replace(
-            self.public,
-            data_dir=_absolute(self.public.data_dir),
-            manual_dir=_absolute(self.public.manual_dir),
-        )
+
+        def absolute(section: Any, *fields: str) -> dict[str, str]:
+            paths = {field: getattr(section, field) for field in fields}
+            return {field: str(expanded(path).absolute()) for field, path in paths.items() if path}
+
         return dataclasses.replace(
             self,
-            path=_absolute(self.path),
-            split_file=_absolute(self.split_file),
-            exclude=_absolute(self.exclude),
-            csv=dataclasses.replace(self.csv, images=_absolute(self.csv.images)),
-            cache_dir=_absolute(self.cache_dir),
-            public=public,
+            **absolute(self, "path", "split_file", "exclude", "cache_dir"),
+            csv=dataclasses.replace(self.csv, **absolute(self.csv, "images")),
+            public=dataclasses.replace(
+                self.public, **absolute(self.public, "data_dir", "manual_dir")
+            ),
         )
-
-
-def _absolute(path: str) -> str:
-    return str(expanded(path).absolute()) if path else ""
 
 
 def _is_tuple(values: Any) -> bool:

@@ -1,15 +1,17 @@
-"""Reads a CSV file with a header. Errors name the line."""
+"""Reads and writes a CSV file with a header. Errors name the line."""
 
 import csv
 import dataclasses
 import io
 import itertools
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from medmamba_jax.data.texts import composed, read_text
 from medmamba_jax.errors import UserError
+from medmamba_jax.files import write_atomically
 
 _DELIMITERS = (",", ";", "\t", "|")  # the first of those that fit equally well
 _COMPARED_ROWS = 20
@@ -113,6 +115,15 @@ def read_csv_table(path: Path) -> CsvTable:
             " table again"
         ) from error
     return _checked(path, rows, lines)
+
+
+def write_csv_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Writes a table with commas, in UTF-8."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
 
 
 def _reader(text: str, delimiter: str) -> Any:

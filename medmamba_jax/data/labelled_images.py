@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from medmamba_jax.data.labels import as_labels, check_multiclass, check_multilabel, class_counts
+from medmamba_jax.data.labels import as_labels, check_multiclass, check_multilabel, shown_classes
 from medmamba_jax.data.texts import MISSING, one_spelling, printable
 from medmamba_jax.data.weights import as_weights
 from medmamba_jax.errors import UserError
@@ -169,7 +169,7 @@ class LabelledImages:
 
     def counts(self) -> dict[str, int]:
         """Returns class name -> number of images that show it."""
-        counts = class_counts(self.labels, len(self.class_names))
+        counts = shown_classes(self.labels, len(self.class_names)).sum(0)
         return dict(zip(self.class_names, counts.tolist(), strict=True))
 
     def identity(self, row: int, image: bytes | np.ndarray | None = None) -> bytes:

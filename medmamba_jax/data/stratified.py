@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from medmamba_jax.data.labels import shown_classes
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.proportions import deal_groups
 from medmamba_jax.data.split_names import SPLITS
@@ -172,7 +173,7 @@ def small_classes(
     """
     labels = np.asarray(labels)
     group_of = _group_numbers(labels, groups)
-    found = [len(np.unique(group_of[shown])) for shown in _shown(labels).T]
+    found = [len(np.unique(group_of[shown])) for shown in shown_classes(labels).T]
     return [
         f"class {label if class_names is None else repr(class_names[label])} has {count}"
         f" {'images' if groups is None else 'patients (groups)'}"
@@ -204,7 +205,7 @@ def _deal(
     labels: np.ndarray, groups: np.ndarray | None, fractions: Sequence[float], seed: int
 ) -> list[np.ndarray]:
     """Divides the images into one part for each fraction; returns their ascending indices."""
-    shown = _shown(labels)
+    shown = shown_classes(labels)
     group_of = _group_numbers(labels, groups)
     counts = np.zeros((group_of.max() + 1, shown.shape[1]), np.int64)
     np.add.at(counts, group_of, shown)
@@ -212,11 +213,6 @@ def _deal(
         counts, np.bincount(group_of), np.asarray(fractions), np.random.default_rng(seed)
     )
     return [np.flatnonzero(parts[group_of] == part) for part in range(len(fractions))]
-
-
-def _shown(labels: np.ndarray) -> np.ndarray:
-    """Returns whether image i shows class k, bool (n, K)."""
-    return labels == 1 if labels.ndim == 2 else labels[:, None] == np.arange(labels.max() + 1)
 
 
 def _group_numbers(labels: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
@@ -231,7 +227,7 @@ def _require_every_class(
     groups: np.ndarray | None,
     class_names: Sequence[str] | None,
 ) -> None:
-    shown = _shown(labels)
+    shown = shown_classes(labels)
     for name, part in rows.items():
         lacking = shown.any(0) & ~shown[part].any(0)
         if lacking.any():

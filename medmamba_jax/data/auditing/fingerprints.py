@@ -35,13 +35,6 @@ class Facts:
     of: np.ndarray
     problems: dict[int, str]
 
-    @classmethod
-    def of_nothing(cls, count: int) -> "Facts":
-        """Returns the facts of images about which nothing is known."""
-        facts = np.zeros(count, FACT)
-        facts["pixels"][:, 0] = np.arange(count)  # as if no two were equal
-        return cls(facts, {})
-
     def __len__(self) -> int:
         return len(self.of)
 

@@ -1,7 +1,6 @@
 """The subcommand `medmamba inspect`, which describes the images of a data set."""
 
 import argparse
-import csv
 import dataclasses
 import io
 from collections import Counter
@@ -22,6 +21,7 @@ from medmamba_jax.data.auditing.duplicates import Duplicates, write_duplicates
 from medmamba_jax.data.auditing.fingerprints import Facts
 from medmamba_jax.data.build import find_images, source_of
 from medmamba_jax.data.config import CsvConfig, DataConfig, FolderConfig, PublicConfig
+from medmamba_jax.data.csv_table import write_csv_table
 from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.first_pass import first_pass
 from medmamba_jax.data.images.augmentation import POLICIES
@@ -30,6 +30,7 @@ from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.data.inspection.image_kinds import image_kind
 from medmamba_jax.data.inspection.sheets import augmentation_sheet, contact_sheet
 from medmamba_jax.data.labelled_images import LabelledImages
+from medmamba_jax.data.labels import shown_classes
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.public.commands import Subcommands
 from medmamba_jax.data.sources.tfds_source import is_stored
@@ -95,8 +96,10 @@ def inspect(options: argparse.Namespace) -> tuple[str, int]:
     config = _config(options)
     found = find_images(config)
     folder = _new_folder(options.out, found.name)
-    seen = first_pass(found, _OwnChannels(**vars(config.preprocessing(3))), config, keep=False)
-    facts = seen.facts or Facts.of_nothing(len(found))
+    drawn_too = dataclasses.replace(found, synthetic=False)
+    seen = first_pass(drawn_too, _OwnChannels(**vars(config.preprocessing(3))), config, keep=False)
+    facts = seen.facts
+    assert facts is not None  # `data.audit` is on
     duplicates = Duplicates.among(facts)
     findings = _findings(found, facts, duplicates)
     _draw(found, facts, options.augment, folder / "sheet.png")
@@ -189,12 +192,14 @@ def _findings(found: LabelledImages, facts: Facts, duplicates: Duplicates) -> li
 
 
 def _write_findings(path: Path, findings: list[_Finding]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["finding", "count", "needs_attention"])
-    for finding in findings:
-        writer.writerow([finding.what, finding.count, "yes" if finding.needs_attention else "no"])
-    write_atomically(path, text.getvalue())
+    write_csv_table(
+        path,
+        ["finding", "count", "needs_attention"],
+        (
+            [finding.what, finding.count, "yes" if finding.needs_attention else "no"]
+            for finding in findings
+        ),
+    )
 
 
 def _config(options: argparse.Namespace) -> DataConfig:
@@ -216,8 +221,8 @@ def _counts(dataset: Dataset) -> list[str]:
     rows = [["", *counts]]
     rows += [[name, *(f"{row[name]:,}" for row in counts.values())] for name in dataset.class_names]
     rows.append(["images", *(f"{len(split):,}" for split in dataset.splits.values())])
-    if _knows_patients(dataset):
-        groups = [split.groups for split in dataset.splits.values()]
+    groups = [split.groups for split in dataset.splits.values()]
+    if any(part is not None for part in groups):
         known = ["-" if part is None else f"{len(np.unique(part)):,}" for part in groups]
         rows.append(["patients", *known])
     first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -226,17 +231,9 @@ def _counts(dataset: Dataset) -> list[str]:
     ]
 
 
-def _knows_patients(dataset: Dataset) -> bool:
-    return any(split.groups is not None for split in dataset.splits.values())
-
-
 def _draw(found: LabelledImages, facts: Facts, augment: str | None, path: Path) -> None:
     decode = _OwnChannels(**vars(DataConfig().preprocessing(3))).decode
-    shown = (
-        found.labels == 1
-        if found.task == "multilabel"
-        else found.labels[:, None] == np.arange(len(found.class_names))
-    )
+    shown = shown_classes(found.labels, len(found.class_names))
     rows = [np.flatnonzero(of_class & facts.readable) for of_class in shown.T]
 
     def pixels(rows: np.ndarray, count: int) -> list[np.ndarray]:
