@@ -5,13 +5,15 @@ import dataclasses
 import io
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from medmamba_jax.data.texts import composed, read_text
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import write_atomically
+
+Value = TypeVar("Value")
 
 _DELIMITERS = (",", ";", "\t", "|")  # the first of those that fit equally well
 _COMPARED_ROWS = 20
@@ -49,15 +51,26 @@ class CsvTable:
         index = self.header.index(name)
         return [row[index] for row in self.rows]
 
-    def find(self, name: str, default: str) -> list[str] | None:
-        """Returns the texts of an optional column.
+    def parsed(self, name: str, parse: Callable[[str], Value | None], remedy: str) -> list[Value]:
+        """Returns what a function makes of the texts of a column.
+
+        Raises:
+            UserError: it returns None for a text. The message ends with `remedy`.
+        """
+        values = []
+        for row, text in enumerate(self.column(name)):
+            value = parse(text)
+            if value is None:
+                raise self.error(row, f"{name!r} is {text!r}; {remedy}")
+            values.append(value)
+        return values
+
+    def has(self, name: str, default: str) -> bool:
+        """Returns whether the table has an optional column.
 
         Args:
             name: the name in the configuration; "" for no column.
             default: the default name in the configuration.
-
-        Returns:
-            The texts; None if `name` is "", or if it is the default and no column has this name.
 
         Raises:
             UserError: no column has a name that differs from the default, or a column has the
@@ -70,8 +83,9 @@ class CsvTable:
                     f"{self.path} has the column {alike[0]!r}, but data looks for {name!r}: rename"
                     " the column, or set the name to look for, or '' to do without"
                 )
-            return None
-        return self.column(name)
+            return False
+        self.column(name)
+        return True
 
     def where(self, row: int) -> str:
         """Names the line of a row in a message."""

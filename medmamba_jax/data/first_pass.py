@@ -276,7 +276,7 @@ def _settings(preprocessing: Preprocessing, *unused: str) -> str:
     settings = preprocessing.to_dict()
     for name in unused:
         del settings[name]
-    return f"{_VERSION} {decoder_versions()} {settings}"
+    return f"{_VERSION} {type(preprocessing).__name__} {decoder_versions()} {settings}"
 
 
 def choose_place(store: Store, places: np.ndarray, config: DataConfig) -> tuple[str, int]:

@@ -406,7 +406,7 @@ def patient_in_two_splits(folder):
     return table(folder, ("test,p59", "test,p3"))
 
 
-@mistake(r"images\.csv, line 5: 'patient_id' is empty", "give each image a patient")
+@mistake(r"images\.csv, line 5: 'patient_id' is ''", "give each image a patient")
 def image_without_a_patient(folder):
     return table(folder, ("train,p3\n", "train,\n"))
 

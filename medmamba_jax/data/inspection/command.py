@@ -36,6 +36,7 @@ from medmamba_jax.data.public.commands import Subcommands
 from medmamba_jax.data.sources.tfds_source import is_stored
 from medmamba_jax.data.split_names import SPLITS
 from medmamba_jax.data.splits.as_configured import as_found
+from medmamba_jax.data.splits.header_patients import looked_at, note_patients
 from medmamba_jax.data.stratified import small_classes
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded, write_atomically
@@ -96,8 +97,14 @@ def inspect(options: argparse.Namespace) -> tuple[str, int]:
     config = _config(options)
     found = find_images(config)
     folder = _new_folder(options.out, found.name)
-    drawn_too = dataclasses.replace(found, synthetic=False)
-    seen = first_pass(drawn_too, _OwnChannels(**vars(config.preprocessing(3))), config, keep=False)
+    seen = first_pass(
+        dataclasses.replace(found, synthetic=False),  # drawings are looked at, too
+        _OwnChannels(**vars(config.preprocessing(3))),
+        config,
+        keep=False,
+        header=looked_at(found, config),
+    )
+    note_patients(seen.headers)
     facts = seen.facts
     assert facts is not None  # `data.audit` is on
     duplicates = Duplicates.among(facts)

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -18,7 +19,15 @@ from medmamba_jax.data.weights import are_weights
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded
 
-_YES, _NO, _UNKNOWN = 1.0, 0.0, -1.0
+_MEANINGS = {1.0: 1.0, 0.0: 0.0, -1.0: np.nan}  # of numbers in a column of yes and no
+_WRITE_YES_OR_NO = (
+    "write 1 where the image shows it, 0 where it does not, nothing or -1 where that is not known"
+)
+_WRITE_PATIENT = "give each image a patient, one of its own where none is known"
+_WRITE_WEIGHT = (
+    "write a positive number (how much the image counts in training; 1 like most), or set"
+    " data.csv.weight_column='' if the column means something else"
+)
 _SUFFIXES = (".csv", ".tsv", ".txt")
 
 
@@ -39,21 +48,23 @@ def find_table(config: DataConfig) -> LabelledImages:
         raise FileNotFoundError(f"no folder {root}: set data.csv.images to the folder of images")
     files = _files(table, columns, root)
     class_names, labels = _labels(table, columns)
-    splits = table.find(columns.split_column, CsvConfig.split_column)
-    groups = table.find(columns.group_column, CsvConfig.group_column)
-    if groups is None and columns.group_column and not config.group_tag:
+    known: dict[str, Any] = {}
+    if table.has(columns.group_column, CsvConfig.group_column):
+        known["groups"] = np.array(table.parsed(columns.group_column, _patient, _WRITE_PATIENT))
+    elif columns.group_column and not config.group_tag:
         _require_no_patients(table)
-    weights = table.find(columns.weight_column, CsvConfig.weight_column)
+    if table.has(columns.weight_column, CsvConfig.weight_column):
+        known["weights"] = np.float32(table.parsed(columns.weight_column, _weight, _WRITE_WEIGHT))
+    if table.has(columns.split_column, CsvConfig.split_column):
+        known["splits"] = _splits(table, columns.split_column)
     return labelled_files(
         root,
         files,
         labels,
         class_names,
-        groups=None if groups is None else _groups(table, groups, columns.group_column),
-        weights=None if weights is None else _weights(table, weights, columns.weight_column),
-        splits=None if splits is None else _assigned(table, splits, columns.split_column),
         name=table.path.stem,
         description=f"images of the table {table.path}",
+        **known,
     )
 
 
@@ -116,8 +127,12 @@ def _on_disk(root: Path, names: list[str]) -> list[str]:
 def _labels(table: CsvTable, columns: CsvConfig) -> tuple[tuple[str, ...], np.ndarray]:
     names = columns.label_columns
     if len(names) > 1:
-        yes_or_no = [_yes_or_no(table, column, columns.missing_labels) for column in names]
-        return names, np.stack(yes_or_no, axis=1)
+        missing = dict.fromkeys(columns.missing_labels, np.nan)
+        cells = [
+            table.parsed(name, lambda text: missing.get(text, _yes_or_no(text)), _WRITE_YES_OR_NO)
+            for name in names
+        ]
+        return names, np.array(cells, np.float32).T
     (column,) = names
     texts = table.column(column)
     for row, text in enumerate(texts):
@@ -139,22 +154,12 @@ def _labels(table: CsvTable, columns: CsvConfig) -> tuple[tuple[str, ...], np.nd
     return class_names, np.array([index[name] for name in spelled], np.int32)
 
 
-def _yes_or_no(table: CsvTable, column: str, missing: frozenset[str]) -> np.ndarray:
-    """Returns 1 for yes, 0 for no and NaN for unknown, float32 (n,)."""
-    values = []
-    for row, text in enumerate(table.column(column)):
-        try:
-            value = np.nan if text in missing else float(text)
-        except ValueError:
-            value = np.inf
-        if value not in (_YES, _NO, _UNKNOWN) and not np.isnan(value):
-            raise table.error(
-                row,
-                f"{column!r} is {text!r}; write 1 where the image"
-                " shows it, 0 where it does not, nothing or -1 where that is not known",
-            )
-        values.append(np.nan if value == _UNKNOWN else value)
-    return np.array(values, np.float32)
+def _yes_or_no(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return _MEANINGS.get(value, np.nan if np.isnan(value) else None)
 
 
 def _require_no_patients(table: CsvTable) -> None:
@@ -168,41 +173,19 @@ def _require_no_patients(table: CsvTable) -> None:
             )
 
 
-def _groups(table: CsvTable, groups: list[str], column: str) -> np.ndarray:
-    for row, group in enumerate(groups):
-        if group in MISSING:
-            empty = f"{group!r}, which names nobody" if group else "empty"
-            raise table.error(
-                row,
-                f"{column!r} is {empty}; give each image a"
-                " patient, one of its own where none is known",
-            )
-    return np.array(groups)
+def _patient(text: str) -> str | None:
+    return None if text in MISSING else text
 
 
-def _weights(table: CsvTable, texts: list[str], column: str) -> np.ndarray:
-    weights = []
-    for row, text in enumerate(texts):
-        try:
-            weight = float(text)
-        except ValueError:
-            weight = np.nan
-        if not are_weights(weight):
-            raise table.error(
-                row,
-                f"{column!r} is {text!r}; write a positive number"
-                " (how much the image counts in training; 1 like most), or set"
-                " data.csv.weight_column='' if the column means something else",
-            )
-        weights.append(weight)
-    return np.array(weights, np.float32)
+def _weight(text: str) -> float | None:
+    try:
+        return float(text) if are_weights(float(text)) else None
+    except ValueError:
+        return None
 
 
-def _assigned(table: CsvTable, splits: list[str], column: str) -> np.ndarray:
-    for row, split in enumerate(splits):
-        if split_named(split) is None:
-            raise table.error(row, f"{column!r} is {split!r}; write train, val or test")
-    assigned = np.array([split_named(split) for split in splits])
+def _splits(table: CsvTable, column: str) -> np.ndarray:
+    assigned = np.array(table.parsed(column, split_named, "write train, val or test"))
     for names in (("train",), ("val", "test")):
         if not np.isin(assigned, names).any():
             raise UserError(

@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from medmamba_jax.cli import main
+from medmamba_jax.data import DataConfig
+from medmamba_jax.data.build import find, prepare
 from medmamba_jax.data.inspection.image_kinds import image_kind
 from medmamba_jax.data.inspection.sheets import contact_sheet
 from medmamba_jax.errors import UserError
@@ -164,6 +166,17 @@ def npy(seed):
     content = io.BytesIO()
     np.save(content, np.random.default_rng(100 + seed).integers(0, 256, (9, 9), np.uint8))
     return content.getvalue()
+
+
+def test_a_run_does_not_take_the_facts_of_inspect(inspect, folder, encode):
+    """`inspect` decodes one channel of grey images, where a run decodes three."""
+    inspect(folder)
+    same = Image.open(folder / "9" / "p0_0.png")
+    (folder / "9" / "again.bmp").write_bytes(encode(np.asarray(same), "BMP"))
+    config = DataConfig(path=str(folder), image_size=32)
+    ready = prepare(find(config), config, config.preprocessing(3))
+    names = [{ready.images.names[row] for row in rows} for rows in ready.duplicates.sets()]
+    assert {"10/p0_0.png", "9/p0_1.png"} in names and {"9/again.bmp", "9/p0_0.png"} in names
 
 
 def test_names_of_classes_in_other_scripts_are_shown_or_told(caplog):

@@ -157,3 +157,14 @@ def test_patients_by_file_names_need_no_note(tmp_path, caplog):
     config = DataConfig(path=str(tmp_path / "images"), folder=FolderConfig("p([0-9]+)_"))
     prepare(find(config), config, config.preprocessing(1))
     assert "headers name patients" not in caplog.text
+
+
+def test_inspect_notes_them_too(command, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    for i, file in enumerate(FILES):
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i}.dcm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(file)
+    lines = command("inspect", "images")
+    assert "data.group_tag=PatientID keeps" in caplog.text
+    assert not any(patient in text for patient in PATIENTS for text in (caplog.text, *lines))
