@@ -90,7 +90,7 @@ def first_pass(
         UserError: `config.cache_dir` cannot be written to. Facts were not wanted, and an image
             cannot be decoded.
     """
-    return _Pass(found, preprocessing, config, keep=keep, header=header).run()
+    return _Pass(found, preprocessing, config, keep, header).run()
 
 
 def keep_evaluated(seen: Prepared, dataset: Dataset, config: DataConfig) -> str:
@@ -119,29 +119,26 @@ def keep_evaluated(seen: Prepared, dataset: Dataset, config: DataConfig) -> str:
     return f"train not kept, others {place_text(kind, size, config.cache_folder)}"
 
 
+@dataclasses.dataclass
 class _Pass:
-    def __init__(
-        self,
-        found: LabelledImages,
-        preprocessing: Preprocessing,
-        config: DataConfig,
-        *,
-        keep: bool,
-        header: tuple[str, Collection[int]],
-    ):
-        self.found = found
-        self.header = header
-        self.preprocessing = preprocessing
+    found: LabelledImages
+    preprocessing: Preprocessing
+    config: DataConfig
+    keep: bool
+    header: tuple[str, Collection[int]]
+
+    def __post_init__(self) -> None:
+        found, preprocessing, config = self.found, self.preprocessing, self.config
         self.folder = config.cache_folder
         self.wanted = (config.audit or config.allow_unreadable) and not found.synthetic
         self.store = Store(found, preprocessing, resized=config.augmentation == "none")
         self.known = _KnownFacts(self.folder, found, preprocessing)
         self.kind, self.size = "none", 0
-        if keep:
+        if self.keep:
             self.kind, self.size = choose_place(self.store, np.arange(len(found)), config)
         # The file of the last pass over these images. The pass shows whether it still fits.
         self.last = OnDisk.find(self._path(self.known.facts))
-        if keep and config.cache == "auto" and self.kind == "none" and self.last:
+        if self.keep and config.cache == "auto" and self.kind == "none" and self.last:
             self.kind = "disk"
 
     def _path(self, facts: np.ndarray) -> Path:

@@ -54,7 +54,7 @@ def find_table(config: DataConfig) -> LabelledImages:
     elif columns.group_column and not config.group_tag:
         _require_no_patients(table)
     if table.has(columns.weight_column, CsvConfig.weight_column):
-        known["weights"] = np.float32(table.parsed(columns.weight_column, _weight, _WRITE_WEIGHT))
+        known["weights"] = np.array(table.parsed(columns.weight_column, _weight, _WRITE_WEIGHT))
     if table.has(columns.split_column, CsvConfig.split_column):
         known["splits"] = _splits(table, columns.split_column)
     return labelled_files(
