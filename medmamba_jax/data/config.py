@@ -403,7 +403,7 @@ class DataConfig(Section):
         `~` becomes the home folder. An unset path stays unset.
         """
 
-        def absolute(section: Any, *fields: str) -> dict[str, str]:
+        def absolute(section: Any, *fields: str) -> dict[str, Any]:
             paths = {field: getattr(section, field) for field in fields}
             return {field: str(expanded(path).absolute()) for field, path in paths.items() if path}
 

@@ -37,7 +37,7 @@ from medmamba_jax.data.sources.tfds_source import is_stored
 from medmamba_jax.data.split_names import SPLITS
 from medmamba_jax.data.splits.as_configured import as_found
 from medmamba_jax.data.splits.header_patients import looked_at, note_patients
-from medmamba_jax.data.stratified import small_classes
+from medmamba_jax.data.stratified import Strata
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded, write_atomically
 
@@ -172,7 +172,8 @@ def _findings(found: LabelledImages, facts: Facts, duplicates: Duplicates) -> li
     kinds = Counter(image_kind(found.read(row)) for row in range(len(found)))
     sizes = len(np.unique(facts.of["size"][facts.readable], axis=0))
     across, within = identical_images(found, duplicates)
-    small = small_classes(found.labels, found.groups, found.class_names, len(SPLITS))
+    strata = Strata(found.labels, groups=found.groups, class_names=found.class_names)
+    small = strata.small_classes(len(SPLITS))
     empty = [f"class {name!r} has 0 images" for name, count in found.counts().items() if not count]
     near = [
         f"{found.names[one]} ~ {found.names[other]} ({distance} bits)"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from medmamba_jax.data.public.facts import PublicSet
-from medmamba_jax.data.stratified import split_off, stratified_split
+from medmamba_jax.data.stratified import Strata
 from medmamba_jax.errors import UserError
 
 Rows = dict[str, np.ndarray]
@@ -77,13 +77,9 @@ def _by_patient(public_set: PublicSet, images: ImageFacts) -> Rows:
 
 
 def _in_proportion(public_set: PublicSet, images: ImageFacts, groups: np.ndarray | None) -> Rows:
-    return stratified_split(
-        images.labels,
-        val_fraction=public_set.split_sizes["val"] / public_set.num_images,
-        test_fraction=public_set.split_sizes["test"] / public_set.num_images,
-        seed=images.seed,
-        groups=groups,
-        class_names=public_set.class_names,
+    return Strata(images.labels, images.seed, groups, public_set.class_names).by_fractions(
+        val=public_set.split_sizes["val"] / public_set.num_images,
+        test=public_set.split_sizes["test"] / public_set.num_images,
     )
 
 
@@ -98,14 +94,8 @@ def _official(public_set: PublicSet, images: ImageFacts) -> Rows:
         sizes = public_set.split_sizes
         given = rows["train"]
         count = round(len(given) * sizes["val"] / (sizes["train"] + sizes["val"]))
-        kept, val = split_off(
-            images.labels[given],
-            count,
-            seed=images.seed,
-            name="val",
-            groups=None if images.patients is None else images.patients[given],
-            class_names=public_set.class_names,
-        )
+        strata = Strata(images.labels, images.seed, images.patients, public_set.class_names)
+        kept, val = strata.take(given).split_off(count, "val")
         rows |= {"train": given[kept], "val": given[val]}
     for name, indices in rows.items():
         if not len(indices):

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from absl import logging
@@ -14,11 +14,9 @@ from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.split_names import SPLITS
 from medmamba_jax.data.splits.split_table import read_split_table
-from medmamba_jax.data.stratified import fold_split, split_off, stratified_split
+from medmamba_jax.data.stratified import Rows, Strata
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded
-
-Rows = dict[str, np.ndarray]
 
 
 def split_as_configured(
@@ -155,41 +153,27 @@ def _dataset(found: LabelledImages, rows: Mapping[str, np.ndarray], how: str = "
 
 def _rows(found: LabelledImages, config: DataConfig, by: str) -> tuple[Rows, str]:
     """Returns the rows of each split, and how they were made; "" if the images have splits."""
-    known: dict[str, Any] = {"seed": config.split_seed, "class_names": found.class_names}
-    if config.fold_of is None and found.splits is not None:
-        return _by_source(found, config, by, known)
-    known["groups"] = found.groups
-    if config.fold_of is None:
-        rows = stratified_split(
-            found.labels,
-            val_fraction=config.val_fraction,
-            test_fraction=config.test_fraction,
-            **known,
-        )
-        how = f"split {by}"
-    else:
-        fold, folds = config.fold_of
-        rows = fold_split(
-            found.labels, fold=fold, folds=folds, val_fraction=config.val_fraction, **known
-        )
+    strata = Strata(found.labels, config.split_seed, found.groups, found.class_names)
+    if config.fold_of is not None:
+        rows = strata.by_fold(*config.fold_of, val=config.val_fraction)
         how = f"fold {config.fold} {by}"
         if found.splits is not None:
             logging.warning("data.fold is set: the splits that %s brings are not used", found.name)
-    total = len(found)
-    shares = ", ".join(f"{name} {len(part) / total:.1%}" for name, part in rows.items())
+    elif found.splits is None:
+        rows = strata.by_fractions(val=config.val_fraction, test=config.test_fraction)
+        how = f"split {by}"
+    else:
+        return _by_source(strata, _present(found.splits), config, by)
+    shares = ", ".join(f"{name} {len(part) / len(found):.1%}" for name, part in rows.items())
     return rows, f"{how}, seed {config.split_seed}: {shares}"
 
 
-def _by_source(
-    found: LabelledImages, config: DataConfig, by: str, known: dict[str, Any]
-) -> tuple[Rows, str]:
-    rows = _present(found.splits)
+def _by_source(strata: Strata, rows: Rows, config: DataConfig, by: str) -> tuple[Rows, str]:
     if "val" in rows:
         return rows, ""
     train = rows["train"]
     count = round(config.val_fraction * (len(train) + len(rows["test"])))
-    groups = None if found.groups is None else found.groups[train]
-    kept, val = split_off(found.labels[train], count, name="val", groups=groups, **known)
+    kept, val = strata.take(train).split_off(count, "val")
     logging.warning(
         "no val images: split %d of %d train images off by the seed %d",
         len(val),
@@ -200,7 +184,7 @@ def _by_source(
     return {"train": train[kept], "val": train[val], "test": rows["test"]}, how
 
 
-def _present(assigned: np.ndarray | None) -> Rows:
+def _present(assigned: np.ndarray) -> Rows:
     rows = {name: np.flatnonzero(assigned == name) for name in SPLITS}
     return {name: part for name, part in rows.items() if len(part)}
 
