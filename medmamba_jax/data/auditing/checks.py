@@ -1,5 +1,6 @@
 """Checks of the images before training. They find errors that make a medical result wrong."""
 
+import dataclasses
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 import numpy as np
@@ -16,6 +17,21 @@ from medmamba_jax.errors import UserError
 
 _ALLOW = "or set data.allow_overlap=True to go on with a warning"
 _CHECKED = "damaged images, for patients or images in two splits, and for equal images"
+
+
+@dataclasses.dataclass(frozen=True)
+class SameImages:
+    """Images with the same pixels.
+
+    Attributes:
+        text: their names and splits, and their classes if these differ.
+        splits: the names of their splits.
+        contradict: whether their classes differ.
+    """
+
+    text: str
+    splits: frozenset[str]
+    contradict: bool
 
 
 def audit(
@@ -70,8 +86,16 @@ def audit(
         )
     by_patient = any(split.groups is not None for split in dataset.splits.values())
     chosen = by_patient or config.group_similar == "off"
-    _check_duplicates(images, duplicates, config.allow_overlap, made if chosen else ())
-    _check_contradictions(images, duplicates, config.allow_contradictions)
+    same = same_images(images, duplicates)
+    _check_same(same, config.allow_overlap, frozenset(made if chosen else ()))
+    near = near_images(images, duplicates)
+    if near:
+        logging.warning(
+            "nearly the same pixels are in two splits, %s: %s. Are they of one patient?",
+            _times(len(near)),
+            listed(near),
+        )
+    _check_contradictions(same, config.allow_contradictions)
     say(f"all {len(used):,} images can be read, {image_sizes(facts.take(used))}")
 
 
@@ -117,42 +141,33 @@ def _check_groups(dataset: Dataset, allowed: bool) -> None:
         )
 
 
-def _check_duplicates(
-    images: LabelledImages, duplicates: Duplicates, allowed: bool, apart: Collection[str]
-) -> None:
-    """Refuses the same pixels in two splits.
+def _check_same(same: list[SameImages], allowed: bool, apart: frozenset[str]) -> None:
+    """Refuses the same pixels in two splits, and warns of those in one split.
 
-    It only warns of those in the splits `apart`, where the caller put patients, or the separation
-    of all images, above keeping equal images together.
+    It only warns of those in the splits `apart`, which the program made, and where it did not keep
+    equal images together, for the sake of patients or because it was told so.
     """
-    across, within = identical_images(images, duplicates)
-    for texts, warn in (
-        ([text for text, splits in across if not splits <= set(apart)], allowed),
-        ([text for text, splits in across if splits <= set(apart)], True),
+    across = [one for one in same if len(one.splits) > 1]
+    for found, warn in (
+        ([one.text for one in across if not one.splits <= apart], allowed),
+        ([one.text for one in across if one.splits <= apart], True),
     ):
-        if texts:
+        if found:
             _refuse(
-                f"the same pixels are in more than one split, {_times(len(texts))}:"
-                f" {listed(texts)}",
+                f"the same pixels are in more than one split, {_times(len(found))}: {listed(found)}",
                 "Keep one of these files, or, if the program makes the splits, give all of them"
                 " the same patient",
                 warn,
             )
+    within = [one.text for one in same if len(one.splits) == 1]
     if within:
         logging.warning(
             "the same pixels are in one split again, %s: %s", _times(len(within)), listed(within)
         )
-    near = near_images(images, duplicates)
-    if near:
-        logging.warning(
-            "nearly the same pixels are in two splits, %s: %s. Are they of one patient?",
-            _times(len(near)),
-            listed(near),
-        )
 
 
-def _check_contradictions(images: LabelledImages, duplicates: Duplicates, allowed: bool) -> None:
-    found = contradictions(images, duplicates)
+def _check_contradictions(same: list[SameImages], allowed: bool) -> None:
+    found = [one.text for one in same if one.contradict]
     if not found:
         return
     text = f"images with the same pixels have different labels, {_times(len(found))}"
@@ -191,35 +206,19 @@ def shared_groups(dataset: Dataset) -> list[str]:
     ]
 
 
-def identical_images(
-    images: LabelledImages, duplicates: Duplicates
-) -> tuple[list[tuple[str, set[str]]], list[str]]:
-    """Names the sets of equal images in more than one split, and those within one split.
-
-    If the images of a set have different classes, the text names the classes, too.
-
-    Returns:
-        The texts of the first kind, each with its splits; and the texts of the second kind.
-    """
-    across: list[tuple[str, set[str]]] = []
-    within: list[str] = []
-    for rows in _sets(images, duplicates):
-        text = " = ".join(_named(images, rows)) + _classes(images, rows)
-        splits = {_split(images, row) for row in rows}
-        if len(splits) > 1:
-            across.append((text, splits))
-        else:
-            within.append(text)
-    return across, within
-
-
-def contradictions(images: LabelledImages, duplicates: Duplicates) -> list[str]:
-    """Names the sets of equal images that have different labels."""
-    return [
-        " = ".join(_named(images, rows)) + classes
-        for rows in _sets(images, duplicates)
-        if (classes := _classes(images, rows))
-    ]
+def same_images(images: LabelledImages, duplicates: Duplicates) -> list[SameImages]:
+    """Returns the sets of equal images, those of train first, without images in no split."""
+    used = ([row for row in rows.tolist() if _split(images, row)] for rows in duplicates.sets())
+    sets = [_in_order(images, rows) for rows in used if len(rows) > 1]
+    found = []
+    for rows in sorted(sets, key=lambda rows: _place(images, rows[0])):
+        classes = dict.fromkeys(images.label_name(row) for row in rows)
+        text = " = ".join(_named(images, rows))
+        if len(classes) > 1:
+            text += f" (labelled {', '.join(map(repr, classes))})"
+        splits = frozenset(_split(images, row) for row in rows)
+        found.append(SameImages(text, splits, len(classes) > 1))
+    return found
 
 
 def near_images(images: LabelledImages, duplicates: Duplicates) -> list[str]:
@@ -251,13 +250,6 @@ def image_sizes(facts: Facts) -> str:
     return f"of {len(sizes)} sizes from {smallest} to {largest} px"
 
 
-def _sets(images: LabelledImages, duplicates: Duplicates) -> list[list[int]]:
-    """Returns the rows of the sets of equal images, those of train first, of none in no split."""
-    used = ([row for row in rows.tolist() if _split(images, row)] for rows in duplicates.sets())
-    found = [_in_order(images, rows) for rows in used if len(rows) > 1]
-    return sorted(found, key=lambda rows: _place(images, rows[0]))
-
-
 def _in_order(images: LabelledImages, rows: Sequence[int]) -> list[int]:
     """Sorts rows by split: train comes first."""
     return sorted(rows, key=lambda row: _place(images, row))
@@ -274,8 +266,3 @@ def _split(images: LabelledImages, row: int) -> str:
 
 def _named(images: LabelledImages, rows: Sequence[int]) -> list[str]:
     return [f"{images.names[row]} in {_split(images, row)}" for row in rows]
-
-
-def _classes(images: LabelledImages, rows: Sequence[int]) -> str:
-    classes = dict.fromkeys(images.label_name(row) for row in rows)
-    return f" (labelled {', '.join(map(repr, classes))})" if len(classes) > 1 else ""

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from medmamba_jax.data.auditing.checks import (
-    contradictions,
-    identical_images,
     image_sizes,
     near_images,
+    same_images,
     shared_groups,
     unreadable_images,
 )
@@ -171,7 +170,10 @@ def _findings(found: LabelledImages, facts: Facts, duplicates: Duplicates) -> li
 
     kinds = Counter(image_kind(found.read(row)) for row in range(len(found)))
     sizes = len(np.unique(facts.of["size"][facts.readable], axis=0))
-    across, within = identical_images(found, duplicates)
+    same = same_images(found, duplicates)
+    across = [one.text for one in same if len(one.splits) > 1]
+    within = [one.text for one in same if len(one.splits) == 1]
+    contradictions = [one.text for one in same if one.contradict]
     strata = Strata(found.labels, groups=found.groups, class_names=found.class_names)
     small = strata.small_classes(len(SPLITS))
     empty = [f"class {name!r} has 0 images" for name, count in found.counts().items() if not count]
@@ -186,12 +188,12 @@ def _findings(found: LabelledImages, facts: Facts, duplicates: Duplicates) -> li
         items("cannot be read", unreadable_images(found, facts)),
         items(f"classes too small for {len(SPLITS)} splits", small + empty),
         items("the same pixels again in a split", within, serious=False),
-        items("the same pixels with different labels", contradictions(found, duplicates)),
+        items("the same pixels with different labels", contradictions),
         items("nearly the same pixels", near, serious=False),
     ]
     if found.splits is not None:
         findings += [
-            items("the same pixels in several splits", [text for text, _ in across]),
+            items("the same pixels in several splits", across),
             items("nearly the same pixels in two splits", near_images(found, duplicates)),
         ]
         if found.groups is not None:
