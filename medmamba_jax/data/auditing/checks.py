@@ -154,7 +154,8 @@ def _check_same(same: list[SameImages], allowed: bool, apart: frozenset[str]) ->
     ):
         if found:
             _refuse(
-                f"the same pixels are in more than one split, {_times(len(found))}: {listed(found)}",
+                f"the same pixels are in more than one split, {_times(len(found))}:"
+                f" {listed(found)}",
                 "Keep one of these files, or, if the program makes the splits, give all of them"
                 " the same patient",
                 warn,
