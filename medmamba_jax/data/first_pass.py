@@ -34,6 +34,8 @@ from medmamba_jax.files import write_atomically
 Result = TypeVar("Result")
 
 _VERSION = 5  # Increase it when the same image may give other facts or other pixels.
+_OF_MODEL = ("mean", "std")  # settings that change no pixel on the host
+_OF_SIZE = ("image_size", "resize_filter", "fit")  # settings that change no decoded pixel
 _SHARE = 0.5  # of the free memory or disk space
 _SAMPLED = 16  # images; their mean size is taken as the mean size of all images
 _PART = 16  # images that a thread takes at once
@@ -212,7 +214,7 @@ class _KnownFacts:
     """The facts that the last pass over images of this name has saved."""
 
     def __init__(self, folder: Path, found: LabelledImages, preprocessing: Preprocessing):
-        settings = _settings(preprocessing, "mean", "std", "image_size", "resize_filter")
+        settings = _settings(preprocessing, *_OF_MODEL, *_OF_SIZE)
         key = hashlib.sha256(f"{settings} {found.name} {found.root}".encode()).hexdigest()
         self._path = folder / "audit" / f"{key[:32]}.npy"
         try:
@@ -261,9 +263,7 @@ def write_pixels(store: Store, places: np.ndarray, folder: Path) -> None:
 
 def pixels_path(folder: Path, store: Store, contents: np.ndarray) -> Path:
     """Returns the file for images of these contents, with all that decides their pixels."""
-    unused = ["mean", "std"]
-    if not store.resized.any():
-        unused += ["image_size", "resize_filter"]
+    unused = _OF_MODEL if store.resized.any() else _OF_MODEL + _OF_SIZE
     key = hashlib.sha256(_settings(store.preprocessing, *unused).encode())
     key.update(np.ascontiguousarray(contents).tobytes())
     return folder / f"{key.hexdigest()}.pixels"
