@@ -109,11 +109,7 @@ def find(config: DataConfig, data: OwnData | None = None) -> Dataset | LabelledI
 
 
 def prepare(
-    found: Dataset | LabelledImages,
-    config: DataConfig,
-    preprocessing: Preprocessing,
-    *,
-    keep: bool = True,
+    found: Dataset | LabelledImages, config: DataConfig, preprocessing: Preprocessing
 ) -> Ready:
     """Makes the first pass over images, and splits them.
 
@@ -121,7 +117,6 @@ def prepare(
         found: what `find` returned.
         config: the cache, the checks, and the splits; see `split_as_configured`.
         preprocessing: how to decode and resize the images.
-        keep: whether to keep pixels in memory or on the disk, as `config.cache` says.
 
     Raises:
         DataUnavailableError: a package that reads the images is missing.
@@ -131,7 +126,7 @@ def prepare(
     """
     source = labelled(found)
     tag, looked = ("", frozenset()) if isinstance(found, Dataset) else looked_at(source, config)
-    seen = first_pass(source, preprocessing, config, keep=keep, header=(tag, looked))
+    seen = first_pass(source, preprocessing, config, header=(tag, looked))
     images, facts = seen.images, seen.facts
     duplicates = None if facts is None or not config.audit else Duplicates.among(facts)
     used = np.arange(len(images))
@@ -155,7 +150,7 @@ def prepare(
     splits = np.full(len(images), "", object)
     for name, split in dataset.splits.items():
         splits[split.places] = name
-    cache = keep_evaluated(seen, dataset, config) if keep else seen.text
+    cache = keep_evaluated(seen, dataset, config)
     images = dataclasses.replace(images, splits=splits)
     return Ready(dataset, images, facts, duplicates, made, cache)
 
@@ -177,7 +172,9 @@ def build_dataset(config: DataConfig, data: OwnData | None = None, *, channels: 
         similar = config.audit and config.group_similar != "off" and found.groups is None
         if not config.group_tag and not (similar and made_here(found, config)):
             return split_as_configured(found, config)
-    ready = prepare(found, config, config.preprocessing(channels), keep=False)
+    ready = prepare(
+        found, dataclasses.replace(config, cache="none"), config.preprocessing(channels)
+    )
     source = labelled(found)
     return Dataset(
         {

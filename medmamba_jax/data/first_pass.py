@@ -69,7 +69,6 @@ def first_pass(
     preprocessing: Preprocessing,
     config: DataConfig,
     *,
-    keep: bool = True,
     header: tuple[str, Collection[int]] = ("", ()),
 ) -> Prepared:
     """Reads every image once, in threads and with a progress bar.
@@ -83,7 +82,6 @@ def first_pass(
         found: the images.
         preprocessing: how to decode and resize them.
         config: what is wanted, and the settings of the cache.
-        keep: whether to keep pixels, as `config.cache` says.
         header: a tag of DICOM headers, and the places of the images in which to read it.
 
     Raises:
@@ -92,7 +90,7 @@ def first_pass(
         UserError: `config.cache_dir` cannot be written to. Facts were not wanted, and an image
             cannot be decoded.
     """
-    return _Pass(found, preprocessing, config, keep, header).run()
+    return _Pass(found, preprocessing, config, header).run()
 
 
 def keep_evaluated(seen: Prepared, dataset: Dataset, config: DataConfig) -> str:
@@ -126,7 +124,6 @@ class _Pass:
     found: LabelledImages
     preprocessing: Preprocessing
     config: DataConfig
-    keep: bool
     header: tuple[str, Collection[int]]
 
     def __post_init__(self) -> None:
@@ -135,12 +132,10 @@ class _Pass:
         self.wanted = (config.audit or config.allow_unreadable) and not found.synthetic
         self.store = Store(found, preprocessing, resized=config.augmentation == "none")
         self.known = _KnownFacts(self.folder, found, preprocessing)
-        self.kind, self.size = "none", 0
-        if self.keep:
-            self.kind, self.size = choose_place(self.store, np.arange(len(found)), config)
+        self.kind, self.size = choose_place(self.store, np.arange(len(found)), config)
         # The file of the last pass over these images. The pass shows whether it still fits.
         self.last = OnDisk.find(self._path(self.known.facts))
-        if self.keep and config.cache == "auto" and self.kind == "none" and self.last:
+        if config.cache == "auto" and self.kind == "none" and self.last:
             self.kind = "disk"
 
     def _path(self, facts: np.ndarray) -> Path:

@@ -100,7 +100,6 @@ def inspect(options: argparse.Namespace) -> tuple[str, int]:
         dataclasses.replace(found, synthetic=False),  # drawings are looked at, too
         _OwnChannels(**vars(config.preprocessing(3))),
         config,
-        keep=False,
         header=looked_at(found, config),
     )
     note_patients(seen.headers)
@@ -213,17 +212,17 @@ def _write_findings(path: Path, findings: list[_Finding]) -> None:
 
 
 def _config(options: argparse.Namespace) -> DataConfig:
-    sections: dict[str, Any] = {
+    settings: dict[str, Any] = {"cache": "none"} | {
         section.title.rpartition(".")[2]: section(
             **{field.name: getattr(options, field.name) for field in dataclasses.fields(section)}
         )
         for section in _SECTIONS
     }
-    by_name = DataConfig(name=options.what, **sections)
+    by_name = DataConfig(name=options.what, **settings)
     is_name = source_of(by_name) != "public" or is_stored(by_name)
     if is_name and not expanded(options.what).exists():
         return by_name
-    return DataConfig(path=options.what, **sections)
+    return DataConfig(path=options.what, **settings)
 
 
 def _counts(dataset: Dataset) -> list[str]:
