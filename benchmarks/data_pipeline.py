@@ -119,7 +119,7 @@ def main():
     config = DataConfig(path=args.path, image_size=args.image_size)
     dataset = build_dataset(config) if args.path else drawn(args.images)
     dataset = dataclasses.replace(dataset, splits={"train": dataset.splits["train"]})
-    preprocessing = Preprocessing.from_config(config, args.channels)
+    preprocessing = config.preprocessing(args.channels)
     every_core = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     rows = []
     settings = itertools.product(

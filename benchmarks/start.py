@@ -24,12 +24,12 @@ path, cache, folder = sys.argv[1:]
 options = dict(image_size=224, cache=cache, cache_dir=folder, allow_overlap=True)
 begun, used = time.perf_counter(), time.process_time()
 try:
-    from medmamba_jax.data.build import prepare
+    from medmamba_jax.data.build import find, prepare
 except ImportError:  # up to 7e4a3f5
     from medmamba_jax.data.reading.caching import cached, open_caches
 
     config = DataConfig(source="image_folder", root=path, **options)
-    preprocessing = Preprocessing.from_config(config, 3)
+    preprocessing = config.preprocessing(3)
     dataset = build_dataset(config)
     digests = {name: split.digest() for name, split in dataset.splits.items()}
     kept, _ = cached(dataset, preprocessing, config)
@@ -38,12 +38,12 @@ except ImportError:  # up to 7e4a3f5
     split = kept.splits["train"]
 else:
     config = DataConfig(path=path, **options)
-    preprocessing = Preprocessing.from_config(config, 3)
-    ready = prepare(config, preprocessing)
+    preprocessing = config.preprocessing(3)
+    ready = prepare(find(config), config, preprocessing)
     for split in ready.dataset.splits.values():
         split.digest()
     facts = ready.images, ready.facts, ready.duplicates
-    audit(ready.dataset, *facts, config, split_here=ready.split_here, say=lambda line: None)
+    audit(ready.dataset, *facts, config, made=ready.made, say=lambda line: None)
     split = ready.dataset.splits["train"]
 with train_batches(split, preprocessing, "none", batch_size=64, seed=0) as batches:
     next(batches)

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
@@ -12,7 +11,6 @@ from medmamba_jax.data.auditing.unreadable import drop_unreadable, without_empty
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.first_pass import first_pass, keep_evaluated
-from medmamba_jax.data.images.dicom import header_tag
 from medmamba_jax.data.images.formats import IMAGE_SUFFIXES
 from medmamba_jax.data.images.preprocessing import ALL_FRAMES, Preprocessing
 from medmamba_jax.data.labelled_images import LabelledImages
@@ -25,10 +23,17 @@ from medmamba_jax.data.sources.npz_source import NPZ
 from medmamba_jax.data.sources.phantom import PHANTOM
 from medmamba_jax.data.sources.source import Source
 from medmamba_jax.data.split_names import SPLITS
-from medmamba_jax.data.splits.as_configured import as_found, split_as_configured, splits_anew
-from medmamba_jax.data.splits.header_patients import header_patients
+from medmamba_jax.data.splits.as_configured import (
+    as_found,
+    made_here,
+    require_train_classes,
+    split_as_configured,
+    with_split_file,
+)
+from medmamba_jax.data.splits.header_patients import header_patients, looked_at, note_patients
 from medmamba_jax.data.splits.selection import selected_rows
 from medmamba_jax.errors import UserError
+from medmamba_jax.files import expanded
 from medmamba_jax.sections import Section
 
 # Name -> source. The settings that only one source reads are in the section of the same name, such
@@ -52,7 +57,7 @@ class Ready:
         images: all images, also those that were dropped; `splits` is "" for these.
         facts: the facts of `images`; None if they were not wanted.
         duplicates: the equal images among them; None likewise.
-        split_here: whether the program made the splits.
+        made: the names of the splits that the program made.
         cache: where pixels are kept, as text.
     """
 
@@ -60,87 +65,122 @@ class Ready:
     images: LabelledImages
     facts: Facts | None
     duplicates: Duplicates | None
-    split_here: bool
+    made: frozenset[str]
     cache: str
 
 
-def prepare(
-    config: DataConfig,
-    preprocessing: Preprocessing,
-    data: OwnData | None = None,
-    *,
-    keep: bool = True,
-) -> Ready:
-    """Finds the images, makes the first pass over them, and splits them.
+def find(config: DataConfig, data: OwnData | None = None) -> Dataset | LabelledImages:
+    """Finds the images of a run, and selects some of them. It decodes none.
 
     Args:
-        config: the images and their splits; see `split_as_configured`.
-        preprocessing: how to decode and resize them.
-        data: images in place of those that the configuration points at: a data set, which keeps its
-            splits; labelled images, or an object of your own, which are split by the configuration;
-            or a dictionary of these under the names "train", "val" and "test", of which val or test
-            may be missing.
-        keep: whether to keep pixels in memory or on the disk, as `config.cache` says.
+        config: the images, and which of them; see `prepare` for their splits.
+        data: images in place of those that the configuration points at: a data set, which stays as
+            it is; labelled images, or an object of your own; or a dictionary of these under the
+            names "train", "val" and "test", of which val or test may be missing.
+
+    Returns:
+        The data set, or labelled images with the splits that their source or `config.split_file`
+        gives.
 
     Raises:
         DataUnavailableError: the images have to be downloaded and the download fails, or a package
             that reads them is missing.
         FileNotFoundError: a file or folder that the configuration names does not exist.
-        OSError: the cache cannot be written.
         UserError: no source recognises `config.path` or `config.name`, the configuration changes
             a setting of another source, or the files or objects do not make a data set.
     """
-    found = _found(config, data)
-    seen = first_pass(found, preprocessing, config, keep=keep)
-    facts = seen.facts
+    if isinstance(data, Dataset):
+        return data
+    if data is None:
+        found = find_images(config)
+    else:
+        if isinstance(data, Mapping) and (
+            "train" not in data or len(data) == 1 or not set(data) <= set(SPLITS)
+        ):
+            raise UserError(
+                f"data has the keys {list(data)}; it must have 'train', and 'val' or 'test' or both"
+            )
+        found = _selected(labelled(data), config)
+    if config.split_file:
+        found = with_split_file(found, config)
+    if found.splits is not None and not config.fold:
+        require_train_classes(as_found(found))
+    return found
+
+
+def prepare(
+    found: Dataset | LabelledImages, config: DataConfig, preprocessing: Preprocessing
+) -> Ready:
+    """Makes the first pass over images, and splits them.
+
+    Args:
+        found: what `find` returned.
+        config: the cache, the checks, and the splits; see `split_as_configured`.
+        preprocessing: how to decode and resize the images.
+
+    Raises:
+        DataUnavailableError: a package that reads the images is missing.
+        OSError: the cache cannot be written.
+        UserError: the images cannot be split so, an image lacks the tag `config.group_tag`, or an
+            image cannot be decoded; see `first_pass`.
+    """
+    source = labelled(found)
+    tag, looked = ("", frozenset()) if isinstance(found, Dataset) else looked_at(source, config)
+    seen = first_pass(source, preprocessing, config, header=(tag, looked))
+    images, facts = seen.images, seen.facts
     duplicates = None if facts is None or not config.audit else Duplicates.among(facts)
-    images = seen.images
     used = np.arange(len(images))
     if config.allow_unreadable and facts is not None and images.root is not None:
         used = drop_unreadable(images, facts)
     part = without_empty_classes(images.take(used), images)
-    if isinstance(data, Dataset):
-        rows = {name: np.flatnonzero(part.splits == name) for name in data.splits}
+    if isinstance(found, Dataset):
+        rows = {name: np.flatnonzero(part.splits == name) for name in found.splits}
         dataset = Dataset({name: part.take(of) for name, of in rows.items()})
+        made: frozenset[str] = frozenset()
     else:
-        dataset = split_as_configured(
-            part, config, None if duplicates is None else duplicates.take(used)
-        )
+        if config.group_tag:
+            headers = {row: seen.headers.get(place) for row, place in enumerate(used.tolist())}
+            assert seen.store.identities is not None  # the pass is over
+            groups = header_patients(part, headers, seen.store.identities, tag)
+            part = dataclasses.replace(part, groups=groups)
+        elif looked:
+            note_patients(seen.headers)
+        among = None if duplicates is None else duplicates.take(used)
+        dataset, made = split_as_configured(part, config, among), made_here(part, config)
     splits = np.full(len(images), "", object)
     for name, split in dataset.splits.items():
         splits[split.places] = name
-    text = seen.text
-    if keep:
-        text = keep_evaluated(seen, dataset, config)
-    return Ready(
-        dataset,
-        dataclasses.replace(images, splits=splits),
-        facts,
-        duplicates,
-        split_here=not isinstance(data, Dataset) and splits_anew(found, config),
-        cache=text,
-    )
+    cache = keep_evaluated(seen, dataset, config)
+    images = dataclasses.replace(images, splits=splits)
+    return Ready(dataset, images, facts, duplicates, made, cache)
 
 
 def build_dataset(config: DataConfig, data: OwnData | None = None, *, channels: int = 3) -> Dataset:
     """Finds and splits images as a run does; the result reads the images as their source has them.
 
     Args:
-        config, data: as in `prepare`.
+        config, data: as in `find`.
         channels: the number of channels that the model reads.
 
     Raises:
-        as `prepare`.
+        as `find` and `prepare`.
     """
-    found = _found(config, data)
-    similar = config.audit and config.group_similar != "off" and found.groups is None
-    if not config.allow_unreadable and not (similar and splits_anew(found, config)):
-        return data if isinstance(data, Dataset) else split_as_configured(found, config)
-    preprocessing = Preprocessing.from_config(config, channels)
-    ready = prepare(config, preprocessing, data, keep=False)
+    found = find(config, data)
+    if not config.allow_unreadable:
+        if isinstance(found, Dataset):
+            return found
+        similar = config.audit and config.group_similar != "off" and found.groups is None
+        if not config.group_tag and not (similar and made_here(found, config)):
+            return split_as_configured(found, config)
+    ready = prepare(
+        found, dataclasses.replace(config, cache="none"), config.preprocessing(channels)
+    )
+    source = labelled(found)
     return Dataset(
         {
-            name: dataclasses.replace(split, images=found.images, places=found.places[split.places])
+            name: dataclasses.replace(
+                split, images=source.images, places=source.places[split.places]
+            )
             for name, split in ready.dataset.splits.items()
         }
     )
@@ -157,19 +197,6 @@ def as_given(data: OwnData) -> Dataset:
     return Dataset({"test": found}) if found.splits is None else as_found(found)
 
 
-def _found(config: DataConfig, data: OwnData | None) -> LabelledImages:
-    if data is None:
-        return find_images(config)
-    if isinstance(data, Mapping) and (
-        "train" not in data or len(data) == 1 or not set(data) <= set(SPLITS)
-    ):
-        raise UserError(
-            f"data has the keys {list(data)}; it must have 'train', and 'val' or 'test' or both"
-        )
-    found = labelled(data)
-    return found if isinstance(data, Dataset) else _selected(found, config)
-
-
 def find_images(config: DataConfig) -> LabelledImages:
     """Finds the labelled images that the configuration points at, and selects some of them."""
     name = source_of(config)
@@ -179,11 +206,10 @@ def find_images(config: DataConfig) -> LabelledImages:
 
 
 def _selected(found: LabelledImages, config: DataConfig) -> LabelledImages:
-    """Leaves out what the configuration does not select, and finds patients in headers."""
     rows = selected_rows(found.names, found.labels, config, found.splits)
-    if len(rows) < len(found):
-        found = without_empty_classes(found.take(rows), found)
-    return dataclasses.replace(found, groups=header_patients(found, config, header_tag))
+    if len(rows) == len(found):
+        return found
+    return without_empty_classes(found.take(rows), found)
 
 
 def source_of(config: DataConfig) -> str:
@@ -205,7 +231,7 @@ def _not_recognised(config: DataConfig) -> Exception:
             "data.path and data.name are unset: set data.path to your images, or data.name to a"
             " public set (`medmamba list`) or to phantom"
         )
-    path = Path(config.path).expanduser()
+    path = expanded(config.path)
     if not path.exists():
         return FileNotFoundError(f"no folder or file {path}: set data.path to your images")
     suffix = path.suffix.lower()

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from medmamba_jax.data.images.augmentation import POLICIES
-from medmamba_jax.data.images.preprocessing import ALL_FRAMES, FITS, RESIZE_FILTERS
+from medmamba_jax.data.images.preprocessing import ALL_FRAMES, FITS, RESIZE_FILTERS, Preprocessing
 from medmamba_jax.data.images.windowing import ALLOWED as WINDOWS
 from medmamba_jax.data.images.windowing import Window, parse_window
 from medmamba_jax.data.reading.cache_places import CACHES
 from medmamba_jax.data.split_names import PUBLIC_SPLITS
 from medmamba_jax.data.texts import MISSING, composed
 from medmamba_jax.errors import UserError
+from medmamba_jax.files import expanded
 from medmamba_jax.sections import Section, is_integer, is_number
 
 GROUP_SIMILAR = ("near", "identical", "off")
@@ -164,7 +165,7 @@ class PublicConfig(Section):
     @property
     def data_folder(self) -> Path:
         """`data_dir`, or the default folder."""
-        return Path(self.data_dir or _TFDS_FOLDER).expanduser()
+        return expanded(self.data_dir or _TFDS_FOLDER)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -365,7 +366,7 @@ class DataConfig(Section):
     @property
     def cache_folder(self) -> Path:
         """`cache_dir`, or the default folder."""
-        return Path(self.cache_dir or _CACHE_FOLDER).expanduser()
+        return expanded(self.cache_dir or _CACHE_FOLDER)
 
     @property
     def fold_of(self) -> tuple[int, int] | None:
@@ -382,29 +383,38 @@ class DataConfig(Section):
         match = re.fullmatch(r"([1-9][0-9]*)(/class)?", self.subset)
         return None if match is None else (int(match[1]), match[2] is not None)
 
+    def preprocessing(self, channels: int) -> Preprocessing:
+        """Returns the preprocessing of a run; `channels` is the model's number of channels."""
+        size = self.image_size
+        return Preprocessing(
+            image_size=size if isinstance(size, tuple) else (size, size),
+            channels=channels,
+            resize_filter=self.resize,
+            mean=self.mean,
+            std=self.std,
+            window=self.window,
+            frame=self.frame,
+            fit=self.fit,
+        )
+
     def with_absolute_paths(self) -> Self:
         """Returns the configuration with absolute paths, so that it is valid in every folder.
 
         `~` becomes the home folder. An unset path stays unset.
         """
-        public = dataclasses.replace(
-            self.public,
-            data_dir=_absolute(self.public.data_dir),
-            manual_dir=_absolute(self.public.manual_dir),
-        )
+
+        def absolute(section: Any, *fields: str) -> dict[str, Any]:
+            paths = {field: getattr(section, field) for field in fields}
+            return {field: str(expanded(path).absolute()) for field, path in paths.items() if path}
+
         return dataclasses.replace(
             self,
-            path=_absolute(self.path),
-            split_file=_absolute(self.split_file),
-            exclude=_absolute(self.exclude),
-            csv=dataclasses.replace(self.csv, images=_absolute(self.csv.images)),
-            cache_dir=_absolute(self.cache_dir),
-            public=public,
+            **absolute(self, "path", "split_file", "exclude", "cache_dir"),
+            csv=dataclasses.replace(self.csv, **absolute(self.csv, "images")),
+            public=dataclasses.replace(
+                self.public, **absolute(self.public, "data_dir", "manual_dir")
+            ),
         )
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute()) if path else ""
 
 
 def _is_tuple(values: Any) -> bool:

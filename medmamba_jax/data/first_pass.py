@@ -8,7 +8,7 @@ import io
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -23,17 +23,19 @@ from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.cpus import usable_cpus
 from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.images.decoders import decoder_versions
-from medmamba_jax.data.images.dicom import DicomFile, is_dicom
 from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.reading.cache_places import CACHES, Need
 from medmamba_jax.data.reading.store import OnDisk, Store, Writer
+from medmamba_jax.data.splits.header_patients import read_header
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import write_atomically
 
 Result = TypeVar("Result")
 
-_VERSION = 4  # Increase it when the same image may give other facts or other pixels.
+_VERSION = 5  # Increase it when the same image may give other facts or other pixels.
+_OF_MODEL = ("mean", "std")  # settings that change no pixel on the host
+_OF_SIZE = ("image_size", "resize_filter", "fit")  # settings that change no decoded pixel
 _SHARE = 0.5  # of the free memory or disk space
 _SAMPLED = 16  # images; their mean size is taken as the mean size of all images
 _PART = 16  # images that a thread takes at once
@@ -49,6 +51,7 @@ class Prepared:
         images: the same images, whose pixels `store` makes.
         store: makes pixels and keeps them.
         facts: the facts of all images by place; None if they were not wanted.
+        headers: place -> text in the header, where it was wanted and the image could be read.
         kind: where pixels are kept, "none", "memory" or "disk".
         text: the same for the log.
     """
@@ -56,12 +59,17 @@ class Prepared:
     images: LabelledImages
     store: Store
     facts: Facts | None
+    headers: dict[int, str | None]
     kind: str
     text: str
 
 
 def first_pass(
-    found: LabelledImages, preprocessing: Preprocessing, config: DataConfig, *, keep: bool = True
+    found: LabelledImages,
+    preprocessing: Preprocessing,
+    config: DataConfig,
+    *,
+    header: tuple[str, Collection[int]] = ("", ()),
 ) -> Prepared:
     """Reads every image once, in threads and with a progress bar.
 
@@ -74,7 +82,7 @@ def first_pass(
         found: the images.
         preprocessing: how to decode and resize them.
         config: what is wanted, and the settings of the cache.
-        keep: whether to keep pixels, as `config.cache` says.
+        header: a tag of DICOM headers, and the places of the images in which to read it.
 
     Raises:
         DataUnavailableError: a package that reads the images is missing.
@@ -82,7 +90,7 @@ def first_pass(
         UserError: `config.cache_dir` cannot be written to. Facts were not wanted, and an image
             cannot be decoded.
     """
-    return _Pass(found, preprocessing, config, keep=keep).run()
+    return _Pass(found, preprocessing, config, header).run()
 
 
 def keep_evaluated(seen: Prepared, dataset: Dataset, config: DataConfig) -> str:
@@ -111,22 +119,23 @@ def keep_evaluated(seen: Prepared, dataset: Dataset, config: DataConfig) -> str:
     return f"train not kept, others {place_text(kind, size, config.cache_folder)}"
 
 
+@dataclasses.dataclass
 class _Pass:
-    def __init__(
-        self, found: LabelledImages, preprocessing: Preprocessing, config: DataConfig, *, keep: bool
-    ):
-        self.found = found
-        self.preprocessing = preprocessing
+    found: LabelledImages
+    preprocessing: Preprocessing
+    config: DataConfig
+    header: tuple[str, Collection[int]]
+
+    def __post_init__(self) -> None:
+        found, preprocessing, config = self.found, self.preprocessing, self.config
         self.folder = config.cache_folder
         self.wanted = (config.audit or config.allow_unreadable) and not found.synthetic
         self.store = Store(found, preprocessing, resized=config.augmentation == "none")
         self.known = _KnownFacts(self.folder, found, preprocessing)
-        self.kind, self.size = "none", 0
-        if keep:
-            self.kind, self.size = choose_place(self.store, np.arange(len(found)), config)
+        self.kind, self.size = choose_place(self.store, np.arange(len(found)), config)
         # The file of the last pass over these images. The pass shows whether it still fits.
         self.last = OnDisk.find(self._path(self.known.facts))
-        if keep and config.cache == "auto" and self.kind == "none" and self.last:
+        if config.cache == "auto" and self.kind == "none" and self.last:
             self.kind = "disk"
 
     def _path(self, facts: np.ndarray) -> Path:
@@ -134,13 +143,15 @@ class _Pass:
 
     def run(self) -> Prepared:
         count = len(self.found)
-        facts, problems = np.zeros(count, FACT), {}
+        facts, problems, headers = np.zeros(count, FACT), {}, {}
         with contextlib.ExitStack() as files:
             writer = None
             if self.kind == "disk" and self.last is None:
                 writer = files.enter_context(Writer(self.folder))
             for place, seen in enumerate(visited(self._visit, range(count), "reading images")):
                 facts[place] = seen.fact
+                if place in self.header[1]:
+                    headers[place] = seen.header
                 if seen.problem is not None:
                     problems[place] = seen.problem
                 if writer is not None:
@@ -161,38 +172,35 @@ class _Pass:
         images = dataclasses.replace(self.found, images=self.store, places=np.arange(count))
         found_facts = Facts(facts, problems) if self.wanted else None
         text = place_text(self.kind, self.size, self.folder)
-        return Prepared(images, self.store, found_facts, self.kind, text)
+        return Prepared(images, self.store, found_facts, headers, self.kind, text)
 
     def _visit(self, place: int) -> "_Seen":
-        content = bytes(32)  # of an image that cannot even be read
+        content, header = bytes(32), None  # of an image that cannot even be read
+        tag, looked = self.header
         try:
             image = self.store.read(place)
             content = self.found.identity(place, image)
+            if place in looked:
+                header = read_header(self.found, place, tag, image)
             fact = self.known.of(content) if self.wanted else blank_fact(content)
             if fact is not None and (self.kind != "disk" or self.last is not None):
-                return _Seen(fact)
+                return _Seen(fact, header)
             pixels = self.preprocessing.decode(image)
         except (OSError, ValueError) as error:
             if not self.wanted:
                 raise UserError(f"{self.found.describe(place)}: {error}") from error
-            return _Seen(blank_fact(content), problem=str(error))
+            return _Seen(blank_fact(content), header, problem=str(error))
         if fact is None:
-            fact = fact_of(content, pixels, self._has_window(place, image))
-        return _Seen(fact, self.store.fit(place, pixels))
-
-    def _has_window(self, place: int, image: bytes | np.ndarray) -> bool | None:
-        of_frame = getattr(self.found.images, "has_window", None)
-        known = None if of_frame is None else of_frame(int(self.found.places[place]))
-        if known is None and isinstance(image, bytes) and is_dicom(image):
-            return DicomFile(image).has_window(self.preprocessing.frame)
-        return known
+            fact = fact_of(content, pixels)
+        return _Seen(fact, header, self.store.fit(place, pixels))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Seen:
-    """An image: its entry of dtype `FACT`, what is to be kept of it, and why it is damaged."""
+    """An image: its entry of dtype `FACT`, text of its header, what to keep, and its damage."""
 
     fact: np.ndarray
+    header: str | None
     pixels: np.ndarray | None = None
     problem: str | None = None
 
@@ -201,7 +209,7 @@ class _KnownFacts:
     """The facts that the last pass over images of this name has saved."""
 
     def __init__(self, folder: Path, found: LabelledImages, preprocessing: Preprocessing):
-        settings = _settings(preprocessing, "mean", "std", "image_size", "resize_filter")
+        settings = _settings(preprocessing, *_OF_MODEL, *_OF_SIZE)
         key = hashlib.sha256(f"{settings} {found.name} {found.root}".encode()).hexdigest()
         self._path = folder / "audit" / f"{key[:32]}.npy"
         try:
@@ -250,9 +258,7 @@ def write_pixels(store: Store, places: np.ndarray, folder: Path) -> None:
 
 def pixels_path(folder: Path, store: Store, contents: np.ndarray) -> Path:
     """Returns the file for images of these contents, with all that decides their pixels."""
-    unused = ["mean", "std"]
-    if not store.resized.any():
-        unused += ["image_size", "resize_filter"]
+    unused = _OF_MODEL if store.resized.any() else _OF_MODEL + _OF_SIZE
     key = hashlib.sha256(_settings(store.preprocessing, *unused).encode())
     key.update(np.ascontiguousarray(contents).tobytes())
     return folder / f"{key.hexdigest()}.pixels"
@@ -262,7 +268,7 @@ def _settings(preprocessing: Preprocessing, *unused: str) -> str:
     settings = preprocessing.to_dict()
     for name in unused:
         del settings[name]
-    return f"{_VERSION} {decoder_versions()} {settings}"
+    return f"{_VERSION} {type(preprocessing).__name__} {decoder_versions()} {settings}"
 
 
 def choose_place(store: Store, places: np.ndarray, config: DataConfig) -> tuple[str, int]:

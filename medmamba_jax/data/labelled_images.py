@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from medmamba_jax.data.labels import as_labels, check_multiclass, check_multilabel, class_counts
+from medmamba_jax.data.labels import as_labels, check_multiclass, check_multilabel, shown_classes
 from medmamba_jax.data.texts import MISSING, one_spelling, printable
 from medmamba_jax.data.weights import as_weights
 from medmamba_jax.errors import UserError
@@ -21,9 +21,9 @@ _BETWEEN_CLASSES = "|"
 class Images(Protocol):
     """Images by their place, such as a list or an array. Threads read them concurrently.
 
-    A class may also have a method `identity(place)`. It returns the SHA-256 of what the image is
-    made of, so that the image need not be made for `content_hash`. It may have a method
-    `has_window(place)`, where the images are single frames of files.
+    A class whose images are parts of something else may also have the methods `identity(place,
+    image)` and `file(place, image)`, see `LabelledImages`. `image` is the image, or None if it has
+    not been read.
     """
 
     def __getitem__(self, place: int, /) -> bytes | np.ndarray: ...
@@ -169,11 +169,11 @@ class LabelledImages:
 
     def counts(self) -> dict[str, int]:
         """Returns class name -> number of images that show it."""
-        counts = class_counts(self.labels, len(self.class_names))
+        counts = shown_classes(self.labels, len(self.class_names)).sum(0)
         return dict(zip(self.class_names, counts.tolist(), strict=True))
 
     def identity(self, row: int, image: bytes | np.ndarray | None = None) -> bytes:
-        """Returns the content hash of an image; see `content_hash`.
+        """Returns the content hash of an image, or of the file and frame that it is made of.
 
         Args:
             row: the row of the image.
@@ -181,8 +181,18 @@ class LabelledImages:
         """
         known = getattr(self.images, "identity", None)
         if known is not None:
-            return known(int(self.places[row]))
+            return known(int(self.places[row]), image)
         return content_hash(self.read(row) if image is None else image)
+
+    def file(self, row: int, image: bytes | np.ndarray | None = None) -> bytes | np.ndarray:
+        """Returns the bytes of the file that holds an image, such as a frame; see `identity`.
+
+        If the image is in no file, it returns the image.
+        """
+        known = getattr(self.images, "file", None)
+        if known is not None:
+            return known(int(self.places[row]), image)
+        return self.read(row) if image is None else image
 
     def digest(self) -> str:
         """Returns a hash of the content of the images, the labels and the weights in their order.

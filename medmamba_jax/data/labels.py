@@ -91,11 +91,14 @@ def check_multilabel(
     _check_values(labels, what, describe)
 
 
-def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Counts the images that show each class, integers (K,); labels may be (n,) or (n, K)."""
+def shown_classes(labels: np.ndarray, num_classes: int | None = None) -> np.ndarray:
+    """Returns whether image i shows class k, bool (n, K), of labels (n,) or (n, K).
+
+    Without `num_classes` the classes of labels (n,) end with the largest label.
+    """
     if labels.ndim == 2:
-        return (labels == 1).sum(0)
-    return np.bincount(labels, minlength=num_classes)
+        return labels == 1
+    return labels[:, None] == np.arange(labels.max() + 1 if num_classes is None else num_classes)
 
 
 def _check_values(labels: np.ndarray, what: str, describe: Callable[[int], str]) -> None:

@@ -54,9 +54,7 @@ def labelled(data: OwnData) -> LabelledImages:
     if not data or not set(data) <= set(SPLITS):
         raise UserError(f"data has the keys {list(data)}; it may have {', '.join(SPLITS)}")
     named = {name: data[name] for name in SPLITS if name in data}
-    groups = [_groups(part, f"data[{name!r}]") for name, part in named.items()]
-    parts = {name: _adapted(part, f"data[{name!r}]") for name, part in named.items()}
-    return _joined(parts, _of_all(groups, "groups"))
+    return _joined({name: _adapted(part, f"data[{name!r}]") for name, part in named.items()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,14 +77,13 @@ class _Joined:
         part, row = self._find(place)
         return part.read(row)
 
-    def identity(self, place: int) -> bytes:
+    def identity(self, place: int, image: bytes | np.ndarray | None = None) -> bytes:
         part, row = self._find(place)
-        return part.identity(row)
+        return part.identity(row, image)
 
-    def has_window(self, place: int) -> bool | None:
+    def file(self, place: int, image: bytes | np.ndarray | None = None) -> bytes | np.ndarray:
         part, row = self._find(place)
-        of_frame = getattr(part.images, "has_window", None)
-        return None if of_frame is None else of_frame(int(part.places[row]))
+        return part.file(row, image)
 
     def _find(self, place: int) -> tuple[LabelledImages, int]:
         for part in self.parts:
@@ -96,10 +93,7 @@ class _Joined:
         raise IndexError(place)
 
 
-def _joined(
-    named: Mapping[str, LabelledImages], groups: np.ndarray | None = None
-) -> LabelledImages:
-    """Joins splits; `groups` are those of the callers' objects, before they became text."""
+def _joined(named: Mapping[str, LabelledImages]) -> LabelledImages:
     parts = tuple(named.values())
     first = parts[0]
     for name, part in named.items():
@@ -111,8 +105,6 @@ def _joined(
         if part.task != first.task:
             raise UserError(f"data[{name!r}] has {part.task} labels: give all splits the same kind")
     alike = all((part.root, part.origin) == (first.root, first.origin) for part in parts)
-    if groups is None:
-        groups = _of_all([part.groups for part in parts], "groups")
     return LabelledImages(
         _Joined(parts),
         np.concatenate([part.labels for part in parts]),
@@ -122,7 +114,7 @@ def _joined(
             for part in parts
             for row in range(len(part))
         ),
-        groups=groups,
+        groups=_of_all([part.groups for part in parts], "groups"),
         weights=_joined_weights(parts),
         splits=np.repeat(list(named), [len(part) for part in parts]),
         files=_of_all([part.files for part in parts], "files"),
@@ -160,7 +152,7 @@ def _adapted(data: Any, where: str) -> LabelledImages:
         labels,
         tuple(data.class_names),
         names=tuple(f"{where}[{row}]" for row in range(count)),
-        groups=_groups(data, where),
+        groups=getattr(data, "groups", None),
         weights=weights,
         name=type(data).__name__,
         description=f"images of a {type(data).__module__}.{type(data).__qualname__}",
@@ -181,17 +173,6 @@ def _label(data: Any, row: int, where: str) -> Any:
             " an image file or a NumPy array"
         )
     return example["label"]
-
-
-def _groups(data: Any, where: str) -> np.ndarray | None:
-    """Returns the groups as the object has them: patient 1 of one split may be 1.0 in another."""
-    groups = getattr(data, "groups", None)
-    if groups is None:
-        return None
-    groups = np.asarray(groups)
-    if groups.shape != (len(data),):
-        raise UserError(f"{where}.groups has the shape {groups.shape}, not one for each image")
-    return groups
 
 
 def _joined_weights(parts: Sequence[LabelledImages]) -> np.ndarray | None:

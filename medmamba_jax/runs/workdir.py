@@ -45,22 +45,21 @@ def hold_workdir(workdir: pathlib.Path) -> Lock:
     return held
 
 
-def check_same_run(
-    workdir: pathlib.Path,
-    description: RunDescription,
-    dataset: Dataset,
-    defaults: Mapping[str, Any],
-) -> None:
-    """Checks that the run in a folder is the one described.
+def check_same_settings(
+    workdir: pathlib.Path, config: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> RunDescription:
+    """Checks that the run in a folder can be continued with these settings.
 
     Args:
         workdir: the run's folder.
-        description: the run that is about to start there.
-        dataset: its images.
+        config: the configuration of the run that is about to start there, as a dictionary.
         defaults: the default configuration, for keys that the run's version did not have.
 
+    Returns:
+        The run there.
+
     Raises:
-        UserError: they differ in a setting outside `MAY_CHANGE`, or in their images.
+        UserError: an early version started the run, or a setting outside `MAY_CHANGE` differs.
     """
     old = RunDescription.read(workdir)
     if old.format == 1:
@@ -68,11 +67,29 @@ def check_same_run(
             f"an earlier version of medmamba_jax started the run in {workdir}, whose epochs had"
             " fewer steps; it can be evaluated, but not continued: give another --workdir"
         )
-    new, defaults = (
-        json.loads(json.dumps(values, default=plain)) for values in (description.config, defaults)
-    )
-    differences = _differences(flat(defaults) | flat(old.config), flat(new))
-    differences += differing_images(workdir, old, description, dataset.splits)
+    new, defaults = (json.loads(json.dumps(values, default=plain)) for values in (config, defaults))
+    _refuse(workdir, _differences(flat(defaults) | flat(old.config), flat(new)))
+    return old
+
+
+def check_same_images(
+    workdir: pathlib.Path, old: RunDescription, new: RunDescription, dataset: Dataset
+) -> None:
+    """Checks that the images of the run in a folder are those of a new run.
+
+    Args:
+        workdir: the run's folder.
+        old: the run there.
+        new: the run that is about to start there.
+        dataset: its images.
+
+    Raises:
+        UserError: the images differ.
+    """
+    _refuse(workdir, differing_images(workdir, old, new, dataset.splits))
+
+
+def _refuse(workdir: pathlib.Path, differences: list[str]) -> None:
     if differences:
         raise UserError(
             f"{workdir} holds another run: {'; '.join(differences)}. Give another --workdir, "

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from medmamba_jax.data import (
     Dataset,
+    LabelledImages,
     OwnData,
     Preprocessing,
     audit,
@@ -24,7 +25,7 @@ from medmamba_jax.data import (
     write_split_table,
 )
 from medmamba_jax.data.auditing.duplicates import write_duplicates
-from medmamba_jax.data.build import Ready, prepare
+from medmamba_jax.data.build import Ready, find, prepare
 from medmamba_jax.data.reading.order import SAMPLERS, sampler_for
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded, write_atomically
@@ -40,7 +41,8 @@ from medmamba_jax.runs.workdir import (
     CHECKPOINTS,
     DUPLICATES,
     SPLIT_TABLE,
-    check_same_run,
+    check_same_images,
+    check_same_settings,
     hold_workdir,
     write_description,
 )
@@ -151,20 +153,23 @@ def start_run(
             f"train.batch_size = {config.train.batch_size} must be a multiple of the"
             f" {len(parallel.devices)} devices"
         )
-    channels = config.model.architecture(2).in_channels  # whatever the number of classes
-    ready = prepare(config.data, Preprocessing.from_config(config.data, channels), data)
-    dataset = ready.dataset
-    description, best_text = describe(config, dataset)
-    spec, loss_text = make_spec(config, dataset, description)
+    found = find(config.data, data)
+    preprocessing = check_settings(config, found)
     with contextlib.ExitStack() as open_files:
-        store = open_workdir(workdir, description, dataset, open_files)
+        store, before = open_workdir(workdir, config, open_files)
+        ready = prepare(found, config.data, preprocessing)  # it reads every image
+        dataset = ready.dataset
+        description, best_text = describe(config, dataset)
+        if before is not None:
+            check_same_images(workdir, before, description, dataset)
+        spec, loss_text = make_spec(config, dataset, description)
         audit(
             dataset,
             ready.images,
             ready.facts,
             ready.duplicates,
             config.data,
-            split_here=ready.split_here,
+            made=ready.made,
             say=say,
         )
         run = TrainingRun(config, workdir, dataset, description, parallel, spec)
@@ -179,19 +184,43 @@ def start_run(
     return run
 
 
+def check_settings(config: Config, found: Dataset | LabelledImages) -> Preprocessing:
+    """Checks the settings against the names and labels of the images, before any image is read.
+
+    Labelled images that are not split yet stand for each split. Once the images are split,
+    `describe` and `make_spec` check again.
+
+    Returns:
+        How the images are to be decoded and resized.
+
+    Raises:
+        UserError: a setting does not fit the images or another setting.
+    """
+    train = config.train
+    dataset = found if isinstance(found, Dataset) else Dataset({"train": found, "val": found})
+    for name in ("train", "val"):
+        if name not in dataset.splits:
+            raise UserError(f"the data set {dataset.name!r} lacks the split {name!r}: add images")
+    choose_best_metric(train.best_metric, dataset)
+    sampler_for(train.sampler, dataset.task)
+    training_loss(train, dataset)
+    model = config.model.architecture(len(dataset.class_names))
+    preprocessing = config.data.preprocessing(model.in_channels)
+    check_image_size(model, preprocessing)
+    if train.frozen:
+        frozen_mask(abstract_weights(model)[0], train.frozen)
+    return preprocessing
+
+
 def describe(config: Config, dataset: Dataset) -> tuple[RunDescription, str]:
     """Returns the content of `run.json`, and the reason for the choice of the best metric.
 
     Raises:
-        UserError: the images lack a split or a label, or do not fit the configuration.
+        UserError: the images do not fit the configuration.
     """
-    for name in ("train", "val"):
-        if name not in dataset.splits:
-            raise UserError(f"the data set {dataset.name!r} lacks the split {name!r}: add images")
     best_metric, reason = choose_best_metric(config.train.best_metric, dataset)
     model = config.model.architecture(len(dataset.class_names))
-    preprocessing = Preprocessing.from_config(config.data, model.in_channels)
-    check_image_size(model, preprocessing)
+    preprocessing = config.data.preprocessing(model.in_channels)
     description = RunDescription(
         config=config.to_dict(),
         model=model,
@@ -236,24 +265,24 @@ def make_spec(
 
 
 def open_workdir(
-    workdir: pathlib.Path,
-    description: RunDescription,
-    dataset: Dataset,
-    open_files: contextlib.ExitStack,
-) -> CheckpointStore:
-    """Locks the folder, opens its checkpoints, and checks that they are of this run.
+    workdir: pathlib.Path, config: Config, open_files: contextlib.ExitStack
+) -> tuple[CheckpointStore, RunDescription | None]:
+    """Locks the folder, opens its checkpoints, and checks that they are of these settings.
+
+    Returns:
+        The checkpoints, and the run that they are of; None if there are none.
 
     Raises:
         OSError: the folder cannot be written to.
-        UserError: another process trains there, or the run there differs.
+        UserError: another process trains there, or the run there has other settings.
     """
     if not workdir.exists():
         open_files.callback(_remove_unused, workdir)
     on_first_host(lambda: open_files.callback(hold_workdir(workdir).close))
     store = open_files.enter_context(CheckpointStore(workdir / CHECKPOINTS))
-    if store.latest_epoch() is not None:
-        check_same_run(workdir, description, dataset, defaults=Config().to_dict())
-    return store
+    if store.latest_epoch() is None:
+        return store, None
+    return store, check_same_settings(workdir, config.to_dict(), defaults=Config().to_dict())
 
 
 def _remove_unused(workdir: pathlib.Path) -> None:

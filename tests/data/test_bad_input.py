@@ -406,7 +406,7 @@ def patient_in_two_splits(folder):
     return table(folder, ("test,p59", "test,p3"))
 
 
-@mistake(r"images\.csv, line 5: 'patient_id' is empty", "give each image a patient")
+@mistake(r"images\.csv, line 5: 'patient_id' is ''", "give each image a patient")
 def image_without_a_patient(folder):
     return table(folder, ("train,p3\n", "train,\n"))
 
@@ -738,7 +738,7 @@ def object_with_a_patient_that_is_not_known(folder):
     return {"own": own}
 
 
-@mistake(r"of the patients \(groups\) are in more than one split: '1\.0' \(data\['train'\]\[1\]")
+@mistake(r"of the patients \(groups\) are in more than one split: '1' \(data\['train'\]\[1\]")
 def patients_that_are_integers_in_one_split(folder):
     train, test = Own(GOOD[:40]), Own(GOOD[40:])
     train.groups, test.groups = np.arange(40), np.r_[1.0, np.arange(41.0, 60.0)]

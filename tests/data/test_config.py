@@ -6,6 +6,7 @@ import pytest
 from absl import flags as absl_flags
 from ml_collections import ConfigDict, config_flags
 
+from medmamba_jax.data.build import find, find_images
 from medmamba_jax.data.config import CsvConfig, DataConfig, PhantomConfig, PublicConfig
 from medmamba_jax.data.images import augmentation, preprocessing
 from medmamba_jax.data.reading import cache_places
@@ -156,3 +157,20 @@ def test_lists_from_json_become_tuples():
 @pytest.mark.parametrize("window", ["-160,240", "(-160, 240)", (-160, 240), [-160, 240.0]])
 def test_a_window_is_two_numbers_however_they_are_given(window):
     assert DataConfig(window=window).window == (-160.0, 240.0)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda path: DataConfig(path=path).with_absolute_paths(),
+        lambda path: DataConfig(cache_dir=path).cache_folder,
+        lambda path: PublicConfig(data_dir=path).data_folder,
+        lambda path: find_images(DataConfig(path=path)),
+        lambda path: find_images(DataConfig(path=f"{path}.csv")),
+        lambda path: find(DataConfig(name="phantom", split_file=path)),
+        lambda path: find(DataConfig(name="phantom", exclude=path)),
+    ],
+)
+def test_a_home_folder_that_is_not_there_is_named(use):
+    with pytest.raises(UserError, match=r"~nobody-of-this-name.*set .* HOME"):
+        use("~nobody-of-this-name/images")

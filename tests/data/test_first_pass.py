@@ -268,7 +268,7 @@ class TestPlaces:
     def kinds(self, images, settings, monkeypatch, memory, disk):
         monkeypatch.setattr(module, "available_memory", lambda: 2 * memory)
         monkeypatch.setattr(module, "_free_disk", lambda folder: 2 * disk)
-        return prepare(settings, PREPROCESSING, images)
+        return prepare(images, settings, PREPROCESSING)
 
     def test_what_fits_into_memory(self, images, tmp_path, monkeypatch):
         for memory, disk, text in (
@@ -291,7 +291,7 @@ class TestPlaces:
     @pytest.mark.parametrize("cache", ["memory", "disk"])
     def test_what_is_augmented_keeps_its_size(self, images, tmp_path, cache):
         settings = config(tmp_path, cache=cache, augmentation="light")
-        dataset = prepare(settings, PREPROCESSING, images).dataset
+        dataset = prepare(images, settings, PREPROCESSING).dataset
         assert dataset.splits["train"].read(0).shape[1:] == (28, 3)
         expected = (32, 40, 3) if cache == "memory" else (28, 3)
         assert dataset.splits["val"].read(0).shape[-len(expected) :] == expected

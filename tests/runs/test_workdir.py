@@ -11,12 +11,17 @@ import medmamba_jax as mm
 from medmamba_jax.data import DataConfig, write_split_table
 from medmamba_jax.runs import RunDescription
 from medmamba_jax.runs.description import FILE, FORMAT
-from medmamba_jax.runs.workdir import SPLIT_TABLE, check_same_run
+from medmamba_jax.runs.workdir import SPLIT_TABLE, check_same_images, check_same_settings
 from medmamba_jax.training.config import Config
 from medmamba_jax.training.start import describe
 
 FORMAT_1 = pathlib.Path(__file__).parent / "run_format_1.json"  # written at 7e4a3f5
 DEFAULTS = Config().to_dict()
+
+
+def check_same_run(workdir, description, images, defaults):
+    old = check_same_settings(workdir, description.config, defaults)
+    check_same_images(workdir, old, description, images)
 
 
 @pytest.fixture

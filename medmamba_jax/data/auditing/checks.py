@@ -1,6 +1,7 @@
 """Checks of the images before training. They find errors that make a medical result wrong."""
 
-from collections.abc import Callable, Iterable, Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import numpy as np
 from absl import logging
@@ -18,6 +19,21 @@ _ALLOW = "or set data.allow_overlap=True to go on with a warning"
 _CHECKED = "damaged images, for patients or images in two splits, and for equal images"
 
 
+@dataclasses.dataclass(frozen=True)
+class SameImages:
+    """Images with the same pixels.
+
+    Attributes:
+        text: their names and splits, and their classes if these differ.
+        splits: the names of their splits.
+        contradict: whether their classes differ.
+    """
+
+    text: str
+    splits: frozenset[str]
+    contradict: bool
+
+
 def audit(
     dataset: Dataset,
     images: LabelledImages,
@@ -25,7 +41,7 @@ def audit(
     duplicates: Duplicates | None,
     config: DataConfig,
     *,
-    split_here: bool,
+    made: Collection[str],
     say: Callable[[str], None],
 ) -> None:
     """Checks that splits are disjoint and that every image can be read.
@@ -40,8 +56,7 @@ def audit(
     `config.allow_contradictions` is False.
 
     It warns of nearly equal images in two splits, equal images in one split, a class without images
-    in a split, a missing test split, and a multi-label set whose images show one class each. If
-    `data.window` is "auto", it also warns of a set in which only some DICOM images have a window.
+    in a split, a missing test split, and a multi-label set whose images show one class each.
 
     Args:
         dataset: the images by split.
@@ -49,7 +64,7 @@ def audit(
         facts: the facts of `images`; None if the first pass did not look for them.
         duplicates: the equal images among them.
         config: which checks to make, and what is allowed.
-        split_here: whether the program made the splits.
+        made: the names of the splits that the program made.
         say: function that prints or logs a line that is neither an error nor a warning.
 
     Raises:
@@ -69,16 +84,18 @@ def audit(
             f"{len(problems)} of {len(used)} images cannot be read: {listed(problems)}. Replace or"
             " remove them, or let data.allow_unreadable drop damaged files"
         )
-    separate = config.group_similar == "off" and split_here
-    _check_duplicates(images, duplicates, config.allow_overlap or separate)
-    _check_contradictions(images, duplicates, config.allow_contradictions)
-    windows = [int((facts.of["window"][used] == kind).sum()) for kind in (0, 1)]
-    if config.window == "auto" and all(windows):
+    by_patient = any(split.groups is not None for split in dataset.splits.values())
+    chosen = by_patient or config.group_similar == "off"
+    same = same_images(images, duplicates)
+    _check_same(same, config.allow_overlap, frozenset(made if chosen else ()))
+    near = near_images(images, duplicates)
+    if near:
         logging.warning(
-            "%d DICOM images name no window and %d name one, so that their contrasts differ: set"
-            " data.window to LOW,HIGH for all",
-            *windows,
+            "nearly the same pixels are in two splits, %s: %s. Are they of one patient?",
+            _times(len(near)),
+            listed(near),
         )
+    _check_contradictions(same, config.allow_contradictions)
     say(f"all {len(used):,} images can be read, {image_sizes(facts.take(used))}")
 
 
@@ -124,30 +141,34 @@ def _check_groups(dataset: Dataset, allowed: bool) -> None:
         )
 
 
-def _check_duplicates(images: LabelledImages, duplicates: Duplicates, allowed: bool) -> None:
-    across, within = identical_images(images, duplicates)
-    if across:
-        _refuse(
-            f"the same pixels are in more than one split, {_times(len(across))}: {listed(across)}",
-            "Keep one of these files, or, if the program makes the splits, give all of them the"
-            " same patient",
-            allowed,
-        )
+def _check_same(same: list[SameImages], allowed: bool, apart: frozenset[str]) -> None:
+    """Refuses the same pixels in two splits, and warns of those in one split.
+
+    It only warns of those in the splits `apart`, which the program made, and where it did not keep
+    equal images together, for the sake of patients or because it was told so.
+    """
+    across = [one for one in same if len(one.splits) > 1]
+    for found, warn in (
+        ([one.text for one in across if not one.splits <= apart], allowed),
+        ([one.text for one in across if one.splits <= apart], True),
+    ):
+        if found:
+            _refuse(
+                f"the same pixels are in more than one split, {_times(len(found))}:"
+                f" {listed(found)}",
+                "Keep one of these files, or, if the program makes the splits, give all of them"
+                " the same patient",
+                warn,
+            )
+    within = [one.text for one in same if len(one.splits) == 1]
     if within:
         logging.warning(
             "the same pixels are in one split again, %s: %s", _times(len(within)), listed(within)
         )
-    near = near_images(images, duplicates)
-    if near:
-        logging.warning(
-            "nearly the same pixels are in two splits, %s: %s. Are they of one patient?",
-            _times(len(near)),
-            listed(near),
-        )
 
 
-def _check_contradictions(images: LabelledImages, duplicates: Duplicates, allowed: bool) -> None:
-    found = contradictions(images, duplicates)
+def _check_contradictions(same: list[SameImages], allowed: bool) -> None:
+    found = [one.text for one in same if one.contradict]
     if not found:
         return
     text = f"images with the same pixels have different labels, {_times(len(found))}"
@@ -186,26 +207,19 @@ def shared_groups(dataset: Dataset) -> list[str]:
     ]
 
 
-def identical_images(images: LabelledImages, duplicates: Duplicates) -> tuple[list[str], list[str]]:
-    """Names the sets of equal images in more than one split, and those within one split.
-
-    If the images of a set have different classes, the text names the classes, too.
-    """
-    across: list[str] = []
-    within: list[str] = []
-    for rows in _sets(images, duplicates):
-        text = " = ".join(_named(images, rows)) + _classes(images, rows)
-        (across if len({_split(images, row) for row in rows}) > 1 else within).append(text)
-    return across, within
-
-
-def contradictions(images: LabelledImages, duplicates: Duplicates) -> list[str]:
-    """Names the sets of equal images that have different labels."""
-    return [
-        " = ".join(_named(images, rows)) + classes
-        for rows in _sets(images, duplicates)
-        if (classes := _classes(images, rows))
-    ]
+def same_images(images: LabelledImages, duplicates: Duplicates) -> list[SameImages]:
+    """Returns the sets of equal images, those of train first, without images in no split."""
+    used = ([row for row in rows.tolist() if _split(images, row)] for rows in duplicates.sets())
+    sets = [_in_order(images, rows) for rows in used if len(rows) > 1]
+    found = []
+    for rows in sorted(sets, key=lambda rows: _place(images, rows[0])):
+        classes = dict.fromkeys(images.label_name(row) for row in rows)
+        text = " = ".join(_named(images, rows))
+        if len(classes) > 1:
+            text += f" (labelled {', '.join(map(repr, classes))})"
+        splits = frozenset(_split(images, row) for row in rows)
+        found.append(SameImages(text, splits, len(classes) > 1))
+    return found
 
 
 def near_images(images: LabelledImages, duplicates: Duplicates) -> list[str]:
@@ -237,13 +251,6 @@ def image_sizes(facts: Facts) -> str:
     return f"of {len(sizes)} sizes from {smallest} to {largest} px"
 
 
-def _sets(images: LabelledImages, duplicates: Duplicates) -> list[list[int]]:
-    """Returns the rows of the sets of equal images, those of train first, of none in no split."""
-    used = ([row for row in rows.tolist() if _split(images, row)] for rows in duplicates.sets())
-    found = [_in_order(images, rows) for rows in used if len(rows) > 1]
-    return sorted(found, key=lambda rows: _place(images, rows[0]))
-
-
 def _in_order(images: LabelledImages, rows: Sequence[int]) -> list[int]:
     """Sorts rows by split: train comes first."""
     return sorted(rows, key=lambda row: _place(images, row))
@@ -260,8 +267,3 @@ def _split(images: LabelledImages, row: int) -> str:
 
 def _named(images: LabelledImages, rows: Sequence[int]) -> list[str]:
     return [f"{images.names[row]} in {_split(images, row)}" for row in rows]
-
-
-def _classes(images: LabelledImages, rows: Sequence[int]) -> str:
-    classes = dict.fromkeys(images.label_name(row) for row in rows)
-    return f" (labelled {', '.join(map(repr, classes))})" if len(classes) > 1 else ""

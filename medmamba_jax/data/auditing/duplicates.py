@@ -1,8 +1,6 @@
 """Pairs of images with the same, or nearly the same, pixels; and the table of them."""
 
-import csv
 import dataclasses
-import io
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -12,8 +10,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from medmamba_jax.data.auditing.fingerprints import Facts
+from medmamba_jax.data.csv_table import write_csv_table
 from medmamba_jax.data.labelled_images import LabelledImages
-from medmamba_jax.files import write_atomically
 
 Pairs = tuple[np.ndarray, np.ndarray]
 
@@ -135,18 +133,17 @@ def write_duplicates(path: Path, images: LabelledImages, found: Duplicates) -> N
         images: all images, with their splits.
         found: the pairs of rows.
     """
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
     columns = ("path", "label", "split")
-    writer.writerow([*columns, *(f"other_{column}" for column in columns), "distance"])
 
     def cells(row: int) -> list[str]:
         split = "" if images.splits is None else images.splits[row]
         return [images.names[row], images.label_name(row), split]
 
-    for one, other, distance in found.pairs():
-        writer.writerow([*cells(one), *cells(other), distance])
-    write_atomically(path, text.getvalue())
+    write_csv_table(
+        path,
+        [*columns, *(f"other_{column}" for column in columns), "distance"],
+        ([*cells(one), *cells(other), distance] for one, other, distance in found.pairs()),
+    )
 
 
 def near_pairs(dhashes: np.ndarray, thumbnails: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,12 +7,10 @@ import numpy as np
 from PIL import Image
 
 _HASH_WIDTH, _HASH_HEIGHT = 17, 16
-_NO_DICOM = -1
 
 # content: hash of the image as its source has it, see `content_hash`. pixels: hash of the decoded
 # pixels. size: width and height. dhash: difference hash of 256 bits. thumbnail: 17 x 16 pixels of
-# mean 0 and norm 1. window: 1 where a DICOM file names the window of the frame, 0 where it does
-# not, -1 for other images.
+# mean 0 and norm 1.
 FACT = np.dtype(
     [
         ("content", np.uint8, 32),
@@ -20,7 +18,6 @@ FACT = np.dtype(
         ("size", np.int32, 2),
         ("dhash", np.uint64, 4),
         ("thumbnail", np.float16, _HASH_WIDTH * _HASH_HEIGHT),
-        ("window", np.int8),
     ]
 )
 
@@ -37,13 +34,6 @@ class Facts:
 
     of: np.ndarray
     problems: dict[int, str]
-
-    @classmethod
-    def of_nothing(cls, count: int) -> "Facts":
-        """Returns the facts of images about which nothing is known."""
-        facts = np.zeros(count, FACT)
-        facts["pixels"][:, 0] = np.arange(count)  # as if no two were equal
-        return cls(facts, {})
 
     def __len__(self) -> int:
         return len(self.of)
@@ -67,17 +57,15 @@ def blank_fact(content: bytes) -> np.ndarray:
     """Returns the facts of an image of which only the content hash is known."""
     fact = np.zeros((), FACT)
     fact["content"] = np.frombuffer(content, np.uint8)
-    fact["window"] = _NO_DICOM
     return fact
 
 
-def fact_of(content: bytes, pixels: np.ndarray, has_window: bool | None = None) -> np.ndarray:
+def fact_of(content: bytes, pixels: np.ndarray) -> np.ndarray:
     """Returns the facts of an image.
 
     Args:
         content: its content hash.
         pixels: the decoded image, uint8 (h, w, c).
-        has_window: whether a DICOM file names the window of the frame; None for other images.
     """
     pixels = np.ascontiguousarray(pixels)
     identity = hashlib.sha256(f"{pixels.shape} ".encode())
@@ -96,5 +84,4 @@ def fact_of(content: bytes, pixels: np.ndarray, has_window: bool | None = None) 
     fact["size"] = grey.shape[::-1]
     fact["dhash"] = dhash
     fact["thumbnail"] = thumbnail / (norm or 1)
-    fact["window"] = _NO_DICOM if has_window is None else has_window
     return fact

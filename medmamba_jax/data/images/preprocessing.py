@@ -7,7 +7,7 @@ either, so that processes that only read images start without it.
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from PIL import Image
@@ -19,9 +19,6 @@ from medmamba_jax.data.images.windowing import Window, parse_window
 from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.errors import UserError
 from medmamba_jax.sections import Section
-
-if TYPE_CHECKING:  # a normal import would be circular: the configuration imports this module
-    from medmamba_jax.data.config import DataConfig
 
 # Name -> resampling filter. Pillow antialiases with every filter but the nearest neighbour.
 RESIZE_FILTERS: Mapping[str, Image.Resampling] = {
@@ -87,21 +84,6 @@ class Preprocessing(Section):
                     f"data.{field} must have one value or one for each of the {self.channels}"
                     f" channels; got {values}"
                 )
-
-    @classmethod
-    def from_config(cls, config: "DataConfig", channels: int) -> Self:
-        """Builds the preprocessing of a run; `channels` is the model's number of input channels."""
-        size = config.image_size
-        return cls(
-            image_size=size if isinstance(size, tuple) else (size, size),
-            channels=channels,
-            resize_filter=config.resize,
-            mean=config.mean,
-            std=config.std,
-            window=config.window,
-            frame=config.frame,
-            fit=config.fit,
-        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, ignored: list[str] | None = None) -> Self:

@@ -1,7 +1,6 @@
 """The subcommand `medmamba inspect`, which describes the images of a data set."""
 
 import argparse
-import csv
 import dataclasses
 import io
 from collections import Counter
@@ -11,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from medmamba_jax.data.auditing.checks import (
-    contradictions,
-    identical_images,
     image_sizes,
     near_images,
+    same_images,
     shared_groups,
     unreadable_images,
 )
@@ -22,6 +20,7 @@ from medmamba_jax.data.auditing.duplicates import Duplicates, write_duplicates
 from medmamba_jax.data.auditing.fingerprints import Facts
 from medmamba_jax.data.build import find_images, source_of
 from medmamba_jax.data.config import CsvConfig, DataConfig, FolderConfig, PublicConfig
+from medmamba_jax.data.csv_table import write_csv_table
 from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.first_pass import first_pass
 from medmamba_jax.data.images.augmentation import POLICIES
@@ -30,16 +29,19 @@ from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.data.inspection.image_kinds import image_kind
 from medmamba_jax.data.inspection.sheets import augmentation_sheet, contact_sheet
 from medmamba_jax.data.labelled_images import LabelledImages
+from medmamba_jax.data.labels import shown_classes
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.public.stored import is_stored
+from medmamba_jax.data.split_names import SPLITS
 from medmamba_jax.data.splits.as_configured import as_found
+from medmamba_jax.data.splits.header_patients import looked_at, note_patients
+from medmamba_jax.data.stratified import Strata
 from medmamba_jax.errors import UserError
-from medmamba_jax.files import write_atomically
+from medmamba_jax.files import expanded, write_atomically
 
 FOUND = 3  # the exit code if something was found that needs attention
 _SHOWN = 8  # images of a class
 _AUGMENTED = 6  # images of all classes together
-_TINY = 3  # images; a class with fewer cannot be in train, val and test
 _SECTIONS = (FolderConfig, CsvConfig, PublicConfig)  # their settings become flags
 
 
@@ -93,8 +95,15 @@ def inspect(options: argparse.Namespace) -> tuple[str, int]:
     config = _config(options)
     found = find_images(config)
     folder = _new_folder(options.out, found.name)
-    seen = first_pass(found, _OwnChannels.from_config(config, 3), config, keep=False)
-    facts = seen.facts or Facts.of_nothing(len(found))
+    seen = first_pass(
+        dataclasses.replace(found, synthetic=False),  # drawings are looked at, too
+        _OwnChannels(**vars(config.preprocessing(3))),
+        config,
+        header=looked_at(found, config),
+    )
+    note_patients(seen.headers)
+    facts = seen.facts
+    assert facts is not None  # `data.audit` is on
     duplicates = Duplicates.among(facts)
     findings = _findings(found, facts, duplicates)
     _draw(found, facts, options.augment, folder / "sheet.png")
@@ -122,7 +131,7 @@ class _OwnChannels(Preprocessing):
 
 def _new_folder(out: str | None, name: str) -> Path:
     """Makes the folder that `--out` names, or one of its own; never one that exists."""
-    folder = Path(out or f"{name}_inspected".replace(":", "_")).expanduser()
+    folder = expanded(out or f"{name}_inspected".replace(":", "_"))
     number = 1
     while not out and folder.exists():
         number += 1
@@ -159,8 +168,13 @@ def _findings(found: LabelledImages, facts: Facts, duplicates: Duplicates) -> li
 
     kinds = Counter(image_kind(found.read(row)) for row in range(len(found)))
     sizes = len(np.unique(facts.of["size"][facts.readable], axis=0))
-    across, within = identical_images(found, duplicates)
-    tiny = [f"{name} ({count:,})" for name, count in found.counts().items() if count < _TINY]
+    same = same_images(found, duplicates)
+    across = [one.text for one in same if len(one.splits) > 1]
+    within = [one.text for one in same if len(one.splits) == 1]
+    contradictions = [one.text for one in same if one.contradict]
+    strata = Strata(found.labels, groups=found.groups, class_names=found.class_names)
+    small = strata.small_classes(len(SPLITS))
+    empty = [f"class {name!r} has 0 images" for name, count in found.counts().items() if not count]
     near = [
         f"{found.names[one]} ~ {found.names[other]} ({distance} bits)"
         for one, other, distance in duplicates.pairs()
@@ -170,9 +184,9 @@ def _findings(found: LabelledImages, facts: Facts, duplicates: Duplicates) -> li
         _Finding("sizes", sizes, [image_sizes(facts)]),
         _Finding("kinds", len(kinds), ["; ".join(f"{k} ({n:,})" for k, n in kinds.most_common())]),
         items("cannot be read", unreadable_images(found, facts)),
-        items(f"classes of fewer than {_TINY} images", tiny),
+        items(f"classes too small for {len(SPLITS)} splits", small + empty),
         items("the same pixels again in a split", within, serious=False),
-        items("the same pixels with different labels", contradictions(found, duplicates)),
+        items("the same pixels with different labels", contradictions),
         items("nearly the same pixels", near, serious=False),
     ]
     if found.splits is not None:
@@ -186,26 +200,28 @@ def _findings(found: LabelledImages, facts: Facts, duplicates: Duplicates) -> li
 
 
 def _write_findings(path: Path, findings: list[_Finding]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["finding", "count", "needs_attention"])
-    for finding in findings:
-        writer.writerow([finding.what, finding.count, "yes" if finding.needs_attention else "no"])
-    write_atomically(path, text.getvalue())
+    write_csv_table(
+        path,
+        ["finding", "count", "needs_attention"],
+        (
+            [finding.what, finding.count, "yes" if finding.needs_attention else "no"]
+            for finding in findings
+        ),
+    )
 
 
 def _config(options: argparse.Namespace) -> DataConfig:
-    sections: dict[str, Any] = {
+    settings: dict[str, Any] = {"cache": "none"} | {
         section.title.rpartition(".")[2]: section(
             **{field.name: getattr(options, field.name) for field in dataclasses.fields(section)}
         )
         for section in _SECTIONS
     }
-    by_name = DataConfig(name=options.what, **sections)
+    by_name = DataConfig(name=options.what, **settings)
     is_name = source_of(by_name) != "public" or is_stored(by_name)
-    if is_name and not Path(options.what).expanduser().exists():
+    if is_name and not expanded(options.what).exists():
         return by_name
-    return DataConfig(path=options.what, **sections)
+    return DataConfig(path=options.what, **settings)
 
 
 def _counts(dataset: Dataset) -> list[str]:
@@ -213,8 +229,8 @@ def _counts(dataset: Dataset) -> list[str]:
     rows = [["", *counts]]
     rows += [[name, *(f"{row[name]:,}" for row in counts.values())] for name in dataset.class_names]
     rows.append(["images", *(f"{len(split):,}" for split in dataset.splits.values())])
-    if _knows_patients(dataset):
-        groups = [split.groups for split in dataset.splits.values()]
+    groups = [split.groups for split in dataset.splits.values()]
+    if any(part is not None for part in groups):
         known = ["-" if part is None else f"{len(np.unique(part)):,}" for part in groups]
         rows.append(["patients", *known])
     first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -223,17 +239,9 @@ def _counts(dataset: Dataset) -> list[str]:
     ]
 
 
-def _knows_patients(dataset: Dataset) -> bool:
-    return any(split.groups is not None for split in dataset.splits.values())
-
-
 def _draw(found: LabelledImages, facts: Facts, augment: str | None, path: Path) -> None:
-    decode = _OwnChannels.from_config(DataConfig(), 3).decode
-    shown = (
-        found.labels == 1
-        if found.task == "multilabel"
-        else found.labels[:, None] == np.arange(len(found.class_names))
-    )
+    decode = _OwnChannels(**vars(DataConfig().preprocessing(3))).decode
+    shown = shown_classes(found.labels, len(found.class_names))
     rows = [np.flatnonzero(of_class & facts.readable) for of_class in shown.T]
 
     def pixels(rows: np.ndarray, count: int) -> list[np.ndarray]:

@@ -46,7 +46,8 @@ def contact_sheet(rows: Mapping[str, Sequence[np.ndarray]]) -> Image.Image:
         draw.text((_GAP, i * height + 2), heading, _INK, font)
         for column, pixels in enumerate(images):
             place = (_GAP + column * (_TILE + _GAP), i * height + _HEADING)
-            sheet.paste(_tile(pixels), place)
+            tile = ImageOps.pad(_picture(pixels), (_TILE, _TILE), Image.Resampling.LANCZOS, _MARGIN)
+            sheet.paste(tile, place)
     return sheet
 
 
@@ -74,17 +75,16 @@ def _warn_of_missing(text: str, font: Any) -> None:
         )
 
 
-def _tile(pixels: np.ndarray) -> Image.Image:
+def _picture(pixels: np.ndarray) -> Image.Image:
     shown = pixels[..., :3] if pixels.shape[2] in (3, 4) else pixels[..., 0]
-    image = Image.fromarray(np.ascontiguousarray(shown)).convert("RGB")
-    return ImageOps.pad(image, (_TILE, _TILE), Image.Resampling.LANCZOS, _MARGIN)
+    return Image.fromarray(np.ascontiguousarray(shown)).convert("RGB")
 
 
 def augmentation_sheet(images: Sequence[np.ndarray], policy: str, seed: int) -> Image.Image:
     """Draws a row for each image: the image itself, then six augmented versions of it.
 
-    Every tile is resized to a square, as training resizes images to the model's input. If an image
-    does not have 3 channels, the sheet shows its first channel.
+    Every tile is resized to a square, as training resizes images to the model's input. The channels
+    that are shown are those of `contact_sheet`.
 
     Args:
         images: uint8 (h, w, c), as `Preprocessing.decode` returns them; sizes may differ.
@@ -107,12 +107,7 @@ def augmentation_sheet(images: Sequence[np.ndarray], policy: str, seed: int) -> 
         drawn = [POLICIES[policy](width, height, rng) for _ in range(_DRAWS)]
         for column, transform in enumerate([POLICIES["none"](width, height, rng), *drawn]):
             changed = from_planes([transform(plane) for plane in to_planes(pixels)])
-            sheet.paste(_augmented_tile(changed), (step * column, step * row))
+            square = (_AUGMENTED_TILE, _AUGMENTED_TILE)
+            tile = _picture(changed).resize(square, Image.Resampling.BILINEAR)
+            sheet.paste(tile, (step * column, step * row))
     return sheet
-
-
-def _augmented_tile(pixels: np.ndarray) -> Image.Image:
-    shown = pixels if pixels.shape[2] == 3 else pixels[..., 0]
-    return Image.fromarray(shown).resize(
-        (_AUGMENTED_TILE, _AUGMENTED_TILE), Image.Resampling.BILINEAR
-    )

@@ -1,9 +1,11 @@
 """Splits a public set into images for training, validation and testing."""
 
+import dataclasses
+
 import numpy as np
 
 from medmamba_jax.data.public.facts import PublicSet
-from medmamba_jax.data.splits.splitting import split_off, stratified_split
+from medmamba_jax.data.stratified import Strata
 from medmamba_jax.errors import UserError
 
 
@@ -48,26 +50,18 @@ def split_rows(
     """
     require_splits(public_set, kind)
     sizes = public_set.split_sizes
+    strata = Strata(labels, seed, patients, public_set.class_names)
     if kind != "official" and not public_set.paper_is_official:
-        return stratified_split(
-            labels,
-            val_fraction=sizes["val"] / public_set.num_images,
-            test_fraction=sizes["test"] / public_set.num_images,
-            seed=seed,
-            groups=patients if kind == "patient" else None,
-            class_names=public_set.class_names,
+        if kind != "patient":
+            strata = dataclasses.replace(strata, groups=None)
+        return strata.by_fractions(
+            val=sizes["val"] / public_set.num_images, test=sizes["test"] / public_set.num_images
         )
     rows = {name: np.flatnonzero(published == name) for name in sizes}
     if not public_set.paper_is_official:
         given = rows["train"]
-        kept, val = split_off(
-            labels[given],
-            round(len(given) * sizes["val"] / (sizes["train"] + sizes["val"])),
-            seed=seed,
-            name="val",
-            groups=None if patients is None else patients[given],
-            class_names=public_set.class_names,
-        )
+        count = round(len(given) * sizes["val"] / (sizes["train"] + sizes["val"]))
+        kept, val = strata.take(given).split_off(count, "val")
         rows |= {"train": given[kept], "val": given[val]}
     for name, part in rows.items():
         if not len(part):

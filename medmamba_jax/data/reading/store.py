@@ -10,7 +10,7 @@ import threading
 import uuid
 import weakref
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -55,8 +55,8 @@ class Store:
                 self.in_memory[place] = pixels
         return pixels
 
-    def identity(self, place: int) -> bytes:
-        """Returns the content hash of an image."""
+    def identity(self, place: int, image: object = None) -> bytes:
+        """Returns the content hash of an image; `image` are its pixels, which need no hash."""
         if self.identities is None:
             return self.source.identity(place)
         return self.identities[place].tobytes()
@@ -99,12 +99,9 @@ class OnDisk:
 
     def __init__(self, path: Path):
         self.path = path
-        self._open()
-
-    def _open(self) -> None:
         tail = len(_END) + 8
         try:
-            with self.path.open("rb") as file:
+            with path.open("rb") as file:
                 size = file.seek(-tail, os.SEEK_END) + tail
                 count = int.from_bytes(file.read(8), "little")
                 if file.read() != _END:
@@ -113,12 +110,12 @@ class OnDisk:
                 file.seek(-tail - table, os.SEEK_END)
                 self.shapes = np.frombuffer(file.read(table), _SHAPE).reshape(count, 3)
         except (OSError, ValueError):
-            raise ValueError(f"{self.path} is no complete file of pixels") from None
+            raise ValueError(f"{path} is no complete file of pixels") from None
         self._ends = self.shapes.prod(1, dtype=np.int64).cumsum()
         if size != (self._ends[-1] if count else 0) + table + tail:
-            raise ValueError(f"{self.path} is no complete file of pixels")
+            raise ValueError(f"{path} is no complete file of pixels")
         # The file stays open, so that the folder may be deleted while a run reads it.
-        self._file = os.open(self.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self._file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         weakref.finalize(self, os.close, self._file)
         self._lock = threading.Lock()
 
@@ -147,11 +144,8 @@ class OnDisk:
             raise OSError(f"{self.path} is damaged: delete it")
         return np.frombuffer(content, np.uint8).reshape(shape)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type[Self], tuple[Path]]:
+        return type(self), (self.path,)  # a copy in another process opens the file again
 
 
 class Writer:

@@ -2,22 +2,32 @@
 
 import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import numpy as np
 from absl import logging
 
 from medmamba_jax.data.config import CsvConfig, DataConfig
+from medmamba_jax.data.csv_table import CsvTable, read_csv_table
 from medmamba_jax.data.labelled_images import LabelledImages, labelled_files
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.sources.class_names import in_natural_order, require_classes
-from medmamba_jax.data.sources.csv_table import CsvTable, read_csv_table
 from medmamba_jax.data.sources.source import Source
 from medmamba_jax.data.split_names import split_named
 from medmamba_jax.data.texts import MISSING, one_spelling, printable
 from medmamba_jax.data.weights import are_weights
 from medmamba_jax.errors import UserError
+from medmamba_jax.files import expanded
 
-_YES, _NO, _UNKNOWN = 1.0, 0.0, -1.0
+_MEANINGS = {1.0: 1.0, 0.0: 0.0, -1.0: np.nan}  # of numbers in a column of yes and no
+_WRITE_YES_OR_NO = (
+    "write 1 where the image shows it, 0 where it does not, nothing or -1 where that is not known"
+)
+_WRITE_PATIENT = "give each image a patient, one of its own where none is known"
+_WRITE_WEIGHT = (
+    "write a positive number (how much the image counts in training; 1 like most), or set"
+    " data.csv.weight_column='' if the column means something else"
+)
 _SUFFIXES = (".csv", ".tsv", ".txt")
 
 
@@ -32,27 +42,29 @@ def find_table(config: DataConfig) -> LabelledImages:
         UserError: the table is damaged, lacks a column, or has a cell that is not allowed. The
             message names the line.
     """
-    table, columns = read_csv_table(Path(config.path).expanduser()), config.csv
-    root = Path(columns.images).expanduser() if columns.images else table.path.parent
+    table, columns = read_csv_table(expanded(config.path)), config.csv
+    root = expanded(columns.images) if columns.images else table.path.parent
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}: set data.csv.images to the folder of images")
     files = _files(table, columns, root)
     class_names, labels = _labels(table, columns)
-    splits = table.find(columns.split_column, CsvConfig.split_column)
-    groups = table.find(columns.group_column, CsvConfig.group_column)
-    if groups is None and columns.group_column and not config.group_tag:
+    known: dict[str, Any] = {}
+    if table.has(columns.group_column, CsvConfig.group_column):
+        known["groups"] = np.array(table.parsed(columns.group_column, _patient, _WRITE_PATIENT))
+    elif columns.group_column and not config.group_tag:
         _require_no_patients(table)
-    weights = table.find(columns.weight_column, CsvConfig.weight_column)
+    if table.has(columns.weight_column, CsvConfig.weight_column):
+        known["weights"] = np.array(table.parsed(columns.weight_column, _weight, _WRITE_WEIGHT))
+    if table.has(columns.split_column, CsvConfig.split_column):
+        known["splits"] = _splits(table, columns.split_column)
     return labelled_files(
         root,
         files,
         labels,
         class_names,
-        groups=None if groups is None else _groups(table, groups, columns.group_column),
-        weights=None if weights is None else _weights(table, weights, columns.weight_column),
-        splits=None if splits is None else _assigned(table, splits, columns.split_column),
         name=table.path.stem,
         description=f"images of the table {table.path}",
+        **known,
     )
 
 
@@ -61,28 +73,30 @@ def _files(table: CsvTable, columns: CsvConfig, root: Path) -> list[str]:
     names, missing = [], []
     seen: dict[str, int] = {}
     for row, text in enumerate(table.column(columns.path_column)):
-        path, where = PurePosixPath(text), f"{table.path}, {table.where(row)}"
+        path = PurePosixPath(text)
         if not text:
-            raise UserError(
-                f"{where}: the column {columns.path_column!r} is empty; name an image file"
+            raise table.error(
+                row, f"the column {columns.path_column!r} is empty; name an image file"
             )
         if columns.absolute_paths and Path(text).is_absolute():
             path = PurePosixPath(Path(text).as_posix())
             path = path.relative_to(root) if path.is_relative_to(root) else path
         elif path.is_absolute() or PureWindowsPath(text).is_absolute():
-            raise UserError(
-                f"{where}: {text} is an absolute path; write it relative to {root}, set"
-                " data.csv.images to the folder of the images, or data.csv.absolute_paths=True"
+            raise table.error(
+                row,
+                f"{text} is an absolute path; write it relative to {root}, set"
+                " data.csv.images to the folder of the images, or data.csv.absolute_paths=True",
             )
         if ".." in path.parts:
-            raise UserError(
-                f"{where}: {text} leaves the folder {root}; set data.csv.images to a folder that"
-                " holds all images, or move the table to one"
+            raise table.error(
+                row,
+                f"{text} leaves the folder {root}; set data.csv.images to a folder that"
+                " holds all images, or move the table to one",
             )
         name = path.as_posix()
         if name in seen:
-            raise UserError(
-                f"{where}: {text} was in {table.where(seen[name])} already; an image has one row"
+            raise table.error(
+                row, f"{text} was in {table.where(seen[name])} already; an image has one row"
             )
         seen[name] = row
         names.append(name)
@@ -113,16 +127,21 @@ def _on_disk(root: Path, names: list[str]) -> list[str]:
 def _labels(table: CsvTable, columns: CsvConfig) -> tuple[tuple[str, ...], np.ndarray]:
     names = columns.label_columns
     if len(names) > 1:
-        yes_or_no = [_yes_or_no(table, column, columns.missing_labels) for column in names]
-        return names, np.stack(yes_or_no, axis=1)
+        missing = dict.fromkeys(columns.missing_labels, np.nan)
+        cells = [
+            table.parsed(name, lambda text: missing.get(text, _yes_or_no(text)), _WRITE_YES_OR_NO)
+            for name in names
+        ]
+        return names, np.array(cells, np.float32).T
     (column,) = names
     texts = table.column(column)
     for row, text in enumerate(texts):
         if text in columns.missing_labels:
-            raise UserError(
-                f"{table.path}, {table.where(row)}: no class ({column!r} is {text!r}); write one,"
+            raise table.error(
+                row,
+                f"no class ({column!r} is {text!r}); write one,"
                 " take the row out, or, if a class has this name, set data.csv.missing to the"
-                " texts that mean no class"
+                " texts that mean no class",
             )
     spelled = one_spelling(texts)
     if joined := sorted(
@@ -135,21 +154,12 @@ def _labels(table: CsvTable, columns: CsvConfig) -> tuple[tuple[str, ...], np.nd
     return class_names, np.array([index[name] for name in spelled], np.int32)
 
 
-def _yes_or_no(table: CsvTable, column: str, missing: frozenset[str]) -> np.ndarray:
-    """Returns 1 for yes, 0 for no and NaN for unknown, float32 (n,)."""
-    values = []
-    for row, text in enumerate(table.column(column)):
-        try:
-            value = np.nan if text in missing else float(text)
-        except ValueError:
-            value = np.inf
-        if value not in (_YES, _NO, _UNKNOWN) and not np.isnan(value):
-            raise UserError(
-                f"{table.path}, {table.where(row)}: {column!r} is {text!r}; write 1 where the image"
-                " shows it, 0 where it does not, nothing or -1 where that is not known"
-            )
-        values.append(np.nan if value == _UNKNOWN else value)
-    return np.array(values, np.float32)
+def _yes_or_no(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return _MEANINGS.get(value, np.nan if np.isnan(value) else None)
 
 
 def _require_no_patients(table: CsvTable) -> None:
@@ -163,42 +173,19 @@ def _require_no_patients(table: CsvTable) -> None:
             )
 
 
-def _groups(table: CsvTable, groups: list[str], column: str) -> np.ndarray:
-    for row, group in enumerate(groups):
-        if group in MISSING:
-            empty = f"{group!r}, which names nobody" if group else "empty"
-            raise UserError(
-                f"{table.path}, {table.where(row)}: {column!r} is {empty}; give each image a"
-                " patient, one of its own where none is known"
-            )
-    return np.array(groups)
+def _patient(text: str) -> str | None:
+    return None if text in MISSING else text
 
 
-def _weights(table: CsvTable, texts: list[str], column: str) -> np.ndarray:
-    weights = []
-    for row, text in enumerate(texts):
-        try:
-            weight = float(text)
-        except ValueError:
-            weight = np.nan
-        if not are_weights(weight):
-            raise UserError(
-                f"{table.path}, {table.where(row)}: {column!r} is {text!r}; write a positive number"
-                " (how much the image counts in training; 1 like most), or set"
-                " data.csv.weight_column='' if the column means something else"
-            )
-        weights.append(weight)
-    return np.array(weights, np.float32)
+def _weight(text: str) -> float | None:
+    try:
+        return float(text) if are_weights(float(text)) else None
+    except ValueError:
+        return None
 
 
-def _assigned(table: CsvTable, splits: list[str], column: str) -> np.ndarray:
-    for row, split in enumerate(splits):
-        if split_named(split) is None:
-            raise UserError(
-                f"{table.path}, {table.where(row)}: {column!r} is {split!r}; write train, val or"
-                " test"
-            )
-    assigned = np.array([split_named(split) for split in splits])
+def _splits(table: CsvTable, column: str) -> np.ndarray:
+    assigned = np.array(table.parsed(column, split_named, "write train, val or test"))
     for names in (("train",), ("val", "test")):
         if not np.isin(assigned, names).any():
             raise UserError(

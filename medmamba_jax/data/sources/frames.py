@@ -63,33 +63,41 @@ class _Frames:
         self._file_of = file_of
         self._frame_of = frame_of
         self._window = window
-        self._opened: dict[int, tuple[int, Any, bytes]] = {}  # thread -> row and its file
+        self._opened: dict[int, tuple[int, _Opened]] = {}  # thread -> row and its file
 
     def __getitem__(self, place: int) -> np.ndarray:
-        file, _ = self._open(int(self._file_of[place]))
-        return np.asarray(open_image(file, window=self._window, frame=int(self._frame_of[place])))
+        opened = self._open(place).parsed
+        return np.asarray(open_image(opened, window=self._window, frame=int(self._frame_of[place])))
 
-    def identity(self, place: int) -> bytes:
+    def identity(self, place: int, image: object = None) -> bytes:
         """Returns the hash of the file's content, the frame's number, and the window."""
-        _, content = self._open(int(self._file_of[place]))
         frame = f" {self._frame_of[place]} {self._window}"
-        return hashlib.sha256(content + frame.encode()).digest()
+        return hashlib.sha256(self._open(place).content_hash + frame.encode()).digest()
 
-    def has_window(self, place: int) -> bool | None:
-        """Whether a DICOM file names the window of the frame; None for other files."""
-        file, _ = self._open(int(self._file_of[place]))
-        return parsed(file).has_window(int(self._frame_of[place]))
+    def file(self, place: int, image: object = None) -> bytes | np.ndarray:
+        """Returns the bytes of the file; an array if the frame is one."""
+        return self._open(place).file
 
-    def _open(self, row: int) -> tuple[Any, bytes]:
+    def _open(self, place: int) -> "_Opened":
         """Reads a file, and keeps it until the next: threads mostly take frames in their order."""
-        thread = threading.get_ident()
+        thread, row = threading.get_ident(), int(self._file_of[place])
         opened = self._opened.get(thread)
         if opened is None or opened[0] != row:
             if len(self._opened) >= _MOST_OPEN:  # of threads that have ended
                 self._opened = {}
-            image = self._files.read(row)
-            self._opened[thread] = opened = row, parsed(image), content_hash(image)
-        return opened[1:]
+            file = self._files.read(row)
+            opened = row, _Opened(file, parsed(file), content_hash(file))
+            self._opened[thread] = opened
+        return opened[1]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_opened": {}}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+    """A file as its source has it, the object that reads its frames, and its content hash."""
+
+    file: bytes | np.ndarray
+    parsed: Any
+    content_hash: bytes

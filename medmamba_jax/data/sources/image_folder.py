@@ -16,6 +16,7 @@ from medmamba_jax.data.sources.source import Source
 from medmamba_jax.data.split_names import split_named
 from medmamba_jax.data.texts import printable
 from medmamba_jax.errors import UserError
+from medmamba_jax.files import expanded
 
 
 def find_image_folder(config: DataConfig) -> LabelledImages:
@@ -30,7 +31,7 @@ def find_image_folder(config: DataConfig) -> LabelledImages:
         UserError: a split folder is missing or has no images, there are fewer than two classes, two
             classes differ only by case, or the pattern of the configuration finds no patient.
     """
-    root = Path(config.path).expanduser()
+    root = expanded(config.path)
     folders = _split_folders(root)
     names, labels, splits = [], [], []
     for split, folder in folders.items():
@@ -180,6 +181,6 @@ def _by_ending(paths: Sequence[Path], folder: Path) -> str:
 
 IMAGE_FOLDER = Source(
     points_at="a folder of images",
-    recognises=lambda config: config.path != "" and Path(config.path).expanduser().is_dir(),
+    recognises=lambda config: config.path != "" and expanded(config.path).is_dir(),
     find=find_image_folder,
 )

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -15,10 +14,9 @@ from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.split_names import SPLITS
 from medmamba_jax.data.splits.split_table import read_split_table
-from medmamba_jax.data.splits.splitting import fold_split, split_off, stratified_split
+from medmamba_jax.data.stratified import Rows, Strata
 from medmamba_jax.errors import UserError
-
-Rows = dict[str, np.ndarray]
+from medmamba_jax.files import expanded
 
 
 def split_as_configured(
@@ -28,10 +26,10 @@ def split_as_configured(
 
     The first of these that is set or known determines the split:
 
-    - `config.split_file`;
     - `config.fold`;
-    - the splits that the source gives. A missing val is split off train; its size is
-      `config.val_fraction` of train and test together. A missing test stays missing;
+    - the splits that the images have, from their source or by `with_split_file`. A missing val is
+      split off train; its size is `config.val_fraction` of train and test together. A missing test
+      stays missing;
     - `config.val_fraction` and `config.test_fraction`.
 
     A new split is stratified by class, keeps groups together, and depends only on the images and on
@@ -44,40 +42,50 @@ def split_as_configured(
         duplicates: the equal and nearly equal images among them, if these are known.
 
     Raises:
-        FileNotFoundError: the file `config.split_file` does not exist.
-        UserError: a class is not in every new split, a split has a class that train lacks, or the
-            split file does not fit the images.
+        UserError: a class is not in every new split, or a split has a class that train lacks.
     """
     files, file_of = _files(found)
     by = "by image"
     if files.groups is not None:
         by = f"by {len(np.unique(files.groups))} patients (groups)"
-    if duplicates is not None and splits_anew(found, config):
+    if duplicates is not None and made_here(found, config):
         if files.groups is None:
             together = _together(found, duplicates, file_of, config)
             files = dataclasses.replace(files, groups=together)
             by = "by image, with similar images together" if together is not None else by
         else:
             _name_conflicts(found, duplicates)
-    if config.split_file:
-        rows, how = _by_file(files, config)
-    elif config.fold:
-        rows, how = _by_fold(files, config, by)
-    elif found.splits is None:
-        rows, how = _by_fractions(files, config, by)
-    else:
-        rows, how = _by_source(files, config, by)
+    rows, how = _rows(files, config, by)
     rows = {name: np.flatnonzero(np.isin(file_of, part)) for name, part in rows.items()}
     dataset = _dataset(found, rows, how)
-    _require_train_classes(dataset)
+    require_train_classes(dataset)
     return dataset
 
 
-def splits_anew(found: LabelledImages, config: DataConfig) -> bool:
-    """Whether the program makes splits, or at least splits val off train."""
-    if config.split_file:
-        return False
-    return bool(config.fold) or found.splits is None or not (found.splits == "val").any()
+def made_here(found: LabelledImages, config: DataConfig) -> frozenset[str]:
+    """Returns the splits that `split_as_configured` makes; train and val if it splits val off."""
+    if config.fold or found.splits is None:
+        return frozenset(SPLITS)
+    return frozenset() if (found.splits == "val").any() else frozenset({"train", "val"})
+
+
+def with_split_file(found: LabelledImages, config: DataConfig) -> LabelledImages:
+    """Returns the images with the splits that the table `config.split_file` gives their files.
+
+    Raises:
+        FileNotFoundError: the table does not exist.
+        UserError: the table does not fit the images.
+    """
+    path = expanded(config.split_file)
+    gone: Literal["warn", "stop", "allow"] = "warn"
+    if config.split_strict:
+        gone = "stop"
+    elif config.exclude or config.subset:  # then the table may name more images
+        gone = "allow"
+    files, file_of = _files(found)
+    splits = read_split_table(path, files.names, gone=gone)[file_of]
+    description = f"{found.description}; split by {path}"
+    return dataclasses.replace(found, splits=splits, description=description)
 
 
 def _together(
@@ -143,68 +151,36 @@ def _dataset(found: LabelledImages, rows: Mapping[str, np.ndarray], how: str = "
     return Dataset({name: found.take(part) for name, part in rows.items()})
 
 
-def _by_file(found: LabelledImages, config: DataConfig) -> tuple[Rows, str]:
-    path = Path(config.split_file).expanduser()
-    selected = bool(config.exclude or config.subset)  # then the table may name more images
-    gone: Literal["warn", "stop", "allow"] = "allow" if selected else "warn"
-    if config.split_strict:
-        gone = "stop"
-    assigned = read_split_table(path, found.names, gone=gone)
-    return _present(assigned), f"split by {path}"
+def _rows(found: LabelledImages, config: DataConfig, by: str) -> tuple[Rows, str]:
+    """Returns the rows of each split, and how they were made; "" if the images have splits."""
+    strata = Strata(found.labels, config.split_seed, found.groups, found.class_names)
+    if config.fold_of is not None:
+        rows = strata.by_fold(*config.fold_of, val=config.val_fraction)
+        how = f"fold {config.fold} {by}"
+        if found.splits is not None:
+            logging.warning("data.fold is set: the splits that %s brings are not used", found.name)
+    elif found.splits is None:
+        rows = strata.by_fractions(val=config.val_fraction, test=config.test_fraction)
+        how = f"split {by}"
+    else:
+        return _by_source(strata, _present(found.splits), config, by)
+    shares = ", ".join(f"{name} {len(part) / len(found):.1%}" for name, part in rows.items())
+    return rows, f"{how}, seed {config.split_seed}: {shares}"
 
 
-def _by_fold(found: LabelledImages, config: DataConfig, by: str) -> tuple[Rows, str]:
-    assert config.fold_of is not None  # this is called only where it is set
-    fold, folds = config.fold_of
-    rows = fold_split(
-        found.labels,
-        fold=fold,
-        folds=folds,
-        val_fraction=config.val_fraction,
-        seed=config.split_seed,
-        groups=found.groups,
-        class_names=found.class_names,
-    )
-    if found.splits is not None:
-        logging.warning("data.fold is set: the splits that %s brings are not used", found.name)
-    how = f"fold {config.fold} {by}, seed {config.split_seed}: {_shares(rows)}"
-    return rows, how
-
-
-def _by_fractions(found: LabelledImages, config: DataConfig, by: str) -> tuple[Rows, str]:
-    rows = stratified_split(
-        found.labels,
-        val_fraction=config.val_fraction,
-        test_fraction=config.test_fraction,
-        seed=config.split_seed,
-        groups=found.groups,
-        class_names=found.class_names,
-    )
-    return rows, f"split {by}, seed {config.split_seed}: {_shares(rows)}"
-
-
-def _by_source(found: LabelledImages, config: DataConfig, by: str) -> tuple[Rows, str]:
-    assert found.splits is not None  # this is called only where it is known
-    rows = _present(found.splits)
+def _by_source(strata: Strata, rows: Rows, config: DataConfig, by: str) -> tuple[Rows, str]:
     if "val" in rows:
         return rows, ""
-    train, groups = rows["train"], found.groups
+    train = rows["train"]
     count = round(config.val_fraction * (len(train) + len(rows["test"])))
-    kept, val = split_off(
-        found.labels[train],
-        count,
-        seed=config.split_seed,
-        name="val",
-        groups=None if groups is None else groups[train],
-        class_names=found.class_names,
-    )
-    how = f"val split off train {by}, seed {config.split_seed}"
+    kept, val = strata.take(train).split_off(count, "val")
     logging.warning(
         "no val images: split %d of %d train images off by the seed %d",
         len(val),
         len(train),
         config.split_seed,
     )
+    how = f"val split off train {by}, seed {config.split_seed}"
     return {"train": train[kept], "val": train[val], "test": rows["test"]}, how
 
 
@@ -213,12 +189,8 @@ def _present(assigned: np.ndarray) -> Rows:
     return {name: part for name, part in rows.items() if len(part)}
 
 
-def _shares(rows: Rows) -> str:
-    total = sum(map(len, rows.values()))
-    return ", ".join(f"{name} {len(part) / total:.1%}" for name, part in rows.items())
-
-
-def _require_train_classes(dataset: Dataset) -> None:
+def require_train_classes(dataset: Dataset) -> None:
+    """Raises UserError if a split has a class that train lacks."""
     counts = dataset.counts()
     for name in counts:
         for label, count in counts[name].items():

@@ -7,9 +7,11 @@ import numpy as np
 from absl import logging
 
 from medmamba_jax.data.config import DataConfig
+from medmamba_jax.data.labels import shown_classes
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.texts import read_text
 from medmamba_jax.errors import UserError
+from medmamba_jax.files import expanded
 
 
 def selected_rows(
@@ -36,7 +38,7 @@ def selected_rows(
     """
     rows = np.arange(len(names))
     if config.exclude:
-        excluded = _excluded(Path(config.exclude).expanduser(), names)
+        excluded = _excluded(expanded(config.exclude), names)
         rows = np.flatnonzero([name not in excluded for name in names])
         if not len(rows):
             raise UserError(f"{config.exclude} excludes all {len(names)} images: leave some")
@@ -71,7 +73,9 @@ def _of_each(labels: np.ndarray, number: int) -> np.ndarray:
 
     In a multi-label set, images without any class count as a class of their own.
     """
-    shown = _shown(labels)
+    shown = shown_classes(labels)
+    if labels.ndim == 2:
+        shown = np.column_stack([shown, ~shown.any(1)])
     have = np.zeros(shown.shape[1], int)
     drawn = np.zeros(len(labels), bool)
     for row, classes in enumerate(shown):
@@ -103,10 +107,3 @@ def _in_proportion(labels: np.ndarray, number: int) -> np.ndarray:
     for label, count in enumerate(quota):
         drawn[np.flatnonzero(class_of == label)[:count]] = True
     return drawn
-
-
-def _shown(labels: np.ndarray) -> np.ndarray:
-    """Whether image i shows class k, bool (n, K); in a multi-label set also "none", (n, K + 1)."""
-    if labels.ndim == 1:
-        return labels[:, None] == np.unique(labels)
-    return np.column_stack([labels == 1, ~(labels == 1).any(1)])

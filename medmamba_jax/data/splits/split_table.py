@@ -1,7 +1,5 @@
 """`split.csv`: the table with the split of each image of a run."""
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +8,11 @@ from typing import Literal
 import numpy as np
 from absl import logging
 
+from medmamba_jax.data.csv_table import read_csv_table, write_csv_table
 from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.naming import listed
-from medmamba_jax.data.sources.csv_table import read_csv_table
 from medmamba_jax.data.split_names import split_named
 from medmamba_jax.errors import UserError
-from medmamba_jax.files import write_atomically
 
 
 def write_split_table(path: Path, dataset: Dataset) -> None:
@@ -25,15 +22,13 @@ def write_split_table(path: Path, dataset: Dataset) -> None:
     class. In a multi-label set, it is the names of all classes that the image shows, with "|"
     between them. The group is empty if there are no groups.
     """
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["path", "split", "label", "group"])
+    rows = []
     for name, split in dataset.splits.items():
         files = np.asarray(split.names) if split.files is None else split.files
         for row in np.sort(np.unique(files, return_index=True)[1]).tolist():
             group = "" if split.groups is None else split.groups[row]
-            writer.writerow([files[row], name, split.label_name(row), group])
-    write_atomically(path, text.getvalue())
+            rows.append([files[row], name, split.label_name(row), group])
+    write_csv_table(path, ["path", "split", "label", "group"], rows)
 
 
 def read_split_table(

@@ -11,12 +11,11 @@ from medmamba_jax.data import (
     DataConfig,
     Dataset,
     LabelledImages,
-    Preprocessing,
     audit,
     build_dataset,
 )
 from medmamba_jax.data.auditing.fingerprints import fact_of
-from medmamba_jax.data.build import find_images, prepare
+from medmamba_jax.data.build import find, find_images, prepare
 from medmamba_jax.data.config import CsvConfig
 from medmamba_jax.errors import UserError
 
@@ -60,14 +59,14 @@ def run(tmp_path, caplog):
         config = DataConfig(cache_dir=str(tmp_path / "cache"), image_size=32, **settings)
         told = []
         with caplog.at_level(logging.WARNING, logger="absl"):
-            ready = prepare(config, Preprocessing.from_config(config, channels), data)
+            ready = prepare(find(config, data), config, config.preprocessing(channels))
             audit(
                 ready.dataset,
                 ready.images,
                 ready.facts,
                 ready.duplicates,
                 config,
-                split_here=ready.split_here,
+                made=ready.made,
                 say=told.append,
             )
         return told
@@ -191,11 +190,27 @@ def test_images_in_two_splits_are_only_warned_of_if_nothing_is_grouped(run, capl
         run(parts, group_similar="off")
 
 
+def test_patients_rule_over_equal_images(run, caplog):
+    """Images 20 to 39 are 0 to 19 again, of other patients: splits by patient divide them."""
+    images = list(smooth(40, 0))
+    images[20:] = images[:20]
+    groups = [f"p{i // 2}" for i in range(40)]
+    data = LabelledImages(images, np.arange(40) % 2, CLASSES, groups=groups)
+    told = run(data)
+    assert told == ["all 40 images can be read, 64x64 px"]
+    assert "the same pixels are in more than one split" in caplog.text
+    assert "belong to different patients (groups), 20 times" in caplog.text
+    # Splits that the program does not make are another matter, and so is a test set that it keeps.
+    parts = {"train": data.take(np.arange(20)), "test": data.take(np.arange(20, 40))}
+    with pytest.raises(UserError, match="in more than one split, 20 times"):
+        run(parts)
+
+
 @pytest.mark.slow
 def test_real_chest_x_rays_of_other_patients_are_not_taken_for_one(real_data, tmp_path, caplog):
     table = str(real_data / "cxr_kermany_224" / "split.csv")
     config = DataConfig(path=table, cache_dir=str(tmp_path), cache="none")
-    ready = prepare(config, Preprocessing.from_config(config, 1))
+    ready = prepare(find(config), config, config.preprocessing(1))
     assert not len(ready.duplicates.near) and not ready.facts.problems
     assert (ready.facts.of["size"] == 224).all()
 
@@ -285,5 +300,5 @@ def test_a_file_that_is_replaced_is_looked_at_again(run, folder, tmp_path, time)
 def test_a_cache_that_cannot_be_written_is_only_warned_of(disjoint, tmp_path, caplog):
     (tmp_path / "file").write_text("")
     config = DataConfig(cache_dir=str(tmp_path / "file"))
-    prepare(config, Preprocessing.from_config(config, 1), dataset(disjoint))
+    prepare(dataset(disjoint), config, config.preprocessing(1))
     assert "could not be written" in caplog.text

@@ -7,13 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from medmamba_jax.data import DataConfig, LabelledImages, Preprocessing
-from medmamba_jax.data import Dataset as ImageDataset
-from medmamba_jax.data.auditing.checks import audit
-from medmamba_jax.data.build import prepare
 from medmamba_jax.data.images.decoding import count_frames, open_image, parsed
 from medmamba_jax.data.inspection.image_kinds import image_kind
-from medmamba_jax.data.sources.frames import all_frames
 from medmamba_jax.errors import DataUnavailableError
 
 pydicom = pytest.importorskip("pydicom", reason="the extra dicom is not installed")
@@ -277,41 +272,6 @@ class TestFrames:
 
 
 class TestFilesWithAndWithoutAWindow:
-    @pytest.fixture
-    def warnings_of(self, tmp_path, caplog):
-        def warnings_of(images, window="auto", frame=0):
-            config = DataConfig(cache_dir=str(tmp_path), window=window, frame=frame)
-            split = LabelledImages(images, [i % 2 for i in range(len(images))])
-            split = all_frames(split) if frame == -1 else split
-            caplog.clear()
-            preprocessing = Preprocessing.from_config(config, 1)
-            ready = prepare(config, preprocessing, ImageDataset({"train": split}))
-            audit(
-                ready.dataset,
-                ready.images,
-                ready.facts,
-                ready.duplicates,
-                config,
-                split_here=ready.split_here,
-                say=lambda line: None,
-            )
-            texts = [record.getMessage() for record in caplog.records]
-            return [text for text in texts if "DICOM" in text]
-
-        return warnings_of
-
-    def test_are_warned_of_whenever_they_are_mixed(self, warnings_of):
-        stack = [np.roll(CT, shift) for shift in (0, 500, 1000, 1500)]
-        said = {"WindowCenter": 40, "WindowWidth": 400}
-        some = [dicom(stack[0]), dicom(stack[1], **said), dicom(stack[2], **said)]
-        for _ in range(2):  # the second time of what was kept
-            (warning,) = warnings_of(some)
-            assert warning.startswith("1 DICOM images name no window and 2 name one")
-        assert not warnings_of(some, window=(0.0, 1000.0))
-        assert not warnings_of([dicom(pixels) for pixels in stack])
-        assert not warnings_of([dicom(pixels, **said) for pixels in stack])
-        assert not warnings_of([*some[1:], stack[0], dicom(TestColour.PIXELS, "RGB")])
-
     @staticmethod
     def by_frame(*windows):
         """Frames whose own windows are these; of None nothing is said."""
@@ -325,19 +285,10 @@ class TestFilesWithAndWithoutAWindow:
                 groups.FrameVOILUTSequence = [voi]
         return content(header)
 
-    def test_of_the_frame_that_is_read(self, warnings_of):
-        some = [self.by_frame(40, None), self.by_frame(40, 50, 60)]
-        assert not warnings_of(some)
-        (warning,) = warnings_of(some, frame=1)
-        assert warning.startswith("1 DICOM images name no window and 1 name one")
-
-    def test_of_all_frames_where_all_are_images(self, warnings_of):
-        some = [self.by_frame(40, 50), dicom(np.stack([CT, CT.T, -CT]))]
-        (warning,) = warnings_of(some, frame=-1)
-        assert warning.startswith("3 DICOM images name no window and 2 name one")
-        others = [self.by_frame(60), np.ascontiguousarray(CT[:, ::2])]
-        assert not warnings_of([some[0], *others], frame=-1)
-        assert not warnings_of([some[1], *others[1:]], frame=-1)
+    def test_are_told_apart_frame_by_frame(self):
+        some = parsed(self.by_frame(40, None))
+        assert some.has_window(0) and not some.has_window(1)
+        assert not parsed(dicom(np.stack([CT, CT.T]))).has_window(1)
 
     def test_inspect_parses_a_file_once(self, monkeypatch):
         reads = []

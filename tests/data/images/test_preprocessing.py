@@ -31,12 +31,12 @@ class TestSettings:
         config = DataConfig(
             image_size=(64, 96), resize="lanczos", mean=(0.1, 0.2, 0.3), window="0,9", frame=2
         )
-        built = Preprocessing.from_config(config, channels=3)
+        built = config.preprocessing(channels=3)
         assert built == Preprocessing((64, 96), 3, "lanczos", (0.1, 0.2, 0.3), (0.5,), (0, 9), 2)
         assert Preprocessing.from_dict(json.loads(json.dumps(built.to_dict()))) == built
 
     def test_one_number_is_a_square(self):
-        assert Preprocessing.from_config(DataConfig(image_size=48), 1).image_size == (48, 48)
+        assert DataConfig(image_size=48).preprocessing(1).image_size == (48, 48)
 
     def test_no_channels_are_refused(self):
         with pytest.raises(UserError, match="1 or more channels; got 0"):
@@ -46,7 +46,7 @@ class TestSettings:
     def test_mean_and_std_must_fit_the_channels(self, field):
         config = DataConfig(**{field: (0.5, 0.5, 0.5)})
         with pytest.raises(UserError, match=f"data.{field} must have one value"):
-            Preprocessing.from_config(config, channels=1)
+            config.preprocessing(channels=1)
 
     @pytest.mark.parametrize("field", ["image_size", "channels", "resize_filter", "mean", "std"])
     def test_saved_settings_must_hold_what_has_no_default(self, field):

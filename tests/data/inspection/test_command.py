@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from medmamba_jax.cli import main
+from medmamba_jax.data import DataConfig
+from medmamba_jax.data.build import find, prepare
 from medmamba_jax.data.inspection.image_kinds import image_kind
 from medmamba_jax.data.inspection.sheets import contact_sheet
 from medmamba_jax.errors import UserError
@@ -52,7 +54,7 @@ def test_a_folder_is_counted_and_drawn(inspect, folder):
         "sizes: 1: 30x20 px",
         "kinds: 1: PNG, 8-bit grey (7)",
         "cannot be read: none",
-        "classes of fewer than 3 images: none",
+        "classes too small for 3 splits: none",
         f"the same pixels again in a split: 2: {equal}",
         f"the same pixels with different labels: 2: {equal}",
         "nearly the same pixels: none",
@@ -98,7 +100,7 @@ def test_arrays_with_a_row_for_each_class_of_a_multi_label_set(inspect, tmp_path
     out = inspect("many.npz")
     assert out[2:5] == ["a         6", "none      0", "c        12"]
     assert "kinds: 1: array, uint8, 5 channels (12)" in out
-    assert "classes of fewer than 3 images: 1: none (0)" in out
+    assert "classes too small for 3 splits: 1: class 'none' has 0 images" in out
     assert pixels("many_inspected/sheet.png").shape == (3 * 154, 8 * 132 + 4, 3)
 
 
@@ -154,7 +156,7 @@ def test_scripts_can_read_what_was_found(folder, tmp_path, monkeypatch, capsys):
     for name in ("p0_1.png", "p1_2.png"):
         (folder / "9" / name).unlink()
     assert main(["inspect", str(folder)]) == 3  # one image is left of class 9
-    assert "classes of fewer than 3 images: 1: 9 (1)" in capsys.readouterr().out
+    assert "classes too small for 3 splits: 1: class '9' has 1 images" in capsys.readouterr().out
     for i in range(3):
         (folder / "9" / f"{i}.npy").write_bytes(npy(i))
     assert main(["inspect", str(folder)]) == 0
@@ -164,6 +166,17 @@ def npy(seed):
     content = io.BytesIO()
     np.save(content, np.random.default_rng(100 + seed).integers(0, 256, (9, 9), np.uint8))
     return content.getvalue()
+
+
+def test_a_run_does_not_take_the_facts_of_inspect(inspect, folder, encode):
+    """`inspect` decodes one channel of grey images, where a run decodes three."""
+    inspect(folder)
+    same = Image.open(folder / "9" / "p0_0.png")
+    (folder / "9" / "again.bmp").write_bytes(encode(np.asarray(same), "BMP"))
+    config = DataConfig(path=str(folder), image_size=32)
+    ready = prepare(find(config), config, config.preprocessing(3))
+    names = [{ready.images.names[row] for row in rows} for rows in ready.duplicates.sets()]
+    assert {"10/p0_0.png", "9/p0_1.png"} in names and {"9/again.bmp", "9/p0_0.png"} in names
 
 
 def test_names_of_classes_in_other_scripts_are_shown_or_told(caplog):

@@ -7,13 +7,14 @@ import sys
 
 import pytest
 
-from medmamba_jax.data import DataConfig, Preprocessing, build_dataset
-from medmamba_jax.data.build import prepare
+from medmamba_jax.data import DataConfig, build_dataset
+from medmamba_jax.data.build import find, prepare
 from medmamba_jax.data.config import PhantomConfig
 from medmamba_jax.data.sources.frames import all_frames
 
 # Python runs this file at the start of every process that finds it, worker processes too. Grain
-# itself imports JAX and Orbax where they are installed, and does without them where they are not.
+# itself imports JAX and Orbax where they are installed, which docs/performance.md explains. It does
+# without them where they are not.
 SITECUSTOMIZE = """
 import sys
 
@@ -56,13 +57,13 @@ def test_reading_imports_neither_jax_nor_what_splits_images(tmp_path, noise_png,
     config = DataConfig(path=str(tmp_path / "images"), image_size=32)
     if kind == "arrays":
         config = DataConfig(name="phantom", phantom=PhantomConfig(images=30), image_size=32)
-    preprocessing = Preprocessing.from_config(config, 1)
+    preprocessing = config.preprocessing(1)
     split = build_dataset(config).splits["train"]
     if kind == "frames":
         split = all_frames(split)
     elif kind == "kept on disk":
         config = dataclasses.replace(config, cache="disk", cache_dir=str(tmp_path / "cache"))
-        split = prepare(config, preprocessing).dataset.splits["train"]
+        split = prepare(find(config), config, preprocessing).dataset.splits["train"]
     (tmp_path / "sent.pickle").write_bytes(pickle.dumps((split, preprocessing)))
     (tmp_path / "sitecustomize.py").write_text(SITECUSTOMIZE)
     (tmp_path / "program.py").write_text(PROGRAM)

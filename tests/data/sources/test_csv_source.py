@@ -7,7 +7,7 @@ import pytest
 
 from medmamba_jax.data import DataConfig, build_dataset
 from medmamba_jax.data.config import CsvConfig
-from medmamba_jax.data.sources.csv_table import read_csv_table
+from medmamba_jax.data.csv_table import read_csv_table
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from PIL import Image
 from medmamba_jax.data import DataConfig, LabelledImages, build_dataset, write_split_table
 from medmamba_jax.data.build import find_images
 from medmamba_jax.data.sources.frames import all_frames
-from medmamba_jax.data.splits.as_configured import split_as_configured
+from medmamba_jax.data.splits.as_configured import split_as_configured, with_split_file
 
 
 def tiff(*values, dtype=np.uint8):
@@ -97,7 +97,7 @@ def test_all_frames_of_a_file_are_in_its_split(tmp_path):
     write_split_table(tmp_path / "split.csv", dataset)
     config = DataConfig(split_file=str(tmp_path / "split.csv"))
     assert len((tmp_path / "split.csv").read_text().splitlines()) == 31
-    again = split_as_configured(frames, config)
+    again = split_as_configured(with_split_file(frames, config), config)
     assert again.splits["val"].names == dataset.splits["val"].names
 
 

@@ -8,7 +8,6 @@ import pytest
 from medmamba_jax.data import DataConfig, Dataset, LabelledImages, build_dataset, write_split_table
 from medmamba_jax.data.build import prepare
 from medmamba_jax.data.config import FolderConfig, PhantomConfig
-from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.data.sources.class_names import in_natural_order
 
 
@@ -176,7 +175,7 @@ class TestSimilarImages:
     def test_patients_rule_and_a_conflict_is_named(self, doubled, caplog):
         groups = [f"p{i // 4}" for i in range(100)]
         named = dataclasses.replace(doubled, groups=groups)
-        ready = prepare(DataConfig(), Preprocessing.from_config(DataConfig(), 1), named)
+        ready = prepare(named, DataConfig(), DataConfig().preprocessing(1))
         for one, other in itertools.combinations(ready.dataset.splits.values(), 2):
             assert not set(one.groups) & set(other.groups)
         assert "belong to different patients (groups), 50 times" in caplog.text

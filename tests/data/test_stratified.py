@@ -4,10 +4,22 @@ import numpy as np
 import pytest
 from sklearn.model_selection import StratifiedGroupKFold
 
-from medmamba_jax.data.splits.proportions import deal_groups
-from medmamba_jax.data.splits.splitting import fold_split, split_off, stratified_split
+from medmamba_jax.data.proportions import deal_groups
+from medmamba_jax.data.stratified import Strata
 
 FRACTIONS = np.array([0.6, 0.1, 0.3])
+
+
+def stratified_split(labels, *, val_fraction, test_fraction, **known):
+    return Strata(labels, **known).by_fractions(val=val_fraction, test=test_fraction)
+
+
+def fold_split(labels, *, fold, folds, val_fraction, **known):
+    return Strata(labels, **known).by_fold(fold, folds, val=val_fraction)
+
+
+def split_off(labels, count, *, name, **known):
+    return Strata(labels, **known).split_off(count, name)
 
 
 def patients(seed, count=300, images=1000, classes=4):

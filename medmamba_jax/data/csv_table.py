@@ -1,15 +1,19 @@
-"""Reads a CSV file with a header. Errors name the line."""
+"""Reads and writes a CSV file with a header. Errors name the line."""
 
 import csv
 import dataclasses
 import io
 import itertools
 import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from medmamba_jax.data.texts import composed, read_text
 from medmamba_jax.errors import UserError
+from medmamba_jax.files import write_atomically
+
+Value = TypeVar("Value")
 
 _DELIMITERS = (",", ";", "\t", "|")  # the first of those that fit equally well
 _COMPARED_ROWS = 20
@@ -47,15 +51,26 @@ class CsvTable:
         index = self.header.index(name)
         return [row[index] for row in self.rows]
 
-    def find(self, name: str, default: str) -> list[str] | None:
-        """Returns the texts of an optional column.
+    def parsed(self, name: str, parse: Callable[[str], Value | None], remedy: str) -> list[Value]:
+        """Returns what a function makes of the texts of a column.
+
+        Raises:
+            UserError: it returns None for a text. The message ends with `remedy`.
+        """
+        values = []
+        for row, text in enumerate(self.column(name)):
+            value = parse(text)
+            if value is None:
+                raise self.error(row, f"{name!r} is {text!r}; {remedy}")
+            values.append(value)
+        return values
+
+    def has(self, name: str, default: str) -> bool:
+        """Returns whether the table has an optional column.
 
         Args:
             name: the name in the configuration; "" for no column.
             default: the default name in the configuration.
-
-        Returns:
-            The texts; None if `name` is "", or if it is the default and no column has this name.
 
         Raises:
             UserError: no column has a name that differs from the default, or a column has the
@@ -68,12 +83,17 @@ class CsvTable:
                     f"{self.path} has the column {alike[0]!r}, but data looks for {name!r}: rename"
                     " the column, or set the name to look for, or '' to do without"
                 )
-            return None
-        return self.column(name)
+            return False
+        self.column(name)
+        return True
 
     def where(self, row: int) -> str:
         """Names the line of a row in a message."""
         return f"line {self.lines[row]}"
+
+    def error(self, row: int, problem: str) -> UserError:
+        """Returns an error that names the file and the line."""
+        return UserError(f"{self.path}, {self.where(row)}: {problem}")
 
 
 def read_csv_table(path: Path) -> CsvTable:
@@ -109,6 +129,15 @@ def read_csv_table(path: Path) -> CsvTable:
             " table again"
         ) from error
     return _checked(path, rows, lines)
+
+
+def write_csv_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Writes a table with commas, in UTF-8."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
 
 
 def _reader(text: str, delimiter: str) -> Any:
