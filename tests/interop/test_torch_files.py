@@ -202,7 +202,7 @@ def test_missing_files(no_torch, tmp_path, name):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
         (b"\n<!doctype html><html></html>", "web page"),
         (b"<html><body>404</body></html>", "web page"),
-        (gzip.compress(b"weights"), "gzip"),
+        (gzip.compress(b"weights", mtime=0), "gzip"),
         (b"\x89HDF\r\n\x1a\n", "HDF5"),
     ],
 )
