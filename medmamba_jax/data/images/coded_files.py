@@ -14,6 +14,8 @@ from medmamba_jax.data.images.image_file import (
     explained_damage,
     integer_range,
     rendered,
+    require_end,
+    require_exact_jpeg2000,
     require_safe_size,
 )
 from medmamba_jax.data.images.pillow_files import PillowFile
@@ -76,6 +78,8 @@ class CodedFile(ImageFile):
             raise NoSuchFrameError(frame, 1)
         library = decoder("imagecodecs", self.kind())
         with explained_damage():
+            if header.name == "JPEG":
+                require_end(self.content)
             values = getattr(library, header.decode)(self.content)
             if header.name == "PNG" and values.shape[2:] == (header.channels + 1,):
                 values = values[..., :-1]  # made from a transparent colour (tRNS)
@@ -133,7 +137,7 @@ def open_jpeg(content: bytes) -> ImageFile:
             if channels not in (1, 3) or (marker == _LOSSLESS and channels != 1):
                 raise UserError(
                     f"a {bits}-bit JPEG of {channels} channels cannot be read: save it as grey or"
-                    " RGB PNG of 16 bits"
+                    " RGB PNG"
                 )
             height, width = (int.from_bytes(content[place + at : place + at + 2]) for at in (5, 7))
             name, decode = (
@@ -175,6 +179,7 @@ def open_jpeg2000(content: bytes) -> ImageFile:
             "a JPEG 2000 image with a palette, YCC colours, or channels of unequal kinds cannot be"
             " read: save it as PNG"
         )
+    require_exact_jpeg2000((depth[0] & 127) + 1)
     width, height = numbers[0] - numbers[2], numbers[1] - numbers[3]
     bits, signed = (depth[0] & 127) + 1, depth[0] > 127
     header = Header("JPEG 2000", "jpeg2k_decode", height, width, channels, bits, signed)
