@@ -66,6 +66,9 @@ def decode_frame(source: bytes, runner: DecodeRunner) -> bytes:
         options = _colours(source, runner)
     elif syntax in _LOSSLESS and runner.samples_per_pixel == 3:
         options = {"colorspace": "RGB", "outcolorspace": "RGB"}  # as they are stored
+    elif syntax in uid.JPEGLSTransferSyntaxes:  # may hold more bits than the pixels have
+        bits = min(runner.get_option("jls_precision"), runner.bits_stored)
+        runner.set_option("jls_precision", bits)
     elif syntax in _JPEG_2000:
         require_exact_jpeg2000(runner.get_option("j2k_precision", 0))
         if runner.photometric_interpretation in ("YBR_ICT", "YBR_RCT"):

