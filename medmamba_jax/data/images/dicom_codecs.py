@@ -10,6 +10,7 @@ from pydicom import uid
 from pydicom.pixels import get_decoder
 from pydicom.pixels.decoders.base import Decoder, DecodeRunner
 
+from medmamba_jax.data.images.coded_files import coded_size
 from medmamba_jax.data.images.decoders import decoder
 from medmamba_jax.data.images.image_file import require_end, require_exact_jpeg2000
 from medmamba_jax.errors import UserError
@@ -73,6 +74,10 @@ def decode_frame(source: bytes, runner: DecodeRunner) -> bytes:
         require_exact_jpeg2000(runner.get_option("j2k_precision", 0))
         if runner.photometric_interpretation in ("YBR_ICT", "YBR_RCT"):
             runner.set_option("photometric_interpretation", "RGB")
+    start = max(source.find(b"\xff\x4f\xff\x51"), 0) if syntax in _JPEG_2000 else 0
+    size = coded_size(source[start:])
+    if size != (runner.rows, runner.columns):  # damage could ask for any amount of memory
+        raise UserError(f"the compressed pixels are {size}, not {(runner.rows, runner.columns)}")
     pixels = getattr(decoder("imagecodecs", "DICOM"), _FUNCTIONS[syntax])(source, **options)
     runner.set_option("bits_allocated", 8 * pixels.itemsize)
     if runner.samples_per_pixel > 1:

@@ -656,7 +656,8 @@ class TestWithoutACodec:
         for syntax in COMPRESSIONS:
             code = COMPRESSIONS[syntax](False, 12)(pixels.astype(np.uint16))
             refused = 0
-            for _ in range(40):
+            # CharLS takes seconds to raise its error.
+            for _ in range(1 if syntax == uid.JPEGLSLossless else 40):
                 damaged = bytearray(code)
                 damaged[rng.integers(2, len(code))] = rng.integers(0, 256)
                 damaged = bytes(damaged[: rng.integers(len(code) // 2, len(code))])
