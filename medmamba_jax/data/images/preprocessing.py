@@ -7,7 +7,7 @@ either, so that processes that only read images start without it.
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 from PIL import Image
@@ -16,12 +16,8 @@ from medmamba_jax.data.images.augmentation import Transform, unchanged
 from medmamba_jax.data.images.decoding import count_frames, open_image
 from medmamba_jax.data.images.planes import from_planes, to_planes
 from medmamba_jax.data.images.windowing import Window, parse_window
-from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.errors import UserError
 from medmamba_jax.sections import Section
-
-if TYPE_CHECKING:  # a normal import would be circular: the configuration imports this module
-    from medmamba_jax.data.config import DataConfig
 
 # Name -> resampling filter. Pillow antialiases with every filter but the nearest neighbour.
 RESIZE_FILTERS: Mapping[str, Image.Resampling] = {
@@ -35,6 +31,25 @@ ALL_FRAMES = -1  # a value of `frame`: each frame of a file becomes a separate i
 FITS = ("stretch", "pad", "crop")
 
 _MODES = {1: "L", 3: "RGB"}
+
+
+class Settings(Protocol):
+    """The settings of `DataConfig` that prepare images; see there."""
+
+    @property
+    def image_size(self) -> int | tuple[int, int]: ...
+    @property
+    def resize(self) -> str: ...
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+    @property
+    def std(self) -> tuple[float, ...]: ...
+    @property
+    def window(self) -> Window: ...
+    @property
+    def frame(self) -> int: ...
+    @property
+    def fit(self) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +104,7 @@ class Preprocessing(Section):
                 )
 
     @classmethod
-    def from_config(cls, config: "DataConfig", channels: int) -> Self:
+    def from_config(cls, config: "Settings", channels: int) -> Self:
         """Builds the preprocessing of a run; `channels` is the model's number of input channels."""
         size = config.image_size
         return cls(
@@ -225,21 +240,3 @@ class Preprocessing(Section):
 
 def _scaled(length: int, scale: float, most: int) -> int:
     return min(max(round(length * scale), 1), most)
-
-
-class _NamedError(UserError):
-    """An image cannot be decoded; the message names it already."""
-
-
-def decoded(split: LabelledImages, index: int, preprocessing: Preprocessing) -> np.ndarray:
-    """Reads and decodes an image; returns uint8 (h, w, channels).
-
-    Raises:
-        UserError: the image cannot be decoded; the message names it.
-    """
-    try:
-        return preprocessing.decode(split.read(index))
-    except _NamedError:
-        raise
-    except ValueError as error:
-        raise _NamedError(f"{split.describe(index)}: {error}") from error
