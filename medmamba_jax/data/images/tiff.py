@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from medmamba_jax.data.images.decoders import decoder, missing
 from medmamba_jax.data.images.image_file import (
@@ -34,6 +34,7 @@ _ASSOCIATED, _UNASSOCIATED = 1, 2  # kinds of alpha
 _JPEG = (6, 7, 34892, 33007)  # compressions in which tifffile converts YCbCr to RGB
 # What Pillow reads exactly: bits of each channel, mode; and compressions (LZW, deflate, PackBits).
 _PLAIN_DEPTHS = (
+    ((1,), "1"),
     ((8,), "L"),
     ((8,), "P"),
     ((8,) * 3, "RGB"),
@@ -144,6 +145,12 @@ class TiffImage(ImageFile):
 
 class PlainTiff(PillowFile):
     """A TIFF of 8 bits or of 16-bit grey, which Pillow reads exactly, without tifffile."""
+
+    def _open(self) -> Image.Image:
+        try:
+            return super()._open()
+        except UnidentifiedImageError as error:  # damaged, or of a kind that Pillow does not know
+            raise missing("tifffile", "this kind of TIFF") from error
 
     def _require_exact(self, opened: Image.Image) -> None:
         tags: Any = opened.tag_v2  # type: ignore[attr-defined]

@@ -318,6 +318,37 @@ class TestOtherTiff:
                 use(buffer.getvalue())
 
 
+class TestTiffWithoutTheExtra:
+    @pytest.mark.parametrize("order", ORDERS)
+    @pytest.mark.parametrize("compression", [None, "lzw", "deflate", "packbits"])
+    def test_plain_kinds(self, order, compression, monkeypatch):
+        eight, deep = noise((9, 7)).astype(np.uint8), noise((9, 7), 16).astype(np.uint16)
+        colour, table = noise((9, 7, 3)).astype(np.uint8), noise((3, 256), 16).astype(np.uint16)
+        kinds = [
+            (eight, {"photometric": "minisblack"}, eight),
+            (eight, {"photometric": "miniswhite"}, 255 - eight),
+            (eight > 9, {"photometric": "minisblack"}, (eight > 9) * 255),
+            (eight > 9, {"photometric": "miniswhite"}, (eight <= 9) * 255),
+            (colour, {"photometric": "rgb"}, colour),
+            (eight, {"photometric": "palette", "colormap": table}, (table >> 8).T[eight]),
+            (deep, {"photometric": "minisblack"}, scaled(deep)),
+            *[(deep, {"photometric": "miniswhite"}, 255 - scaled(deep))] * (order == "<"),
+        ]
+        options = {"byteorder": order, "compression": compression}
+        files = [written_tiff(pixels, **kind, **options) for pixels, kind, _ in kinds]
+        others = [
+            written_tiff(deep.astype(np.float32), **options),
+            written_tiff(deep.astype(">u2"), photometric="miniswhite", byteorder=">"),
+        ]
+        monkeypatch.setitem(sys.modules, "tifffile", None)
+        monkeypatch.setitem(sys.modules, "imagecodecs", None)
+        for content, (_, kind, expected) in zip(files, kinds, strict=True):
+            assert_opens_as(expected, content, str(kind))
+        for content in others:
+            with pytest.raises(DataUnavailableError, match=r"TIFF needs .*medmamba-jax\[formats\]"):
+                open_image(content)
+
+
 # DICOM ------------------------------------------------------------------------------------------
 
 NATIVE = (
