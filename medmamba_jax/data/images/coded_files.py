@@ -2,6 +2,8 @@
 
 import io
 import logging
+import struct
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from PIL import ExifTags, Image
@@ -14,6 +16,8 @@ from medmamba_jax.data.images.image_file import (
     explained_damage,
     integer_range,
     rendered,
+    require_end,
+    require_exact_jpeg2000,
     require_safe_size,
 )
 from medmamba_jax.data.images.pillow_files import PillowFile
@@ -24,6 +28,8 @@ _CHANNELS = {2: 3, 4: 2, 6: 4}  # of a PNG, by colour type
 _COLOURS = {1: "grey", 2: "grey with alpha", 3: "colour", 4: "colour with alpha"}
 _LOSSLESS, _LS = 0xC3, 0xF7  # frames of JPEG
 _FRAMES_OF_JPEG = {*range(0xC0, 0xD0), _LS} - {0xC4, 0xC8, 0xCC}
+
+_CODESTREAM = b"\xff\x4f\xff\x51"  # the first bytes of JPEG 2000
 
 # libpng complains about the way imagecodecs calls it. The pixels are right.
 logging.getLogger("imagecodecs").addFilter(lambda log: "Interlace handl" not in log.getMessage())
@@ -76,6 +82,8 @@ class CodedFile(ImageFile):
             raise NoSuchFrameError(frame, 1)
         library = decoder("imagecodecs", self.kind())
         with explained_damage():
+            if header.name == "JPEG":
+                require_end(self.content)
             values = getattr(library, header.decode)(self.content)
             if header.name == "PNG" and values.shape[2:] == (header.channels + 1,):
                 values = values[..., :-1]  # made from a transparent colour (tRNS)
@@ -120,44 +128,66 @@ def open_png(content: bytes) -> ImageFile:
 
 def open_jpeg(content: bytes) -> ImageFile:
     """Opens a JPEG: by imagecodecs if it is JPEG-LS or has more than 8 bits, by Pillow if not."""
-    place, orientation = 2, 1
-    while place + 10 <= len(content) and content[place] == 0xFF:
-        marker = content[place + 1]
-        if marker == 0xFF:  # a fill byte
-            place += 1
-            continue
+    orientation = 1
+    for marker, segment in _segments(content):
         if marker in _FRAMES_OF_JPEG:
-            bits, channels = content[place + 4], content[place + 9]
+            bits, channels = segment[0], segment[5]
             if bits == 8 and marker != _LS:
                 break
             if channels not in (1, 3) or (marker == _LOSSLESS and channels != 1):
                 raise UserError(
                     f"a {bits}-bit JPEG of {channels} channels cannot be read: save it as grey or"
-                    " RGB PNG of 16 bits"
+                    " RGB PNG"
                 )
-            height, width = (int.from_bytes(content[place + at : place + at + 2]) for at in (5, 7))
             name, decode = (
                 ("JPEG-LS", "jpegls_decode") if marker == _LS else ("JPEG", "jpeg_decode")
             )
-            header = Header(name, decode, height, width, channels, bits, orientation=orientation)
+            size = coded_size(content)
+            header = Header(name, decode, *size, channels, bits, orientation=orientation)
             return CodedFile(content, header)
-        size = int.from_bytes(content[place + 2 : place + 4])
-        segment = content[place + 4 : place + 2 + size]
         if marker == 0xE1 and segment.startswith(b"Exif\0\0"):
             with explained_damage():
                 exif = Image.Exif()
                 exif.load(segment)
                 orientation = exif.get(ExifTags.Base.Orientation, 1)
-        place += 2 + size
     return PillowFile(content)
+
+
+def _segments(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yields the marker and the content of each segment of a JPEG, as far as the pixels."""
+    place = 2
+    while place + 10 <= len(content) and content[place] == 0xFF:
+        marker = content[place + 1]
+        if marker == 0xFF:  # a fill byte
+            place += 1
+            continue
+        size = int.from_bytes(content[place + 2 : place + 4])
+        yield marker, content[place + 4 : max(place + 2 + size, place + 10)]
+        place += 2 + size
+
+
+def coded_size(content: bytes) -> tuple[int, int]:
+    """Returns height and width by the header of a JPEG, JPEG-LS or JPEG 2000 codestream.
+
+    Raises:
+        UserError: there is no such header.
+    """
+    if content.startswith(_CODESTREAM):
+        right, bottom, left, top = struct.unpack_from(">4I", content, 8)
+        return bottom - top, right - left
+    for marker, segment in _segments(content):
+        if marker in _FRAMES_OF_JPEG:
+            height, width = struct.unpack_from(">HH", segment, 1)
+            return height, width
+    raise UserError("not a complete image file: the header is damaged")
 
 
 def open_jpeg2000(content: bytes) -> ImageFile:
     """Opens a JPEG 2000 file or codestream of grey or RGB, with or without alpha."""
-    start = content.find(b"\xff\x4f\xff\x51")
+    start = content.find(_CODESTREAM)
     boxes, size = content[:start], content[start + 4 :]
     with explained_damage():
-        numbers = [int.from_bytes(size[at : at + 4]) for at in range(4, 36, 4)]
+        height, width = coded_size(content[start:])
         channels = int.from_bytes(size[36:38])
         depths = {size[at : at + 3] for at in range(38, 38 + 3 * channels, 3)}
         (depth,) = depths if len(depths) == 1 else (b"",)
@@ -175,7 +205,7 @@ def open_jpeg2000(content: bytes) -> ImageFile:
             "a JPEG 2000 image with a palette, YCC colours, or channels of unequal kinds cannot be"
             " read: save it as PNG"
         )
-    width, height = numbers[0] - numbers[2], numbers[1] - numbers[3]
+    require_exact_jpeg2000((depth[0] & 127) + 1)
     bits, signed = (depth[0] & 127) + 1, depth[0] > 127
     header = Header("JPEG 2000", "jpeg2k_decode", height, width, channels, bits, signed)
     return CodedFile(content, header)

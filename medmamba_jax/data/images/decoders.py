@@ -6,12 +6,8 @@ from typing import Any
 
 from medmamba_jax.errors import DataUnavailableError
 
-# They decide which pixels a file decodes to. pydicom uses those of the second line.
-_LIBRARIES = (
-    *("pillow", "imagecodecs", "tifffile", "pydicom", "nibabel", "pillow-heif"),
-    *("pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle"),
-    *("pyjpegls", "python-gdcm"),
-)
+# They decide which pixels a file decodes to.
+_LIBRARIES = ("pillow", "imagecodecs", "tifffile", "pydicom", "nibabel", "pillow-heif")
 
 
 def decoder_versions() -> dict[str, str]:

@@ -1,13 +1,14 @@
 """Reads DICOM files as 8-bit pixels, by pydicom and the decoders of the extra `formats`."""
 
 import io
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 from scipy import special
 
-from medmamba_jax.data.images.decoders import decoder, missing
+from medmamba_jax.data.images.decoders import decoder
 from medmamba_jax.data.images.image_file import (
     ImageFile,
     NoSuchFrameError,
@@ -167,18 +168,15 @@ class DicomFile(ImageFile):
 
     def _stored(self, header: Any, frame: int) -> np.ndarray:
         """Decompresses a frame: (h, w) as it is stored, or 8-bit RGB (h, w, 3)."""
-        colours, name = header.PhotometricInterpretation, self._syntax.name
+        colours = header.PhotometricInterpretation
         jpeg2000 = self._syntax in self._pydicom.uid.JPEG2000TransferSyntaxes
         one_channel = colours in (*_GREY, "PALETTE COLOR")
         if not one_channel and colours not in _COLOUR + _JPEG2000_COLOUR * jpeg2000:
             raise UserError(f"DICOM with colours of the kind {colours} cannot be read: convert it")
         require_safe_size(header.Rows, header.Columns)
-        try:
-            reader = self._pydicom.pixels.get_decoder(self._syntax)
-        except NotImplementedError:
-            raise UserError(f"DICOM compressed as {name} cannot be read: convert it") from None
-        if not reader.is_available:
-            raise missing("python-gdcm, pylibjpeg-openjpeg or pyjpegls", f"DICOM ({name})")
+        from medmamba_jax.data.images import dicom_codecs  # it needs pydicom
+
+        reader, plugin = dicom_codecs.reader_of(self._syntax)
         bits, highest = header.get("BitsStored"), header.get("HighBit")
         shift = 0 if bits is None or highest is None else highest + 1 - bits
         options = {}
@@ -189,12 +187,7 @@ class DicomFile(ImageFile):
                     " convert it"
                 )
             options = {"bits_stored": header.BitsAllocated, "pixel_representation": 0}
-        try:
-            stored, _ = reader.as_array(self._header, index=frame, **options)
-        except RuntimeError as error:  # Pillow takes JPEG of 8 bits only, and says so late
-            if bits > 8 and any("gdcm" in needed for needed in reader.missing_dependencies):
-                raise missing("python-gdcm", f"{bits}-bit DICOM ({name})") from error
-            raise
+        stored, _ = reader.as_array(self._header, index=frame, decoding_plugin=plugin, **options)
         if shift:  # the sign is the highest bit
             unused = 8 * stored.itemsize - bits
             stored = (stored >> shift) << unused
@@ -217,8 +210,9 @@ class DicomFile(ImageFile):
             if header.get("VOILUTSequence"):
                 signed = full is None or full[0] < 0
                 return self._table(header.VOILUTSequence[0], "LUT", signed).in_8_bits(values)
-            if header.get("BitsStored") == 8 and np.array_equal(values, stored):
-                return to_uint8(stored, "auto")
+            unsigned = header.get("BitsStored") == 8 and not header.get("PixelRepresentation")
+            if unsigned and np.array_equal(values, stored):
+                return stored.astype(np.uint8)
         return to_uint8(values.astype(np.float64), full if full and window == "full" else window)
 
     def _in_units(self, stored: np.ndarray, header: Any) -> tuple[np.ndarray, Range | None]:
@@ -239,6 +233,11 @@ class DicomFile(ImageFile):
         if "RescaleSlope" in header or "RescaleIntercept" in header:
             slope = float(header.get("RescaleSlope", 1))
             intercept = float(header.get("RescaleIntercept", 0))
+            if not (slope and math.isfinite(slope) and math.isfinite(intercept)):
+                raise UserError(
+                    f"DICOM with RescaleSlope {slope:g} and RescaleIntercept {intercept:g} cannot"
+                    " be read: correct its header"
+                )
             low, high = sorted(end * slope + intercept for end in full or (0, 0))
             return stored.astype(np.float64) * slope + intercept, full and (low, high)
         return stored, full

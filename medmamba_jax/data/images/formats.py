@@ -78,6 +78,13 @@ _DOWNLOAD = "download the image again"
 # The first row that fits names a file. The default install reads the rows of Pillow and NumPy; the
 # other packages but pillow-heif come with the extra `formats`.
 FORMATS = (
+    # pydicom, and imagecodecs for compressed pixels. The preamble can be the header of a TIFF.
+    Format(
+        "a DICOMDIR",
+        lambda content: is_dicom(content) and b"1.2.840.10008.1.3.10\0" in content[132:HEAD],
+        remedy="it lists other files; remove it",
+    ),
+    Format("DICOM", is_dicom, DicomFile, (".dcm", ".dicom", ".ima")),
     # Pillow; imagecodecs for 16 bits of colour, or of grey with alpha
     Format("PNG", _start(b"\x89PNG\r\n\x1a\n"), open_png, (".png",)),
     # Pillow; imagecodecs for more than 8 bits and for JPEG-LS
@@ -93,13 +100,6 @@ FORMATS = (
     Format("AVIF", _brand(b"avif"), AvifFile, (".avif",)),
     # NumPy
     Format("NumPy array", _start(b"\x93NUMPY"), ArrayFile, (".npy",)),
-    # pydicom; pylibjpeg-openjpeg, pyjpegls or python-gdcm for compressed pixels
-    Format(
-        "a DICOMDIR",
-        lambda content: is_dicom(content) and b"1.2.840.10008.1.3.10\0" in content[132:HEAD],
-        remedy="it lists other files; remove it",
-    ),
-    Format("DICOM", is_dicom, DicomFile, (".dcm", ".dicom", ".ima")),
     # nibabel
     Format("NIfTI", _is_nifti, NiftiFile, (".nii", ".nii.gz")),
     # imagecodecs

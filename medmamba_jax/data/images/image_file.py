@@ -94,6 +94,18 @@ def require_safe_size(height: int, width: int) -> None:
         raise Image.DecompressionBombError(f"{height * width} pixels, more than {2 * limit}")
 
 
+def require_end(jpeg: bytes) -> None:
+    """Raises UserError for a JPEG that is cut off, which imagecodecs would fill up with grey."""
+    if b"\xff\xd9" not in jpeg[jpeg.rfind(b"\xff\xda") :]:
+        raise UserError("not a complete image file: the end of the JPEG is missing")
+
+
+def require_exact_jpeg2000(bits: int) -> None:
+    """Raises UserError for a JPEG 2000 of so many bits that OpenJPEG rounds them."""
+    if bits > 24:
+        raise UserError(f"JPEG 2000 of {bits} bits cannot be read exactly: save it as .npy")
+
+
 def integer_range(bits: int, *, signed: bool = False) -> Range:
     """Returns the smallest and the largest integer of so many bits."""
     return (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if signed else (0.0, 2.0**bits - 1)

@@ -73,6 +73,7 @@ class PillowFile(ImageFile):
                     full=integer_range(16),
                     inverted=self._inverted(opened),
                 )
+            opened.info.pop("transparency", None)  # of a palette, about which Pillow would warn
             mode = _RETURNED_AS.get(opened.mode, opened.mode)
             return opened if mode == opened.mode else opened.convert(mode)
 

@@ -16,7 +16,6 @@ from medmamba_jax.data.images.augmentation import Transform, unchanged
 from medmamba_jax.data.images.decoding import count_frames, open_image
 from medmamba_jax.data.images.planes import from_planes, to_planes
 from medmamba_jax.data.images.windowing import Window, parse_window
-from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.errors import UserError
 from medmamba_jax.sections import Section
 
@@ -207,21 +206,3 @@ class Preprocessing(Section):
 
 def _scaled(length: int, scale: float, most: int) -> int:
     return min(max(round(length * scale), 1), most)
-
-
-class _NamedError(UserError):
-    """An image cannot be decoded; the message names it already."""
-
-
-def decoded(split: LabelledImages, index: int, preprocessing: Preprocessing) -> np.ndarray:
-    """Reads and decodes an image; returns uint8 (h, w, channels).
-
-    Raises:
-        UserError: the image cannot be decoded; the message names it.
-    """
-    try:
-        return preprocessing.decode(split.read(index))
-    except _NamedError:
-        raise
-    except ValueError as error:
-        raise _NamedError(f"{split.describe(index)}: {error}") from error

@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from medmamba_jax.data.images.decoders import decoder, missing
 from medmamba_jax.data.images.image_file import (
@@ -18,6 +18,7 @@ from medmamba_jax.data.images.image_file import (
     explained_damage,
     integer_range,
     rendered,
+    require_exact_jpeg2000,
     require_safe_size,
 )
 from medmamba_jax.data.images.pillow_files import PillowFile
@@ -33,6 +34,7 @@ _ASSOCIATED, _UNASSOCIATED = 1, 2  # kinds of alpha
 _JPEG = (6, 7, 34892, 33007)  # compressions in which tifffile converts YCbCr to RGB
 # What Pillow reads exactly: bits of each channel, mode; and compressions (LZW, deflate, PackBits).
 _PLAIN_DEPTHS = (
+    ((1,), "1"),
     ((8,), "L"),
     ((8,), "P"),
     ((8,) * 3, "RGB"),
@@ -41,6 +43,7 @@ _PLAIN_DEPTHS = (
     ((16,), "I;16B"),
 )
 _PLAIN_COMPRESSIONS = (1, 5, 8, 32773, 32946)
+_JPEG_2000 = (33003, 33004, 33005, 34712)
 _REMEDY = "save it as grey or RGB of 8 or 16 bits, or as .npy"
 
 # tifffile logs some damage and goes on. What matters here becomes an error.
@@ -79,6 +82,8 @@ class TiffImage(ImageFile):
             page = self._page(frame)
             bits = _bits(page)
             require_safe_size(page.imagelength, page.imagewidth)
+            if page.compression in _JPEG_2000:
+                require_exact_jpeg2000(bits)
             colours, alpha, associated = _channels(page)
             values = _decoded(page)
             turn = int(page.tags.valueof(274, 1))  # Orientation
@@ -119,6 +124,7 @@ class TiffImage(ImageFile):
             link = last + layout.tagnosize + tags * layout.tagsize
         (place,) = struct.unpack_from(layout.offsetformat, self.content, link)
         if place in self._seen or (not place and self._places):
+            self._require_directories()
             return False
         if not 0 < place < len(self.content):
             raise UserError(f"not a complete image file: frame {len(self._places)} is not in it")
@@ -126,9 +132,25 @@ class TiffImage(ImageFile):
         self._seen.add(place)
         return True
 
+    def _require_directories(self) -> None:
+        """Raises UserError for ImageJ's and MetaMorph's stacks of one directory for all frames."""
+        imagej, stk = self._file.imagej_metadata or {}, self._file.stk_metadata or {}
+        frames = max(imagej.get("images", 1), stk.get("NumberPlanes", 1))
+        if frames > len(self._places) == 1:
+            raise UserError(
+                f"a TIFF with one directory for {frames} frames cannot be read: save each frame as"
+                " a page, or the stack as .npy"
+            )
+
 
 class PlainTiff(PillowFile):
     """A TIFF of 8 bits or of 16-bit grey, which Pillow reads exactly, without tifffile."""
+
+    def _open(self) -> Image.Image:
+        try:
+            return super()._open()
+        except UnidentifiedImageError as error:  # damaged, or of a kind that Pillow does not know
+            raise missing("tifffile", "this kind of TIFF") from error
 
     def _require_exact(self, opened: Image.Image) -> None:
         tags: Any = opened.tag_v2  # type: ignore[attr-defined]
@@ -177,7 +199,11 @@ def _channels(page: Any) -> tuple[int, bool, bool]:
     if not further or (colours == 3 and extra not in (_ASSOCIATED, _UNASSOCIATED)):
         return colours, False, False
     if extra in (_ASSOCIATED, _UNASSOCIATED):
+        if page.dtype.kind not in "bu" or page.dtype.itemsize > 4:
+            raise UserError(f"a TIFF of {page.dtype} with alpha cannot be read: save it without")
         return colours, True, extra == _ASSOCIATED
+    if set(page.extrasamples) & {_ASSOCIATED, _UNASSOCIATED}:
+        raise UserError(f"a TIFF with alpha after other channels cannot be read: {_REMEDY}")
     return page.samplesperpixel, False, False
 
 

@@ -64,6 +64,8 @@ def to_uint8(pixels: np.ndarray, window: Window) -> np.ndarray:
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         raise UserError("some pixels are NaN or infinite: replace them by numbers")
     if window == "auto":
+        if pixels.dtype.kind in "iu" and pixels.itemsize == 8:  # keeps what float64 would round off
+            pixels = (pixels - pixels.min()).astype(np.uint64)
         low, high = float(pixels.min()), float(pixels.max())
     elif window == "full":
         low, high = _dtype_range(pixels.dtype)
@@ -71,6 +73,8 @@ def to_uint8(pixels: np.ndarray, window: Window) -> np.ndarray:
         low, high = cast(tuple[float, float], window)
     if low == high:
         return np.where(pixels > low, 255, 0).astype(np.uint8)
+    if not math.isfinite(255 * (high - low)):
+        raise UserError("the pixels span more than float64 can hold: divide them by a constant")
     scaled = (pixels.astype(np.float64) - low) * 255 / (high - low)
     return np.rint(np.clip(scaled, 0, 255, out=scaled), out=scaled).astype(np.uint8)
 

@@ -12,8 +12,9 @@ from numpy.typing import ArrayLike
 
 from medmamba_jax.data.cpus import usable_cpus
 from medmamba_jax.data.images.augmentation import POLICIES, Policy
-from medmamba_jax.data.images.preprocessing import Preprocessing, decoded
+from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.data.labelled_images import LabelledImages
+from medmamba_jax.data.reading.decoded import decoded
 from medmamba_jax.data.reading.order import Order, sampler_for
 from medmamba_jax.errors import UserError
 

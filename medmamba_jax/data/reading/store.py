@@ -14,8 +14,9 @@ from typing import Self
 
 import numpy as np
 
-from medmamba_jax.data.images.preprocessing import Preprocessing, decoded
+from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.data.labelled_images import LabelledImages
+from medmamba_jax.data.reading.decoded import decoded
 from medmamba_jax.errors import UserError
 
 _SHAPE = np.dtype("<u4")  # height, width and channels of each image, after all pixels
