@@ -47,14 +47,16 @@ def labelled(data: OwnData) -> LabelledImages:
         UserError: an object lacks `len`, `[]` or `class_names`, is empty, or has an element or a
             label of another form; or two splits have different classes.
     """
-    if isinstance(data, Dataset):
+    if isinstance(data, Dataset):  # weights may be those of its training images alone
         return _joined(dict(data.splits))
     if not isinstance(data, Mapping):
         return _adapted(data, "data")
     if not data or not set(data) <= set(SPLITS):
         raise UserError(f"data has the keys {list(data)}; it may have {', '.join(SPLITS)}")
     named = {name: data[name] for name in SPLITS if name in data}
-    return _joined({name: _adapted(part, f"data[{name!r}]") for name, part in named.items()})
+    parts = {name: _adapted(part, f"data[{name!r}]") for name, part in named.items()}
+    _of_all([part.weights for part in parts.values()], "weights")  # raises if some have none
+    return _joined(parts)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from flax import nnx
 
 import medmamba_jax as mm
@@ -10,6 +11,7 @@ from medmamba_jax.models import split_model
 from medmamba_jax.runs import CheckpointStore, Progress, RunDescription
 
 
+@pytest.mark.slow
 def test_workdir_to_official_names(tmp_path):
     config = mm.MedMambaConfig(depths=(1, 2), dims=(8, 16), num_classes=3, in_channels=1)
     model = mm.MedMamba(config, rngs=nnx.Rngs(3))

@@ -312,6 +312,7 @@ def test_files_that_need_torch_say_so_under_any_ending(no_torch, tmp_path, suffi
         mm.load_torch(path)
 
 
+@pytest.mark.slow
 def test_loaded_models_train(no_torch, state_dict, tmp_path):
     path = tmp_path / "weights.safetensors"
     write_state_dict(state_dict, path)

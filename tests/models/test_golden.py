@@ -58,12 +58,13 @@ def official_maps(graphdef, state, images):
     return maps
 
 
-@pytest.mark.parametrize("name", [*WITH_ADAM, *OTHER_SMALL, T, *FULL_SIZE])
+@pytest.mark.parametrize("name", [*WITH_ADAM, T, *nightly(*OTHER_SMALL), *FULL_SIZE])
 def test_eval_logits(name):
     case = golden(name)
     assert_close(evaluate(case.model, case.images), case.values["eval/logits"], 2e-5, "logits")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", *nightly("conv_ssm_tiny", *OTHER_SMALL, T), *FULL_SIZE])
 def test_maps_on_the_way(name):
     case = golden(name)

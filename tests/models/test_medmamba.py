@@ -165,6 +165,7 @@ def test_training_is_a_function_of_the_seed():
     np.testing.assert_array_equal(call(model, x), call(again, x))
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_parameters_and_logits_in_float32():
     x = images(4, 16, 12, 3)
     model, half = make(drop_path_rate=0.0), make(drop_path_rate=0.0, compute_dtype="bfloat16")
@@ -229,6 +230,7 @@ def test_the_program_does_not_grow_with_depth():
     assert size((2, 2, 12, 2)) < 1.2 * size((2, 2, 2, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", ["ss_conv_ssm", "conv_ssm"])
 def test_an_evaluating_model_can_be_closed_over(block):
     model = make(depths=(1,), dims=(8,), block=block)

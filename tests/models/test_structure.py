@@ -88,6 +88,7 @@ def test_structure_draws_no_weights(monkeypatch):
     training_graphdef(CONFIG, lambda path: True)
 
 
+@pytest.mark.slow
 def test_evaluation_needs_parameters_and_statistics_alone():
     params, statistics, random = trained()
     # NumPy arrays too, as a file of weights gives them.

@@ -49,6 +49,7 @@ def test_probabilities_by_class_name_are_those_of_the_network(run, images):
     np.testing.assert_allclose(list(one.values()), table[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_paths_bytes_and_arrays_are_one_image(run, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50), np.uint8)
     path = tmp_path / "scan.png"

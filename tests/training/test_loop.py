@@ -39,6 +39,7 @@ def losses(workdir):
 
 
 @pytest.mark.filterwarnings("ignore:.*[Ss]harding.*")
+@pytest.mark.slow
 def test_continuing_equals_never_stopping(config, images, run_of_two_epochs, tmp_path):
     straight, stopped = tmp_path / "straight", run_of_two_epochs
     mm.train(config(epochs=4), straight, images)
@@ -121,6 +122,7 @@ def test_non_finite_loss_names_the_step_and_frees_the_workdir(config, images, tm
     assert mm.train(config(epochs=1), tmp_path, images)["test"]["epoch"] == 1
 
 
+@pytest.mark.slow
 def test_patience_stops_early_and_an_unpredicted_class_is_told(
     config, images, tmp_path, monkeypatch, capsys
 ):
@@ -246,6 +248,7 @@ def test_missing_split_and_single_class_validation(config, images, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_without_a_test_split_val_is_reported(config, images, tmp_path, capsys, caplog):
     splits = {name: images.splits[name] for name in ("train", "val")}
     dataset = dataclasses.replace(images, splits=splits)
@@ -317,6 +320,7 @@ def test_a_workdir_that_cannot_be_written_is_found_before_any_image_is_read(conf
         mm.train(config(), tmp_path / "file" / "run", Unreadable())
 
 
+@pytest.mark.slow
 def test_a_validation_that_is_not_finite_names_the_epoch(config, images, tmp_path, monkeypatch):
     """Inside the loop's transfer guard, which lets no value reach the host unasked."""
     real = loop_module.train_epoch
