@@ -96,8 +96,8 @@ def first_pass(
 def keep_evaluated(seen: Prepared, dataset: Dataset, config: DataConfig) -> str:
     """Settles how the images that are not augmented are kept, once the splits are known.
 
-    The pass has kept all images alike. Where it keeps none of a training set that is augmented,
-    `data.cache="auto"` may still keep the others.
+    The pass treats all images alike. If it keeps none, and the training images are augmented,
+    `data.cache="auto"` may still keep the images of the other splits.
 
     Returns:
         Where pixels are kept, as text.

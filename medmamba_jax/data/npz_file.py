@@ -49,7 +49,7 @@ class StoredArray:
         return f"{self.dtype} {self.shape}"
 
     def load(self) -> np.ndarray:
-        """Loads the array; raises UserError if memory or file end before its last value."""
+        """Loads the array; raises UserError if it does not fit into memory, or is damaged."""
         try:
             with self.archive.open(self.member) as stream:
                 return np.lib.format.read_array(stream, allow_pickle=False)
@@ -70,7 +70,7 @@ class StoredArray:
         return self.load()
 
     def load_for(self, images: "StoredArray") -> np.ndarray:
-        """Loads labels or groups, one or a row of several for each image: (n,) or (n, K), K > 1.
+        """Loads labels or groups: one for each image, (n,), or K > 1 for each image, (n, K).
 
         Raises:
             UserError: as `load_small`, or there are not as many as there are images.

@@ -103,7 +103,7 @@ class Strata:
             "train", "val", "test" -> ascending indices.
 
         Raises:
-            UserError: a class is not in every split, or fewer images or groups than folds show it.
+            UserError: a class is not in every split, or has fewer images or groups than folds.
         """
         if few := self.small_classes(folds):
             raise UserError(

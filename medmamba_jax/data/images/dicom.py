@@ -290,8 +290,8 @@ def is_dicom(content: bytes) -> bool:
     """Whether a file begins as DICOM files do, with or without their preamble."""
     if content[128:132] == b"DICM":
         return True
-    # A file without it begins with the first elements of group 2 or 8. An element has a name of
-    # its type, such as "UI", or the length of its value in 4 bytes.
+    # A file without a preamble begins with the first elements of group 2 or 8. After its tag, an
+    # element has the name of its type, such as "UI", or the length of its value in 4 bytes.
     for order in ("little", "big"):
         group, element = (int.from_bytes(content[at : at + 2], order) for at in (0, 2))
         if group in (2, 8) and element <= 0x18 and len(content) > 132:

@@ -54,7 +54,7 @@ def reader_of(syntax: uid.UID) -> tuple[Decoder, str]:
 
 
 def decode_frame(source: bytes, runner: DecodeRunner) -> bytes:
-    """Decodes a frame, and tells pydicom what the bytes mean that it returns.
+    """Decodes a frame, and tells pydicom how to interpret the decoded bytes.
 
     Raises:
         UserError: the frame is cut off, or cannot be decoded exactly.

@@ -17,7 +17,7 @@ from medmamba_jax.ops.scan.recurrence import discretise, in_scan_dtype
 # u, dt, A, B, C, D and the state at the start of each chunk.
 Residuals = tuple[jax.Array, ...]
 
-# Steps whose states the backward pass has in memory. 8 and 32 took longer (docs/scan.md).
+# The backward pass holds the states of this many steps in memory. 8 and 32 steps took longer.
 _CHUNK = 16
 
 
