@@ -7,7 +7,8 @@ import pytest
 from selective_scan_base import SelectiveScanCases
 
 import medmamba_jax as mm
-from medmamba_jax.ops.scan.chunked import chunk_length, max_chunk, scan_chunked
+from medmamba_jax.ops.scan.chunked import max_chunk, scan_chunked
+from medmamba_jax.ops.scan.chunks import chunk_length
 from medmamba_jax.ops.scan.shapes import ScanShape
 
 

@@ -4,17 +4,14 @@
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from medmamba_jax.ops.backend import default_backend
-from medmamba_jax.ops.scan.recurrence import combine, discretise, in_scan_dtype, read_out
-
-# u, dt, A, B, C, D and the state at each chunk's border.
-Residuals = tuple[jax.Array, ...]
+from medmamba_jax.ops.scan.chunks import Residuals, scan_in_chunks
+from medmamba_jax.ops.scan.recurrence import combine, discretise, read_out
 
 
 def max_chunk(backend: str) -> int:
@@ -25,15 +22,6 @@ def max_chunk(backend: str) -> int:
     launches. Other backends, such as the TPU, get the GPU's length without a measurement.
     """
     return 16 if backend == "cpu" else 64
-
-
-def chunk_length(length: int, longest: int) -> int:
-    """Returns the chunk that splits `length` evenly into the fewest chunks of at most `longest`.
-
-    Even chunks keep the padding below one step per chunk: 49 steps in chunks of at most 16 become
-    4 chunks of 13, not 4 of 16.
-    """
-    return math.ceil(length / math.ceil(length / longest))
 
 
 def scan_chunked(
@@ -74,14 +62,7 @@ def scan_chunked(
         # here: the number of border states that the backward pass keeps depends on the chunk's
         # length, and its gradient would keep the border states of every platform.
         longest = max_chunk(default_backend())
-    out_dtype = u.dtype
-    u, A, B, C, D = in_scan_dtype(u, A, B, C, D)
-    length = u.shape[1]
-    chunk = chunk_length(length, longest)
-    padding = -length % chunk
-    if padding:  # dt = 0 is the identity step: a = 1, b = 0
-        u, dt, B, C = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (u, dt, B, C))
-    return _scan(chunk, u, dt, A, B, C, D)[:, :length].astype(out_dtype)
+    return scan_in_chunks(_scan, longest, u, dt, A, B, C, D)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

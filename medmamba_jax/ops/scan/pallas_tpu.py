@@ -50,7 +50,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 
-from medmamba_jax.ops.scan.chunked import chunk_length
+from medmamba_jax.ops.scan.chunks import chunk_length
 
 _SUBLANES, _LANES = 8, 128  # a float32 vector register
 _TIME = 3  # the axis of the grid that runs in order

@@ -11,11 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from medmamba_jax.ops.scan.chunked import chunk_length
-from medmamba_jax.ops.scan.recurrence import discretise, in_scan_dtype
-
-# u, dt, A, B, C, D and the state at the start of each chunk.
-Residuals = tuple[jax.Array, ...]
+from medmamba_jax.ops.scan.chunks import Residuals, scan_in_chunks
+from medmamba_jax.ops.scan.recurrence import discretise
 
 # The backward pass holds the states of this many steps in memory. 8 and 32 steps took longer.
 _CHUNK = 16
@@ -42,14 +39,7 @@ def scan_stepwise(
     Returns:
       y, (b, l, k, d), in u's dtype.
     """
-    out_dtype = u.dtype
-    u, A, B, C, D = in_scan_dtype(u, A, B, C, D)
-    length = u.shape[1]
-    chunk = chunk_length(length, _CHUNK)
-    padding = -length % chunk
-    if padding:  # dt = 0 is the identity step: a = 1, b = 0
-        u, dt, B, C = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (u, dt, B, C))
-    return _scan(chunk, u, dt, A, B, C, D)[:, :length].astype(out_dtype)
+    return scan_in_chunks(_scan, _CHUNK, u, dt, A, B, C, D)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
