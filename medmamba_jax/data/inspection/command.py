@@ -96,7 +96,7 @@ def inspect(options: argparse.Namespace) -> tuple[str, int]:
     found = find_images(config)
     folder = _new_folder(options.out, found.name)
     seen = first_pass(
-        dataclasses.replace(found, synthetic=False),  # drawings are looked at, too
+        dataclasses.replace(found, synthetic=False),  # the pass would leave out drawings
         _OwnChannels(**vars(config.preprocessing(3))),
         config,
         header=looked_at(found, config),

@@ -44,7 +44,7 @@ def looked_at(found: LabelledImages, config: DataConfig) -> tuple[str, frozenset
 def read_header(
     found: LabelledImages, row: int, tag: str, image: bytes | np.ndarray | None = None
 ) -> str | None:
-    """Returns the text of a tag in the DICOM header of an image; None if there is none.
+    """Returns the text of a tag in the DICOM header of an image, or None if the tag is missing.
 
     Args:
         found: the images.
