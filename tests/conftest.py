@@ -2,6 +2,7 @@
 
 import atexit
 import dataclasses
+import json
 import os
 import shutil
 import tempfile
@@ -18,22 +19,14 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+import filelock
 import jax
 import numpy as np
+import plain_block  # noqa: F401  adds the model `tiny`
 import pytest
 
 import medmamba_jax as mm
-
-# Two stages compile in half of the time that the four of `medmamba_nano` take.
-mm.VARIANTS["tiny"] = {"depths": (1, 1), "dims": (8, 16)}
-
-
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in a hook of the same name
-def pytest_collection_modifyitems(items):
-    """Sends the tests that need the trained run to one worker, so that it is trained once."""
-    for item in items:
-        if "trained" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("trained"))
+from medmamba_jax.runs import Progress
 
 
 @pytest.fixture(autouse=True)
@@ -89,9 +82,9 @@ def marked_images():
 def config():
     """Returns a function (**changes of the section train) -> a small configuration."""
 
-    def config(**changes):
+    def config(variant="tiny", **changes):
         small = mm.default_config()
-        small.model.variant = "tiny"
+        small.model.variant = variant
         small.data.image_size = 32
         small.train.update(epochs=2, batch_size=8, lr=1e-3)
         built = mm.Config.of(small)
@@ -102,12 +95,31 @@ def config():
 
 @pytest.fixture(scope="session")
 def trained(config, images, tmp_path_factory):
-    """Workdir and results of `config(epochs=2)` on `images`; to be read only."""
-    workdir = tmp_path_factory.mktemp("trained")
+    """Workdir and results of `config(epochs=2)` on `images`; to be read only.
+
+    The worker that needs it first trains it for all.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # each worker has a folder of its own in it
+    workdir, done = folder / "trained", folder / "trained.json"
+    with filelock.FileLock(folder / "trained.lock"), pytest.MonkeyPatch.context() as monkeypatch:
+        if not done.exists():
+            use_one_device(monkeypatch)
+            done.write_text(json.dumps(mm.train(config(epochs=2), workdir, images)))
+    return workdir, json.loads(done.read_text())
+
+
+@pytest.fixture(scope="session")
+def mamba_run(config, images, tmp_path_factory):
+    """The folder of a run of MedMamba's own blocks; its checkpoint holds the initial weights."""
+    folder = tmp_path_factory.mktemp("mamba") / "run"
     with pytest.MonkeyPatch.context() as monkeypatch:
         use_one_device(monkeypatch)
-        results = mm.train(config(epochs=2), workdir, images)
-    return workdir, results
+        with mm.start_run(config(variant="tiny_mamba"), folder, images) as run:
+            parts = {"params": run.state.params, "statistics": run.state.statistics}
+            run.store.save(Progress(epoch=1, best_epoch=1), parts)
+    return folder
 
 
 @pytest.fixture

@@ -18,8 +18,7 @@ from medmamba_jax.cli.train import parse_flags
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = """
 import medmamba_jax as mm
-
-mm.VARIANTS["tiny"] = {"depths": (1, 1), "dims": (8, 16)}  # it compiles fast
+import plain_block  # adds the model `tiny`
 
 def get_config():
     config = mm.default_config()
@@ -29,6 +28,15 @@ def get_config():
     config.data.phantom.images = 40
     config.train.batch_size = 8
     config.train.epochs = 4
+    return config
+"""
+FOLDER_CONFIG = """
+from configs import image_folder
+import plain_block  # adds the model `tiny`
+
+def get_config():
+    config = image_folder.get_config("testing")
+    config.model.variant = "tiny"
     return config
 """
 
@@ -44,7 +52,8 @@ def run(*arguments, cwd):
 
 
 def environment():
-    return {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "models")))  # for `plain_block`
+    return {**os.environ, "PYTHONPATH": path, "XLA_FLAGS": ""}
 
 
 MISTAKES = {
@@ -163,13 +172,14 @@ def test_folder_of_images_from_training_to_evaluation(tmp_path):
         for i in range(20):
             pixels = np.clip(rng.normal(level, 20, (40, 50)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
-    config = f"--config={ROOT}/configs/image_folder.py:testing"
+    (tmp_path / "folder.py").write_text(FOLDER_CONFIG)
+    config = "--config=folder.py"
     kept = "--config.data.cache_dir=kept"
     trained = run(config, "--config.data.path=images", kept, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "Traceback" not in trained.stderr
     assert "all 40 images can be read, 50x40 px" in trained.stdout
-    workdir = tmp_path / "runs" / "image_folder_testing"
+    workdir = tmp_path / "runs" / "folder"
     results = workdir / "results"
     assert len((workdir / "split.csv").read_text().splitlines()) == 1 + 40
     before = {path.name: path.read_text() for path in results.iterdir()}

@@ -103,6 +103,7 @@ def test_norms_start_as_identity(tensors):
             assert (x == 0).all(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(3, 3, 2, 5), (3, 3, 64, 16)], ids=["small", "large"])
 def test_draws_are_those_of_jax(shape):
     key, shape_2d = jax.random.key(3), (shape[0] * shape[1] * shape[2], shape[3])

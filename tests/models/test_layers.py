@@ -83,6 +83,7 @@ def make_block(features):
     )
 
 
+@pytest.mark.slow
 def test_drop_path_touches_the_scanned_channels_alone():
     block = make_block(8)
     block.eval()

@@ -86,6 +86,7 @@ def test_wrong_axes_are_refused(shape):
         make()(jnp.zeros(shape))
 
 
+@pytest.mark.slow
 def test_no_classes_means_pooled_features():
     model = make(num_classes=0)
     model.eval()
@@ -106,6 +107,7 @@ def test_pooled_features_are_what_the_head_reads():
         model.pooled(x[..., :1])
 
 
+@pytest.mark.slow
 def test_statistics_change_in_training_alone():
     model, x = make(drop_path_rate=0.0), images(2, 16, 12, 3)
     before = statistics(model)
@@ -124,6 +126,7 @@ def test_statistics_change_in_training_alone():
     assert not same(statistics(model), trained)
 
 
+@pytest.mark.slow
 def test_a_view_evaluates_without_changing_the_model():
     model, x = make(**ONE_STAGE, drop_path_rate=0.5), images(2, 16, 12, 3)
     call(model, x)
@@ -136,6 +139,7 @@ def test_a_view_evaluates_without_changing_the_model():
     np.testing.assert_array_equal(from_view, call(model, x))
 
 
+@pytest.mark.slow
 def test_eval_looks_at_each_image_alone():
     model = make(**ONE_STAGE)
     call(model, images(4, 16, 12, 3, seed=1))  # statistics other than the initial ones
@@ -149,6 +153,7 @@ def test_eval_looks_at_each_image_alone():
     assert relative_error(changed[1], together[1]) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", ["drop_rate", "attn_drop_rate", "drop_path_rate"])
 def test_each_rate_makes_training_random_and_eval_not(rate):
     rates = {"drop_rate": 0.0, "attn_drop_rate": 0.0, "drop_path_rate": 0.0}

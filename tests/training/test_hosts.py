@@ -20,6 +20,7 @@ index, hosts, address, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3],
 if hosts > 1:
     jax.distributed.initialize(address, hosts, index)
 import medmamba_jax as mm
+import plain_block  # adds the model `tiny`
 from medmamba_jax.parallel import DataParallel
 
 class Discs:
@@ -40,7 +41,6 @@ def recorded(self, batch):
 
 DataParallel.put_batch = recorded
 config = mm.default_config()
-mm.VARIANTS["tiny"] = {"depths": (1, 1), "dims": (8, 16)}  # it compiles fast
 config.model.variant, config.data.image_size = "tiny", 32
 config.train.batch_size, config.train.epochs = 8, 2
 config.data.cache_dir = f"{folder}/cache"
@@ -64,7 +64,8 @@ def ended(folder, hosts, devices):
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     flags = f"--xla_force_host_platform_device_count={devices}"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    path = os.pathsep.join(sys.path)  # it has the tests' own modules
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": path}
     started = [
         subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(index), str(hosts), address, str(folder)],

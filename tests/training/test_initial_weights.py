@@ -21,9 +21,9 @@ PATCHES = "patch_embed.proj.kernel"
 
 
 @pytest.fixture
-def official(trained, tmp_path):
-    """The trained run's weights as an official file."""
-    predictor = mm.load_run(trained[0]).predictor
+def official(mamba_run, tmp_path):
+    """A run's weights as an official file."""
+    predictor = mm.load_run(mamba_run).predictor
     path = tmp_path / "weights.safetensors"
     weights = jax.device_get((predictor.params, predictor.statistics))
     write_state_dict(weights_to_state_dict(predictor.model, *weights), path)
@@ -35,7 +35,7 @@ def loaded(config, images):
     """Returns a function (source, images, **changes of the model) -> tensors and their report."""
 
     def loaded(source, dataset=images, **changes):
-        built = config(init_from=str(source))
+        built = config("tiny_mamba", init_from=str(source))
         model = dataclasses.replace(built.model, **changes)
         description, _ = describe(dataclasses.replace(built, model=model), dataset)
         spec, _ = make_spec(built, dataset, description)
@@ -62,15 +62,16 @@ def fates(report):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["run", "official"])
 def test_with_the_runs_own_classes_validation_before_the_first_step_is_the_runs(
-    config, images, trained, official, tmp_path, source, capsys
+    config, images, mamba_run, official, tmp_path, source, capsys
 ):
-    source = trained[0] if source == "run" else official
-    expected = {
-        key: value for key, value in trained[1]["val"].items() if isinstance(value, (float, list))
-    }
-    with mm.start_run(config(init_from=str(source), seed=5), tmp_path / "new", images) as run:
+    source = mamba_run if source == "run" else official
+    values = mm.load_run(mamba_run).evaluate(images)["val"]
+    expected = {key: value for key, value in values.items() if isinstance(value, (float, list))}
+    new = config("tiny_mamba", init_from=str(source), seed=5)
+    with mm.start_run(new, tmp_path / "new", images) as run:
         found = mm.evaluate(run.predictor(), images.splits["val"])
     assert {key: found[key] for key in expected} == expected and len(expected) > 5
     printed = capsys.readouterr().out
@@ -97,9 +98,11 @@ def test_on_other_classes_the_features_are_the_runs_and_only_the_head_is_new(
     assert not np.isclose(*heads).any()
 
 
-def test_a_head_of_more_classes_and_another_task(loaded, images, marked_images, trained, official):
+def test_a_head_of_more_classes_and_another_task(
+    loaded, images, marked_images, mamba_run, official
+):
     three = with_classes(images, "a", "b", "c")
-    for source, dataset in ((trained[0], three), (official, three), (trained[0], marked_images)):
+    for source, dataset in ((mamba_run, three), (official, three), (mamba_run, marked_images)):
         tensors, report = loaded(source, dataset)
         assert fates(report)["drawn anew"] == HEAD and not HEAD & set(tensors)
     # A file does not name its classes: two of the new set's may be the same.
@@ -109,7 +112,7 @@ def test_a_head_of_more_classes_and_another_task(loaded, images, marked_images, 
 @pytest.mark.parametrize(("old", "new"), [(3, 1), (1, 3)])
 def test_other_channels_give_the_same_features_of_a_grey_image(tmp_path, loaded, old, new):
     """Convolving three equal planes by a kernel is convolving one by its sum."""
-    config = mm.MedMambaConfig.variant("tiny", num_classes=2, in_channels=old)
+    config = mm.MedMambaConfig.variant("tiny_mamba", num_classes=2, in_channels=old)
     model = mm.MedMamba(config, rngs=nnx.Rngs(1))
     path = tmp_path / "weights.safetensors"
     write_state_dict(mm.to_torch_state_dict(model), path)
@@ -123,22 +126,22 @@ def test_other_channels_give_the_same_features_of_a_grey_image(tmp_path, loaded,
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_other_numbers_of_channels_are_drawn_anew(loaded, trained):
-    tensors, report = loaded(trained[0], in_channels=4)
+def test_other_numbers_of_channels_are_drawn_anew(loaded, mamba_run):
+    tensors, report = loaded(mamba_run, in_channels=4)
     assert report.fates[PATCHES] == "drawn anew" and PATCHES not in tensors
     assert fates(report)["drawn anew"] == {PATCHES}
 
 
-def test_another_architecture_lists_every_tensor(loaded, trained):
+def test_another_architecture_lists_every_tensor(loaded, mamba_run):
     with pytest.raises(mm.UserError) as error:
-        loaded(trained[0], d_state=8)
+        loaded(mamba_run, d_state=8)
     message = str(error.value)
     assert "train.init_from" in message and "model.d_state" not in message.partition("\n")[2]
     shown = [line for line in message.splitlines() if "misshapen" in line]
     names = {"A_log", "x_proj"}  # in each of the two stages
     assert len(shown) == 2 * len(names)
     with pytest.raises(mm.UserError, match="missing: stages"):
-        loaded(trained[0], variant="medmamba_t")
+        loaded(mamba_run, variant="medmamba_t")
 
 
 def test_pixels_on_another_scale_are_warned_of(loaded, trained, images, config, caplog):

@@ -1,4 +1,4 @@
-"""The loop on a tiny data set: real model, real Orbax, real files."""
+"""The loop on a tiny data set: real Orbax, real files; see plain_block.py for the model."""
 
 import dataclasses
 import json
@@ -40,10 +40,11 @@ def losses(workdir):
 
 @pytest.mark.filterwarnings("ignore:.*[Ss]harding.*")
 @pytest.mark.slow
-def test_continuing_equals_never_stopping(config, images, run_of_two_epochs, tmp_path):
-    straight, stopped = tmp_path / "straight", run_of_two_epochs
-    mm.train(config(epochs=4), straight, images)
-    mm.train(config(epochs=4), stopped, images)
+def test_continuing_equals_never_stopping(config, images, tmp_path):
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    mm.train(config("tiny_mamba", epochs=4), straight, images)
+    for epochs in (2, 4):
+        mm.train(config("tiny_mamba", epochs=epochs), stopped, images)
     assert losses(straight) == losses(stopped) and len(losses(straight)) == 4
     expected, actual = leaves(straight, 4), leaves(stopped, 4)
     assert expected.keys() == actual.keys() and len(expected) > 150
@@ -201,7 +202,8 @@ def test_image_weights_change_training_and_are_told(config, images, trained, tmp
     weighted = dataclasses.replace(images, splits=images.splits | {"train": train})
     mm.train(config(epochs=1), tmp_path, weighted)
     assert "weights     of images, in training: 0.25..8\n" in capsys.readouterr().out
-    assert abs(losses(tmp_path)[0][0] - losses(trained[0])[0][0]) > 0.005
+    # Round-off changes a loss by a millionth.
+    assert not np.isclose(losses(tmp_path)[0][0], losses(trained[0])[0][0], rtol=1e-3)
     with pytest.raises(ValueError, match="the images of split 'train' changed"):
         mm.train(config(epochs=1), tmp_path, images)
 
@@ -376,7 +378,7 @@ def test_frozen_stages_and_their_statistics_do_not_move(config, images, tmp_path
         changed = jax.tree.map(
             lambda x, y: not np.array_equal(x, y), _stage(old, "1"), _stage(new, "1")
         )
-        assert sum(jax.tree.leaves(changed)) > 5
+        assert all(jax.tree.leaves(changed))
     chex.assert_trees_all_equal(before[0]["patch_embed"], after[0]["patch_embed"])
 
 
