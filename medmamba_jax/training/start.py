@@ -1,15 +1,13 @@
 """Starts a run: makes every check, then the first state. Read `start_run` first."""
 
 import contextlib
+import dataclasses
 import functools
-import hashlib
 import json
 import pathlib
-import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -46,7 +44,8 @@ from medmamba_jax.runs.workdir import (
     hold_workdir,
     write_description,
 )
-from medmamba_jax.training.config import Config
+from medmamba_jax.training.compilation import cache_compiled_programs
+from medmamba_jax.training.config import Config, TrainConfig
 from medmamba_jax.training.initial_weights import Report, initial_weights
 from medmamba_jax.training.losses import training_loss
 from medmamba_jax.training.optimizer import frozen_mask, is_frozen, make_optimizer
@@ -54,9 +53,8 @@ from medmamba_jax.training.reporting import as_text, parameter_counts, progress_
 from medmamba_jax.training.selection import choose_best_metric, is_finished
 from medmamba_jax.training.step import StepSpec, TrainState, eval_params, init_state, train_step
 
-COMPILED = "~/.cache/medmamba-jax/compiled"
 
-
+@dataclasses.dataclass(eq=False)
 class TrainingRun:
     """A run that is ready to train; a context manager that frees its folder.
 
@@ -65,35 +63,29 @@ class TrainingRun:
         workdir: the run's folder.
         dataset: the images, with caches if `data.cache` allows them.
         description: the content of `run.json`.
+        spec: the static arguments of a step.
         parallel: the devices.
-        train_step: the jitted step.
-        steps: training steps in an epoch.
         store: the checkpoints.
         state: the state before the next step.
         progress: the epochs finished.
         open_files: what `with` closes: the lock of the folder and the checkpoints.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        workdir: pathlib.Path,
-        dataset: Dataset,
-        description: RunDescription,
-        parallel: DataParallel,
-        spec: StepSpec,
-    ):
-        self.config = config
-        self.workdir = workdir
-        self.dataset = dataset
-        self.description = description
-        self.parallel = parallel
-        self.spec = spec
-        self.steps = steps_per_epoch(dataset.splits["train"], config.train.batch_size)
-        self.open_files = contextlib.ExitStack()
-        self.store: CheckpointStore
-        self.state: TrainState
-        self.progress = Progress()
+    config: Config
+    workdir: pathlib.Path
+    dataset: Dataset
+    description: RunDescription
+    spec: StepSpec
+    parallel: DataParallel
+    store: CheckpointStore
+    state: TrainState
+    progress: Progress
+    open_files: contextlib.ExitStack
+
+    @functools.cached_property
+    def steps(self) -> int:
+        """Training steps in an epoch."""
+        return steps_per_epoch(self.dataset.splits["train"], self.config.train.batch_size)
 
     @functools.cached_property
     def train_step(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
@@ -172,15 +164,27 @@ def start_run(
             made=ready.made,
             say=say,
         )
-        run = TrainingRun(config, workdir, dataset, description, parallel, spec)
-        run.store = store
-        run.state, run.progress, report = first_state(run)
+        state, progress, report = first_state(config.train, description, spec, store, parallel)
+        run = TrainingRun(
+            config,
+            workdir,
+            dataset,
+            description,
+            spec,
+            parallel,
+            store,
+            state,
+            progress,
+            open_files.pop_all(),
+        )
+    with contextlib.ExitStack() as unless_it_starts:
+        unless_it_starts.enter_context(run)
         if not run.is_finished:
             on_first_host(functools.partial(write_records, run, ready, report))
         say(plan(run, {"cache": ready.cache, "loss": loss_text, "best by": best_text}))
         if report is not None:
             say(report.text())
-        run.open_files = open_files.pop_all()
+        unless_it_starts.pop_all()
     return run
 
 
@@ -291,7 +295,13 @@ def _remove_unused(workdir: pathlib.Path) -> None:
         shutil.rmtree(workdir, ignore_errors=True)
 
 
-def first_state(run: TrainingRun) -> tuple[TrainState, Progress, Report | None]:
+def first_state(
+    train: TrainConfig,
+    description: RunDescription,
+    spec: StepSpec,
+    store: CheckpointStore,
+    parallel: DataParallel,
+) -> tuple[TrainState, Progress, Report | None]:
     """Returns the state to go on from: resumed, else from `train.init_from`, else random.
 
     Returns:
@@ -301,16 +311,15 @@ def first_state(run: TrainingRun) -> tuple[TrainState, Progress, Report | None]:
         FileNotFoundError: `init_from` names nothing.
         UserError: the trained model is of another architecture.
     """
-    description, train = run.description, run.config.train
     make = functools.partial(
-        init_state, description.model, run.spec.optimizer, train.seed, average=description.averaged
+        init_state, description.model, spec.optimizer, train.seed, average=description.averaged
     )
     shapes = jax.eval_shape(make)
-    shardings = run.parallel.of_state(shapes)
-    if (epoch := run.store.latest_epoch()) is not None:
+    shardings = parallel.of_state(shapes)
+    if (epoch := store.latest_epoch()) is not None:
         like = restored_like(shapes, shardings).to_parts()
-        state = TrainState.from_parts(run.store.restore(epoch, like))
-        return state, run.store.progress(epoch), None
+        state = TrainState.from_parts(store.restore(epoch, like))
+        return state, store.progress(epoch), None
     loaded: Mapping[str, np.ndarray] = {}
     report = None
     if train.init_from:
@@ -407,30 +416,3 @@ def require_writable(workdir: pathlib.Path) -> None:
             pass
     except OSError as error:
         raise type(error)(error.errno, error.strerror, str(workdir)) from error
-
-
-def cache_compiled_programs() -> None:
-    """Keeps compiled programs in `COMPILED`, so that the second start of a run is fast.
-
-    Nothing changes where JAX has a cache folder already, or where the environment variable
-    `JAX_ENABLE_COMPILATION_CACHE` turns the cache off.
-    """
-    config: Any = jax.config  # JAX gives no types for its attributes
-    if config.jax_compilation_cache_dir is None and config.jax_enable_compilation_cache:
-        try:
-            folder = expanded(COMPILED)
-        except UserError:  # there is no home folder
-            return
-        if jax.default_backend() == "cpu":  # JAX ignores the instructions of CPUs
-            folder /= hashlib.sha256(_cpu().encode()).hexdigest()[:8]
-        config.update("jax_compilation_cache_dir", str(folder))
-    if config.jax_enable_compilation_cache:
-        say(f"compiled programs are kept in {config.jax_compilation_cache_dir}")
-
-
-def _cpu() -> str:
-    """Returns a text that names this CPU's instructions."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line for line in lines if line.startswith(("flags", "Features")))
-    return f"{platform.machine()} {platform.processor()}"
