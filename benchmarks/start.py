@@ -29,7 +29,7 @@ except ImportError:  # up to 7e4a3f5
     from medmamba_jax.data.reading.caching import cached, open_caches
 
     config = DataConfig(source="image_folder", root=path, **options)
-    preprocessing = config.preprocessing(3)
+    preprocessing = Preprocessing.from_config(config, 3)
     dataset = build_dataset(config)
     digests = {name: split.digest() for name, split in dataset.splits.items()}
     kept, _ = cached(dataset, preprocessing, config)
