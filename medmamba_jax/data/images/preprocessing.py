@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from medmamba_jax.data.images.augmentation import Transform, unchanged
-from medmamba_jax.data.images.decoding import count_frames, open_image
+from medmamba_jax.data.images.decoding import open_image, parsed
 from medmamba_jax.data.images.planes import from_planes, to_planes
 from medmamba_jax.data.images.windowing import Window, parse_window
 from medmamba_jax.errors import UserError
@@ -138,7 +138,7 @@ class Preprocessing(Section):
         if frame == ALL_FRAMES:
             # Labelled images are single frames (`all_frames`), so the caller passed this
             # file directly.
-            if isinstance(image, bytes) and (frames := count_frames(image)) > 1:
+            if isinstance(image, bytes) and (frames := parsed(image).count_frames()) > 1:
                 raise UserError(
                     f"the file holds {frames} frames, and by data.frame each frame is a separate"
                     " image: divide the file by medmamba_jax.data.sources.frames.all_frames"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from medmamba_jax.data.cpus import usable_cpus
-from medmamba_jax.data.images.decoding import count_frames, open_image, parsed
+from medmamba_jax.data.images.decoding import open_image, parsed
 from medmamba_jax.data.images.windowing import Window
 from medmamba_jax.data.labelled_images import LabelledImages, content_hash
 from medmamba_jax.errors import UserError
@@ -31,11 +31,8 @@ def all_frames(files: LabelledImages, window: Window = "auto") -> LabelledImages
     """
 
     def count(row: int) -> int:
-        image = files.read(row)
-        if isinstance(image, np.ndarray):
-            return 1
         try:
-            return count_frames(image)
+            return parsed(files.read(row)).count_frames()
         except ValueError as error:
             raise UserError(f"{files.describe(row)}: {error}") from error
 
