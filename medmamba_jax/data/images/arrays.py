@@ -22,6 +22,7 @@ class ArrayFile(ImageFile):
     expected = "a complete .npy file of numbers"
 
     def __init__(self, content: bytes | np.ndarray):
+        super().__init__(content)
         self._name = "npy" if isinstance(content, bytes) else "array"
         if isinstance(content, np.ndarray):
             self._pixels = content

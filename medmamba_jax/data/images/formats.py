@@ -1,5 +1,6 @@
 """The table of file formats: how each begins, what it is called, and what reads it."""
 
+import codecs
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -181,8 +182,8 @@ def kind_of(content: bytes) -> str:
     """
     if format := format_of(content):
         return format.name
-    try:
-        content[: HEAD - 4].decode()
+    try:  # the last character may be cut off
+        codecs.getincrementaldecoder("utf-8")().decode(content[:HEAD])
     except UnicodeDecodeError:
         return "a file of an unknown kind"
     return "a text"

@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -34,7 +35,7 @@ class ImageFile:
     anything at a damaged file: the public methods, and `decoding.parsed`, turn it into a UserError.
 
     Args:
-        content: the bytes of the file.
+        content: the bytes of the file, or an array.
 
     Attributes:
         expected: what the file should be; the message for a damaged file says that it is not.
@@ -42,8 +43,8 @@ class ImageFile:
 
     expected = "a complete image file"
 
-    def __init__(self, content: bytes):
-        self.content = content
+    def __init__(self, content: bytes | np.ndarray):
+        self.content: Any = content
         self._lock = threading.Lock()  # for a library that moves through the file
 
     def kind(self) -> str:

@@ -67,10 +67,7 @@ class Preprocessing(Section):
     fit: str = "stretch"
 
     def __post_init__(self) -> None:
-        try:
-            object.__setattr__(self, "window", parse_window(self.window))
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        object.__setattr__(self, "window", parse_window(self.window))
         if self.channels < 1:
             raise UserError(f"images have 1 or more channels; got {self.channels}")
         names = tuple(RESIZE_FILTERS)

@@ -14,7 +14,7 @@ from medmamba_jax.data.labels import as_labels
 from medmamba_jax.data.npz_file import StoredArray, array_names, stored_array
 from medmamba_jax.data.sources.class_names import require_classes
 from medmamba_jax.data.sources.source import Source
-from medmamba_jax.data.split_names import SPLITS, split_named
+from medmamba_jax.data.split_names import names_of_splits
 from medmamba_jax.errors import UserError
 
 _LAYOUTS = (
@@ -95,21 +95,15 @@ def _parts(names: Sequence[str]) -> dict[str, tuple[str, str, str]]:
     """Returns split, "" without any -> names of its arrays of images, labels and groups."""
     if "x" in names:
         return {"": ("x", "y", "groups")}
-    prefixes: dict[str, str] = {}
-    for prefix in (name.removesuffix("_images") for name in names if name.endswith("_images")):
-        split = split_named(prefix)
-        if split in prefixes:
-            raise UserError(
-                f"it has both {prefixes[split]}_images and {prefix}_images, which are {split}: keep"
-                " one of them"
-            )
-        if split is not None:
-            prefixes[split] = prefix
+    prefixes = names_of_splits(
+        [name.removesuffix("_images") for name in names if name.endswith("_images")],
+        *("it", "_images"),
+    )
     if "train" not in prefixes or len(prefixes) == 1:
         raise UserError(f"it holds {sorted(names)}, but must hold {_LAYOUTS}")
     return {
         split: (f"{prefix}_images", f"{prefix}_labels", f"{prefix}_groups")
-        for split, prefix in sorted(prefixes.items(), key=lambda item: SPLITS.index(item[0]))
+        for split, prefix in prefixes.items()
     }
 
 
