@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from medmamba_jax.data.images.decoding import open_image, parsed
-from medmamba_jax.data.images.formats import is_image_file
+from medmamba_jax.data.images.formats import HEAD, is_image_file, kind_of
 from medmamba_jax.data.inspection.image_kinds import image_kind
 
 ORIENTATION = 0x0112
@@ -315,6 +315,13 @@ class TestDamage:
         content = saved(Image.fromarray(noise(8, 8, 3)), "WEBP", exif=b"Exif\0\0XX*\0nothing here")
         with pytest.raises(ValueError, match="not a complete image file"):
             open_image(content)
+
+
+@pytest.mark.parametrize("before", range(4))
+def test_a_long_text_is_one_wherever_a_character_is_cut(before):
+    text = (b"a" * before) + "\u20ac".encode() * HEAD  # of three bytes
+    assert kind_of(text) == kind_of(text[:HEAD]) == "a text"
+    assert kind_of(b"\xff" + text) == "a file of an unknown kind"
 
 
 class TestIsImageFile:
