@@ -40,31 +40,6 @@ class _Table(NamedTuple):
     entries: np.ndarray
     bits: int
 
-    @classmethod
-    def of(cls, descriptor: Any, data: Any, *, little: bool, signed: bool) -> "_Table":
-        """Parses a table (DICOM PS3.3, C.7.6.3.1.5 and C.11).
-
-        Args:
-            descriptor: number of entries, first value and bits of an entry. Its numbers have 16
-                bits, with or without a sign.
-            data: the entries, as bytes or numbers.
-            little: the byte order of the file.
-            signed: whether the table's input can be negative.
-        """
-        count = (int(descriptor[0]) & 0xFFFF) or 1 << 16
-        first, bits = int(descriptor[1]) & 0xFFFF, int(descriptor[2])
-        if signed and first >= 1 << 15:
-            first -= 1 << 16
-        if isinstance(data, bytes):
-            words = np.frombuffer(data + b"\0" * (len(data) % 2), "<u2" if little else ">u2")
-        else:
-            words = (np.atleast_1d(np.asarray(data, np.int64)) & 0xFFFF).astype("<u2")
-        if len(words) < count:  # each word holds two entries of 8 bits, the first in its low bits
-            words, bits = words.astype("<u2").view(np.uint8), 8
-        if len(words) < count:
-            raise UserError(f"a lookup table has {len(words)} entries and announces {count}")
-        return cls(first, words[:count].astype(np.int64), bits)
-
     def look_up(self, values: np.ndarray) -> np.ndarray:
         """Returns the entries for these values, of the same shape."""
         places = np.rint(values).astype(np.int64) - self.first
@@ -230,9 +205,26 @@ class DicomFile(ImageFile):
         return np.stack([table.in_8_bits(stored) for table in tables], axis=-1)
 
     def _table(self, settings: Any, name: str, signed: bool) -> _Table:
-        """Parses the table that `name` + "Descriptor" and `name` + "Data" describe."""
+        """Parses a table (DICOM PS3.3, C.7.6.3.1.5 and C.11).
+
+        `name` + "Descriptor" is the number of entries, the first value and the bits of an entry, in
+        numbers of 16 bits with or without a sign; `name` + "Data" holds the entries, as bytes or
+        numbers. `signed` says whether the table's input can be negative.
+        """
         descriptor, data = settings[f"{name}Descriptor"].value, settings[f"{name}Data"].value
-        return _Table.of(descriptor, data, little=self._little, signed=signed)
+        count = (int(descriptor[0]) & 0xFFFF) or 1 << 16
+        first, bits = int(descriptor[1]) & 0xFFFF, int(descriptor[2])
+        if signed and first >= 1 << 15:
+            first -= 1 << 16
+        if isinstance(data, bytes):
+            words = np.frombuffer(data + b"\0" * (len(data) % 2), "<u2" if self._little else ">u2")
+        else:
+            words = (np.atleast_1d(np.asarray(data, np.int64)) & 0xFFFF).astype("<u2")
+        if len(words) < count:  # each word holds two entries of 8 bits, the first in its low bits
+            words, bits = words.astype("<u2").view(np.uint8), 8
+        if len(words) < count:
+            raise UserError(f"a lookup table has {len(words)} entries and announces {count}")
+        return _Table(first, words[:count].astype(np.int64), bits)
 
 
 def header_tag(content: bytes, tag: str) -> str | None:

@@ -56,17 +56,15 @@ class PillowFile(ImageFile):
             if frame:
                 opened.seek(frame)
             self._require_exact(opened)
+            # PhotometricInterpretation, which Pillow heeds in a TIFF of 8 bits only
+            inverted = getattr(opened, "tag_v2", {}).get(262) == 0
             opened.load()
             if frame:
                 self._opened, opened = opened, opened.copy()
             ImageOps.exif_transpose(opened, in_place=True)
             if opened.mode in _GREY_16:
-                return rendered(
-                    np.asarray(opened),
-                    window,
-                    full=integer_range(16),
-                    inverted=self._inverted(opened),
-                )
+                pixels, full = np.asarray(opened), integer_range(16)
+                return rendered(pixels, window, full=full, inverted=inverted)
             opened.info.pop("transparency", None)  # of a palette, about which Pillow would warn
             mode = _RETURNED_AS.get(opened.mode, opened.mode)
             return opened if mode == opened.mode else opened.convert(mode)
@@ -81,11 +79,6 @@ class PillowFile(ImageFile):
                 f"{opened.format} of mode {opened.mode!r} cannot be read at its full depth: save it"
                 " as grey or RGB, or as .npy"
             )
-
-    def _inverted(self, opened: Image.Image) -> bool:
-        """Whether the smallest value is white in a frame of 16 bits."""
-        del opened
-        return False
 
 
 class AvifFile(PillowFile):

@@ -159,9 +159,6 @@ class PlainTiff(PillowFile):
         if not plain:
             raise missing("tifffile", "this kind of TIFF")
 
-    def _inverted(self, opened: Image.Image) -> bool:
-        return opened.tag_v2.get(262) == _WHITE_IS_ZERO  # type: ignore[attr-defined]
-
 
 def open_tiff(content: bytes) -> ImageFile:
     """Opens a TIFF by tifffile, or by Pillow where tifffile is not installed."""

@@ -61,7 +61,7 @@ def find_arrays(config: DataConfig) -> LabelledImages:
         class_names, all_labels = _classes(names, as_labels(np.concatenate(labels)), saved)
         return LabelledImages(
             # Views, so that splits do not copy the pixels.
-            [image for array in arrays for image in array.load()],
+            [image for array in arrays for image in array.load(images=True)],
             all_labels,
             class_names,
             names=tuple(names),
@@ -137,7 +137,7 @@ def _classes(
 
 def _saved_class_names(npz: zipfile.ZipFile) -> tuple[str, ...]:
     array = stored_array(npz, "class_names")
-    names = array.load_small()
+    names = array.load()
     if names.ndim != 1 or names.dtype.kind not in "US":
         raise UserError(f"class_names must be text (classes,); got {array}")
     try:

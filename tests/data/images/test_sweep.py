@@ -348,6 +348,21 @@ class TestTiffWithoutTheExtra:
             with pytest.raises(DataUnavailableError, match=r"TIFF needs .*medmamba-jax\[formats\]"):
                 open_image(content)
 
+    @pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+    @pytest.mark.parametrize("orientation", [1, 6])
+    def test_every_frame_of_16_bits(self, photometric, orientation, monkeypatch):
+        stack, buffer = noise((3, 9, 7), 16).astype(np.uint16), io.BytesIO()
+        turned = [(274, 3, 1, orientation, True)]
+        with tifffile.TiffWriter(buffer) as writer:
+            for page in stack:
+                writer.write(page, photometric=photometric, metadata=None, extratags=turned)
+        monkeypatch.setitem(sys.modules, "tifffile", None)
+        for frame in (2, 0, 1):
+            expected = scaled(stack[frame])
+            expected = 255 - expected if photometric == "miniswhite" else expected
+            expected = np.rot90(expected, -1) if orientation == 6 else expected
+            np.testing.assert_array_equal(open_image(buffer.getvalue(), frame=frame), expected)
+
 
 # DICOM ------------------------------------------------------------------------------------------
 
