@@ -227,11 +227,11 @@ class DicomFile(ImageFile):
         return _Table(first, words[:count].astype(np.int64), bits)
 
 
-def header_tag(content: bytes, tag: str) -> str | None:
+def header_tag(content: bytes | np.ndarray, tag: str) -> str | None:
     """Returns a value of a DICOM header, without decoding the pixels.
 
     Args:
-        content: the bytes of a file.
+        content: the bytes of a file, or an array, which has no tags.
         tag: the tag's keyword, such as "PatientID", or its number, such as "00100020".
 
     Returns:
@@ -242,7 +242,7 @@ def header_tag(content: bytes, tag: str) -> str | None:
         DataUnavailableError: the file is DICOM and pydicom is not installed.
         UserError: there is no such tag, or the file is damaged.
     """
-    if not is_dicom(content):
+    if isinstance(content, np.ndarray) or not is_dicom(content):
         return None
     pydicom = decoder("pydicom", "a DICOM file")
     try:

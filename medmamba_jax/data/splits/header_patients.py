@@ -37,27 +37,8 @@ def looked_at(found: LabelledImages, config: DataConfig) -> tuple[str, frozenset
             " data.folder.group_pattern='')"
         )
     if not config.allow_unreadable:  # a tag that does not exist fails at once
-        _require(read_header(found, 0, tag), found, 0, tag)
+        _require(header_tag(found.file(0), tag), found, 0, tag)
     return tag, frozenset(range(count))
-
-
-def read_header(
-    found: LabelledImages, row: int, tag: str, image: bytes | np.ndarray | None = None
-) -> str | None:
-    """Returns the text of a tag in the DICOM header of an image, or None if the tag is missing.
-
-    Args:
-        found: the images.
-        row: the row of the image.
-        tag: the tag's keyword or number.
-        image: the image, if it has been read already.
-
-    Raises:
-        DataUnavailableError: the file is DICOM and pydicom is not installed.
-        UserError: there is no such tag, or the file is damaged.
-    """
-    file = found.file(row, image)
-    return header_tag(file, tag) if isinstance(file, bytes) else None
 
 
 def header_patients(
