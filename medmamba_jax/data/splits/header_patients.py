@@ -61,7 +61,8 @@ def header_patients(
     """
     values = [_require(headers.get(row), found, row, tag) for row in range(len(found))]
     key = hashlib.sha256(b"".join(sorted(map(bytes, contents)))).digest()
-    return np.array([_hashed(value, key) for value in values])
+    hashed = (hmac.new(key, value.encode(), hashlib.sha256).hexdigest() for value in values)
+    return np.array([f"h{digits[:_DIGITS]}" for digits in hashed])
 
 
 def note_patients(headers: Mapping[int, str | None]) -> None:
@@ -85,7 +86,3 @@ def _require(value: str | None, found: LabelledImages, row: int, tag: str) -> st
             " it: leave data.group_tag empty, or name patients in a table"
         )
     return value
-
-
-def _hashed(value: str, key: bytes) -> str:
-    return "h" + hmac.new(key, value.encode(), hashlib.sha256).hexdigest()[:_DIGITS]
