@@ -52,9 +52,11 @@ def find_arrays(config: DataConfig) -> LabelledImages:
             array = _image_array(npz, image_key)
             arrays.append(array)
             names += [f"{image_key}[{row}]" for row in range(array.shape[0])]
-            labels.append(stored_array(npz, label_key).load_for(array))
+            values = stored_array(npz, label_key).load_for(array)
+            # NumPy would join uint64 with integers of a sign as floating point numbers.
+            labels.append(values.astype(np.int64) if values.dtype.kind == "u" else values)
             if group_key in there:
-                groups.append(stored_array(npz, group_key).load_for(array))
+                groups.append(_text(stored_array(npz, group_key).load_for(array), group_key))
         if groups and len(groups) < len(parts):
             raise UserError("it has groups for some splits only: add them for all")
         saved = _saved_class_names(npz) if "class_names" in there else None
@@ -140,12 +142,15 @@ def _saved_class_names(npz: zipfile.ZipFile) -> tuple[str, ...]:
     names = array.load()
     if names.ndim != 1 or names.dtype.kind not in "US":
         raise UserError(f"class_names must be text (classes,); got {array}")
+    return tuple(_text(names, "class_names").tolist())
+
+
+def _text(values: np.ndarray, what: str) -> np.ndarray:
+    """Decodes bytes; returns other values unchanged."""
     try:
-        return tuple(
-            (np.char.decode(names, "utf-8") if names.dtype.kind == "S" else names).tolist()
-        )
+        return np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
     except UnicodeDecodeError as error:
-        raise UserError("class_names are not UTF-8: save them as text") from error
+        raise UserError(f"{what} are not UTF-8: save them as text") from error
 
 
 NPZ = Source(
