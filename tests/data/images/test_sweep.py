@@ -361,7 +361,7 @@ class TestTiffWithoutTheExtra:
             expected = scaled(stack[frame])
             expected = 255 - expected if photometric == "miniswhite" else expected
             expected = np.rot90(expected, -1) if orientation == 6 else expected
-            np.testing.assert_array_equal(open_image(buffer.getvalue(), frame=frame), expected)
+            assert_opens_as(expected, buffer.getvalue(), frame=frame)
 
 
 # DICOM ------------------------------------------------------------------------------------------
