@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from medmamba_jax.data.labelled_images import LabelledImages
-from medmamba_jax.data.labels import check_multiclass, check_multilabel
+from medmamba_jax.data.labels import check_labels
 from medmamba_jax.errors import NonFiniteLossError, UserError
 from medmamba_jax.files import write_atomically
 from medmamba_jax.metrics import Outputs, measure, metrics_of
@@ -45,11 +45,7 @@ def labelled_outputs(
         raise UserError(
             f"the model is for {predictor.task} labels, and the images have {images.task} ones"
         )
-    what, num_classes = "the labels to evaluate", len(predictor.class_names)
-    if labels.ndim == 2:
-        check_multilabel(labels, num_classes, what, images.describe)
-    else:
-        check_multiclass(labels, num_classes, what)
+    check_labels(labels, len(predictor.class_names), "the labels to evaluate")
     outputs = predictor.outputs(images, num_workers=num_workers)
     finite = np.isfinite(outputs.logits).all(1)
     if not finite.all():

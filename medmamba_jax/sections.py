@@ -31,7 +31,8 @@ class Section:
             ignored: collects the names of unknown keys. Without it an unknown key is an error.
 
         Raises:
-            UserError: a key is unknown, or a value is not allowed.
+            UserError: a key is unknown, a field without a default is missing, or a value is not
+                allowed.
         """
         if not isinstance(values, Mapping):
             raise UserError(f"{cls.title} must be a section with keys; got {values!r}")
@@ -46,6 +47,11 @@ class Section:
                 known[key] = kind.from_dict(value, ignored=ignored)
             else:
                 known[key] = tuple(value) if isinstance(value, list) else value
+        required = {name for name in fields if not hasattr(cls, name)}  # no default
+        if missing := required - set(known):
+            raise UserError(
+                f"{cls.title} must have the keys {sorted(required)}; it lacks {sorted(missing)}"
+            )
         return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:

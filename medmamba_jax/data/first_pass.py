@@ -23,11 +23,11 @@ from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.cpus import usable_cpus
 from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.images.decoders import decoder_versions
+from medmamba_jax.data.images.dicom import header_tag
 from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.reading.cache_places import CACHES, Need
 from medmamba_jax.data.reading.store import OnDisk, Store, Writer
-from medmamba_jax.data.splits.header_patients import read_header
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import write_atomically
 
@@ -181,7 +181,7 @@ class _Pass:
             image = self.store.read(place)
             content = self.found.identity(place, image)
             if place in looked:
-                header = read_header(self.found, place, tag, image)
+                header = header_tag(self.found.file(place, image), tag)
             fact = self.known.of(content) if self.wanted else blank_fact(content)
             if fact is not None and (self.kind != "disk" or self.last is not None):
                 return _Seen(fact, header)

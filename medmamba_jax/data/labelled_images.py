@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from medmamba_jax.data.labels import as_labels, check_multiclass, check_multilabel, shown_classes
+from medmamba_jax.data.labels import as_labels, check_labels, shown_classes
 from medmamba_jax.data.texts import MISSING, one_spelling, printable
 from medmamba_jax.data.weights import as_weights
 from medmamba_jax.errors import UserError
@@ -118,11 +118,7 @@ class LabelledImages:
                 f"a {self.task} data set needs {distinct} or more distinct classes; got"
                 f" {self.class_names}"
             )
-        what = f"labels of {self.name}"
-        if self.task == "multilabel":
-            check_multilabel(self.labels, len(self.class_names), what, self.describe)
-        else:
-            check_multiclass(self.labels, len(self.class_names), what)
+        check_labels(self.labels, len(self.class_names), f"labels of {self.name}")
         if self.groups is not None:
             for row in np.flatnonzero(np.isin(self.groups, tuple(MISSING)))[:1]:
                 raise UserError(

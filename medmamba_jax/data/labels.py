@@ -1,7 +1,5 @@
 """Labels: one class for each image, or yes, no or unknown for every class."""
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -33,7 +31,13 @@ def as_labels(labels: ArrayLike) -> np.ndarray:
     if labels.ndim == 2 and labels.dtype.kind in "iufb":
         labels = labels.astype(np.float32)
         labels[labels == _UNKNOWN] = np.nan
-        _check_values(labels, "labels", "image {}".format)
+        wrong = ~((labels == 0) | (labels == 1) | np.isnan(labels))
+        if wrong.any():
+            row, column = np.argwhere(wrong)[0]
+            raise UserError(
+                f"labels hold {labels[row, column]:g} for class {column} of image {row}; write 1"
+                " where an image shows the class, 0 where it does not, NaN where that is not known"
+            )
         return labels
     if labels.ndim == 1 and labels.dtype.kind == "f" and np.isnan(labels).any():
         raise UserError(
@@ -46,49 +50,27 @@ def as_labels(labels: ArrayLike) -> np.ndarray:
     )
 
 
-def check_multiclass(labels: np.ndarray, num_classes: int, what: str) -> None:
-    """Checks that labels give each image exactly one class.
+def check_labels(labels: np.ndarray, num_classes: int, what: str) -> None:
+    """Checks that labels, as `as_labels` returns them, are those of so many classes.
 
     Args:
-        labels: they should be integers (n,).
+        labels: integers (n,), or float32 (n, K).
         num_classes: number of classes.
         what: the name of the labels in an error.
 
     Raises:
-        UserError: the labels are not integers (n,), or name a class that does not exist.
+        UserError: K is another number, or an integer names a class that does not exist.
     """
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+    if labels.ndim == 2 and labels.shape[1] != num_classes:
         raise UserError(
-            f"{what} have shape {labels.shape} and dtype {labels.dtype}, but a multi-class set has"
-            " one integer an image: give that, or say task='multilabel'"
+            f"{what} have shape {labels.shape}, but a multi-label set has {num_classes} numbers an"
+            " image, one for each class: 1, 0 or NaN"
         )
-    if labels.size and not (0 <= labels.min() and labels.max() < num_classes):
+    if labels.ndim == 1 and labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
         raise UserError(
             f"{what} run from {labels.min()} to {labels.max()}, but"
             f" there are {num_classes} classes (0..{num_classes - 1})"
         )
-
-
-def check_multilabel(
-    labels: np.ndarray, num_classes: int, what: str, describe: Callable[[int], str]
-) -> None:
-    """Checks that labels give each image yes, no or unknown for every class.
-
-    Args:
-        labels: they should be 1, 0 and NaN, (n, K).
-        num_classes: K.
-        what: the name of the labels in an error.
-        describe: row -> name of its image in an error.
-
-    Raises:
-        UserError: the labels have another shape or dtype, or another value than 1, 0 and NaN.
-    """
-    if labels.ndim != 2 or labels.shape[1] != num_classes or labels.dtype.kind not in "iufb":
-        raise UserError(
-            f"{what} have shape {labels.shape} and dtype {labels.dtype}, but a multi-label set has"
-            f" {num_classes} numbers an image, one for each class: 1, 0 or NaN"
-        )
-    _check_values(labels, what, describe)
 
 
 def shown_classes(labels: np.ndarray, num_classes: int | None = None) -> np.ndarray:
@@ -99,13 +81,3 @@ def shown_classes(labels: np.ndarray, num_classes: int | None = None) -> np.ndar
     if labels.ndim == 2:
         return labels == 1
     return labels[:, None] == np.arange(labels.max() + 1 if num_classes is None else num_classes)
-
-
-def _check_values(labels: np.ndarray, what: str, describe: Callable[[int], str]) -> None:
-    wrong = ~((labels == 0) | (labels == 1) | np.isnan(labels))
-    if wrong.any():
-        row, column = np.argwhere(wrong)[0]
-        raise UserError(
-            f"{what} hold {labels[row, column]:g} for class {column} of {describe(row)}; write 1"
-            " where an image shows the class, 0 where it does not, NaN where that is not known"
-        )

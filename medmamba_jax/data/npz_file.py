@@ -48,8 +48,17 @@ class StoredArray:
     def __str__(self) -> str:
         return f"{self.dtype} {self.shape}"
 
-    def load(self) -> np.ndarray:
-        """Loads the array; raises UserError if it does not fit into memory, or is damaged."""
+    def load(self, *, images: bool = False) -> np.ndarray:
+        """Loads the array, which may be large only if it holds images.
+
+        Raises:
+            UserError: the array is too large, or damaged.
+        """
+        if self.nbytes > _LARGEST and not images:
+            raise UserError(
+                f"{self.name} is {self}, {self.nbytes:,} bytes, of which {_LARGEST:,} are allowed:"
+                " save it with a smaller dtype, or get the file elsewhere"
+            )
         try:
             with self.archive.open(self.member) as stream:
                 return np.lib.format.read_array(stream, allow_pickle=False)
@@ -60,27 +69,18 @@ class StoredArray:
                 " than the memory, save its images as files"
             ) from error
 
-    def load_small(self) -> np.ndarray:
-        """Loads labels, groups or names; raises UserError also if the array is too large."""
-        if self.nbytes > _LARGEST:
-            raise UserError(
-                f"{self.name} is {self}, {self.nbytes:,} bytes, of which {_LARGEST:,} are allowed:"
-                " save it with a smaller dtype, or get the file elsewhere"
-            )
-        return self.load()
-
     def load_for(self, images: "StoredArray") -> np.ndarray:
         """Loads labels or groups: one for each image, (n,), or K > 1 for each image, (n, K).
 
         Raises:
-            UserError: as `load_small`, or there are not as many as there are images.
+            UserError: as `load`, or there are not as many as there are images.
         """
         if self.shape[:1] != images.shape[:1]:
             raise UserError(
                 f"{self.name} has the shape {self.shape}, but {images.name} holds"
                 f" {images.shape[0]} images: one of each belongs together"
             )
-        values = self.load_small()
+        values = self.load()
         return values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
 
     def rows(self) -> Iterator[np.ndarray]:

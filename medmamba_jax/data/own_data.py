@@ -48,7 +48,7 @@ def labelled(data: OwnData) -> LabelledImages:
             label of another form; or two splits have different classes.
     """
     if isinstance(data, Dataset):  # weights may be those of its training images alone
-        return _joined(dict(data.splits))
+        return _joined(data.splits)
     if not isinstance(data, Mapping):
         return _adapted(data, "data")
     if not data or not set(data) <= set(SPLITS):
@@ -56,7 +56,7 @@ def labelled(data: OwnData) -> LabelledImages:
     named = {name: data[name] for name in SPLITS if name in data}
     parts = {name: _adapted(part, f"data[{name!r}]") for name, part in named.items()}
     _of_all([part.weights for part in parts.values()], "weights")  # raises if some have none
-    return _joined(parts)
+    return _joined(Dataset(parts).splits)  # `Dataset` requires the same classes in all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,14 +98,6 @@ class _Joined:
 def _joined(named: Mapping[str, LabelledImages]) -> LabelledImages:
     parts = tuple(named.values())
     first = parts[0]
-    for name, part in named.items():
-        if part.class_names != first.class_names:
-            raise UserError(
-                f"data[{name!r}] has the class_names {part.class_names}, {next(iter(named))}"
-                f" {first.class_names}: give all splits the same"
-            )
-        if part.task != first.task:
-            raise UserError(f"data[{name!r}] has {part.task} labels: give all splits the same kind")
     alike = all((part.root, part.origin) == (first.root, first.origin) for part in parts)
     return LabelledImages(
         _Joined(parts),

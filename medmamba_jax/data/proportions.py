@@ -37,24 +37,19 @@ def deal_groups(
     )
     shuffled = rng.permutation(len(shares))
     order = shuffled[np.argsort(-(shares[shuffled] ** 2).sum(1), kind="stable")]
-    parts = np.empty(len(shares), np.int64)
-    parts[order] = _improve(*_deal(shares[order], fractions))
+    shares = shares[order]
+    wanted = fractions[:, None] * shares.sum(0)  # shares of each part (p, K + 1)
+    lacking = wanted.copy()
+    dealt, parts = np.empty((2, len(shares)), np.int64)
+    for group, share in enumerate(shares):
+        dealt[group] = ((lacking - share) ** 2 - lacking**2).sum(1).argmin()
+        lacking[dealt[group]] -= share
+    parts[order] = _improve(dealt, shares, wanted)
     return parts
 
 
-def _deal(shares: np.ndarray, fractions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the part of each group, the shares, and the target of each part (p, K + 1)."""
-    wanted = fractions[:, None] * shares.sum(0)
-    lacking = wanted.copy()
-    parts = np.empty(len(shares), np.int64)
-    for group, share in enumerate(shares):
-        part = ((lacking - share) ** 2 - lacking**2).sum(1).argmin()
-        lacking[part] -= share
-        parts[group] = part
-    return parts, shares, wanted
-
-
 def _improve(parts: np.ndarray, shares: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Moves and swaps groups as `deal_groups` says; changes `parts` and returns it."""
     have = np.zeros_like(wanted)
     np.add.at(have, parts, shares)
     nothing = shares.min(0, where=shares > 0, initial=1) / 2

@@ -666,7 +666,7 @@ def split_file_that_names_an_image_twice(folder):
     return split_file(folder, lambda rows: [*rows, "a/00.png,test"])
 
 
-@mistake(r"split\.csv, line 2: the split is 'holdout'", "write train, val or test")
+@mistake(r"split\.csv, line 2: 'split' is 'holdout'", "write train, val or test")
 def split_file_of_other_splits(folder):
     return split_file(folder, lambda rows: [rows[0], "a/00.png,holdout", *rows[2:]])
 

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 
-from medmamba_jax.data.images.image_file import ImageFile, NoSuchFrameError, Picture, rendered
+from medmamba_jax.data.images.image_file import ImageFile, Picture, explained_damage, rendered
 from medmamba_jax.data.images.windowing import Window
 from medmamba_jax.errors import UserError
 
@@ -19,30 +19,27 @@ class ArrayFile(ImageFile):
         UserError: the file is damaged or pickled.
     """
 
-    def __init__(self, content: bytes | np.ndarray):
-        self._name = "npy" if isinstance(content, bytes) else "array"
-        self._pixels = _load(content) if isinstance(content, bytes) else content
+    expected = "a complete .npy file of numbers"
 
-    def kind(self) -> str:
+    def __init__(self, content: bytes | np.ndarray):
+        super().__init__(content)
+        self._name = "npy" if isinstance(content, bytes) else "array"
+        if isinstance(content, np.ndarray):
+            self._pixels = content
+        else:
+            with explained_damage(self.expected):
+                self._pixels = np.load(io.BytesIO(content), allow_pickle=False)
+
+    def _kind(self) -> str:
         pixels = self._pixels
         channels = 1 if pixels.ndim < 3 else pixels.shape[-1]
         return f"{self._name}, {pixels.dtype}, {channels} channel{'s' if channels > 1 else ''}"
 
-    def read(self, *, window: Window, frame: int) -> Picture:
+    def _read(self, window: Window, frame: int) -> Picture:
         pixels = self._pixels
         if pixels.ndim not in (2, 3) or not pixels.size:
             raise UserError(
                 "an image array must have the shape (h, w) or (h, w, channels) and hold pixels; got"
                 f" {pixels.shape}"
             )
-        if frame:
-            raise NoSuchFrameError(frame, 1)
         return rendered(pixels, window)
-
-
-def _load(content: bytes) -> np.ndarray:
-    try:
-        return np.load(io.BytesIO(content), allow_pickle=False)
-    except Exception as error:  # NumPy parses the header as Python, so damage can raise anything
-        reason = " ".join(str(error).split())
-        raise UserError(f"not a complete .npy file of numbers: {reason}") from error

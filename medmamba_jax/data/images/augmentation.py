@@ -46,13 +46,8 @@ def official(width: int, height: int, rng: np.random.Generator) -> Transform:
     this policy only to compare with that code: a mirrored chest has its heart on the wrong side.
     """
     left, top, crop_width, crop_height = random_crop_box(width, height, rng)
-    mirrored = rng.random() < 0.5
-
-    def transform(image: Image.Image) -> Image.Image:
-        image = image.crop((left, top, left + crop_width, top + crop_height))
-        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
-
-    return transform
+    box = (left, top, left + crop_width, top + crop_height)
+    return _mirrored_at_random(lambda image: image.crop(box), rng)
 
 
 def light(width: int, height: int, rng: np.random.Generator) -> Transform:
@@ -85,14 +80,7 @@ def light_flip(width: int, height: int, rng: np.random.Generator) -> Transform:
 
     Use it for organs that look the same when they are mirrored.
     """
-    lightly = light(width, height, rng)
-    mirrored = rng.random() < 0.5
-
-    def transform(image: Image.Image) -> Image.Image:
-        image = lightly(image)
-        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else image
-
-    return transform
+    return _mirrored_at_random(light(width, height, rng), rng)
 
 
 POLICIES: dict[str, Policy] = {
@@ -101,6 +89,13 @@ POLICIES: dict[str, Policy] = {
     "light": light,
     "light_flip": light_flip,
 }
+
+
+def _mirrored_at_random(transform: Transform, rng: np.random.Generator) -> Transform:
+    """Adds a mirror image to a transform, half of the time."""
+    if rng.random() >= 0.5:
+        return transform
+    return lambda image: transform(image).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
 def random_crop_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:

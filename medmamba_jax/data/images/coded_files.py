@@ -11,9 +11,7 @@ from PIL import ExifTags, Image
 from medmamba_jax.data.images.decoders import decoder
 from medmamba_jax.data.images.image_file import (
     ImageFile,
-    NoSuchFrameError,
     Picture,
-    explained_damage,
     integer_range,
     rendered,
     require_end,
@@ -69,27 +67,23 @@ class CodedFile(ImageFile):
     def __init__(self, content: bytes, header: Header):
         super().__init__(content)
         self._header = header
-        with explained_damage():
-            require_safe_size(header.height, header.width)
+        require_safe_size(header.height, header.width)
 
-    def kind(self) -> str:
+    def _kind(self) -> str:
         header = self._header
         return f"{header.name}, {header.bits}-bit {_COLOURS[header.channels]}"
 
-    def read(self, *, window: Window, frame: int) -> Picture:
+    def _read(self, window: Window, frame: int) -> Picture:
         header = self._header
-        if frame:
-            raise NoSuchFrameError(frame, 1)
-        library = decoder("imagecodecs", self.kind())
-        with explained_damage():
-            if header.name == "JPEG":
-                require_end(self.content)
-            values = getattr(library, header.decode)(self.content)
-            if header.name == "PNG" and values.shape[2:] == (header.channels + 1,):
-                values = values[..., :-1]  # made from a transparent colour (tRNS)
-            shape = (header.height, header.width, header.channels)
-            if (values.shape if values.ndim == 3 else (*values.shape, 1)) != shape:
-                raise UserError(f"the pixels are {values.shape}, but the header announces {shape}")
+        library = decoder("imagecodecs", self._kind())
+        if header.name == "JPEG":
+            require_end(self.content)
+        values = getattr(library, header.decode)(self.content)
+        if header.name == "PNG" and values.shape[2:] == (header.channels + 1,):
+            values = values[..., :-1]  # made from a transparent colour (tRNS)
+        shape = (header.height, header.width, header.channels)
+        if (values.shape if values.ndim == 3 else (*values.shape, 1)) != shape:
+            raise UserError(f"the pixels are {values.shape}, but the header announces {shape}")
         return rendered(
             values,
             window,
@@ -102,28 +96,23 @@ class CodedFile(ImageFile):
 class AnimatedPng(ImageFile):
     """A PNG of several frames with 16-bit colour, which no library here reads at its full depth."""
 
-    def kind(self) -> str:
+    def _kind(self) -> str:
         return "animated 16-bit PNG"
 
-    def read(self, *, window: Window, frame: int) -> Picture:
-        raise UserError(f"an {self.kind()} cannot be read at its full depth: save it as .npy")
+    def _read(self, window: Window, frame: int) -> Picture:
+        raise UserError(f"an {self._kind()} cannot be read at its full depth: save it as .npy")
 
 
 def open_png(content: bytes) -> ImageFile:
     """Opens a PNG: by imagecodecs if it has 16-bit colour or alpha, by Pillow if not."""
     if content[24:25] != b"\x10" or content[25] not in _CHANNELS:
         return PillowFile(content)
-    with explained_damage():
-        opened = Image.open(io.BytesIO(content), formats=("PNG",))
-        if getattr(opened, "is_animated", False):
-            return AnimatedPng(content)
-        orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
-    width, height = opened.size
-    channels = _CHANNELS[content[25]]
-    return CodedFile(
-        content,
-        Header("PNG", "png_decode", height, width, channels, 16, orientation=orientation),
-    )
+    opened = Image.open(io.BytesIO(content), formats=("PNG",))
+    if getattr(opened, "is_animated", False):
+        return AnimatedPng(content)
+    orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
+    size = opened.height, opened.width, _CHANNELS[content[25]]
+    return CodedFile(content, Header("PNG", "png_decode", *size, 16, orientation=orientation))
 
 
 def open_jpeg(content: bytes) -> ImageFile:
@@ -146,10 +135,9 @@ def open_jpeg(content: bytes) -> ImageFile:
             header = Header(name, decode, *size, channels, bits, orientation=orientation)
             return CodedFile(content, header)
         if marker == 0xE1 and segment.startswith(b"Exif\0\0"):
-            with explained_damage():
-                exif = Image.Exif()
-                exif.load(segment)
-                orientation = exif.get(ExifTags.Base.Orientation, 1)
+            exif = Image.Exif()
+            exif.load(segment)
+            orientation = exif.get(ExifTags.Base.Orientation, 1)
     return PillowFile(content)
 
 
@@ -186,11 +174,10 @@ def open_jpeg2000(content: bytes) -> ImageFile:
     """Opens a JPEG 2000 file or codestream of grey or RGB, with or without alpha."""
     start = content.find(_CODESTREAM)
     boxes, size = content[:start], content[start + 4 :]
-    with explained_damage():
-        height, width = coded_size(content[start:])
-        channels = int.from_bytes(size[36:38])
-        depths = {size[at : at + 3] for at in range(38, 38 + 3 * channels, 3)}
-        (depth,) = depths if len(depths) == 1 else (b"",)
+    height, width = coded_size(content[start:])
+    channels = int.from_bytes(size[36:38])
+    depths = {size[at : at + 3] for at in range(38, 38 + 3 * channels, 3)}
+    (depth,) = depths if len(depths) == 1 else (b"",)
     place = boxes.find(b"colr\x01")
     space = int.from_bytes(boxes[place + 7 : place + 11]) if place >= 0 else None
     plain = (
@@ -205,7 +192,7 @@ def open_jpeg2000(content: bytes) -> ImageFile:
             "a JPEG 2000 image with a palette, YCC colours, or channels of unequal kinds cannot be"
             " read: save it as PNG"
         )
-    require_exact_jpeg2000((depth[0] & 127) + 1)
     bits, signed = (depth[0] & 127) + 1, depth[0] > 127
+    require_exact_jpeg2000(bits)
     header = Header("JPEG 2000", "jpeg2k_decode", height, width, channels, bits, signed)
     return CodedFile(content, header)

@@ -3,14 +3,15 @@
 import numpy as np
 
 from medmamba_jax.data.images.arrays import ArrayFile
-from medmamba_jax.data.images.formats import open_file
-from medmamba_jax.data.images.image_file import ImageFile, Picture
+from medmamba_jax.data.images.formats import format_of, kind_of
+from medmamba_jax.data.images.image_file import ImageFile, Picture, explained_damage
 from medmamba_jax.data.images.windowing import Window
+from medmamba_jax.errors import UserError
 
-Openable = bytes | np.ndarray | ImageFile
 
-
-def open_image(image: Openable, *, window: Window = "auto", frame: int = 0) -> Picture:
+def open_image(
+    image: bytes | np.ndarray | ImageFile, *, window: Window = "auto", frame: int = 0
+) -> Picture:
     """Opens and fully decodes an image, in 8 bits, turned upright by its EXIF orientation.
 
     It does not apply colour profiles (ICC): the pixels are those of the file.
@@ -38,23 +39,24 @@ def open_image(image: Openable, *, window: Window = "auto", frame: int = 0) -> P
     return parsed(image).read(window=window, frame=frame)
 
 
-def parsed(image: Openable) -> ImageFile:
+def parsed(image: bytes | np.ndarray | ImageFile) -> ImageFile:
     """Parses the header of an image once, so that `open_image` need not do it for each frame.
 
     Raises:
         DataUnavailableError: the package that reads such files is not installed.
-        UserError: the file is damaged or is not an image.
+        UserError: the file is damaged, or is not an image that can be read; the message names what
+            it is.
     """
     if isinstance(image, ImageFile):
         return image
-    return ArrayFile(image) if isinstance(image, np.ndarray) else open_file(image)
-
-
-def count_frames(image: Openable) -> int:
-    """Returns the number of frames in an image that `open_image` can read; most have one.
-
-    Raises:
-        DataUnavailableError: the package that reads such files is not installed.
-        UserError: the file is damaged or is not an image.
-    """
-    return parsed(image).count_frames()
+    if isinstance(image, np.ndarray):
+        return ArrayFile(image)
+    format, size = format_of(image), f"{len(image)} bytes"
+    if format is None:
+        raise UserError(f"not an image file, but {kind_of(image)} ({size})")
+    if format.open is None:
+        raise UserError(
+            f"not an image file that can be read, but {format.name} ({size}): {format.remedy}"
+        )
+    with explained_damage():
+        return format.open(image)

@@ -11,7 +11,6 @@ from scipy import special
 from medmamba_jax.data.images.decoders import decoder
 from medmamba_jax.data.images.image_file import (
     ImageFile,
-    NoSuchFrameError,
     Range,
     explained_damage,
     integer_range,
@@ -26,7 +25,6 @@ _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422")
 _JPEG2000_COLOUR = ("YBR_ICT", "YBR_RCT")
 _PIXEL_GROUP = 0x0028  # of tags that describe pixels
 _FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
-_DAMAGED = "a DICOM image that pydicom can read"
 
 
 class _Table(NamedTuple):
@@ -41,31 +39,6 @@ class _Table(NamedTuple):
     first: int
     entries: np.ndarray
     bits: int
-
-    @classmethod
-    def of(cls, descriptor: Any, data: Any, *, little: bool, signed: bool) -> "_Table":
-        """Parses a table (DICOM PS3.3, C.7.6.3.1.5 and C.11).
-
-        Args:
-            descriptor: number of entries, first value and bits of an entry. Its numbers have 16
-                bits, with or without a sign.
-            data: the entries, as bytes or numbers.
-            little: the byte order of the file.
-            signed: whether the table's input can be negative.
-        """
-        count = (int(descriptor[0]) & 0xFFFF) or 1 << 16
-        first, bits = int(descriptor[1]) & 0xFFFF, int(descriptor[2])
-        if signed and first >= 1 << 15:
-            first -= 1 << 16
-        if isinstance(data, bytes):
-            words = np.frombuffer(data + b"\0" * (len(data) % 2), "<u2" if little else ">u2")
-        else:
-            words = (np.atleast_1d(np.asarray(data, np.int64)) & 0xFFFF).astype("<u2")
-        if len(words) < count:  # each word holds two entries of 8 bits, the first in its low bits
-            words, bits = words.astype("<u2").view(np.uint8), 8
-        if len(words) < count:
-            raise UserError(f"a lookup table has {len(words)} entries and announces {count}")
-        return cls(first, words[:count].astype(np.int64), bits)
 
     def look_up(self, values: np.ndarray) -> np.ndarray:
         """Returns the entries for these values, of the same shape."""
@@ -83,77 +56,58 @@ class _Table(NamedTuple):
 
 
 class DicomFile(ImageFile):
-    """A parsed DICOM file, which can read one frame at a time."""
+    """A DICOM file, whose frames become 8-bit pixels by the rules of DICOM.
+
+    It applies the modality's transformation first (Modality LUT, or RescaleSlope and
+    RescaleIntercept, of which either may be missing), then the window, and then inverts
+    MONOCHROME1, whose smallest values are white. The file may give each frame its own settings for
+    these steps. 8-bit colour does not change. It does not apply a padding value.
+
+    The window "auto" is the file's first window (WindowCenter, WindowWidth, VOILUTFunction; PS3.3,
+    C.11.2.1), or if it has none, its first table of values of interest (VOI LUT). Without both it
+    is the frame's own range; but 8-bit pixels that the modality's transformation leaves unchanged
+    do not change at all. "full" is what the stored bits can become. (low, high) is in the
+    modality's units, such as Hounsfield.
+    """
+
+    expected = "a DICOM image that pydicom can read"
 
     def __init__(self, content: bytes):
         super().__init__(content)
         self._pydicom = decoder("pydicom", "a DICOM file")
-        with explained_damage(_DAMAGED):
+        with explained_damage(self.expected):
             self._header = self._pydicom.dcmread(io.BytesIO(content), force=True)
             implicit, self._little = self._header.original_encoding
-
             self._syntax = self._header.file_meta.get("TransferSyntaxUID")
             if self._syntax is None:  # a file without the preamble and the header after it
                 uid = self._pydicom.uid
                 explicit = uid.ExplicitVRLittleEndian if self._little else uid.ExplicitVRBigEndian
                 self._syntax = uid.ImplicitVRLittleEndian if implicit else explicit
 
-    def read(self, *, window: Window, frame: int) -> Image.Image:
-        """Decodes a frame and converts it to 8 bits by the rules of DICOM.
+    def _read(self, window: Window, frame: int) -> Image.Image:
+        header = self._header_of_frame(frame)
+        colours = header.PhotometricInterpretation
+        pixels = self._stored(header, frame)
+        if colours in _GREY:
+            pixels = self._grey(pixels, header, window)
+            pixels = 255 - pixels if colours == "MONOCHROME1" else pixels
+        elif colours == "PALETTE COLOR":
+            pixels = self._coloured(pixels, header)
+        return Image.fromarray(pixels)
 
-        It applies the modality's transformation first (Modality LUT, or RescaleSlope and
-        RescaleIntercept, of which either may be missing), then the window, and then inverts
-        MONOCHROME1, whose smallest values are white. The file may give each frame its own settings
-        for these steps. 8-bit colour does not change. It does not apply a padding value.
+    def _frames(self) -> int:
+        return int(self._header.get("NumberOfFrames") or 1)
 
-        Args:
-            window: "auto" is the file's first window (WindowCenter, WindowWidth, VOILUTFunction;
-                PS3.3, C.11.2.1), or if it has none, its first table of values of interest (VOI
-                LUT). Without both it is the frame's own range; but 8-bit pixels that the modality's
-                transformation leaves unchanged do not change at all. "full" is what the stored bits
-                can become. (low, high) is in the modality's units, such as Hounsfield.
-            frame: index of the frame, counted from 0.
+    def has_window(self, frame: int) -> bool:
+        """Whether the file contains a window, or a table in its place, for a frame."""
+        header = self._header_of_frame(frame)
+        return _file_window(header) is not None or bool(header.get("VOILUTSequence"))
 
-        Returns:
-            A Pillow image of mode L, or RGB for colour.
-
-        Raises:
-            DataUnavailableError: the package that decompresses the pixels is not installed.
-            UserError: the file is damaged, lacks the frame, has colour of more than 8 bits or of an
-                unusual kind, or has a window that cannot be applied.
-        """
-        if frame >= self.count_frames():
-            raise NoSuchFrameError(frame, self.count_frames())
-        with explained_damage(_DAMAGED):
-            header = self._header_of_frame(frame)
-            stored = self._stored(header, frame)
-            if header.PhotometricInterpretation in _GREY:
-                grey = self._grey(stored, header, window)
-                inverted = header.PhotometricInterpretation == "MONOCHROME1"
-                return Image.fromarray(255 - grey if inverted else grey)
-            if header.PhotometricInterpretation == "PALETTE COLOR":
-                return Image.fromarray(self._coloured(stored, header))
-            return Image.fromarray(stored)
-
-    def count_frames(self) -> int:
-        with explained_damage(_DAMAGED):
-            return int(self._header.get("NumberOfFrames") or 1)
-
-    def has_window(self, frame: int) -> bool | None:
-        with explained_damage(_DAMAGED):
-            if self._header.get("PhotometricInterpretation") not in _GREY:
-                return None
-            header = self._header_of_frame(frame)
-            return _file_window(header) is not None or bool(header.get("VOILUTSequence"))
-
-    def kind(self) -> str:
-        """Returns the depth and colour in the header, such as "DICOM, 12-bit MONOCHROME2"."""
-        with explained_damage(_DAMAGED):
-            bits = self._header.get("BitsStored")
-            depth = "" if bits is None else f"{bits}-bit "
-            window = {True: " with a window", False: " without a window", None: ""}
-            colours = self._header.PhotometricInterpretation
-            return f"DICOM, {depth}{colours}{window[self.has_window(0)]}"
+    def _kind(self) -> str:
+        bits, colours = self._header.get("BitsStored"), self._header.PhotometricInterpretation
+        depth = "" if bits is None else f"{bits}-bit "
+        window = f" {'with' if self.has_window(0) else 'without'} a window"
+        return f"DICOM, {depth}{colours}{window if colours in _GREY else ''}"
 
     def _header_of_frame(self, frame: int) -> Any:
         """Returns the settings of a frame's pixels, under the names that files of one frame use."""
@@ -251,16 +205,33 @@ class DicomFile(ImageFile):
         return np.stack([table.in_8_bits(stored) for table in tables], axis=-1)
 
     def _table(self, settings: Any, name: str, signed: bool) -> _Table:
-        """Parses the table that `name` + "Descriptor" and `name` + "Data" describe."""
+        """Parses a table (DICOM PS3.3, C.7.6.3.1.5 and C.11).
+
+        `name` + "Descriptor" is the number of entries, the first value and the bits of an entry, in
+        numbers of 16 bits with or without a sign; `name` + "Data" holds the entries, as bytes or
+        numbers. `signed` says whether the table's input can be negative.
+        """
         descriptor, data = settings[f"{name}Descriptor"].value, settings[f"{name}Data"].value
-        return _Table.of(descriptor, data, little=self._little, signed=signed)
+        count = (int(descriptor[0]) & 0xFFFF) or 1 << 16
+        first, bits = int(descriptor[1]) & 0xFFFF, int(descriptor[2])
+        if signed and first >= 1 << 15:
+            first -= 1 << 16
+        if isinstance(data, bytes):
+            words = np.frombuffer(data + b"\0" * (len(data) % 2), "<u2" if self._little else ">u2")
+        else:
+            words = (np.atleast_1d(np.asarray(data, np.int64)) & 0xFFFF).astype("<u2")
+        if len(words) < count:  # each word holds two entries of 8 bits, the first in its low bits
+            words, bits = words.astype("<u2").view(np.uint8), 8
+        if len(words) < count:
+            raise UserError(f"a lookup table has {len(words)} entries and announces {count}")
+        return _Table(first, words[:count].astype(np.int64), bits)
 
 
-def header_tag(content: bytes, tag: str) -> str | None:
+def header_tag(content: bytes | np.ndarray, tag: str) -> str | None:
     """Returns a value of a DICOM header, without decoding the pixels.
 
     Args:
-        content: the bytes of a file.
+        content: the bytes of a file, or an array, which has no tags.
         tag: the tag's keyword, such as "PatientID", or its number, such as "00100020".
 
     Returns:
@@ -271,14 +242,14 @@ def header_tag(content: bytes, tag: str) -> str | None:
         DataUnavailableError: the file is DICOM and pydicom is not installed.
         UserError: there is no such tag, or the file is damaged.
     """
-    if not is_dicom(content):
+    if isinstance(content, np.ndarray) or not is_dicom(content):
         return None
     pydicom = decoder("pydicom", "a DICOM file")
     try:
         number = pydicom.tag.Tag(tag)
     except ValueError as error:
         raise UserError(f"{tag!r} is no tag of DICOM; such as PatientID or 00100020") from error
-    with explained_damage(_DAMAGED):
+    with explained_damage(DicomFile.expected):
         header = pydicom.dcmread(
             io.BytesIO(content), stop_before_pixels=True, force=True, specific_tags=[number]
         )

@@ -1,5 +1,6 @@
 """The table of file formats: how each begins, what it is called, and what reads it."""
 
+import codecs
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,6 @@ from medmamba_jax.data.images.image_file import ImageFile
 from medmamba_jax.data.images.nifti import NiftiFile
 from medmamba_jax.data.images.pillow_files import AvifFile, HeicFile, PillowFile
 from medmamba_jax.data.images.tiff import open_tiff
-from medmamba_jax.errors import UserError
 
 HEAD = 4096  # bytes that suffice to recognise a file
 
@@ -182,8 +182,8 @@ def kind_of(content: bytes) -> str:
     """
     if format := format_of(content):
         return format.name
-    try:
-        content[: HEAD - 4].decode()
+    try:  # the last character may be cut off
+        codecs.getincrementaldecoder("utf-8")().decode(content[:HEAD])
     except UnicodeDecodeError:
         return "a file of an unknown kind"
     return "a text"
@@ -193,29 +193,10 @@ def is_image_file(path: Path) -> bool:
     """Whether a file is an image, by its ending or, with another ending, by its first bytes.
 
     A file with the ending of an image counts as one without being opened: if it is something else,
-    `open_file` says so later, and the file is not left out silently.
+    `decoding.parsed` says so later, and the file is not left out silently.
     """
     if path.name.lower().endswith(IMAGE_SUFFIXES):
         return True
     with path.open("rb") as file:
         format = format_of(file.read(HEAD))
     return format is not None and format.open is not None
-
-
-def open_file(content: bytes) -> ImageFile:
-    """Parses the header of an image file.
-
-    Raises:
-        DataUnavailableError: the package that reads such files is not installed.
-        UserError: the file is damaged, or is not an image that can be read; the message names what
-            it is.
-    """
-    format = format_of(content)
-    if format and format.open:
-        return format.open(content)
-    size = f"{len(content)} bytes"
-    if format:
-        raise UserError(
-            f"not an image file that can be read, but {format.name} ({size}): {format.remedy}"
-        )
-    raise UserError(f"not an image file, but {kind_of(content)} ({size})")

@@ -1,7 +1,9 @@
 """What all readers of image files share."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -29,38 +31,52 @@ class NoSuchFrameError(UserError):
 class ImageFile:
     """An image whose header was read. Threads may share it.
 
-    Each format has a subclass, which reads frames at their full depth.
+    Each format has a subclass, which overrides the methods with an underscore. They may raise
+    anything at a damaged file: the public methods, and `decoding.parsed`, turn it into a UserError.
 
     Args:
-        content: the bytes of the file.
+        content: the bytes of the file, or an array.
 
-    Raises:
-        DataUnavailableError: the package that reads this format is not installed.
-        UserError: the header is damaged.
+    Attributes:
+        expected: what the file should be; the message for a damaged file says that it is not.
     """
 
-    def __init__(self, content: bytes):
-        self.content = content
+    expected = "a complete image file"
+
+    def __init__(self, content: bytes | np.ndarray):
+        self.content: Any = content
+        self._lock = threading.Lock()  # for a library that moves through the file
 
     def kind(self) -> str:
-        """Returns format, depth and channels, such as "PNG, 16-bit grey", from the header."""
-        raise NotImplementedError
+        """Returns format, depth and channels, such as "PNG, 16-bit grey", from the header.
+
+        Raises:
+            DataUnavailableError: the package that reads this format is not installed.
+            UserError: the header is damaged.
+        """
+        with explained_damage(self.expected):
+            return self._kind()
 
     def count_frames(self) -> int:
-        """Returns the number of frames, without decoding any of them."""
-        return 1
+        """Returns the number of frames, without decoding any of them; raises as `kind` does."""
+        with explained_damage(self.expected):
+            return self._frames()
 
     def read(self, *, window: Window, frame: int) -> Picture:
-        """Decodes a frame and converts it to 8 bits; see `open_image`."""
+        """Decodes a frame and converts it to 8 bits; see `decoding.open_image`."""
+        with explained_damage(self.expected):
+            if frame and frame >= (frames := self._frames()):
+                raise NoSuchFrameError(frame, frames)
+            return self._read(window, frame)
+
+    def _kind(self) -> str:
         raise NotImplementedError
 
-    def has_window(self, frame: int) -> bool | None:
-        """Whether the file contains the window of a grey frame.
+    def _frames(self) -> int:
+        return 1
 
-        None means that the format has no windows, or that the frame is not grey.
-        """
-        del frame
-        return None
+    def _read(self, window: Window, frame: int) -> Picture:
+        raise NotImplementedError
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ import numpy as np
 from medmamba_jax.data.images.decoders import decoder
 from medmamba_jax.data.images.image_file import (
     ImageFile,
-    NoSuchFrameError,
     Picture,
     Range,
     explained_damage,
@@ -18,8 +17,6 @@ from medmamba_jax.data.images.image_file import (
 )
 from medmamba_jax.data.images.windowing import Window
 from medmamba_jax.errors import UserError
-
-_DAMAGED = "a NIfTI file that nibabel can read"
 
 
 class NiftiFile(ImageFile):
@@ -31,10 +28,12 @@ class NiftiFile(ImageFile):
     orientation in the header is not applied.
     """
 
+    expected = "a NIfTI file that nibabel can read"
+
     def __init__(self, content: bytes):
         super().__init__(content)
         library = decoder("nibabel", "a NIfTI file")
-        with explained_damage(_DAMAGED):
+        with explained_damage(self.expected):
             if content.startswith(b"\x1f\x8b"):
                 content = gzip.decompress(content)
             version_2 = content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c")
@@ -43,20 +42,17 @@ class NiftiFile(ImageFile):
             if not 2 <= len(self._data.shape) or not math.prod(self._data.shape):
                 raise UserError(f"a NIfTI file of the shape {self._data.shape} has no slices")
 
-    def count_frames(self) -> int:
+    def _frames(self) -> int:
         return math.prod(self._data.shape[2:])
 
-    def kind(self) -> str:
-        return f"NIfTI, {self._data.dtype}, {self.count_frames()} slices"
+    def _kind(self) -> str:
+        return f"NIfTI, {self._data.dtype}, {self._frames()} slices"
 
-    def read(self, *, window: Window, frame: int) -> Picture:
+    def _read(self, window: Window, frame: int) -> Picture:
         shape = self._data.shape
-        if frame >= self.count_frames():
-            raise NoSuchFrameError(frame, self.count_frames())
-        with explained_damage(_DAMAGED):
-            require_safe_size(*shape[:2])
-            place = np.unravel_index(frame, shape[2:], order="F") if shape[2:] else ()
-            values = np.asarray(self._data[(slice(None), slice(None), *map(int, place))])
+        require_safe_size(*shape[:2])
+        place = np.unravel_index(frame, shape[2:], order="F") if shape[2:] else ()
+        values = np.asarray(self._data[(slice(None), slice(None), *map(int, place))])
         if values.dtype.names:  # RGB24, RGBA32
             values = np.stack([values[name] for name in values.dtype.names], axis=-1)
         return rendered(values.swapaxes(0, 1), window, full=self._range(values.dtype))

@@ -1,7 +1,7 @@
 """Reads what Pillow reads exactly: files of 8 bits, and 16-bit grey PNG."""
 
 import io
-import threading
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, features
@@ -9,9 +9,7 @@ from PIL import Image, ImageOps, features
 from medmamba_jax.data.images.decoders import decoder
 from medmamba_jax.data.images.image_file import (
     ImageFile,
-    NoSuchFrameError,
     Picture,
-    explained_damage,
     integer_range,
     rendered,
 )
@@ -40,39 +38,33 @@ class PillowFile(ImageFile):
     def __init__(self, content: bytes):
         super().__init__(content)
         self._opened: Image.Image | None = None
-        self._lock = threading.Lock()
+        self._count: int | None = None
 
-    def count_frames(self) -> int:
-        with explained_damage():
-            return getattr(self._open(), "n_frames", 1)
+    def _frames(self) -> int:
+        if self._count is None:
+            self._count = getattr(self._open(), "n_frames", 1)
+        return self._count
 
-    def kind(self) -> str:
-        with explained_damage():
-            opened = self._open()
-            return f"{opened.format}, {_NAMES.get(opened.mode, opened.mode)}"
+    def _kind(self) -> str:
+        opened = self._open()
+        return f"{opened.format}, {_NAMES.get(opened.mode, opened.mode)}"
 
-    def read(self, *, window: Window, frame: int) -> Picture:
-        with self._lock, explained_damage():
+    def _read(self, window: Window, frame: int) -> Picture:
+        with self._lock:
             # An opened file knows the places of the frames that it has passed.
             opened = self._opened if self._opened is not None and frame else self._open()
             if frame:
-                try:
-                    opened.seek(frame)
-                except EOFError as error:
-                    frames = getattr(self._open(), "n_frames", 1)
-                    raise NoSuchFrameError(frame, frames) from error
+                opened.seek(frame)
             self._require_exact(opened)
+            # PhotometricInterpretation, which Pillow heeds in a TIFF of 8 bits only
+            inverted = getattr(opened, "tag_v2", {}).get(262) == 0
             opened.load()
             if frame:
                 self._opened, opened = opened, opened.copy()
             ImageOps.exif_transpose(opened, in_place=True)
             if opened.mode in _GREY_16:
-                return rendered(
-                    np.asarray(opened),
-                    window,
-                    full=integer_range(16),
-                    inverted=self._inverted(opened),
-                )
+                pixels, full = np.asarray(opened), integer_range(16)
+                return rendered(pixels, window, full=full, inverted=inverted)
             opened.info.pop("transparency", None)  # of a palette, about which Pillow would warn
             mode = _RETURNED_AS.get(opened.mode, opened.mode)
             return opened if mode == opened.mode else opened.convert(mode)
@@ -87,11 +79,6 @@ class PillowFile(ImageFile):
                 f"{opened.format} of mode {opened.mode!r} cannot be read at its full depth: save it"
                 " as grey or RGB, or as .npy"
             )
-
-    def _inverted(self, opened: Image.Image) -> bool:
-        """Whether the smallest value is white in a frame of 16 bits."""
-        del opened
-        return False
 
 
 class AvifFile(PillowFile):
@@ -109,20 +96,16 @@ class AvifFile(PillowFile):
 class HeicFile(ImageFile):
     """The first picture of a HEIC file, by pillow-heif, which turns it upright."""
 
-    def kind(self) -> str:
+    def _kind(self) -> str:
         opened = self._open()
         return f"HEIC, {opened.info.get('bit_depth', 8)}-bit {opened.mode}"
 
-    def read(self, *, window: Window, frame: int) -> Picture:
-        if frame:
-            raise NoSuchFrameError(frame, 1)
+    def _read(self, window: Window, frame: int) -> Picture:
         opened = self._open()
         if opened.info.get("bit_depth", 8) != 8:
             raise UserError("a HEIC of more than 8 bits cannot be read: save it as 16-bit PNG")
-        with explained_damage():
-            return opened.to_pillow()
+        return opened.to_pillow()
 
-    def _open(self):  # type: ignore[no-untyped-def]
+    def _open(self) -> Any:
         heif = decoder("pillow_heif", "a HEIC image")
-        with explained_damage():
-            return heif.open_heif(self.content, convert_hdr_to_8bit=False)
+        return heif.open_heif(self.content, convert_hdr_to_8bit=False)

@@ -7,13 +7,13 @@ either, so that processes that only read images start without it.
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
 from medmamba_jax.data.images.augmentation import Transform, unchanged
-from medmamba_jax.data.images.decoding import count_frames, open_image
+from medmamba_jax.data.images.decoding import open_image, parsed
 from medmamba_jax.data.images.planes import from_planes, to_planes
 from medmamba_jax.data.images.windowing import Window, parse_window
 from medmamba_jax.errors import UserError
@@ -67,15 +67,11 @@ class Preprocessing(Section):
     fit: str = "stretch"
 
     def __post_init__(self) -> None:
-        try:
-            object.__setattr__(self, "window", parse_window(self.window))
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        object.__setattr__(self, "window", parse_window(self.window))
         if self.channels < 1:
             raise UserError(f"images have 1 or more channels; got {self.channels}")
-        names = tuple(RESIZE_FILTERS)
-        self._require("resize_filter", self.resize_filter in names, f"one of {names}")
-        self._require("fit", self.fit in FITS, f"one of {FITS}")
+        self._require_one_of("resize_filter", RESIZE_FILTERS)
+        self._require_one_of("fit", FITS)
         for field in ("mean", "std"):
             values = getattr(self, field)
             if len(values) not in (1, self.channels):
@@ -83,30 +79,6 @@ class Preprocessing(Section):
                     f"data.{field} must have one value or one for each of the {self.channels}"
                     f" channels; got {values}"
                 )
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], *, ignored: list[str] | None = None) -> Self:
-        """Builds the preprocessing from a dictionary that `to_dict` made, also in an older version.
-
-        A missing field gets its default, if it has one.
-
-        Args:
-            values: field -> value. Lists become tuples.
-            ignored: collects the names of unknown keys. Without it an unknown key is an error.
-
-        Raises:
-            UserError: a field without a default is missing, a key is unknown, or a value is not
-                allowed.
-        """
-        required = {
-            field.name for field in dataclasses.fields(cls) if field.default is dataclasses.MISSING
-        }
-        if missing := required - set(values):
-            raise UserError(
-                f"saved preprocessing must have the keys {sorted(required)}; it lacks"
-                f" {sorted(missing)}"
-            )
-        return super().from_dict(values, ignored=ignored)
 
     def decode(self, image: str | Path | bytes | np.ndarray) -> np.ndarray:
         """Decodes an image and converts it to `channels`; turns it upright by its EXIF orientation.
@@ -138,7 +110,7 @@ class Preprocessing(Section):
         if frame == ALL_FRAMES:
             # Labelled images are single frames (`all_frames`), so the caller passed this
             # file directly.
-            if isinstance(image, bytes) and (frames := count_frames(image)) > 1:
+            if isinstance(image, bytes) and (frames := parsed(image).count_frames()) > 1:
                 raise UserError(
                     f"the file holds {frames} frames, and by data.frame each frame is a separate"
                     " image: divide the file by medmamba_jax.data.sources.frames.all_frames"

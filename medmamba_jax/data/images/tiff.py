@@ -1,10 +1,11 @@
 """Reads TIFF files of every depth, by tifffile. Without it, Pillow reads the plain ones."""
 
+import functools
 import io
 import logging
 import math
 import struct
-import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from medmamba_jax.data.images.decoders import decoder, missing
 from medmamba_jax.data.images.image_file import (
     ImageFile,
-    NoSuchFrameError,
     Picture,
-    explained_damage,
     integer_range,
     rendered,
     require_exact_jpeg2000,
@@ -55,20 +54,13 @@ class TiffImage(ImageFile):
 
     def __init__(self, content: bytes):
         super().__init__(content)
-        with explained_damage():
-            self._file = decoder("tifffile", "a TIFF").TiffFile(io.BytesIO(content))
-        self._places: list[int] = []  # of the directories that were passed
-        self._seen: set[int] = set()
-        self._lock = threading.Lock()
+        self._file = decoder("tifffile", "a TIFF").TiffFile(io.BytesIO(content))
 
-    def count_frames(self) -> int:
-        with self._lock, explained_damage():
-            while self._step():
-                pass
-            return len(self._places)
+    def _frames(self) -> int:
+        return len(self._places)
 
-    def kind(self) -> str:
-        with self._lock, explained_damage():
+    def _kind(self) -> str:
+        with self._lock:
             page = self._page(0)
             if name := _NAMES.get(page.photometric):
                 return f"TIFF, {name}" if name == "palette" else f"TIFF, {_bits(page)}-bit {name}"
@@ -77,8 +69,8 @@ class TiffImage(ImageFile):
             colour = {1: "grey", 3: "colour"}.get(colours, f"of {colours} channels")
             return f"TIFF, {_bits(page)}-bit{depth} {colour}{' with alpha' * alpha}"
 
-    def read(self, *, window: Window, frame: int) -> Picture:
-        with self._lock, explained_damage():
+    def _read(self, window: Window, frame: int) -> Picture:
+        with self._lock:
             page = self._page(frame)
             bits = _bits(page)
             require_safe_size(page.imagelength, page.imagewidth)
@@ -107,40 +99,42 @@ class TiffImage(ImageFile):
             )
 
     def _page(self, frame: int) -> Any:
-        """Reads a page's directory; tifffile would leave out pages of a damaged chain silently."""
-        while len(self._places) <= frame:
-            if not self._step():
-                raise NoSuchFrameError(frame, len(self._places))
-        self._file.filehandle.seek(self._places[frame])
+        """Reads a page's directory. Later pages may be damaged if it is the first."""
+        place = self._places[frame] if frame else next(self._directories())
+        self._file.filehandle.seek(place)
         return decoder("tifffile", "a TIFF").TiffPage(self._file, frame)
 
-    def _step(self) -> bool:
-        """Finds the place of the next page's directory; returns False after the last one."""
-        layout = self._file.tiff
-        link = layout.offsetsize  # where the header names the first directory
-        if self._places:
-            last = self._places[-1]
-            (tags,) = struct.unpack_from(layout.tagnoformat, self.content, last)
-            link = last + layout.tagnosize + tags * layout.tagsize
-        (place,) = struct.unpack_from(layout.offsetformat, self.content, link)
-        if place in self._seen or (not place and self._places):
-            self._require_directories()
-            return False
-        if not 0 < place < len(self.content):
-            raise UserError(f"not a complete image file: frame {len(self._places)} is not in it")
-        self._places.append(place)
-        self._seen.add(place)
-        return True
+    @functools.cached_property
+    def _places(self) -> list[int]:
+        """The place of each page's directory.
 
-    def _require_directories(self) -> None:
-        """Raises UserError for ImageJ's and MetaMorph's stacks of one directory for all frames."""
+        ImageJ and MetaMorph may write one directory for all frames, which raises UserError.
+        """
+        places = list(self._directories())
         imagej, stk = self._file.imagej_metadata or {}, self._file.stk_metadata or {}
         frames = max(imagej.get("images", 1), stk.get("NumberPlanes", 1))
-        if frames > len(self._places) == 1:
+        if frames > len(places) == 1:
             raise UserError(
                 f"a TIFF with one directory for {frames} frames cannot be read: save each frame as"
                 " a page, or the stack as .npy"
             )
+        return places
+
+    def _directories(self) -> Iterator[int]:
+        """Yields the places; tifffile would leave out pages of a damaged chain silently."""
+        layout = self._file.tiff
+        link = layout.offsetsize  # where the header names the first directory
+        seen: set[int] = set()
+        while True:
+            (place,) = struct.unpack_from(layout.offsetformat, self.content, link)
+            if place in seen or (seen and not place):
+                return
+            if not 0 < place < len(self.content):
+                raise UserError(f"not a complete image file: frame {len(seen)} is not in it")
+            seen.add(place)
+            yield place
+            (tags,) = struct.unpack_from(layout.tagnoformat, self.content, place)
+            link = place + layout.tagnosize + tags * layout.tagsize
 
 
 class PlainTiff(PillowFile):
@@ -164,9 +158,6 @@ class PlainTiff(PillowFile):
         )
         if not plain:
             raise missing("tifffile", "this kind of TIFF")
-
-    def _inverted(self, opened: Image.Image) -> bool:
-        return opened.tag_v2.get(262) == _WHITE_IS_ZERO  # type: ignore[attr-defined]
 
 
 def open_tiff(content: bytes) -> ImageFile:

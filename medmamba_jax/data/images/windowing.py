@@ -1,12 +1,12 @@
 """Converts intensities of more than 8 bits to 8 bits."""
 
 import math
-from numbers import Real
 from typing import cast
 
 import numpy as np
 
 from medmamba_jax.errors import UserError
+from medmamba_jax.sections import is_number
 
 Window = str | tuple[float, float]
 
@@ -34,7 +34,7 @@ def parse_window(value: object) -> Window:
         except ValueError:
             raise UserError(f"a window must be {ALLOWED}; got {value!r}") from None
     bounds = tuple(value) if isinstance(value, tuple | list) else ()
-    if len(bounds) == 2 and all(map(_is_finite, bounds)) and bounds[0] < bounds[1]:
+    if len(bounds) == 2 and all(map(is_number, bounds)) and bounds[0] < bounds[1]:
         return float(bounds[0]), float(bounds[1])
     raise UserError(f"a window must be {ALLOWED}; got {value!r}")
 
@@ -88,7 +88,3 @@ def _dtype_range(dtype: np.dtype) -> tuple[float, float]:
         )
     limits = np.iinfo(dtype)
     return float(limits.min), float(limits.max)
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

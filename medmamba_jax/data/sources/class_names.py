@@ -1,7 +1,9 @@
 """The order of class names, and the check for names that may mean the same class."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 from medmamba_jax.errors import UserError
 
@@ -9,6 +11,24 @@ from medmamba_jax.errors import UserError
 def in_natural_order(names: Iterable[str]) -> tuple[str, ...]:
     """Returns distinct names, sorted as text, but runs of digits by value: 9 comes before 10."""
     return tuple(sorted(set(names), key=_natural))
+
+
+def numbered(
+    labels: Sequence[str], where: str, hint: str = ""
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """Returns the names of the classes, and the number of the class of each image.
+
+    Args:
+        labels: the name of the class of each image (n,).
+        where, hint: as in `require_classes`, which checks the names.
+
+    Returns:
+        Distinct names in natural order, and indices into them, int32 (n,).
+    """
+    names = in_natural_order(labels)
+    require_classes(names, where, hint)
+    index = {name: i for i, name in enumerate(names)}
+    return names, np.array([index[label] for label in labels], np.int32)
 
 
 def require_classes(names: Iterable[str], where: str, hint: str = "") -> None:

@@ -11,7 +11,7 @@ from medmamba_jax.data.config import CsvConfig, DataConfig
 from medmamba_jax.data.csv_table import CsvTable, read_csv_table
 from medmamba_jax.data.labelled_images import LabelledImages, labelled_files
 from medmamba_jax.data.naming import listed
-from medmamba_jax.data.sources.class_names import in_natural_order, require_classes
+from medmamba_jax.data.sources.class_names import numbered
 from medmamba_jax.data.sources.source import Source
 from medmamba_jax.data.split_names import split_named
 from medmamba_jax.data.texts import MISSING, one_spelling, printable
@@ -148,10 +148,7 @@ def _labels(table: CsvTable, columns: CsvConfig) -> tuple[tuple[str, ...], np.nd
         {f"{old} as {new}" for old, new in zip(texts, spelled, strict=True) if old != new}
     ):
         logging.warning("%s writes classes in several ways: read %s", table.path, listed(joined))
-    class_names = in_natural_order(spelled)
-    require_classes(class_names, f"the column {column!r} of {table.path}")
-    index = {name: i for i, name in enumerate(class_names)}
-    return class_names, np.array([index[name] for name in spelled], np.int32)
+    return numbered(spelled, f"the column {column!r} of {table.path}")
 
 
 def _yes_or_no(text: str) -> float | None:

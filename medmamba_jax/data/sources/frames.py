@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from medmamba_jax.data.cpus import usable_cpus
-from medmamba_jax.data.images.decoding import count_frames, open_image, parsed
+from medmamba_jax.data.images.decoding import open_image, parsed
+from medmamba_jax.data.images.image_file import ImageFile
 from medmamba_jax.data.images.windowing import Window
 from medmamba_jax.data.labelled_images import LabelledImages, content_hash
 from medmamba_jax.errors import UserError
@@ -31,11 +32,8 @@ def all_frames(files: LabelledImages, window: Window = "auto") -> LabelledImages
     """
 
     def count(row: int) -> int:
-        image = files.read(row)
-        if isinstance(image, np.ndarray):
-            return 1
         try:
-            return count_frames(image)
+            return parsed(files.read(row)).count_frames()
         except ValueError as error:
             raise UserError(f"{files.describe(row)}: {error}") from error
 
@@ -63,22 +61,23 @@ class _Frames:
         self._file_of = file_of
         self._frame_of = frame_of
         self._window = window
-        self._opened: dict[int, tuple[int, _Opened]] = {}  # thread -> row and its file
+        # thread -> row, and of its file the object that reads frames, and the content hash
+        self._opened: dict[int, tuple[int, ImageFile, bytes]] = {}
 
     def __getitem__(self, place: int) -> np.ndarray:
-        opened = self._open(place).parsed
-        return np.asarray(open_image(opened, window=self._window, frame=int(self._frame_of[place])))
+        file, _ = self._open(place)
+        return np.asarray(open_image(file, window=self._window, frame=int(self._frame_of[place])))
 
     def identity(self, place: int, image: object = None) -> bytes:
         """Returns the hash of the file's content, the frame's number, and the window."""
         frame = f" {self._frame_of[place]} {self._window}"
-        return hashlib.sha256(self._open(place).content_hash + frame.encode()).digest()
+        return hashlib.sha256(self._open(place)[1] + frame.encode()).digest()
 
     def file(self, place: int, image: object = None) -> bytes | np.ndarray:
         """Returns the bytes of the file; an array if the frame is one."""
-        return self._open(place).file
+        return self._open(place)[0].content
 
-    def _open(self, place: int) -> "_Opened":
+    def _open(self, place: int) -> tuple[ImageFile, bytes]:
         """Reads a file, and keeps it until the next: threads mostly take frames in their order."""
         thread, row = threading.get_ident(), int(self._file_of[place])
         opened = self._opened.get(thread)
@@ -86,18 +85,8 @@ class _Frames:
             if len(self._opened) >= _MOST_OPEN:  # of threads that have ended
                 self._opened = {}
             file = self._files.read(row)
-            opened = row, _Opened(file, parsed(file), content_hash(file))
-            self._opened[thread] = opened
-        return opened[1]
+            opened = self._opened[thread] = row, parsed(file), content_hash(file)
+        return opened[1:]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_opened": {}}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Opened:
-    """A file as its source has it, the object that reads its frames, and its content hash."""
-
-    file: bytes | np.ndarray
-    parsed: Any
-    content_hash: bytes

@@ -11,9 +11,9 @@ from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.images.formats import is_image_file
 from medmamba_jax.data.labelled_images import LabelledImages, labelled_files
 from medmamba_jax.data.naming import listed
-from medmamba_jax.data.sources.class_names import in_natural_order, require_classes
+from medmamba_jax.data.sources.class_names import numbered
 from medmamba_jax.data.sources.source import Source
-from medmamba_jax.data.split_names import split_named
+from medmamba_jax.data.split_names import names_of_splits, split_named
 from medmamba_jax.data.texts import printable
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded
@@ -43,13 +43,11 @@ def find_image_folder(config: DataConfig) -> LabelledImages:
         names += [path.relative_to(root).as_posix() for path, _ in files]
         labels += [label for _, label in files]
         splits += [split] * len(files)
-    class_names = in_natural_order(labels)
-    require_classes(class_names, str(root), hint=_files_among(folders.values()))
-    index = {name: i for i, name in enumerate(class_names)}
+    class_names, numbers = numbered(labels, str(root), hint=_files_among(folders.values()))
     return labelled_files(
         root,
         names,
-        np.array([index[label] for label in labels], np.int32),
+        numbers,
         class_names,
         groups=_groups(names, config.folder.group_pattern),
         splits=np.array(splits) if "train" in folders else None,
@@ -73,29 +71,19 @@ def _groups(names: list[str], pattern: str) -> np.ndarray | None:
 
 def _split_folders(root: Path) -> dict[str, Path]:
     """Returns split name -> folder; {"all": root} if the root holds the class folders itself."""
-    folders: dict[str, Path] = {}
-    others = []
-    for path in sorted(root.iterdir()):
-        split = split_named(path.name) if path.is_dir() else None
-        if path.is_dir() and split is None and not path.name.startswith("."):
-            others.append(path.name)
-        if split in folders:
-            raise UserError(
-                f"{root} has the folders {folders[split].name} and {path.name}, both for {split}:"
-                " keep one of them"
-            )
-        if split is not None:
-            folders[split] = path
+    found = sorted(path.name for path in root.iterdir() if path.is_dir())
+    folders = {split: root / name for split, name in names_of_splits(found, str(root)).items()}
     if not folders:
         return {"all": root}
     lacking = "train" if "train" not in folders else "val or test" if len(folders) == 1 else ""
     if lacking:
-        found = ", ".join(path.name for path in folders.values())
+        there = ", ".join(path.name for path in folders.values())
         raise UserError(
-            f"{root} has the folder {found}, but none for {lacking}: add {lacking.split()[0]}"
+            f"{root} has the folder {there}, but none for {lacking}: add {lacking.split()[0]}"
             "/<class>/, or put the class folders directly into the root to have all images split"
             " by the seed"
         )
+    others = [name for name in found if not name.startswith(".") and not split_named(name)]
     if others:
         logging.warning(
             "left out the folders %s of %s, which are no train, val or test: rename what should"

@@ -14,7 +14,7 @@ from medmamba_jax.data.labels import as_labels
 from medmamba_jax.data.npz_file import StoredArray, array_names, stored_array
 from medmamba_jax.data.sources.class_names import require_classes
 from medmamba_jax.data.sources.source import Source
-from medmamba_jax.data.split_names import SPLITS, split_named
+from medmamba_jax.data.split_names import names_of_splits
 from medmamba_jax.errors import UserError
 
 _LAYOUTS = (
@@ -52,16 +52,18 @@ def find_arrays(config: DataConfig) -> LabelledImages:
             array = _image_array(npz, image_key)
             arrays.append(array)
             names += [f"{image_key}[{row}]" for row in range(array.shape[0])]
-            labels.append(stored_array(npz, label_key).load_for(array))
+            values = stored_array(npz, label_key).load_for(array)
+            # NumPy would join uint64 with integers of a sign as floating point numbers.
+            labels.append(values.astype(np.int64) if values.dtype.kind == "u" else values)
             if group_key in there:
-                groups.append(stored_array(npz, group_key).load_for(array))
+                groups.append(_text(stored_array(npz, group_key).load_for(array), group_key))
         if groups and len(groups) < len(parts):
             raise UserError("it has groups for some splits only: add them for all")
         saved = _saved_class_names(npz) if "class_names" in there else None
         class_names, all_labels = _classes(names, as_labels(np.concatenate(labels)), saved)
         return LabelledImages(
             # Views, so that splits do not copy the pixels.
-            [image for array in arrays for image in array.load()],
+            [image for array in arrays for image in array.load(images=True)],
             all_labels,
             class_names,
             names=tuple(names),
@@ -95,21 +97,15 @@ def _parts(names: Sequence[str]) -> dict[str, tuple[str, str, str]]:
     """Returns split, "" without any -> names of its arrays of images, labels and groups."""
     if "x" in names:
         return {"": ("x", "y", "groups")}
-    prefixes: dict[str, str] = {}
-    for prefix in (name.removesuffix("_images") for name in names if name.endswith("_images")):
-        split = split_named(prefix)
-        if split in prefixes:
-            raise UserError(
-                f"it has both {prefixes[split]}_images and {prefix}_images, which are {split}: keep"
-                " one of them"
-            )
-        if split is not None:
-            prefixes[split] = prefix
+    prefixes = names_of_splits(
+        [name.removesuffix("_images") for name in names if name.endswith("_images")],
+        *("it", "_images"),
+    )
     if "train" not in prefixes or len(prefixes) == 1:
         raise UserError(f"it holds {sorted(names)}, but must hold {_LAYOUTS}")
     return {
         split: (f"{prefix}_images", f"{prefix}_labels", f"{prefix}_groups")
-        for split, prefix in sorted(prefixes.items(), key=lambda item: SPLITS.index(item[0]))
+        for split, prefix in prefixes.items()
     }
 
 
@@ -143,15 +139,18 @@ def _classes(
 
 def _saved_class_names(npz: zipfile.ZipFile) -> tuple[str, ...]:
     array = stored_array(npz, "class_names")
-    names = array.load_small()
+    names = array.load()
     if names.ndim != 1 or names.dtype.kind not in "US":
         raise UserError(f"class_names must be text (classes,); got {array}")
+    return tuple(_text(names, "class_names").tolist())
+
+
+def _text(values: np.ndarray, what: str) -> np.ndarray:
+    """Decodes bytes; returns other values unchanged."""
     try:
-        return tuple(
-            (np.char.decode(names, "utf-8") if names.dtype.kind == "S" else names).tolist()
-        )
+        return np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
     except UnicodeDecodeError as error:
-        raise UserError("class_names are not UTF-8: save them as text") from error
+        raise UserError(f"{what} are not UTF-8: save them as text") from error
 
 
 NPZ = Source(

@@ -1,7 +1,7 @@
 """Splits the images of a source into the three splits of a run."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import numpy as np
@@ -169,6 +169,7 @@ def _rows(found: LabelledImages, config: DataConfig, by: str) -> tuple[Rows, str
 
 
 def _by_source(strata: Strata, rows: Rows, config: DataConfig, by: str) -> tuple[Rows, str]:
+    _require_train_and_another(rows)
     if "val" in rows:
         return rows, ""
     train = rows["train"]
@@ -189,8 +190,17 @@ def _present(assigned: np.ndarray) -> Rows:
     return {name: part for name, part in rows.items() if len(part)}
 
 
+def _require_train_and_another(splits: Collection[str]) -> None:
+    if "train" not in splits or len(splits) == 1:
+        raise UserError(
+            f"no image is left for {'val or test' if 'train' in splits else 'train'}: leave fewer"
+            " out (data.exclude, damaged images), or split otherwise (data.split_file, data.fold)"
+        )
+
+
 def require_train_classes(dataset: Dataset) -> None:
-    """Raises UserError if a split has a class that train lacks."""
+    """Raises UserError if train or all others are missing, or one has a class that train lacks."""
+    _require_train_and_another(dataset.splits)
     counts = dataset.counts()
     for name in counts:
         for label, count in counts[name].items():

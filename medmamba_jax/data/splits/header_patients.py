@@ -37,27 +37,8 @@ def looked_at(found: LabelledImages, config: DataConfig) -> tuple[str, frozenset
             " data.folder.group_pattern='')"
         )
     if not config.allow_unreadable:  # a tag that does not exist fails at once
-        _require(read_header(found, 0, tag), found, 0, tag)
+        _require(header_tag(found.file(0), tag), found, 0, tag)
     return tag, frozenset(range(count))
-
-
-def read_header(
-    found: LabelledImages, row: int, tag: str, image: bytes | np.ndarray | None = None
-) -> str | None:
-    """Returns the text of a tag in the DICOM header of an image, or None if the tag is missing.
-
-    Args:
-        found: the images.
-        row: the row of the image.
-        tag: the tag's keyword or number.
-        image: the image, if it has been read already.
-
-    Raises:
-        DataUnavailableError: the file is DICOM and pydicom is not installed.
-        UserError: there is no such tag, or the file is damaged.
-    """
-    file = found.file(row, image)
-    return header_tag(file, tag) if isinstance(file, bytes) else None
 
 
 def header_patients(
@@ -80,7 +61,8 @@ def header_patients(
     """
     values = [_require(headers.get(row), found, row, tag) for row in range(len(found))]
     key = hashlib.sha256(b"".join(sorted(map(bytes, contents)))).digest()
-    return np.array([_hashed(value, key) for value in values])
+    hashed = (hmac.new(key, value.encode(), hashlib.sha256).hexdigest() for value in values)
+    return np.array([f"h{digits[:_DIGITS]}" for digits in hashed])
 
 
 def note_patients(headers: Mapping[int, str | None]) -> None:
@@ -104,7 +86,3 @@ def _require(value: str | None, found: LabelledImages, row: int, tag: str) -> st
             " it: leave data.group_tag empty, or name patients in a table"
         )
     return value
-
-
-def _hashed(value: str, key: bytes) -> str:
-    return "h" + hmac.new(key, value.encode(), hashlib.sha256).hexdigest()[:_DIGITS]

@@ -59,23 +59,19 @@ def read_split_table(
             " it empty"
         )
     unknown = []
-    for row, (name, split) in enumerate(
-        zip(table.column("path"), table.column("split"), strict=True)
-    ):
-        where = f"{path}, {table.where(row)}"
-        belongs = split_named(split)
-        if belongs is None:
-            raise UserError(f"{where}: the split is {split!r}; write train, val or test")
+    splits = table.parsed("split", split_named, "write train, val or test")
+    for row, (name, split) in enumerate(zip(table.column("path"), splits, strict=True)):
         if name in split_of:
-            raise UserError(f"{where}: {name} has a row already; leave one")
+            raise table.error(row, f"{name} has a row already; leave one")
         if name not in known:
             unknown.append(f"{name} ({table.where(row)})")
             if gone == "stop":
-                raise UserError(
-                    f"{where}: {name} is none of the images; take the row out, set data.split_file"
-                    " to the table of these images, or set data.split_strict=False"
+                raise table.error(
+                    row,
+                    f"{name} is none of the images; take the row out, set data.split_file"
+                    " to the table of these images, or set data.split_strict=False",
                 )
-        split_of[name] = belongs
+        split_of[name] = split
     if unknown and gone == "warn":
         logging.warning(
             "%s names %d images that are not there: %s", path, len(unknown), listed(unknown)

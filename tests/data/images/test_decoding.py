@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from medmamba_jax.data.images.decoding import count_frames, open_image
-from medmamba_jax.data.images.formats import is_image_file
+from medmamba_jax.data.images.decoding import open_image, parsed
+from medmamba_jax.data.images.formats import HEAD, is_image_file, kind_of
 from medmamba_jax.data.inspection.image_kinds import image_kind
 
 ORIENTATION = 0x0112
@@ -251,7 +251,7 @@ class TestFrames:
         first, *rest = map(Image.fromarray, self.PAGES)
         options = {"lossless": True} if format == "WEBP" else {}
         content = saved(first, format, save_all=True, append_images=rest, **options)
-        assert count_frames(content) == 3
+        assert parsed(content).count_frames() == 3
         for frame, page in enumerate(self.PAGES):
             opened = np.atleast_3d(np.asarray(open_image(content, frame=frame)))
             np.testing.assert_array_equal(opened, np.broadcast_to(page[..., None], opened.shape))
@@ -260,13 +260,13 @@ class TestFrames:
 
     @pytest.mark.parametrize("image", [saved(Image.fromarray(noise(3, 4))), npy(noise(3, 4))])
     def test_most_files_hold_one(self, image):
-        assert count_frames(image) == 1
+        assert parsed(image).count_frames() == 1
         with pytest.raises(ValueError, match="there are 1"):
             open_image(image, frame=1)
 
     def test_no_image_has_no_frames(self):
         with pytest.raises(ValueError, match="not an image file"):
-            count_frames(b"<html>404</html>")
+            parsed(b"<html>404</html>").count_frames()
 
 
 class TestDamage:
@@ -304,7 +304,7 @@ class TestDamage:
             for place in rng.integers(0, min(len(whole), 150), 2):
                 damaged[place] = rng.integers(0, 256)
             try:
-                count_frames(bytes(damaged))
+                parsed(bytes(damaged)).count_frames()
                 open_image(bytes(damaged))
             except ValueError:
                 refused += 1
@@ -315,6 +315,13 @@ class TestDamage:
         content = saved(Image.fromarray(noise(8, 8, 3)), "WEBP", exif=b"Exif\0\0XX*\0nothing here")
         with pytest.raises(ValueError, match="not a complete image file"):
             open_image(content)
+
+
+@pytest.mark.parametrize("before", range(4))
+def test_a_long_text_is_one_wherever_a_character_is_cut(before):
+    text = (b"a" * before) + "\u20ac".encode() * HEAD  # of three bytes
+    assert kind_of(text) == kind_of(text[:HEAD]) == "a text"
+    assert kind_of(b"\xff" + text) == "a file of an unknown kind"
 
 
 class TestIsImageFile:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from medmamba_jax.data import Preprocessing
-from medmamba_jax.data.images.decoding import count_frames, open_image
+from medmamba_jax.data.images.decoding import open_image, parsed
 from medmamba_jax.data.inspection.image_kinds import image_kind
 from medmamba_jax.errors import DataUnavailableError
 
@@ -251,7 +251,7 @@ class TestFrames:
     def test_each_can_be_had(self, channels):
         pages = [np.roll(noise(6, 5, channels), page, axis=0) for page in range(4)]
         content = tiff(*pages)
-        assert count_frames(content) == 4
+        assert parsed(content).count_frames() == 4
         for frame, page in enumerate(pages):
             opened = open_image(content, frame=frame)
             np.testing.assert_array_equal(np.asarray(opened), expected(page))
@@ -259,7 +259,7 @@ class TestFrames:
             open_image(content, frame=4)
 
     def test_a_png_has_one(self):
-        assert count_frames(png(noise(3, 4, 3))) == 1
+        assert parsed(png(noise(3, 4, 3))).count_frames() == 1
         with pytest.raises(ValueError, match="there are 1"):
             open_image(png(noise(3, 4, 3)), frame=1)
 
@@ -290,7 +290,7 @@ class TestWhatCannotBeRead:
     def test_a_frame_that_is_cut_off_is_counted_as_damage(self):
         pages = tiff(*[noise(6, 5, 2)] * 3)
         with pytest.raises(ValueError, match="frame 2 is not in it"):
-            count_frames(pages[:-150])
+            parsed(pages[:-150]).count_frames()
 
     @pytest.mark.parametrize("channels", MODES)
     @pytest.mark.filterwarnings("ignore")  # Pillow warns of some damage, too
@@ -303,7 +303,7 @@ class TestWhatCannotBeRead:
             for place in rng.integers(0, 200, 2):
                 damaged[rng.choice([place, -place])] = rng.integers(0, 256)
             try:
-                count_frames(bytes(damaged))
+                parsed(bytes(damaged)).count_frames()
                 open_image(bytes(damaged))
             except ValueError as error:
                 assert "\n" not in str(error)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from medmamba_jax.data.images.decoding import count_frames, open_image, parsed
+from medmamba_jax.data.images.decoding import open_image, parsed
 from medmamba_jax.data.inspection.image_kinds import image_kind
 from medmamba_jax.errors import DataUnavailableError
 
@@ -239,7 +239,7 @@ class TestFrames:
 
     def test_each_can_be_had_and_the_first_is_the_default(self):
         image = dicom(self.STACK)
-        assert count_frames(image) == 3
+        assert parsed(image).count_frames() == 3
         np.testing.assert_array_equal(open_image(image), self.STACK[0])
         np.testing.assert_array_equal(open_image(image, frame=2), self.STACK[2])
         with pytest.raises(ValueError, match=r"frame 3 was asked for .*there are 3"):
@@ -266,7 +266,7 @@ class TestFrames:
         np.testing.assert_array_equal(opened, stack)
 
     def test_one_frame(self):
-        assert count_frames(dicom(EIGHT)) == 1
+        assert parsed(dicom(EIGHT)).count_frames() == 1
         with pytest.raises(ValueError, match="there are 1"):
             open_image(dicom(EIGHT), frame=1)
 
@@ -337,7 +337,7 @@ class TestDamage:
     def test_without_pydicom_the_remedy_is_named(self, monkeypatch):
         image = dicom(CT)
         monkeypatch.setitem(sys.modules, "pydicom", None)
-        for use in (open_image, count_frames):
+        for use in (open_image, parsed):
             with pytest.raises(
                 DataUnavailableError,
                 match=r"pydicom.*medmamba-jax\[formats\]",

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medmamba_jax.data.images.decoding import count_frames, open_image
+from medmamba_jax.data.images.decoding import open_image, parsed
 from medmamba_jax.data.images.windowing import to_uint8
 from medmamba_jax.errors import DataUnavailableError
 
@@ -264,7 +264,7 @@ class TestOtherTiff:
         for options in ({"imagej": True}, {"ome": True}, {}):
             buffer = io.BytesIO()
             tifffile.imwrite(buffer, stack, photometric="minisblack", **options)
-            assert count_frames(buffer.getvalue()) == 3
+            assert parsed(buffer.getvalue()).count_frames() == 3
             for frame in range(3):
                 assert_opens_as(scaled(stack[frame]), buffer.getvalue(), frame=frame)
 
@@ -313,7 +313,7 @@ class TestOtherTiff:
         stack = noise((3, 8, 6), 16).astype(np.uint16)
         tifffile.imwrite(buffer, stack, imagej=True, truncate=True)
         assert_opens_as(scaled(stack[0]), buffer.getvalue())
-        for use in (count_frames, lambda content: open_image(content, frame=1)):
+        for use in (lambda c: parsed(c).count_frames(), lambda c: open_image(c, frame=1)):
             with pytest.raises(ValueError, match="one directory for 3 frames cannot be read: save"):
                 use(buffer.getvalue())
 
@@ -347,6 +347,21 @@ class TestTiffWithoutTheExtra:
         for content in others:
             with pytest.raises(DataUnavailableError, match=r"TIFF needs .*medmamba-jax\[formats\]"):
                 open_image(content)
+
+    @pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
+    @pytest.mark.parametrize("orientation", [1, 6])
+    def test_every_frame_of_16_bits(self, photometric, orientation, monkeypatch):
+        stack, buffer = noise((3, 9, 7), 16).astype(np.uint16), io.BytesIO()
+        turned = [(274, 3, 1, orientation, True)]
+        with tifffile.TiffWriter(buffer) as writer:
+            for page in stack:
+                writer.write(page, photometric=photometric, metadata=None, extratags=turned)
+        monkeypatch.setitem(sys.modules, "tifffile", None)
+        for frame in (2, 0, 1):
+            expected = scaled(stack[frame])
+            expected = 255 - expected if photometric == "miniswhite" else expected
+            expected = np.rot90(expected, -1) if orientation == 6 else expected
+            assert_opens_as(expected, buffer.getvalue(), frame=frame)
 
 
 # DICOM ------------------------------------------------------------------------------------------

@@ -154,7 +154,7 @@ def test_a_file_with_a_damaged_frame_is_dropped_where_all_are_read(tmp_path, noi
         ({"Val/a": 2, "Val/b": 2}, "the folder Val, but none for train"),
         (
             {"train/a": 1, "train/b": 1, "val/a": 1, "valid/a": 1, "test/a": 1},
-            "the folders val and valid, both for val",
+            "has both val and valid, which are val: keep one",
         ),
         (
             {"train/a": 2, "train/b": 2, "val/c": 1, "test/a": 1},

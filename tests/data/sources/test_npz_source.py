@@ -127,3 +127,26 @@ def test_class_names_may_be_bytes(build):
     assert build(medmnist(class_names=names)).class_names == ("normal", "Rückfall", "ill")
     with pytest.raises(ValueError, match=r"set\.npz: class_names are not UTF-8"):
         build(medmnist(class_names=np.array([b"\xff", b"b", b"c"])))
+
+
+def test_splits_may_have_labels_of_any_integers(tmp_path):
+    arrays = {}
+    for split, dtype in (("train", np.int64), ("val", np.uint64), ("test", np.uint8)):
+        arrays[f"{split}_images"] = np.zeros((4, 3, 3), np.uint8)
+        arrays[f"{split}_labels"] = np.array([7, 9, 9, 7], dtype)
+    np.savez(tmp_path / "set.npz", **arrays)
+    dataset = build_dataset(DataConfig(path=str(tmp_path / "set.npz"), audit=False))
+    assert all(split.labels.tolist() == [0, 1, 1, 0] for split in dataset.splits.values())
+    assert dataset.class_names == ("7", "9")
+
+
+def test_patients_may_be_bytes_of_utf_8(tmp_path):
+    patients = [f"p\u00e9{i // 2}" for i in range(40)]
+    arrays = {"x": np.zeros((40, 3, 3), np.uint8), "y": np.arange(40) % 2}
+    path = tmp_path / "set.npz"
+    np.savez(path, **arrays, groups=np.array([patient.encode() for patient in patients]))
+    dataset = build_dataset(DataConfig(path=str(path), audit=False))
+    assert set().union(*(split.groups for split in dataset.splits.values())) == set(patients)
+    np.savez(path, **arrays, groups=np.array([b"\xe9"] * 40))
+    with pytest.raises(ValueError, match=r"set\.npz: groups are not UTF-8: save them as text"):
+        build_dataset(DataConfig(path=str(path)))

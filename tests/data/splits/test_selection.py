@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from medmamba_jax.data import DataConfig
+from medmamba_jax.data import DataConfig, LabelledImages, build_dataset
+from medmamba_jax.data.splits.as_configured import split_as_configured
 from medmamba_jax.data.splits.selection import selected_rows
 
 LABELS = np.random.default_rng(0).choice(4, 400, p=[0.6, 0.3, 0.08, 0.02])
@@ -66,3 +67,21 @@ def test_listed_images_are_left_out(tmp_path, caplog):
         select(exclude=str(path))
     with pytest.raises(FileNotFoundError, match=r"set data\.exclude"):
         select(exclude=str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize(("left_out", "lacking"), [("train", "train"), ("test", "val or test")])
+def test_a_split_that_is_left_out_altogether_is_named(left_out, lacking, tmp_path):
+    images = LabelledImages(
+        list(np.zeros((8, 4, 4), np.uint8)),
+        [0, 1] * 4,
+        names=tuple(NAMES[:8]),
+        splits=np.repeat(["train", "test"], 4),
+    )
+    left = NAMES[:4] if left_out == "train" else NAMES[4:8]
+    (tmp_path / "out.txt").write_text("\n".join(left))
+    config = DataConfig(exclude=str(tmp_path / "out.txt"))
+    with pytest.raises(ValueError, match=f"no image is left for {lacking}: leave fewer"):
+        build_dataset(config, images)
+    kept = images.take(np.flatnonzero(images.splits != left_out))  # as damage leaves them
+    with pytest.raises(ValueError, match=f"no image is left for {lacking}: leave fewer"):
+        split_as_configured(kept, DataConfig())
