@@ -30,7 +30,12 @@ from medmamba_jax.data.splits.as_configured import (
     split_as_configured,
     with_split_file,
 )
-from medmamba_jax.data.splits.header_patients import header_patients, looked_at, note_patients
+from medmamba_jax.data.splits.header_patients import (
+    header_patients,
+    looked_at,
+    note_patients,
+    read_header,
+)
 from medmamba_jax.data.splits.selection import selected_rows
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded
@@ -126,7 +131,11 @@ def prepare(
     """
     source = labelled(found)
     tag, looked = ("", frozenset()) if isinstance(found, Dataset) else looked_at(source, config)
-    seen = first_pass(source, preprocessing, config, header=(tag, looked))
+
+    def header(place: int, image: bytes | np.ndarray) -> str | None:
+        return read_header(source, place, tag, image) if place in looked else None
+
+    seen = first_pass(source, preprocessing, config, look=header)
     images, facts = seen.images, seen.facts
     duplicates = None if facts is None or not config.audit else Duplicates.among(facts)
     used = np.arange(len(images))
@@ -139,12 +148,12 @@ def prepare(
         made: frozenset[str] = frozenset()
     else:
         if config.group_tag:
-            headers = {row: seen.headers.get(place) for row, place in enumerate(used.tolist())}
+            headers = {row: seen.looked[place] for row, place in enumerate(used.tolist())}
             assert seen.store.identities is not None  # the pass is over
             groups = header_patients(part, headers, seen.store.identities, tag)
             part = dataclasses.replace(part, groups=groups)
         elif looked:
-            note_patients(seen.headers)
+            note_patients({place: seen.looked[place] for place in looked})
         among = None if duplicates is None else duplicates.take(used)
         dataset, made = split_as_configured(part, config, among), made_here(part, config)
     splits = np.full(len(images), "", object)

@@ -22,8 +22,7 @@ from medmamba_jax.data import (
 from medmamba_jax.data import first_pass as module
 from medmamba_jax.data.build import prepare
 from medmamba_jax.data.first_pass import available_memory, first_pass
-from medmamba_jax.data.reading.decoded import decoded
-from medmamba_jax.data.reading.store import OnDisk
+from medmamba_jax.data.reading.store import OnDisk, decoded
 from medmamba_jax.errors import UserError
 
 COUNT = 40

@@ -34,7 +34,7 @@ from medmamba_jax.data.naming import listed
 from medmamba_jax.data.public.stored import is_stored
 from medmamba_jax.data.split_names import SPLITS
 from medmamba_jax.data.splits.as_configured import as_found
-from medmamba_jax.data.splits.header_patients import looked_at, note_patients
+from medmamba_jax.data.splits.header_patients import looked_at, note_patients, read_header
 from medmamba_jax.data.stratified import Strata
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded, write_atomically
@@ -95,17 +95,24 @@ def inspect(options: argparse.Namespace) -> tuple[str, int]:
     config = _config(options)
     found = find_images(config)
     folder = _new_folder(options.out, found.name)
+    tag, few = looked_at(found, config)
+    kinds = ["unreadable"] * len(found)
+
+    def look(row: int, image: bytes | np.ndarray) -> str | None:
+        kinds[row] = image_kind(image)
+        return read_header(found, row, tag, image) if row in few else None
+
     seen = first_pass(
         dataclasses.replace(found, synthetic=False),  # the pass would leave out drawings
         _OwnChannels(**vars(config.preprocessing(3))),
         config,
-        header=looked_at(found, config),
+        look=look,
     )
-    note_patients(seen.headers)
+    note_patients({row: seen.looked[row] for row in few})
     facts = seen.facts
     assert facts is not None  # `data.audit` is on
     duplicates = Duplicates.among(facts)
-    findings = _findings(found, facts, duplicates)
+    findings = _findings(found, facts, duplicates, Counter(kinds))
     _draw(found, facts, options.augment, folder / "sheet.png")
     write_duplicates(folder / "duplicates.csv", found, duplicates)
     _write_findings(folder / "findings.csv", findings)
@@ -162,11 +169,12 @@ class _Finding:
         return f"{self.count:,}: {listed(self.items)}" if self.count else "none"
 
 
-def _findings(found: LabelledImages, facts: Facts, duplicates: Duplicates) -> list[_Finding]:
+def _findings(
+    found: LabelledImages, facts: Facts, duplicates: Duplicates, kinds: Counter[str]
+) -> list[_Finding]:
     def items(what: str, items: list[str], *, serious: bool = True) -> _Finding:
         return _Finding(what, len(items), items, serious)
 
-    kinds = Counter(image_kind(found.read(row)) for row in range(len(found)))
     sizes = len(np.unique(facts.of["size"][facts.readable], axis=0))
     same = same_images(found, duplicates)
     across = [one.text for one in same if len(one.splits) > 1]

@@ -14,8 +14,8 @@ from medmamba_jax.data.cpus import usable_cpus
 from medmamba_jax.data.images.augmentation import POLICIES, Policy
 from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.data.labelled_images import LabelledImages
-from medmamba_jax.data.reading.decoded import decoded
 from medmamba_jax.data.reading.order import Order, sampler_for
+from medmamba_jax.data.reading.store import decoded
 from medmamba_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
