@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from medmamba_jax.data.auditing.checks import drop_unreadable, without_empty_classes
 from medmamba_jax.data.auditing.duplicates import Duplicates
 from medmamba_jax.data.auditing.fingerprints import Facts
-from medmamba_jax.data.auditing.unreadable import drop_unreadable, without_empty_classes
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.first_pass import first_pass, keep_evaluated

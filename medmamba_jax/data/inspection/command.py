@@ -115,7 +115,11 @@ def inspect(options: argparse.Namespace) -> tuple[str, int]:
     findings = _findings(found, facts, duplicates, Counter(kinds))
     _draw(found, facts, options.augment, folder / "sheet.png")
     write_duplicates(folder / "duplicates.csv", found, duplicates)
-    _write_findings(folder / "findings.csv", findings)
+    write_csv_table(
+        folder / "findings.csv",
+        ["finding", "count", "needs_attention"],
+        ([one.what, one.count, "yes" if one.needs_attention else "no"] for one in findings),
+    )
     text = "\n".join(
         [
             f"{found.name}: {found.description}",
@@ -175,7 +179,7 @@ def _findings(
     def items(what: str, items: list[str], *, serious: bool = True) -> _Finding:
         return _Finding(what, len(items), items, serious)
 
-    sizes = len(np.unique(facts.of["size"][facts.readable], axis=0))
+    sizes = facts.of["size"][facts.readable]
     same = same_images(found, duplicates)
     across = [one.text for one in same if len(one.splits) > 1]
     within = [one.text for one in same if len(one.splits) == 1]
@@ -189,7 +193,7 @@ def _findings(
         if distance or duplicates.same[one] != duplicates.same[other]
     ]
     findings = [
-        _Finding("sizes", sizes, [image_sizes(facts)]),
+        _Finding("sizes", len(np.unique(sizes, axis=0)), [image_sizes(sizes)]),
         _Finding("kinds", len(kinds), ["; ".join(f"{k} ({n:,})" for k, n in kinds.most_common())]),
         items("cannot be read", unreadable_images(found, facts)),
         items(f"classes too small for {len(SPLITS)} splits", small + empty),
@@ -205,17 +209,6 @@ def _findings(
         if found.groups is not None:
             findings.append(items("patients in several splits", shared_groups(as_found(found))))
     return findings
-
-
-def _write_findings(path: Path, findings: list[_Finding]) -> None:
-    write_csv_table(
-        path,
-        ["finding", "count", "needs_attention"],
-        (
-            [finding.what, finding.count, "yes" if finding.needs_attention else "no"]
-            for finding in findings
-        ),
-    )
 
 
 def _config(options: argparse.Namespace) -> DataConfig:

@@ -69,9 +69,7 @@ def test_a_folder_is_counted_and_drawn(inspect, folder):
 
 
 @pytest.mark.parametrize("known", [False, True])
-def test_each_file_is_read_once_and_those_that_are_drawn_again(
-    inspect, folder, monkeypatch, known
-):
+def test_each_file_is_read_once_and_those_that_are_drawn_again(inspect, folder, monkeypatch, known):
     if known:  # by an earlier call
         inspect(folder)
     reads = []

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from medmamba_jax.data.public.catalogue import CATALOGUE
-from medmamba_jax.data.public.splits import split_rows
+from medmamba_jax.data.public.stored import split_rows
 
 COUNTED = [name for name, one in CATALOGUE.items() if None not in one.class_counts.values()]
 
