@@ -85,6 +85,22 @@ def test_each_file_is_read_once_and_those_that_are_drawn_again(inspect, folder, 
     assert sorted(reads) == sorted([*range(7), *drawn])
 
 
+def test_a_file_that_the_system_cannot_read_is_named_and_the_others_are_counted(
+    inspect, folder, monkeypatch
+):
+    read = Files.__getitem__
+
+    def broken(self, place):
+        if place == 1:
+            raise OSError("Input/output error")
+        return read(self, place)
+
+    monkeypatch.setattr(Files, "__getitem__", broken)
+    out = inspect(folder)
+    assert "kinds: 2: PNG, 8-bit grey (6); unreadable (1)" in out
+    assert f"cannot be read: 1: {folder / '10' / 'p0_1.png'} (Input/output error)" in out
+
+
 def test_a_table_tells_of_patients_and_overlap(inspect, folder):
     rows = [
         f"{path.relative_to(folder.parent)},{path.parent.name},{'train' if i % 3 else 'test'}"
