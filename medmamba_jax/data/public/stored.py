@@ -67,15 +67,7 @@ def _public(public_set: PublicSet, config: DataConfig) -> LabelledImages:
     _warn_of_difference(f"{images.name}, images", images.counts(), public_set.class_counts)
     if split_anew:
         return dataclasses.replace(images, splits=None)
-    assert images.splits is not None  # `read_public` says so
-    rows = split_rows(
-        public_set,
-        kind,
-        labels=images.labels,
-        patients=images.groups,
-        published=images.splits,
-        seed=config.split_seed,
-    )
+    rows = split_rows(public_set, kind, images, config.split_seed)
     if kind == "paper" or public_set.paper_is_official:
         sizes = {name: len(part) for name, part in rows.items()}
         _warn_of_difference(f"{images.name}, splits", sizes, public_set.split_sizes)
@@ -86,13 +78,7 @@ def _public(public_set: PublicSet, config: DataConfig) -> LabelledImages:
 
 
 def split_rows(
-    public_set: PublicSet,
-    kind: str,
-    *,
-    labels: np.ndarray,
-    patients: np.ndarray | None,
-    published: np.ndarray,
-    seed: int,
+    public_set: PublicSet, kind: str, images: LabelledImages, seed: int
 ) -> dict[str, np.ndarray]:
     """Splits a public set.
 
@@ -104,9 +90,7 @@ def split_rows(
     Args:
         public_set: the set.
         kind: a name in `PUBLIC_SPLITS` and in `public_set.splits`.
-        labels: integers (n,).
-        patients: strings (n,), or None if they are not known.
-        published: the publisher's split of each image, strings (n,).
+        images: all images; their `splits` are the publisher's own, "" without one.
         seed: the same seed and images give the same splits.
 
     Returns:
@@ -116,14 +100,14 @@ def split_rows(
         UserError: the set has too few images for this kind of split.
     """
     sizes = public_set.split_sizes
-    strata = Strata(labels, seed, patients, public_set.class_names)
+    strata = Strata(images.labels, seed, images.groups, public_set.class_names)
     if kind != "official" and not public_set.paper_is_official:
         if kind != "patient":
             strata = dataclasses.replace(strata, groups=None)
         return strata.by_fractions(
             val=sizes["val"] / public_set.num_images, test=sizes["test"] / public_set.num_images
         )
-    rows = {name: np.flatnonzero(published == name) for name in sizes}
+    rows = {name: np.flatnonzero(images.splits == name) for name in sizes}
     if not public_set.paper_is_official:
         given = rows["train"]
         count = round(len(given) * sizes["val"] / (sizes["train"] + sizes["val"]))
