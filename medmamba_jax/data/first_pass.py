@@ -112,9 +112,11 @@ def keep_evaluated(seen: Prepared, dataset: Dataset, config: DataConfig) -> str:
         return seen.text
     store.resized[places] = True
     kind, size = choose_place(store, places, config)
+    if kind == "none":
+        return seen.text
     if kind == "memory":
         store.in_memory |= dict.fromkeys(places.tolist())
-    elif kind == "disk":
+    else:
         write_pixels(store, places, config.cache_folder)
     return f"train not kept, others {place_text(kind, size, config.cache_folder)}"
 
