@@ -22,6 +22,17 @@ class Section:
 
     title: ClassVar[str]
 
+    def _require_types(self) -> None:
+        """Raises UserError unless each text, bool and inner section is one."""
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            if field.type in (str, bool):
+                allowed = "a string" if field.type is str else "True or False"
+            elif isinstance(field.type, type) and issubclass(field.type, Section):
+                allowed = f"a {field.type.__name__}"
+            else:
+                continue
+            self._require(field.name, isinstance(getattr(self, field.name), field.type), allowed)
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, ignored: list[str] | None = None) -> Self:
         """Builds a section from a dictionary. Fields that are missing keep their defaults.
@@ -73,16 +84,6 @@ class Section:
         """Raises UserError unless the field's value is a name in the table."""
         names = tuple(table)
         self._require(field, getattr(self, field) in names, f"one of {names}")
-
-    def _require_text(self, *fields: str) -> None:
-        """Raises UserError unless the value of each field is a string."""
-        for field in fields:
-            self._require(field, isinstance(getattr(self, field), str), "a string")
-
-    def _require_bool(self, *fields: str) -> None:
-        """Raises UserError unless the value of each field is True or False."""
-        for field in fields:
-            self._require(field, isinstance(getattr(self, field), bool), "True or False")
 
 
 def is_integer(value: Any, least: int | None = None) -> bool:

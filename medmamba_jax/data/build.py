@@ -5,12 +5,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from medmamba_jax.data.auditing.checks import drop_unreadable, without_empty_classes
 from medmamba_jax.data.auditing.duplicates import Duplicates
 from medmamba_jax.data.auditing.fingerprints import Facts
-from medmamba_jax.data.auditing.unreadable import drop_unreadable, without_empty_classes
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.first_pass import first_pass, keep_evaluated
+from medmamba_jax.data.images.dicom import header_tag
 from medmamba_jax.data.images.formats import IMAGE_SUFFIXES
 from medmamba_jax.data.images.preprocessing import ALL_FRAMES, Preprocessing
 from medmamba_jax.data.labelled_images import LabelledImages
@@ -30,7 +31,11 @@ from medmamba_jax.data.splits.as_configured import (
     split_as_configured,
     with_split_file,
 )
-from medmamba_jax.data.splits.header_patients import header_patients, looked_at, note_patients
+from medmamba_jax.data.splits.header_patients import (
+    header_patients,
+    looked_at,
+    note_patients,
+)
 from medmamba_jax.data.splits.selection import selected_rows
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded
@@ -126,7 +131,11 @@ def prepare(
     """
     source = labelled(found)
     tag, looked = ("", frozenset()) if isinstance(found, Dataset) else looked_at(source, config)
-    seen = first_pass(source, preprocessing, config, header=(tag, looked))
+
+    def header(place: int, image: bytes | np.ndarray) -> str | None:
+        return header_tag(source.file(place, image), tag) if place in looked else None
+
+    seen = first_pass(source, preprocessing, config, look=header)
     images, facts = seen.images, seen.facts
     duplicates = None if facts is None or not config.audit else Duplicates.among(facts)
     used = np.arange(len(images))
@@ -139,12 +148,12 @@ def prepare(
         made: frozenset[str] = frozenset()
     else:
         if config.group_tag:
-            headers = {row: seen.headers.get(place) for row, place in enumerate(used.tolist())}
+            headers = {row: seen.looked[place] for row, place in enumerate(used.tolist())}
             assert seen.store.identities is not None  # the pass is over
             groups = header_patients(part, headers, seen.store.identities, tag)
             part = dataclasses.replace(part, groups=groups)
         elif looked:
-            note_patients(seen.headers)
+            note_patients({place: seen.looked[place] for place in looked})
         among = None if duplicates is None else duplicates.take(used)
         dataset, made = split_as_configured(part, config, among), made_here(part, config)
     splits = np.full(len(images), "", object)

@@ -46,7 +46,7 @@ class FolderConfig(Section):
     group_pattern: str = ""
 
     def __post_init__(self) -> None:
-        self._require_text("group_pattern")
+        self._require_types()
         try:
             groups = re.compile(self.group_pattern).groups
         except re.error:
@@ -97,9 +97,7 @@ class CsvConfig(Section):
     missing: str = "pandas"
 
     def __post_init__(self) -> None:
-        self._require_text("images", "path_column", "split_column", "group_column", "missing")
-        self._require_text("weight_column")
-        self._require_bool("absolute_paths")
+        self._require_types()
         self._require("path_column", self.path_column != "", "the name of a column")
         names = self.label_column
         self._require(
@@ -158,9 +156,8 @@ class PublicConfig(Section):
     accept_changed_files: bool = False
 
     def __post_init__(self) -> None:
-        self._require_text("data_dir", "manual_dir")
+        self._require_types()
         self._require_one_of("splits", PUBLIC_SPLITS)
-        self._require_bool("accept_changed_files")
 
     @property
     def data_folder(self) -> Path:
@@ -296,21 +293,14 @@ class DataConfig(Section):
     cache_dir: str = ""
 
     def __post_init__(self) -> None:
-        self._require_text("path", "name", "fold", "split_file", "cache_dir")
-        self._require_text("exclude", "subset", "group_tag")
+        self._require_types()
         if self.path and self.name:
             raise UserError(
                 f"data.path is {self.path!r} and data.name is {self.name!r}, but the images come"
                 " from one place: leave one of them empty, such as data.name="
             )
-        for field in dataclasses.fields(self):
-            if isinstance(field.type, type) and issubclass(field.type, Section):
-                is_one = isinstance(getattr(self, field.name), field.type)
-                self._require(field.name, is_one, f"a {field.type.__name__}")
         self._require_pixels()
         self._require_splits()
-        self._require_bool("split_strict", "audit", "allow_contradictions", "allow_overlap")
-        self._require_bool("allow_unreadable")
         self._require_one_of("group_similar", GROUP_SIMILAR)
         self._require("num_workers", is_integer(self.num_workers, 0), "an integer, 0 or more")
         self._require_one_of("cache", CACHES)

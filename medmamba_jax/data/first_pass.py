@@ -8,10 +8,10 @@ import io
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
@@ -23,7 +23,6 @@ from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.cpus import usable_cpus
 from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.images.decoders import decoder_versions
-from medmamba_jax.data.images.dicom import header_tag
 from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.reading.cache_places import CACHES, Need
@@ -51,7 +50,7 @@ class Prepared:
         images: the same images, whose pixels `store` makes.
         store: makes pixels and keeps them.
         facts: the facts of all images by place; None if they were not wanted.
-        headers: place -> text in the header, where it was wanted and the image could be read.
+        looked: what `look` has found in each image; None for one that cannot be read.
         kind: where pixels are kept, "none", "memory" or "disk".
         text: the same for the log.
     """
@@ -59,7 +58,7 @@ class Prepared:
     images: LabelledImages
     store: Store
     facts: Facts | None
-    headers: dict[int, str | None]
+    looked: list[Any]
     kind: str
     text: str
 
@@ -69,7 +68,7 @@ def first_pass(
     preprocessing: Preprocessing,
     config: DataConfig,
     *,
-    header: tuple[str, Collection[int]] = ("", ()),
+    look: Callable[[int, bytes | np.ndarray], Any] = lambda place, image: None,
 ) -> Prepared:
     """Reads every image once, in threads and with a progress bar.
 
@@ -82,7 +81,8 @@ def first_pass(
         found: the images.
         preprocessing: how to decode and resize them.
         config: what is wanted, and the settings of the cache.
-        header: a tag of DICOM headers, and the places of the images in which to read it.
+        look: what else to find out about an image, given its place and the image as its source has
+            it; `Prepared.looked` has the results. A ValueError means that the image is damaged.
 
     Raises:
         DataUnavailableError: a package that reads the images is missing.
@@ -90,7 +90,7 @@ def first_pass(
         UserError: `config.cache_dir` cannot be written to. Facts were not wanted, and an image
             cannot be decoded.
     """
-    return _Pass(found, preprocessing, config, header).run()
+    return _Pass(found, preprocessing, config, look).run()
 
 
 def keep_evaluated(seen: Prepared, dataset: Dataset, config: DataConfig) -> str:
@@ -112,9 +112,11 @@ def keep_evaluated(seen: Prepared, dataset: Dataset, config: DataConfig) -> str:
         return seen.text
     store.resized[places] = True
     kind, size = choose_place(store, places, config)
+    if kind == "none":
+        return seen.text
     if kind == "memory":
         store.in_memory |= dict.fromkeys(places.tolist())
-    elif kind == "disk":
+    else:
         write_pixels(store, places, config.cache_folder)
     return f"train not kept, others {place_text(kind, size, config.cache_folder)}"
 
@@ -124,7 +126,7 @@ class _Pass:
     found: LabelledImages
     preprocessing: Preprocessing
     config: DataConfig
-    header: tuple[str, Collection[int]]
+    look: Callable[[int, bytes | np.ndarray], Any]
 
     def __post_init__(self) -> None:
         found, preprocessing, config = self.found, self.preprocessing, self.config
@@ -143,15 +145,14 @@ class _Pass:
 
     def run(self) -> Prepared:
         count = len(self.found)
-        facts, problems, headers = np.zeros(count, FACT), {}, {}
+        facts, problems, looked = np.zeros(count, FACT), {}, []
         with contextlib.ExitStack() as files:
             writer = None
             if self.kind == "disk" and self.last is None:
                 writer = files.enter_context(Writer(self.folder))
             for place, seen in enumerate(visited(self._visit, range(count), "reading images")):
                 facts[place] = seen.fact
-                if place in self.header[1]:
-                    headers[place] = seen.header
+                looked.append(seen.looked)
                 if seen.problem is not None:
                     problems[place] = seen.problem
                 if writer is not None:
@@ -172,35 +173,33 @@ class _Pass:
         images = dataclasses.replace(self.found, images=self.store, places=np.arange(count))
         found_facts = Facts(facts, problems) if self.wanted else None
         text = place_text(self.kind, self.size, self.folder)
-        return Prepared(images, self.store, found_facts, headers, self.kind, text)
+        return Prepared(images, self.store, found_facts, looked, self.kind, text)
 
     def _visit(self, place: int) -> "_Seen":
-        content, header = bytes(32), None  # of an image that cannot even be read
-        tag, looked = self.header
+        content, looked = bytes(32), None  # of an image that cannot even be read
         try:
             image = self.store.read(place)
             content = self.found.identity(place, image)
-            if place in looked:
-                header = header_tag(self.found.file(place, image), tag)
+            looked = self.look(place, image)
             fact = self.known.of(content) if self.wanted else blank_fact(content)
             if fact is not None and (self.kind != "disk" or self.last is not None):
-                return _Seen(fact, header)
+                return _Seen(fact, looked)
             pixels = self.preprocessing.decode(image)
         except (OSError, ValueError) as error:
             if not self.wanted:
                 raise UserError(f"{self.found.describe(place)}: {error}") from error
-            return _Seen(blank_fact(content), header, problem=str(error))
+            return _Seen(blank_fact(content), looked, problem=str(error))
         if fact is None:
             fact = fact_of(content, pixels)
-        return _Seen(fact, header, self.store.fit(place, pixels))
+        return _Seen(fact, looked, self.store.fit(place, pixels))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Seen:
-    """An image: its entry of dtype `FACT`, text of its header, what to keep, and its damage."""
+    """An image: its entry of dtype `FACT`, what `look` found, what to keep, and its damage."""
 
     fact: np.ndarray
-    header: str | None
+    looked: Any
     pixels: np.ndarray | None = None
     problem: str | None = None
 
@@ -250,7 +249,7 @@ def write_pixels(store: Store, places: np.ndarray, folder: Path) -> None:
     file = OnDisk.find(path)
     if file is None:
         with Writer(folder) as writer:
-            for pixels in visited(lambda place: store.make(place), places.tolist(), "caching"):
+            for pixels in visited(store.make, places.tolist(), "caching"):
                 writer.append(pixels)
             file = writer.finish(path)
     store.keep_on_disk(places, file, np.arange(len(places)))

@@ -22,8 +22,7 @@ from medmamba_jax.data import (
 from medmamba_jax.data import first_pass as module
 from medmamba_jax.data.build import prepare
 from medmamba_jax.data.first_pass import available_memory, first_pass
-from medmamba_jax.data.reading.decoded import decoded
-from medmamba_jax.data.reading.store import OnDisk
+from medmamba_jax.data.reading.store import OnDisk, decoded
 from medmamba_jax.errors import UserError
 
 COUNT = 40
@@ -309,6 +308,11 @@ class TestPlaces:
         ready = self.kinds(images, settings, monkeypatch, 0, part)
         assert ready.cache == f"train not kept, others 0.1 MiB in {tmp_path / 'kept'}"
         np.testing.assert_array_equal(ready.dataset.splits["val"].read(0), val.read(0))
+
+    @pytest.mark.parametrize("cache", ["none", "auto"])
+    def test_what_is_not_kept_at_all_is_said_once(self, images, tmp_path, monkeypatch, cache):
+        settings = config(tmp_path, cache=cache, augmentation="light")
+        assert self.kinds(images, settings, monkeypatch, 0, 0).cache == "not kept"
 
     @pytest.mark.parametrize("name", ["file/cache", "file"])
     def test_a_folder_that_cannot_be_written(self, images, tmp_path, name):

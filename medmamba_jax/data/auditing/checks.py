@@ -96,7 +96,7 @@ def audit(
             listed(near),
         )
     _check_contradictions(same, config.allow_contradictions)
-    say(f"all {len(used):,} images can be read, {image_sizes(facts.take(used))}")
+    say(f"all {len(used):,} images can be read, {image_sizes(facts.of['size'][used])}")
 
 
 def _check_splits(dataset: Dataset) -> None:
@@ -239,9 +239,52 @@ def unreadable_images(
     return [f"{images.describe(row)} ({facts.problems[row]})" for row in sorted(wanted)]
 
 
-def image_sizes(facts: Facts) -> str:
-    """Returns the size of the images as text, or the range of their sizes."""
-    sizes = np.unique(facts.of["size"][facts.readable], axis=0).tolist()
+def drop_unreadable(images: LabelledImages, facts: Facts) -> np.ndarray:
+    """Returns the rows of the images that can be decoded, and warns of the others.
+
+    All frames of a file are dropped with a frame that cannot be decoded.
+
+    Raises:
+        UserError: a split loses all its images.
+    """
+    problems = unreadable_images(images, facts)
+    kept = facts.readable
+    if images.files is not None:
+        kept = ~np.isin(images.files, images.files[~kept])
+    if problems:
+        logging.warning(
+            "%d of %d image files cannot be read: %s. Dropped, as data.allow_unreadable is set",
+            len(problems),
+            len(images),
+            listed(problems),
+        )
+    splits = np.full(len(images), "all") if images.splits is None else images.splits
+    for split in np.unique(splits):
+        if not kept[splits == split].any():
+            raise UserError(
+                f"none of the {(splits == split).sum()} image files of {split} can be read:"
+                " replace them"
+            )
+    return np.flatnonzero(kept)
+
+
+def without_empty_classes(kept: LabelledImages, images: LabelledImages) -> LabelledImages:
+    """Drops the classes of `images` of which no image was kept."""
+    shown = np.unique(kept.labels)
+    lost = np.setdiff1d(images.labels, shown)
+    if kept.task == "multilabel" or not len(lost):
+        return kept
+    left = np.setdiff1d(np.arange(len(kept.class_names)), lost)
+    return dataclasses.replace(
+        kept,
+        labels=np.searchsorted(left, kept.labels),
+        class_names=tuple(kept.class_names[label] for label in left),
+    )
+
+
+def image_sizes(of_images: np.ndarray) -> str:
+    """Returns widths and heights (n, 2) as text: the one size, or the range of the sizes."""
+    sizes = np.unique(of_images, axis=0).tolist()
     if not sizes:
         return "of no size"
     sizes.sort(key=lambda size: size[0] * size[1])

@@ -6,6 +6,7 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+from absl import logging
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -18,6 +19,7 @@ Pairs = tuple[np.ndarray, np.ndarray]
 _MOST_BITS_APART = 10
 _LEAST_CORRELATION = 0.98
 _PAIRS_AT_ONCE = 1 << 16  # bounds the memory that comparing takes
+_MOST_SHARING = 5_000  # images; a part of a hash that more of them share is not searched
 _MOST_PAIRED = 100  # images; of a larger set of equal images each is paired with the first only
 _CHAIN = (10, 0.02)  # images, and share of all images, beyond which a chain is not grouped
 
@@ -157,7 +159,9 @@ def near_pairs(dhashes: np.ndarray, thumbnails: np.ndarray) -> tuple[np.ndarray,
     X-rays.) The function does not find a cropped or mirrored image.
 
     The hashes are cut into 11 segments. Ten different bits lie in at most ten of them, so that two
-    near hashes agree in at least one segment; only such pairs are compared.
+    near hashes agree in at least one segment; only such pairs are compared. A value that more than
+    5,000 images share is not searched, because comparing all pairs of these images would take too
+    long; a warning says how many images that are.
 
     Args:
         dhashes: uint64 (n, 4).
@@ -195,15 +199,33 @@ def _correlations(thumbnails: np.ndarray, one: np.ndarray, other: np.ndarray) ->
 
 
 def _segments(dhashes: np.ndarray) -> list[np.ndarray]:
-    """Cuts hashes, uint64 (n, 4), into 11 segments of 23 or 24 bits, each uint32 (n,).
+    """Cuts hashes, uint64 (n, 4), into 11 segments of 23 or 24 bits, each int64 (n,).
 
     A segment takes every eleventh bit. Neighbouring bits are often alike, so a segment of
-    neighbours would be the same in many images.
+    neighbours would be the same in many images. Values that too many images share become negative
+    and different from all others.
     """
     bits = np.unpackbits(np.ascontiguousarray(dhashes).view(np.uint8).reshape(-1, 32), axis=1)
     count = _MOST_BITS_APART + 1
-    parts = [bits[:, start::count].astype(np.uint32) for start in range(count)]
-    return [part @ (1 << np.arange(part.shape[1], dtype=np.uint32)) for part in parts]
+    segments, crowded = [], np.zeros(len(bits), bool)
+    for start in range(count):
+        part = bits[:, start::count].astype(np.int64)
+        values = part @ (1 << np.arange(part.shape[1]))
+        _, inverse, sharing = np.unique(values, return_inverse=True, return_counts=True)
+        many = sharing[inverse] > _MOST_SHARING
+        values[many] = -1 - np.flatnonzero(many)
+        segments.append(values)
+        crowded |= many
+    if crowded.any():
+        logging.warning(
+            "%d of %d images are not compared with all others for nearly the same pixels, because"
+            " more than %d look alike (they share a part of their hashes): such pairs may be"
+            " missing",
+            crowded.sum(),
+            len(crowded),
+            _MOST_SHARING,
+        )
+    return segments
 
 
 def _equal_pairs(values: np.ndarray) -> Iterator[Pairs]:

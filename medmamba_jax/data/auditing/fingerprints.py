@@ -38,13 +38,6 @@ class Facts:
     def __len__(self) -> int:
         return len(self.of)
 
-    def take(self, rows: np.ndarray) -> "Facts":
-        """Returns the facts of these rows."""
-        problems = {
-            new: self.problems[row] for new, row in enumerate(rows.tolist()) if row in self.problems
-        }
-        return Facts(self.of[rows], problems)
-
     @property
     def readable(self) -> np.ndarray:
         """Which images can be decoded, bool (n,)."""

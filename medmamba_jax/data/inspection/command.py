@@ -25,6 +25,7 @@ from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.first_pass import first_pass
 from medmamba_jax.data.images.augmentation import POLICIES
 from medmamba_jax.data.images.decoding import open_image
+from medmamba_jax.data.images.dicom import header_tag
 from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.data.inspection.image_kinds import image_kind
 from medmamba_jax.data.inspection.sheets import augmentation_sheet, contact_sheet
@@ -95,20 +96,31 @@ def inspect(options: argparse.Namespace) -> tuple[str, int]:
     config = _config(options)
     found = find_images(config)
     folder = _new_folder(options.out, found.name)
+    tag, few = looked_at(found, config)
+    kinds = ["unreadable"] * len(found)
+
+    def look(row: int, image: bytes | np.ndarray) -> str | None:
+        kinds[row] = image_kind(image)
+        return header_tag(found.file(row, image), tag) if row in few else None
+
     seen = first_pass(
         dataclasses.replace(found, synthetic=False),  # the pass would leave out drawings
         _OwnChannels(**vars(config.preprocessing(3))),
         config,
-        header=looked_at(found, config),
+        look=look,
     )
-    note_patients(seen.headers)
+    note_patients({row: seen.looked[row] for row in few})
     facts = seen.facts
     assert facts is not None  # `data.audit` is on
     duplicates = Duplicates.among(facts)
-    findings = _findings(found, facts, duplicates)
+    findings = _findings(found, facts, duplicates, Counter(kinds))
     _draw(found, facts, options.augment, folder / "sheet.png")
     write_duplicates(folder / "duplicates.csv", found, duplicates)
-    _write_findings(folder / "findings.csv", findings)
+    write_csv_table(
+        folder / "findings.csv",
+        ["finding", "count", "needs_attention"],
+        ([one.what, one.count, "yes" if one.needs_attention else "no"] for one in findings),
+    )
     text = "\n".join(
         [
             f"{found.name}: {found.description}",
@@ -162,12 +174,13 @@ class _Finding:
         return f"{self.count:,}: {listed(self.items)}" if self.count else "none"
 
 
-def _findings(found: LabelledImages, facts: Facts, duplicates: Duplicates) -> list[_Finding]:
+def _findings(
+    found: LabelledImages, facts: Facts, duplicates: Duplicates, kinds: Counter[str]
+) -> list[_Finding]:
     def items(what: str, items: list[str], *, serious: bool = True) -> _Finding:
         return _Finding(what, len(items), items, serious)
 
-    kinds = Counter(image_kind(found.read(row)) for row in range(len(found)))
-    sizes = len(np.unique(facts.of["size"][facts.readable], axis=0))
+    sizes = facts.of["size"][facts.readable]
     same = same_images(found, duplicates)
     across = [one.text for one in same if len(one.splits) > 1]
     within = [one.text for one in same if len(one.splits) == 1]
@@ -181,7 +194,7 @@ def _findings(found: LabelledImages, facts: Facts, duplicates: Duplicates) -> li
         if distance or duplicates.same[one] != duplicates.same[other]
     ]
     findings = [
-        _Finding("sizes", sizes, [image_sizes(facts)]),
+        _Finding("sizes", len(np.unique(sizes, axis=0)), [image_sizes(sizes)]),
         _Finding("kinds", len(kinds), ["; ".join(f"{k} ({n:,})" for k, n in kinds.most_common())]),
         items("cannot be read", unreadable_images(found, facts)),
         items(f"classes too small for {len(SPLITS)} splits", small + empty),
@@ -197,17 +210,6 @@ def _findings(found: LabelledImages, facts: Facts, duplicates: Duplicates) -> li
         if found.groups is not None:
             findings.append(items("patients in several splits", shared_groups(as_found(found))))
     return findings
-
-
-def _write_findings(path: Path, findings: list[_Finding]) -> None:
-    write_csv_table(
-        path,
-        ["finding", "count", "needs_attention"],
-        (
-            [finding.what, finding.count, "yes" if finding.needs_attention else "no"]
-            for finding in findings
-        ),
-    )
 
 
 def _config(options: argparse.Namespace) -> DataConfig:

@@ -1,4 +1,4 @@
-"""The source of public sets, and of data sets that the user has prepared with TFDS."""
+"""The source of public sets with their splits, and of sets that the user has prepared with TFDS."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.public.catalogue import CATALOGUE
 from medmamba_jax.data.public.facts import PublicSet
-from medmamba_jax.data.public.splits import require_splits, split_rows
 from medmamba_jax.data.sources.source import Source
+from medmamba_jax.data.stratified import Strata
 from medmamba_jax.errors import UserError
 
 
@@ -50,8 +50,11 @@ def is_stored(config: DataConfig) -> bool:
 def _public(public_set: PublicSet, config: DataConfig) -> LabelledImages:
     kind = config.public.splits
     split_anew = bool(config.fold or config.split_file)
-    if not split_anew:
-        require_splits(public_set, kind)  # before gigabytes are downloaded
+    if not split_anew and kind not in public_set.splits:  # before gigabytes are downloaded
+        raise UserError(
+            f"{public_set.name} has no splits {kind!r}; set data.public.splits to one of"
+            f" {public_set.splits}"
+        )
     from medmamba_jax.data.public.tfds_sets import read_public
 
     manual_dir = config.public.manual_dir
@@ -64,15 +67,7 @@ def _public(public_set: PublicSet, config: DataConfig) -> LabelledImages:
     _warn_of_difference(f"{images.name}, images", images.counts(), public_set.class_counts)
     if split_anew:
         return dataclasses.replace(images, splits=None)
-    assert images.splits is not None  # `read_public` says so
-    rows = split_rows(
-        public_set,
-        kind,
-        labels=images.labels,
-        patients=images.groups,
-        published=images.splits,
-        seed=config.split_seed,
-    )
+    rows = split_rows(public_set, kind, images, config.split_seed)
     if kind == "paper" or public_set.paper_is_official:
         sizes = {name: len(part) for name, part in rows.items()}
         _warn_of_difference(f"{images.name}, splits", sizes, public_set.split_sizes)
@@ -80,6 +75,48 @@ def _public(public_set: PublicSet, config: DataConfig) -> LabelledImages:
     for split, part in rows.items():
         splits[part] = split
     return dataclasses.replace(images, splits=splits)
+
+
+def split_rows(
+    public_set: PublicSet, kind: str, images: LabelledImages, seed: int
+) -> dict[str, np.ndarray]:
+    """Splits a public set.
+
+    The authors' lists of images are not public, so the images of the splits "paper" differ from
+    theirs. A copy of the set with another number of images is split in the same proportions. If a
+    publisher's own split has no validation images, some are split off its training images, by
+    patient. They are the same fraction of the training images as in the paper.
+
+    Args:
+        public_set: the set.
+        kind: a name in `PUBLIC_SPLITS` and in `public_set.splits`.
+        images: all images; their `splits` are the publisher's own, "" without one.
+        seed: the same seed and images give the same splits.
+
+    Returns:
+        "train", "val", "test" -> ascending indices.
+
+    Raises:
+        UserError: the set has too few images for this kind of split.
+    """
+    sizes = public_set.split_sizes
+    strata = Strata(images.labels, seed, images.groups, public_set.class_names)
+    if kind != "official" and not public_set.paper_is_official:
+        if kind != "patient":
+            strata = dataclasses.replace(strata, groups=None)
+        return strata.by_fractions(
+            val=sizes["val"] / public_set.num_images, test=sizes["test"] / public_set.num_images
+        )
+    rows = {name: np.flatnonzero(images.splits == name) for name in sizes}
+    if not public_set.paper_is_official:
+        given = rows["train"]
+        count = round(len(given) * sizes["val"] / (sizes["train"] + sizes["val"]))
+        kept, val = strata.take(given).split_off(count, "val")
+        rows |= {"train": given[kept], "val": given[val]}
+    for name, part in rows.items():
+        if not len(part):
+            raise UserError(f"{public_set.name}: the published split has no {name} images")
+    return rows
 
 
 def _warn_of_difference(

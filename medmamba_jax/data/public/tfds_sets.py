@@ -4,8 +4,12 @@ This is the only module that imports `tensorflow_datasets`. It is imported when 
 data set.
 """
 
+import contextlib
 import dataclasses
 import difflib
+import hashlib
+import io
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,10 +25,13 @@ from medmamba_jax.data.public.layouts import read_images
 from medmamba_jax.data.public.obtaining import obtained
 from medmamba_jax.data.split_names import SPLITS, split_named
 from medmamba_jax.errors import UserError
+from medmamba_jax.files import write_atomically
 
 # TFDS stores all images as one split. They are split into train, val and test when they are read.
 _STORED_SPLIT = "images"
 _READ_VERSIONS = ("3.0.0", "2.0.0")  # the first that is found; `_Builder` writes the newest
+
+_TEXTS = ("filename", "patient", "split")
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -68,9 +75,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
                 {
                     "image": image,
                     "label": tfds.features.ClassLabel(names=self._public_set.class_names),
-                    "filename": text,
-                    "patient": text,
-                    "split": text,
+                    **dict.fromkeys(_TEXTS, text),
                 }
             ),
             supervised_keys=("image", "label"),
@@ -201,7 +206,7 @@ class _Images:
 
 
 def _read(builder: Any, stored: Mapping[str, str]) -> tuple[LabelledImages, np.ndarray]:
-    """Reads every record once for its label and texts.
+    """Returns the images of records, whose pixels it does not read.
 
     Args:
         builder: a builder of TFDS.
@@ -215,21 +220,14 @@ def _read(builder: Any, stored: Mapping[str, str]) -> tuple[LabelledImages, np.n
         "+".join(stored.values()),
         decoders={"image": tfds.decode.SkipDecoding()} if as_files else None,
     )
-    labels = []
-    texts: dict[str, list[str]] = {"filename": [], "patient": [], "split": []}
-    for record in records:
-        labels.append(record["label"])
-        for feature, values in texts.items():
-            value = record.get(feature, "")
-            values.append(value.decode() if isinstance(value, bytes) else str(value))
+    labels, filenames, patients, published = _columns(records, Path(builder.data_dir), stored)
     splits: list[str] = []
     names: list[str] = []
     for split, name in stored.items():
         for row in range(builder.info.splits[name].num_examples):
-            filename = texts["filename"][len(names)]
-            names.append(filename or f"record {row} of the split {name} of {builder.name}")
+            filename = filenames[len(names)]
+            names.append(str(filename) or f"record {row} of the split {name} of {builder.name}")
             splits.append(split)
-    patients = np.array(texts["patient"])
     for row in np.flatnonzero(patients == "")[:1]:
         if (patients != "").any():
             raise UserError(
@@ -238,14 +236,44 @@ def _read(builder: Any, stored: Mapping[str, str]) -> tuple[LabelledImages, np.n
             )
     images = LabelledImages(
         _Images(records),
-        np.array(labels, np.int32),
+        labels,
         tuple(builder.info.features["label"].names),
         names=tuple(names),
         groups=patients if (patients != "").any() else None,
         splits=np.array(splits),
         name=builder.name,
         description=builder.info.description,
-        origin=builder.name if all(texts["filename"]) else "",
+        origin=builder.name if (filenames != "").all() else "",
         places=np.arange(len(labels)),
     )
-    return images, np.array(texts["split"])
+    return images, published
+
+
+def _columns(
+    records: Sequence[Mapping[str, Any]], folder: Path, stored: Mapping[str, str]
+) -> list[np.ndarray]:
+    """Returns the labels, and the texts "filename", "patient" and "split", "" where there are none.
+
+    A label cannot be read without the pixels in its record. So the function keeps all of them in
+    the folder of the records, in a file that counts as long as the records' files do not change.
+    """
+    files = [(file.name, file.stat()) for file in sorted(folder.glob("*array_record*"))]
+    now = [(name, state.st_size, state.st_mtime_ns) for name, state in files]
+    key = hashlib.sha256(f"{list(stored.values())} {now}".encode()).hexdigest()
+    path = folder / f"labels-{key[:16]}.npz"
+    with contextlib.suppress(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as kept:
+            return [kept[name] for name in ("label", *_TEXTS)]
+    columns: dict[str, list[Any]] = {"label": [], **{name: [] for name in _TEXTS}}
+    for record in records:
+        columns["label"].append(record["label"])
+        for name in _TEXTS:
+            text = record.get(name, "")
+            columns[name].append(text.decode() if isinstance(text, bytes) else str(text))
+    found = [np.array(columns["label"], np.int32)]
+    found += [np.array(columns[name], np.str_) for name in _TEXTS]
+    content = io.BytesIO()
+    np.savez_compressed(content, **dict(zip(columns, found, strict=True)))  # type: ignore[arg-type]
+    with contextlib.suppress(OSError):  # this user may not be allowed to write there
+        write_atomically(path, content.getvalue())
+    return found

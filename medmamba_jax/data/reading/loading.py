@@ -14,8 +14,8 @@ from medmamba_jax.data.cpus import usable_cpus
 from medmamba_jax.data.images.augmentation import POLICIES, Policy
 from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.data.labelled_images import LabelledImages
-from medmamba_jax.data.reading.decoded import decoded
 from medmamba_jax.data.reading.order import Order, sampler_for
+from medmamba_jax.data.reading.store import decoded
 from medmamba_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -226,19 +226,15 @@ class _EvalExample(grain.transforms.Map):
     preprocessing: Preprocessing
 
     def map(self, row: int) -> Batch:
-        if row >= len(self.split):
+        shown = row < len(self.split)
+        if shown:
+            label = self.split.labels[row]
+            image = self.preprocessing.resize(decoded(self.split, row, self.preprocessing))
+        else:
+            label = np.zeros_like(self.split.labels[0])
             shape = (*self.preprocessing.image_size, self.preprocessing.channels)
-            return {
-                "image": np.zeros(shape, np.uint8),
-                "label": _label(np.zeros_like(self.split.labels[0])),
-                "mask": np.asarray(False),
-            }
-        pixels = decoded(self.split, row, self.preprocessing)
-        return {
-            "image": self.preprocessing.resize(pixels),
-            "label": _label(self.split.labels[row]),
-            "mask": np.asarray(True),
-        }
+            image = np.zeros(shape, np.uint8)
+        return {"image": image, "label": _label(label), "mask": np.asarray(shown)}
 
 
 def _label(label: ArrayLike) -> np.ndarray:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from medmamba_jax.data import LabelledImages
+from medmamba_jax.data.auditing import duplicates
 from medmamba_jax.data.auditing.duplicates import Duplicates, near_pairs, write_duplicates
 from medmamba_jax.data.auditing.fingerprints import FACT, Facts
 
@@ -124,6 +125,30 @@ def test_thousands_of_equal_hashes_take_little_memory():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert not len(found) and peak < 100e6
+
+
+def test_what_too_many_images_share_is_not_searched_and_that_is_said(monkeypatch, caplog):
+    """All rows share a segment, rows 0 to 27 all of them. Rows 28 and 29 are near 58 and 59."""
+    monkeypatch.setattr(duplicates, "_MOST_SHARING", 29)
+    rng = np.random.default_rng(0)
+    hashes = random_hashes(60, rng)
+    hashes[:28] = hashes[0]
+    shared = np.packbits(np.arange(BITS) % 11 == 0).view(np.uint64)
+    hashes = (hashes & ~shared) | (hashes[0] & shared)
+    hashes[28:30] = random_hashes(2, rng) & ~shared | (hashes[0] & shared)
+    hashes[58:60] = hashes[28:30]
+    flip(hashes, 58, [1]), flip(hashes, 59, [2])
+    images = prints(hashes, np.repeat(rng.standard_normal((1, THUMBNAIL)), 60, axis=0))
+    found, distances = near_pairs(*images)
+    alike = [[i, j] for i in range(28) for j in range(i + 1, 28)]
+    assert found.tolist() == [*alike, [28, 58], [29, 59]] and distances[-2:].tolist() == [1, 1]
+    assert "60 of 60 images are not compared with all others" in caplog.text
+    monkeypatch.setattr(duplicates, "_MOST_SHARING", 27)
+    assert near_pairs(*images)[0].tolist() == [[28, 58], [29, 59]]
+    caplog.clear()
+    monkeypatch.setattr(duplicates, "_MOST_SHARING", 60)
+    np.testing.assert_array_equal(near_pairs(*images)[0], slow(*images))
+    assert not caplog.text
 
 
 def facts(hashes, thumbnails, pixels, problems=()):

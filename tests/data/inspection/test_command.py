@@ -12,6 +12,7 @@ from medmamba_jax.data import DataConfig
 from medmamba_jax.data.build import find, prepare
 from medmamba_jax.data.inspection.image_kinds import image_kind
 from medmamba_jax.data.inspection.sheets import contact_sheet
+from medmamba_jax.data.labelled_images import Files
 from medmamba_jax.errors import UserError
 
 
@@ -65,6 +66,39 @@ def test_a_folder_is_counted_and_drawn(inspect, folder):
     shown = np.asarray(image.resize((128, 85), Image.Resampling.LANCZOS))
     assert (tile[22 : 22 + 85] == shown[..., None]).all()
     assert (tile[:22] == 220).all()  # the margin of an image that is no square
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_each_file_is_read_once_and_those_that_are_drawn_again(inspect, folder, monkeypatch, known):
+    if known:  # by an earlier call
+        inspect(folder)
+    reads = []
+    read = Files.__getitem__
+
+    def counted(self, place):
+        reads.append(place)
+        return read(self, place)
+
+    monkeypatch.setattr(Files, "__getitem__", counted)
+    assert "kinds: 1: PNG, 8-bit grey (7)" in inspect(folder, "--augment", "light")
+    drawn = [0, 4]  # the first image of each class
+    assert sorted(reads) == sorted([*range(7), *drawn])
+
+
+def test_a_file_that_the_system_cannot_read_is_named_and_the_others_are_counted(
+    inspect, folder, monkeypatch
+):
+    read = Files.__getitem__
+
+    def broken(self, place):
+        if place == 1:
+            raise OSError("Input/output error")
+        return read(self, place)
+
+    monkeypatch.setattr(Files, "__getitem__", broken)
+    out = inspect(folder)
+    assert "kinds: 2: PNG, 8-bit grey (6); unreadable (1)" in out
+    assert f"cannot be read: 1: {folder / '10' / 'p0_1.png'} (Input/output error)" in out
 
 
 def test_a_table_tells_of_patients_and_overlap(inspect, folder):

@@ -1,10 +1,13 @@
 """TFDS data sets that the user has prepared."""
 
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.data_sources.base import BaseDataSource
 
 from medmamba_jax.data import DataConfig, build_dataset, write_split_table
 from medmamba_jax.data.config import PublicConfig
@@ -132,6 +135,41 @@ def test_patients_and_file_names(prepare, build):
             assert patient == f"p{number // 3}" and number % 2 == split.labels[i]
     assert not groups["train"] & groups["test"] and not groups["train"] & groups["val"]
     assert not groups["val"] & groups["test"]
+
+
+def test_records_are_read_once_for_their_labels_and_again_if_they_change(
+    prepare, build, tmp_path, monkeypatch
+):
+    read = []
+    get = BaseDataSource.__getitem__
+    monkeypatch.setattr(
+        BaseDataSource, "__getitem__", lambda self, key: read.append(key) or get(self, key)
+    )
+    text = tfds.features.Text()
+    more = {"patient": lambda i: f"p{i}", "filename": lambda i: f"{i}.png"}
+    features = FEATURES | {"patient": text, "filename": text}
+    prepare({"train": 12, "val": 6}, features, **more)
+    first = build().splits
+    assert len(read) == 18
+    again = build().splits
+    assert len(read) == 18
+    for name, split in first.items():
+        assert split.names == again[name].names
+        assert split.labels.tolist() == again[name].labels.tolist()
+        assert split.groups.tolist() == again[name].groups.tolist()
+        assert contents(split) == contents(again[name])
+    read.clear()
+    for kept in tmp_path.rglob("labels-*.npz"):  # a file that is cut off does not count
+        kept.write_bytes(kept.read_bytes()[:100])
+    assert build().splits["val"].names == first["val"].names and len(read) == 18
+    shutil.rmtree(tmp_path / "own")
+    more["patient"] = lambda i: f"q{i}"
+    prepare({"train": 12, "val": 6}, features, **more)
+    assert set(build().splits["val"].groups) == {f"q{i}" for i in range(6)}
+    for file in tmp_path.rglob("*array_record*"):
+        os.utime(file, (1e9, 1e9))
+    build()
+    assert len(read) == 3 * 18
 
 
 def test_a_patient_for_some_images_only(prepare, build):
