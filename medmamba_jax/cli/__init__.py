@@ -61,6 +61,7 @@ class _Parser(argparse.ArgumentParser):
 # Subcommand -> the module and the function that adds it to a parser, imported when it is needed.
 _SUBCOMMANDS = {
     "evaluate": ("medmamba_jax.cli.evaluate", "add_evaluate"),
+    "predict": ("medmamba_jax.cli.predict", "add_predict"),
     "convert": ("medmamba_jax.cli.convert", "add_convert"),
     "inspect": ("medmamba_jax.data.inspection.command", "add_inspect"),
     "list": ("medmamba_jax.cli.public_sets", "add_list"),
