@@ -161,7 +161,7 @@ def test_an_error_inside_the_step_keeps_its_traceback(tmp_path):
 def test_help_is_about_this_program(tmp_path):
     result = run("--help", cwd=tmp_path)
     assert "--config.<section>.<key>=<value>" in result.stdout
-    assert "--workdir" in result.stdout and "<train|evaluate>" in result.stdout
+    assert "--workdir" in result.stdout and "<train|evaluate|predict>" in result.stdout
 
 
 @pytest.mark.slow
