@@ -1,8 +1,6 @@
 """Classifies image files, some of which may be unreadable, and writes what the model says."""
 
-import csv
 import dataclasses
-import io
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -10,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from medmamba_jax.data.csv_table import csv_text
 from medmamba_jax.data.images.decoding import parsed
 from medmamba_jax.data.images.preprocessing import ALL_FRAMES, Preprocessing
 from medmamba_jax.data.labelled_images import Files, LabelledImages
@@ -207,22 +206,9 @@ def as_rows(
 
 
 def as_csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Returns a table with commas. It begins with the mark by which Excel knows UTF-8.
-
-    A cell that a spreadsheet would take for a formula, such as `=1+1`, gets a quote in front.
-    """
-    text = io.StringIO(newline="")
-    text.write("\ufeff")
-    writer = csv.writer(text)
-    writer.writerow(map(_harmless, header))
-    writer.writerows([_harmless(cell) for cell in row] for row in rows)
-    return text.getvalue()
-
-
-def _harmless(cell: Any) -> Any:
-    if isinstance(cell, float):
-        return f"{cell:.6g}"
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@\t\r" and cell else cell
+    """Returns a CSV table; see `csv_text`. It begins with the mark by which Excel knows UTF-8."""
+    cells = [[f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row] for row in rows]
+    return "\ufeff" + csv_text(header, cells)
 
 
 def as_json_lines(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

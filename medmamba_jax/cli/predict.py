@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from medmamba_jax.data.images.augmentation import MIRRORING
 from medmamba_jax.data.inputs import image_paths
-from medmamba_jax.data.texts import printable
+from medmamba_jax.data.texts import for_terminal, printable
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded
 from medmamba_jax.prediction import Predictions, as_rows, predict_files, writer_of
@@ -93,7 +93,8 @@ def predict(run: Run, options: argparse.Namespace) -> tuple[str, int]:
         write(header, rows)
         lines.append(f"{len(rows)} images in {options.output}")
     for name, reason in found.unreadable.items():
-        print(f"not classified: {printable(name)}: {' '.join(reason.split())}", file=sys.stderr)
+        line = f"not classified: {printable(name)}: {' '.join(reason.split())}"
+        print(for_terminal(line), file=sys.stderr)
     return "\n".join(lines), int(bool(found.unreadable))
 
 
@@ -101,6 +102,6 @@ def _lines(found: Predictions, answers: list[str]) -> list[str]:
     lines = []
     for name, answer, p in zip(found.names, answers, found.probabilities, strict=True):
         likeliest = sorted(zip(-p, found.class_names, strict=True))[:_SHOWN]
-        shown = ", ".join(f"{printable(name)} {-p:.3f}" for p, name in likeliest)
-        lines.append(f"{printable(name)}: {printable(answer)} ({shown})")
+        shown = ", ".join(f"{name} {-p:.3f}" for p, name in likeliest)
+        lines.append(f"{printable(name)}: {answer} ({shown})")
     return lines

@@ -198,6 +198,13 @@ def test_folder_of_images_from_training_to_evaluation(tmp_path):
         else:
             assert before[name] == after[name]
 
+    asked = ("--mode=predict", "--input=moved", "--output=said.jsonl")
+    said = run(config, *asked, cwd=tmp_path)
+    assert said.returncode == 0, said.stderr
+    lines = (tmp_path / "said.jsonl").read_text().splitlines()
+    assert [json.loads(line)["path"] for line in lines[:2]] == ["moved/a/0.png", "moved/a/1.png"]
+    assert len(lines) == 40
+
     image = tmp_path / "moved" / "a" / "0.png"
     image.rename(image.with_name("renamed.png"))
     refused = run(config, "--config.data.path=moved", kept, "--config.train.epochs=3", cwd=tmp_path)
