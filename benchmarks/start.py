@@ -54,9 +54,10 @@ print(json.dumps(seconds))
 
 def start(checkout: str, path: str, cache: str, folder: str) -> dict[str, float]:
     """Returns the seconds of one start."""
+    packages = os.environ.get("PYTHONPATH", "")
     printed = subprocess.run(
         [sys.executable, "-c", _PROGRAM, path, cache, folder],
-        env=os.environ | {"PYTHONPATH": os.path.abspath(checkout)},
+        env=os.environ | {"PYTHONPATH": f"{os.path.abspath(checkout)}{os.pathsep}{packages}"},
         cwd=folder,
         check=True,
         stdout=subprocess.PIPE,
