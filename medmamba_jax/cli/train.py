@@ -123,7 +123,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         elif isinstance(error, AttributeError):
             # ml_collections wraps a KeyError, which is wordier when printed.
             inner = error.args[0] if error.args else error
-            problem = f"no such setting: {inner.args[0] if isinstance(inner, KeyError) else inner}"
+            name = inner.args[0] if isinstance(inner, KeyError) else inner
+            problem = f"no such setting: {name}{_where_it_is(str(name).strip(chr(39)))}"
         elif isinstance(error, (flags.Error, KeyError, TypeError, ValueError, OSError)):
             problem = re.sub(r"^[\w.]+Error: ", "", lines[-1]) if wrapped else error
         else:

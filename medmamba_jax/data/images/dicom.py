@@ -262,9 +262,9 @@ def mixed_windows(kinds: Mapping[str, int]) -> str | None:
     if not some or not none:
         return None
     return (
-        f"{none:,} of {some + none:,} grey DICOM files have no window: data.window=auto spreads each"
-        f" of these over its own range, and shows the other {some:,} through their windows. Equal"
-        " tissue can then have different grey values: set data.window=LOW,HIGH for all"
+        f"{none:,} of {some + none:,} grey DICOM files have no window. data.window=auto shows each"
+        f" of these over its own range, and the other {some:,} by their windows, so that the same"
+        " tissue may get different grey values: set data.window=LOW,HIGH for all"
     )
 
 
