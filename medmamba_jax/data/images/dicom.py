@@ -90,7 +90,7 @@ class DicomFile(ImageFile):
 
     def _read(self, window: Window, frame: int) -> Image.Image:
         if without_pixels := self._without_pixels():
-            raise ValueError(f"{without_pixels}: take it out")
+            raise ValueError(f"{without_pixels}: take it out (data.exclude)")
         header = self._header_of_frame(frame)
         colours = header.PhotometricInterpretation
         pixels = self._stored(header, frame)
