@@ -140,7 +140,9 @@ def parse_flags(argv: list[str]) -> list[str]:
         elif isinstance(error, AttributeError):
             # ml_collections wraps a KeyError, which is wordier when printed.
             inner = error.args[0] if error.args else error
-            problem = f"no such setting: {inner.args[0] if isinstance(inner, KeyError) else inner}"
+            name = str(inner.args[0] if isinstance(inner, KeyError) else inner)
+            hint = _where_it_is(name.strip("'"))
+            problem = f"no such setting: {name}{hint}"
         elif isinstance(error, (flags.Error, KeyError, TypeError, ValueError, OSError)):
             problem = re.sub(r"^[\w.]+Error: ", "", lines[-1]) if wrapped else error
         else:

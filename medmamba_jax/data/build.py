@@ -1,9 +1,11 @@
 """Builds a data set from the `data` section of the configuration; holds the table of sources."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
+from absl import logging
 
 from medmamba_jax.data.auditing.checks import drop_unreadable, without_empty_classes
 from medmamba_jax.data.auditing.duplicates import Duplicates
@@ -11,7 +13,8 @@ from medmamba_jax.data.auditing.fingerprints import Facts
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.first_pass import first_pass, keep_evaluated
-from medmamba_jax.data.images.dicom import header_tag
+from medmamba_jax.data.images.decoding import parsed
+from medmamba_jax.data.images.dicom import header_tag, is_dicom, mixed_windows
 from medmamba_jax.data.images.formats import IMAGE_SUFFIXES
 from medmamba_jax.data.images.preprocessing import ALL_FRAMES, Preprocessing
 from medmamba_jax.data.labelled_images import LabelledImages
@@ -44,6 +47,8 @@ from medmamba_jax.sections import Section
 # Name -> source. The settings that only one source reads are in the section of the same name, such
 # as `data.csv`. `source_of` tries the newest entry first, so that a script can add a source for an
 # ending that another source also recognises.
+_LOOKED_AT = 200  # images, for a warning that concerns a set of DICOM files as a whole
+
 SOURCES: dict[str, Source] = {
     "public": PUBLIC,  # recognises every name that is left
     "phantom": PHANTOM,
@@ -132,10 +137,18 @@ def prepare(
     source = labelled(found)
     tag, looked = ("", frozenset()) if isinstance(found, Dataset) else looked_at(source, config)
 
-    def header(place: int, image: bytes | np.ndarray) -> str | None:
-        return header_tag(source.file(place, image), tag) if place in looked else None
+    sampled = set(np.linspace(0, len(source) - 1, _LOOKED_AT).astype(int).tolist())
+    kinds: dict[int, str] = {}
 
-    seen = first_pass(source, preprocessing, config, look=header)
+    def look(place: int, image: bytes | np.ndarray) -> str | None:
+        file = source.file(place, image) if place in looked or place in sampled else image
+        if place in sampled and isinstance(file, bytes) and is_dicom(file):
+            kinds[place] = parsed(file).kind()
+        return header_tag(file, tag) if place in looked else None
+
+    seen = first_pass(source, preprocessing, config, look=look)
+    if config.window == "auto" and (mixed := mixed_windows(Counter(kinds.values()))):
+        logging.warning("%s", mixed)
     images, facts = seen.images, seen.facts
     duplicates = None if facts is None or not config.audit else Duplicates.among(facts)
     used = np.arange(len(images))

@@ -211,11 +211,12 @@ class DataConfig(Section):
         std: the value by which the difference from the mean is divided; one value, or one per
             channel.
         window: which intensities of images with more than 8 bits (16-bit files, DICOM, arrays of
-            other types) become 0..255. "auto": the window in the DICOM file; without one, the
-            range from the smallest to the largest value of each image. "full": the whole range of
-            the file's type. "LOW,HIGH": the same range for all images (for DICOM in the file's own
-            units, such as Hounsfield). Values below LOW become 0, and values above HIGH become 255.
-            8-bit images do not change.
+            other types) become 0..255. "auto": the window in the DICOM file; without one, the range
+            from the smallest to the largest value of each image, without its padding. "full": the
+            whole range of the file's type. "LOW,HIGH": the same range for all images (for DICOM in
+            the file's own units, such as Hounsfield). Values below LOW become 0, and values above
+            HIGH become 255. 8-bit images do not change, except grey DICOM with a window, here or in
+            the file.
         frame: which frame to read of a file with several frames (DICOM, TIFF, GIF, WebP), counted
             from 0. With -1, each frame becomes an image with the file's label.
         augmentation: the training policy, a name in `augmentation.POLICIES`.
@@ -231,7 +232,8 @@ class DataConfig(Section):
         exclude: a text file that names images to leave out, one path a line, as in `split.csv`. ""
             means none.
         subset: use only some images, which `split_seed` draws before the split: "500" draws 500,
-            with each class in proportion; "20/class" draws 20 of each class. "" means all images.
+            with each class in proportion; "20/class" draws 20 of each class. If there are fewer, a
+            warning says so. "" means all images.
         group_tag: the DICOM tag that names the patient, such as "PatientID" or "00100020". All
             images of a patient stay in one split. Only a hash of the patient is written. "" means
             that headers do not name patients.

@@ -32,7 +32,7 @@ from medmamba_jax.files import write_atomically
 
 Result = TypeVar("Result")
 
-_VERSION = 5  # Increase it when the same image may give other facts or other pixels.
+_VERSION = 6  # Increase it when the same image may give other facts or other pixels.
 _OF_MODEL = ("mean", "std")  # settings that change no pixel on the host
 _OF_SIZE = ("image_size", "resize_filter", "fit")  # settings that change no decoded pixel
 _SHARE = 0.5  # of the free memory or disk space

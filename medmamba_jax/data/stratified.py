@@ -5,6 +5,7 @@ Methods import scikit-learn when they need it, because processes that only read 
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,24 @@ Rows = dict[str, np.ndarray]
 _REMEDY = "add images, leave the class out, or change the fractions"
 
 
+class Grouping(NamedTuple):
+    """What groups are, for messages: the words for one and for several, and one more remedy."""
+
+    one: str
+    several: str
+    remedy: str = ""
+
+
+_IMAGES = Grouping("image", "images")  # each on its own
+PATIENTS = Grouping("patient (group)", "patients (groups)")
+SIMILAR = Grouping(
+    "set of similar images",
+    "sets of similar images",
+    ", or set data.group_similar to identical or off, which lets similar images come into several"
+    " splits",
+)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Strata:
     """What decides how images are split. The same values give the same splits.
@@ -29,25 +48,28 @@ class Strata:
         seed: decides which images of a class come into which split.
         groups: the group of each image (n,), or None. No group is in two splits.
         class_names: names of the classes for errors; None means their numbers.
+        grouping: what the groups are, for errors.
     """
 
     labels: np.ndarray
     seed: int = 0
     groups: np.ndarray | None = None
     class_names: Sequence[str] | None = None
+    grouping: Grouping = PATIENTS
 
     def take(self, rows: np.ndarray) -> "Strata":
         """Returns the same for these images."""
         groups = None if self.groups is None else np.asarray(self.groups)[rows]
         return dataclasses.replace(self, labels=np.asarray(self.labels)[rows], groups=groups)
 
-    def split_off(self, count: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def split_off(self, count: int, name: str, left: str = "") -> tuple[np.ndarray, np.ndarray]:
         """Splits some images off, stratified by class.
 
         Args:
             count: the number of images to split off. With groups, whole groups are split off, and
                 the number is as near to `count` as they allow.
-            name: the name of the new split in an error.
+            name: the name of the new split in an error, which speaks of `data.NAME_fraction`.
+            left: in an error, what left these images, if they are not all.
 
         Returns:
             Two ascending index arrays: the images that stay, and the images of the new split.
@@ -56,7 +78,7 @@ class Strata:
             UserError: a class is not in both parts.
         """
         if self.groups is None and self.labels.ndim == 1:
-            kept, split = self._split_images_off(count, name)
+            kept, split = self._split_images_off(count, name, left)
         else:
             fraction = count / len(self.labels)
             kept, split = self._deal([1 - fraction, fraction])
@@ -82,7 +104,9 @@ class Strata:
         if self.groups is None and self.labels.ndim == 1:
             count = len(self.labels)
             rest, in_test = self._split_images_off(round(test * count), "test")
-            in_train, in_val = self.take(rest)._split_images_off(round(val * count), "val")
+            in_train, in_val = self.take(rest)._split_images_off(
+                round(val * count), "val", f"the test split leaves of {count}"
+            )
             rows = {"train": rest[in_train], "val": rest[in_val], "test": in_test}
         else:
             rows = dict(zip(SPLITS, self._deal([1 - val - test, val, test]), strict=True))
@@ -108,7 +132,7 @@ class Strata:
         if few := self.small_classes(folds):
             raise UserError(
                 f"{listed(few)}, too few for {folds} folds: ask for fewer, or"
-                f" {_REMEDY.partition(', or')[0]}"
+                f" {_REMEDY.partition(', or')[0]}{self._kind.remedy}"
             )
         count = len(self.labels)
         if self.labels.ndim == 2:  # scikit-learn stratifies only by one class for each image
@@ -122,7 +146,9 @@ class Strata:
             parts = [test for _, test in splits]
         test = np.sort(parts[fold])
         rest = np.setdiff1d(np.arange(count), test)
-        in_train, in_val = self.take(rest).split_off(round(val * count), "val")
+        in_train, in_val = self.take(rest).split_off(
+            round(val * count), "val", f"the test fold leaves of {count}"
+        )
         rows = {"train": rest[in_train], "val": rest[in_val], "test": test}
         self._require_every_class(rows)
         return rows
@@ -135,23 +161,33 @@ class Strata:
         """
         group_of = self._group_numbers()
         found = [len(np.unique(group_of[shown])) for shown in shown_classes(self.labels).T]
-        what = "images" if self.groups is None else "patients (groups)"
         names = self.class_names
         return [
-            f"class {label if names is None else repr(names[label])} has {count} {what}"
+            f"class {label if names is None else repr(names[label])} has {self._counted(count)}"
             for label, count in enumerate(found)
             if 0 < count < parts
         ]
 
-    def _split_images_off(self, count: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def _counted(self, count: int) -> str:
+        return f"{count} {self._kind.one if count == 1 else self._kind.several}"
+
+    @property
+    def _kind(self) -> Grouping:
+        return _IMAGES if self.groups is None else self.grouping
+
+    def _split_images_off(
+        self, count: int, name: str, left: str = ""
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Splits images off without regard to groups, by scikit-learn."""
         images, class_sizes = len(self.labels), np.unique(self.labels, return_counts=True)[1]
         if class_sizes.min() < 2 or not len(class_sizes) <= count <= images - len(class_sizes):
             few = self.small_classes(2)
             raise UserError(
-                f"cannot split {count} images off {images} for {name}: every class (sizes"
+                f"cannot split {self._counted(count)} off {images} for {name}"
+                f"{f' (the {images} that {left})' if left else ''}: every class (sizes"
                 f" {class_sizes.tolist()}) needs an image in both parts"
-                f"{', but ' + listed(few) if few else ''}; add images or change the fraction"
+                f"{', but ' + listed(few) if few else ''}; add images, or change"
+                f" data.{name}_fraction"
             )
         from sklearn.model_selection import train_test_split
 
@@ -181,4 +217,6 @@ class Strata:
             if lacking.any():
                 only = np.where(lacking, shown, False).astype(np.float32)
                 few = dataclasses.replace(self, labels=only).small_classes(len(shown) + 1)
-                raise UserError(f"{listed(few)}, which leaves none for {name}: {_REMEDY}")
+                raise UserError(
+                    f"{listed(few)}, which leaves none for {name}: {_REMEDY}{self._kind.remedy}"
+                )

@@ -38,7 +38,10 @@ def _automatic(dataset: Dataset) -> tuple[str, str]:
         return "auc", " (auto)"
     counts = dataset.counts()["train"].values()
     smallest, largest = min(counts), max(counts)
-    reason = f" (auto, as training classes have from {smallest} to {largest} images)"
+    sizes = f"{largest} images each"
+    if smallest < largest:
+        sizes = f"from {smallest} to {largest} images"
+    reason = f" (auto, as training classes have {sizes})"
     return ("balanced_accuracy" if largest > _IMBALANCED * smallest else "auc"), reason
 
 

@@ -58,6 +58,7 @@ def environment():
 
 MISTAKES = {
     "--config.train.lrr=3": 'Did you mean "lr"',
+    "--config.data.group_pattern=(p)": "did you mean --config.data.folder.group_pattern?",
     "--config.train.lr=abc": "could not convert string to float: 'abc'",
     "--config.train.epochs=0": "train.epochs must be a positive integer; got 0",
     "--config.model.variant=xl": "model.variant must be one of medmamba_t",

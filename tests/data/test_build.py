@@ -1,5 +1,8 @@
 """The table of sources."""
 
+import copy
+import io
+
 import numpy as np
 import pytest
 
@@ -10,7 +13,7 @@ from medmamba_jax.data import (
     Source,
     build_dataset,
 )
-from medmamba_jax.data.build import source_of
+from medmamba_jax.data.build import prepare, source_of
 from medmamba_jax.data.config import CsvConfig, PhantomConfig, PublicConfig
 from medmamba_jax.errors import UserError
 
@@ -32,6 +35,28 @@ def test_what_the_configuration_points_at(tmp_path, monkeypatch, config, name):
     (tmp_path / "a.csv").mkdir()  # a folder, whatever its ending
     monkeypatch.chdir(tmp_path)
     assert source_of(config) == name
+
+
+def test_dicom_files_with_and_without_a_window_are_told(tmp_path, caplog):
+    pytest.importorskip("pydicom")
+    from pydicom.examples import ct  # 128x128, 16 bits, without a window
+
+    def files(number_with_a_window):
+        for i in range(30):
+            header, content = copy.deepcopy(ct), io.BytesIO()
+            header.PixelData = np.random.default_rng(i).bytes(len(ct.PixelData))
+            if i < number_with_a_window:
+                header.WindowCenter, header.WindowWidth = 40, 400
+            header.save_as(content)
+            yield content.getvalue()
+
+    for number, window in ((0, "auto"), (30, "auto"), (7, "-160,240"), (7, "auto")):
+        assert "grey DICOM files" not in caplog.text
+        images = LabelledImages(list(files(number)), np.arange(30) % 2, ("a", "b"))
+        config = DataConfig(cache_dir=str(tmp_path), image_size=32, window=window)
+        prepare(images, config, config.preprocessing(1))
+    assert "23 of 30 grey DICOM files have no window" in caplog.text
+    assert "set data.window=LOW,HIGH" in caplog.text
 
 
 def test_a_users_script_adds_a_source(tmp_path, monkeypatch):

@@ -210,6 +210,15 @@ def test_split_off_keeps_groups_whole():
     assert not set(groups[kept]) & set(groups[split])
 
 
+def test_what_the_test_split_leaves_is_told():
+    labels = np.arange(12) % 2  # of 12 images, test takes 4, and val should have 1 of 2 classes
+    text = r"split 1 image off 8 for val \(the 8 that the test {} leaves of 12\): .*\[4, 4\].*"
+    with pytest.raises(ValueError, match=text.format("split") + r"change data\.val_fraction"):
+        stratified_split(labels, val_fraction=0.1, test_fraction=1 / 3, seed=0)
+    with pytest.raises(ValueError, match=text.format("fold") + r"change data\.val_fraction"):
+        fold_split(labels, fold=0, folds=3, val_fraction=0.1, seed=0)
+
+
 def test_a_class_that_does_not_go_round_is_named():
     labels = np.repeat([0, 1], [60, 40])
     groups = np.array([f"a{i}" for i in range(60)] + [f"b{i % 2}" for i in range(40)])

@@ -86,7 +86,7 @@ def test_what_a_run_leaves_behind(config, images, tmp_path, capsys, one_trace_ea
     printed = capsys.readouterr().out
     predictor_now = mm.load_run(tmp_path).predictor
     parameters = sum(x.size for x in jax.tree.leaves(predictor_now.params))
-    assert "best by     val auc (auto, as training classes have from 10 to 10 images)" in printed
+    assert "best by     val auc (auto, as training classes have 10 images each)" in printed
     assert "SYNTHETIC" in printed and f"{parameters:,}" in printed and "'stepwise'" in printed
     assert printed.index("compiling") < printed.index("epoch 1/2")
 

@@ -24,12 +24,14 @@ class SameImages:
     """Images with the same pixels.
 
     Attributes:
-        text: their names and splits, and their classes if these differ.
+        text: the names and splits of the first, and the classes if these differ.
+        copies: the number of images without the first.
         splits: the names of their splits.
         contradict: whether their classes differ.
     """
 
     text: str
+    copies: int
     splits: frozenset[str]
     contradict: bool
 
@@ -114,20 +116,26 @@ def _check_splits(dataset: Dataset) -> None:
             f"train has images of one class only: {dataset.counts()['train']}; add images of the"
             " others"
         )
-    if dataset.task == "multilabel" and all(map(_one_hot, dataset.splits.values())):
-        logging.warning(
-            "every image shows exactly one class: if that is always so, give each image one label"
-            " instead of %d, and the set becomes a multi-class set",
-            len(dataset.class_names),
-        )
+    if text := one_class_each(dataset):
+        logging.warning("%s", text)
     for name, row in counts.items():
         lacking = [repr(dataset.class_names[label]) for label in np.flatnonzero(row == 0)]
         if lacking:
             logging.warning("no image of %s shows %s", name, listed(lacking))
 
 
-def _one_hot(split: LabelledImages) -> bool:
-    return split.labels.shape[1] > 1 and bool((split.labels.sum(1) == 1).all())
+def one_class_each(dataset: Dataset) -> str | None:
+    """Returns a warning if every image of a multi-label set shows exactly one class."""
+    if dataset.task != "multilabel" or len(dataset.class_names) < 2:
+        return None
+    if not all((split.labels.sum(1) == 1).all() for split in dataset.splits.values()):
+        return None
+    return (
+        f"every image shows exactly one class, but {len(dataset.class_names)} labels of each image"
+        " make a multi-label set, where each class is a question of its own. If an image can have"
+        " only one class, give it one label: in a table one column with the name of the class"
+        " (data.csv.label_column), in an npz file integers (n,), such as y.argmax(1)"
+    )
 
 
 def _check_groups(dataset: Dataset, allowed: bool) -> None:
@@ -160,10 +168,12 @@ def _check_same(same: list[SameImages], allowed: bool, apart: frozenset[str]) ->
                 " the same patient",
                 warn,
             )
-    within = [one.text for one in same if len(one.splits) == 1]
+    within = [one for one in same if len(one.splits) == 1]
     if within:
         logging.warning(
-            "the same pixels are in one split again, %s: %s", _times(len(within)), listed(within)
+            "the same pixels are in one split again, %s: %s",
+            _times(sum(one.copies for one in within)),
+            listed([one.text for one in within]),
         )
 
 
@@ -210,15 +220,15 @@ def shared_groups(dataset: Dataset) -> list[str]:
 def same_images(images: LabelledImages, duplicates: Duplicates) -> list[SameImages]:
     """Returns the sets of equal images, those of train first, without images in no split."""
     used = ([row for row in rows.tolist() if _split(images, row)] for rows in duplicates.sets())
-    sets = [_in_order(images, rows) for rows in used if len(rows) > 1]
+    sets = [_one_of_each_split_first(images, rows) for rows in used if len(rows) > 1]
     found = []
     for rows in sorted(sets, key=lambda rows: _place(images, rows[0])):
         classes = dict.fromkeys(images.label_name(row) for row in rows)
-        text = " = ".join(_named(images, rows))
+        text = listed(_named(images, rows), between=" = ")
         if len(classes) > 1:
             text += f" (labelled {', '.join(map(repr, classes))})"
         splits = frozenset(_split(images, row) for row in rows)
-        found.append(SameImages(text, splits, len(classes) > 1))
+        found.append(SameImages(text, len(rows) - 1, splits, len(classes) > 1))
     return found
 
 
@@ -299,6 +309,13 @@ def _in_order(images: LabelledImages, rows: Sequence[int]) -> list[int]:
     return sorted(rows, key=lambda row: _place(images, row))
 
 
+def _one_of_each_split_first(images: LabelledImages, rows: Sequence[int]) -> list[int]:
+    """Sorts rows by split, so that the first few are of as many splits as possible."""
+    ordered = _in_order(images, rows)
+    first = {_split(images, row): row for row in reversed(ordered)}.values()
+    return sorted(ordered, key=lambda row: row not in first)
+
+
 def _place(images: LabelledImages, row: int) -> tuple[int, int]:
     split = _split(images, row)
     return (SPLITS.index(split) if split in SPLITS else len(SPLITS), row)
@@ -309,4 +326,6 @@ def _split(images: LabelledImages, row: int) -> str:
 
 
 def _named(images: LabelledImages, rows: Sequence[int]) -> list[str]:
-    return [f"{images.names[row]} in {_split(images, row)}" for row in rows]
+    if images.splits is None:
+        return [images.names[row] for row in rows]
+    return [f"{images.names[row]} in {images.splits[row]}" for row in rows]

@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,8 @@ _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422")
 _JPEG2000_COLOUR = ("YBR_ICT", "YBR_RCT")
 _PIXEL_GROUP = 0x0028  # of tags that describe pixels
 _FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_WITH, _WITHOUT = " with a window", " without a window"  # how kinds of grey files end
 
 
 class _Table(NamedTuple):
@@ -61,12 +64,13 @@ class DicomFile(ImageFile):
     It applies the modality's transformation first (Modality LUT, or RescaleSlope and
     RescaleIntercept, of which either may be missing), then the window, and then inverts
     MONOCHROME1, whose smallest values are white. The file may give each frame its own settings for
-    these steps. 8-bit colour does not change. It does not apply a padding value.
+    these steps. 8-bit colour does not change.
 
     The window "auto" is the file's first window (WindowCenter, WindowWidth, VOILUTFunction; PS3.3,
     C.11.2.1), or if it has none, its first table of values of interest (VOI LUT). Without both it
-    is the frame's own range; but 8-bit pixels that the modality's transformation leaves unchanged
-    do not change at all. "full" is what the stored bits can become. (low, high) is in the
+    is the frame's own range without padding (PixelPaddingValue, PixelPaddingRangeLimit; PS3.3,
+    C.7.5.1.1.2), which becomes 0 or 255; but 8-bit pixels that the modality's transformation leaves
+    unchanged do not change at all. "full" is what the stored bits can become. (low, high) is in the
     modality's units, such as Hounsfield.
     """
 
@@ -85,6 +89,8 @@ class DicomFile(ImageFile):
                 self._syntax = uid.ImplicitVRLittleEndian if implicit else explicit
 
     def _read(self, window: Window, frame: int) -> Image.Image:
+        if without_pixels := self._without_pixels():
+            raise ValueError(f"{without_pixels}: take it out (data.exclude)")
         header = self._header_of_frame(frame)
         colours = header.PhotometricInterpretation
         pixels = self._stored(header, frame)
@@ -103,10 +109,23 @@ class DicomFile(ImageFile):
         header = self._header_of_frame(frame)
         return _file_window(header) is not None or bool(header.get("VOILUTSequence"))
 
+    def _without_pixels(self) -> str:
+        """Returns what an intact file without pixels is; "" if it has some, or does not say."""
+        uid = self._header.file_meta.get("MediaStorageSOPClassUID") or self._header.get(
+            "SOPClassUID"
+        )
+        if uid is None or any(name in self._header for name in _PIXELS):
+            return ""
+        if "DirectoryRecordSequence" in self._header:
+            return "a DICOMDIR, which lists other files"
+        return f"a DICOM object without pixels ({uid.name})"
+
     def _kind(self) -> str:
+        if without_pixels := self._without_pixels():
+            return without_pixels
         bits, colours = self._header.get("BitsStored"), self._header.PhotometricInterpretation
         depth = "" if bits is None else f"{bits}-bit "
-        window = f" {'with' if self.has_window(0) else 'without'} a window"
+        window = _WITH if self.has_window(0) else _WITHOUT
         return f"DICOM, {depth}{colours}{window if colours in _GREY else ''}"
 
     def _header_of_frame(self, frame: int) -> Any:
@@ -167,6 +186,9 @@ class DicomFile(ImageFile):
             unsigned = header.get("BitsStored") == 8 and not header.get("PixelRepresentation")
             if unsigned and np.array_equal(values, stored):
                 return stored.astype(np.uint8)
+            padding = _is_padding(stored, header)
+            if padding.any() and not padding.all():
+                window = float(values[~padding].min()), float(values[~padding].max())
         return to_uint8(values.astype(np.float64), full if full and window == "full" else window)
 
     def _in_units(self, stored: np.ndarray, header: Any) -> tuple[np.ndarray, Range | None]:
@@ -227,6 +249,25 @@ class DicomFile(ImageFile):
         return _Table(first, words[:count].astype(np.int64), bits)
 
 
+def mixed_windows(kinds: Mapping[str, int]) -> str | None:
+    """Returns a warning if some of the files that are grey DICOM have a window and some have none.
+
+    Args:
+        kinds: kind of file, as `ImageFile.kind` names it -> number of files.
+    """
+    some, none = (
+        sum(count for kind, count in kinds.items() if kind.endswith(end))
+        for end in (_WITH, _WITHOUT)
+    )
+    if not some or not none:
+        return None
+    return (
+        f"{none:,} of {some + none:,} grey DICOM files have no window. data.window=auto shows each"
+        f" of these over its own range, and the other {some:,} by their windows, so that the same"
+        " tissue may get different grey values: set data.window=LOW,HIGH for all"
+    )
+
+
 def header_tag(content: bytes | np.ndarray, tag: str) -> str | None:
     """Returns a value of a DICOM header, without decoding the pixels.
 
@@ -271,6 +312,22 @@ def is_dicom(content: bytes) -> bool:
 
 
 _FIRST_TYPES = (b"UL", b"OB", b"UI", b"CS", b"DA", b"TM", b"SH")
+
+
+def _is_padding(stored: np.ndarray, header: Any) -> np.ndarray:
+    """Returns where stored values (h, w), before any transformation, are padding."""
+    prefix = {"float32": "Float", "float64": "DoubleFloat"}.get(str(stored.dtype), "")
+    ends = [
+        value
+        for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")
+        if (value := header.get(prefix + name)) is not None
+    ]
+    if not ends:
+        return np.zeros(stored.shape, bool)
+    if not prefix:  # a header may hold a negative value as unsigned, or bits that are not stored
+        low, _ = integer_range(header.BitsStored, signed=bool(header.PixelRepresentation))
+        ends = [(value - int(low)) % (1 << header.BitsStored) + int(low) for value in ends]
+    return (stored >= min(ends)) & (stored <= max(ends))
 
 
 def _file_window(header: Any) -> tuple[float, float, str] | None:

@@ -12,6 +12,7 @@ import numpy as np
 from medmamba_jax.data.auditing.checks import (
     image_sizes,
     near_images,
+    one_class_each,
     same_images,
     shared_groups,
     unreadable_images,
@@ -25,7 +26,7 @@ from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.first_pass import first_pass
 from medmamba_jax.data.images.augmentation import POLICIES
 from medmamba_jax.data.images.decoding import open_image
-from medmamba_jax.data.images.dicom import header_tag
+from medmamba_jax.data.images.dicom import header_tag, mixed_windows
 from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.data.inspection.image_kinds import image_kind
 from medmamba_jax.data.inspection.sheets import augmentation_sheet, contact_sheet
@@ -34,7 +35,7 @@ from medmamba_jax.data.labels import shown_classes
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.public.stored import is_stored
 from medmamba_jax.data.split_names import SPLITS
-from medmamba_jax.data.splits.as_configured import as_found
+from medmamba_jax.data.splits.as_configured import as_found, split_problems
 from medmamba_jax.data.splits.header_patients import looked_at, note_patients
 from medmamba_jax.data.stratified import Strata
 from medmamba_jax.errors import UserError
@@ -113,7 +114,7 @@ def inspect(options: argparse.Namespace) -> tuple[str, int]:
     facts = seen.facts
     assert facts is not None  # `data.audit` is on
     duplicates = Duplicates.among(facts)
-    findings = _findings(found, facts, duplicates, Counter(kinds))
+    findings = _findings(found, config, facts, duplicates, Counter(kinds))
     _draw(found, facts, options.augment, folder / "sheet.png")
     write_duplicates(folder / "duplicates.csv", found, duplicates)
     write_csv_table(
@@ -175,7 +176,11 @@ class _Finding:
 
 
 def _findings(
-    found: LabelledImages, facts: Facts, duplicates: Duplicates, kinds: Counter[str]
+    found: LabelledImages,
+    config: DataConfig,
+    facts: Facts,
+    duplicates: Duplicates,
+    kinds: Counter[str],
 ) -> list[_Finding]:
     def items(what: str, items: list[str], *, serious: bool = True) -> _Finding:
         return _Finding(what, len(items), items, serious)
@@ -183,7 +188,8 @@ def _findings(
     sizes = facts.of["size"][facts.readable]
     same = same_images(found, duplicates)
     across = [one.text for one in same if len(one.splits) > 1]
-    within = [one.text for one in same if len(one.splits) == 1]
+    within = [one for one in same if len(one.splits) == 1]
+    again = f"the same pixels again{'' if found.splits is None else ' in a split'}"
     contradictions = [one.text for one in same if one.contradict]
     strata = Strata(found.labels, groups=found.groups, class_names=found.class_names)
     small = strata.small_classes(len(SPLITS))
@@ -198,10 +204,17 @@ def _findings(
         _Finding("kinds", len(kinds), ["; ".join(f"{k} ({n:,})" for k, n in kinds.most_common())]),
         items("cannot be read", unreadable_images(found, facts)),
         items(f"classes too small for {len(SPLITS)} splits", small + empty),
-        items("the same pixels again in a split", within, serious=False),
+        items("cannot be split", split_problems(found, config, duplicates)),
+        _Finding(again, sum(one.copies for one in within), [one.text for one in within]),
         items("the same pixels with different labels", contradictions),
         items("nearly the same pixels", near, serious=False),
     ]
+    if config.window == "auto" and (mixed := mixed_windows(kinds)):
+        findings.append(items("DICOM with and without a window", [mixed]))
+    if one_class := one_class_each(as_found(found)):
+        findings.append(
+            items("one class an image in a multi-label set", [one_class], serious=False)
+        )
     if found.splits is not None:
         findings += [
             items("the same pixels in several splits", across),

@@ -14,7 +14,7 @@ from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.split_names import SPLITS
 from medmamba_jax.data.splits.split_table import read_split_table
-from medmamba_jax.data.stratified import Rows, Strata
+from medmamba_jax.data.stratified import PATIENTS, SIMILAR, Grouping, Rows, Strata
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded
 
@@ -45,21 +45,33 @@ def split_as_configured(
         UserError: a class is not in every new split, or a split has a class that train lacks.
     """
     files, file_of = _files(found)
-    by = "by image"
+    by, grouping = "by image", PATIENTS
     if files.groups is not None:
         by = f"by {len(np.unique(files.groups))} patients (groups)"
     if duplicates is not None and made_here(found, config):
         if files.groups is None:
             together = _together(found, duplicates, file_of, config)
             files = dataclasses.replace(files, groups=together)
-            by = "by image, with similar images together" if together is not None else by
+            if together is not None:
+                by, grouping = "by image, with similar images together", SIMILAR
         else:
             _name_conflicts(found, duplicates)
-    rows, how = _rows(files, config, by)
+    rows, how = _rows(files, config, by, grouping)
     rows = {name: np.flatnonzero(np.isin(file_of, part)) for name, part in rows.items()}
     dataset = _dataset(found, rows, how)
     require_train_classes(dataset)
     return dataset
+
+
+def split_problems(
+    found: LabelledImages, config: DataConfig, duplicates: Duplicates | None
+) -> list[str]:
+    """Returns why `split_as_configured` refuses these images; nothing if it splits them."""
+    try:
+        split_as_configured(found, config, duplicates)
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def made_here(found: LabelledImages, config: DataConfig) -> frozenset[str]:
@@ -151,19 +163,24 @@ def _dataset(found: LabelledImages, rows: Mapping[str, np.ndarray], how: str = "
     return Dataset({name: found.take(part) for name, part in rows.items()})
 
 
-def _rows(found: LabelledImages, config: DataConfig, by: str) -> tuple[Rows, str]:
+def _rows(
+    found: LabelledImages, config: DataConfig, by: str, grouping: Grouping
+) -> tuple[Rows, str]:
     """Returns the rows of each split, and how they were made; "" if the images have splits."""
-    strata = Strata(found.labels, config.split_seed, found.groups, found.class_names)
+    strata = Strata(found.labels, config.split_seed, found.groups, found.class_names, grouping)
+    test = config.test_fraction
     if config.fold_of is not None:
         rows = strata.by_fold(*config.fold_of, val=config.val_fraction)
+        test = 1 / config.fold_of[1]
         how = f"fold {config.fold} {by}"
         if found.splits is not None:
             logging.warning("data.fold is set: the splits that %s brings are not used", found.name)
     elif found.splits is None:
-        rows = strata.by_fractions(val=config.val_fraction, test=config.test_fraction)
+        rows = strata.by_fractions(val=config.val_fraction, test=test)
         how = f"split {by}"
     else:
         return _by_source(strata, _present(found.splits), config, by)
+    _warn_of_sizes(strata, rows, {"val": config.val_fraction, "test": test})
     shares = ", ".join(f"{name} {len(part) / len(found):.1%}" for name, part in rows.items())
     return rows, f"{how}, seed {config.split_seed}: {shares}"
 
@@ -181,8 +198,35 @@ def _by_source(strata: Strata, rows: Rows, config: DataConfig, by: str) -> tuple
         len(train),
         config.split_seed,
     )
+    _warn_of_sizes(strata.take(train), {"train": kept, "val": val}, {"val": count / len(train)})
     how = f"val split off train {by}, seed {config.split_seed}"
     return {"train": train[kept], "val": train[val], "test": rows["test"]}, how
+
+
+def _warn_of_sizes(strata: Strata, rows: Rows, fractions: Mapping[str, float]) -> None:
+    """Warns if groups make a split less than half, or more than twice, as large as it should be.
+
+    Args:
+        strata: what was split.
+        rows: the splits, of which train has what the others leave.
+        fractions: the fraction that each split but train should have.
+    """
+    count = len(strata.labels)
+    wanted = {"train": 1 - sum(fractions.values()), **fractions}
+    shares = {name: len(part) / count for name, part in rows.items()}
+    if strata.groups is None or all(
+        wanted[name] / 2 <= share <= wanted[name] * 2 for name, share in shares.items()
+    ):
+        return
+    largest = np.unique(strata.groups, return_counts=True)[1].max()
+    logging.warning(
+        "the splits are far from the sizes that were asked for (%s), because images stay together:"
+        " up to %d of %d of one %s. Leave some of them out (data.exclude), or set data.split_file",
+        ", ".join(f"{name} {share:.1%}, not {wanted[name]:.1%}" for name, share in shares.items()),
+        largest,
+        count,
+        strata.grouping.one,
+    )
 
 
 def _present(assigned: np.ndarray) -> Rows:

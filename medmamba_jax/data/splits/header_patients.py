@@ -10,6 +10,7 @@ from absl import logging
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.images.dicom import header_tag
 from medmamba_jax.data.labelled_images import LabelledImages
+from medmamba_jax.data.naming import listed
 from medmamba_jax.errors import UserError
 
 _PATIENT = "PatientID"
@@ -37,7 +38,8 @@ def looked_at(found: LabelledImages, config: DataConfig) -> tuple[str, frozenset
             " data.folder.group_pattern='')"
         )
     if not config.allow_unreadable:  # a tag that does not exist fails at once
-        _require(header_tag(found.file(0), tag), found, 0, tag)
+        if not header_tag(found.file(0), tag):
+            raise _lacks(found, [0], tag)
     return tag, frozenset(range(count))
 
 
@@ -59,7 +61,10 @@ def header_patients(
     Raises:
         UserError: an image does not have the tag.
     """
-    values = [_require(headers.get(row), found, row, tag) for row in range(len(found))]
+    lacking = [row for row in range(len(found)) if not headers.get(row)]
+    if lacking:
+        raise _lacks(found, lacking, tag)
+    values = [str(headers[row]) for row in range(len(found))]
     key = hashlib.sha256(b"".join(sorted(map(bytes, contents)))).digest()
     hashed = (hmac.new(key, value.encode(), hashlib.sha256).hexdigest() for value in values)
     return np.array([f"h{digits[:_DIGITS]}" for digits in hashed])
@@ -79,10 +84,11 @@ def note_patients(headers: Mapping[int, str | None]) -> None:
         )
 
 
-def _require(value: str | None, found: LabelledImages, row: int, tag: str) -> str:
-    if not value:
-        raise UserError(
-            f"{found.describe(row)} has no {tag} in a DICOM header, but data.group_tag asks for"
-            " it: leave data.group_tag empty, or name patients in a table"
-        )
-    return value
+def _lacks(found: LabelledImages, rows: list[int], tag: str) -> UserError:
+    first, count = found.describe(rows[0]), len(rows)
+    which = f"{count} of {len(found)} images have" if count > 1 else f"{first} has"
+    named = f" ({listed([found.names[row] for row in rows])})" if count > 1 else ""
+    return UserError(
+        f"{which} no {tag} in a DICOM header{named}, but data.group_tag asks for it: leave these"
+        " out (data.exclude), leave data.group_tag empty, or name patients in a table"
+    )

@@ -45,6 +45,7 @@ def selected_rows(
     if config.subset_of is None:
         return rows
     number, of_each = config.subset_of
+    _warn_of_few(labels[rows], config.subset, number, of_each)
     order = np.random.default_rng(config.split_seed).permutation(rows)
     if splits is not None:  # the images of every split come at equal distances
         place = np.empty(len(order))
@@ -54,6 +55,20 @@ def selected_rows(
         order = order[np.argsort(place, kind="stable")]
     drawn = _of_each(labels[order], number) if of_each else _in_proportion(labels[order], number)
     return np.sort(order[drawn])
+
+
+def _warn_of_few(labels: np.ndarray, subset: str, number: int, of_each: bool) -> None:
+    """Warns if there are fewer images, or fewer of a class, than the subset asks for."""
+    counts = shown_classes(labels).sum(0)
+    sizes = counts[counts > 0] if of_each else np.array([len(labels)])
+    if (few := sizes[sizes < number]).size:
+        logging.warning(
+            "data.subset=%s asks for more images than there are%s: the subset has all of them",
+            subset,
+            f" in {len(few)} of {len(sizes)} classes (the smallest has {few.min()})"
+            if of_each
+            else f" ({len(labels)})",
+        )
 
 
 def _excluded(path: Path, names: Sequence[str]) -> set[str]:

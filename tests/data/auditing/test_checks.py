@@ -115,6 +115,19 @@ def test_what_is_twice_in_one_split_is_only_warned_of(run, disjoint, caplog):
     assert re.search(r"test2\.png in test = test4\.png in test(;|$)", caplog.text, re.MULTILINE)
 
 
+def test_many_copies_are_counted_and_only_the_first_are_named(run, disjoint, caplog):
+    disjoint["train"] = [disjoint["train"][0]] * 9 + [disjoint["train"][1]] * 3
+    run(dataset(disjoint, labels={name: np.arange(len(i)) // 9 for name, i in disjoint.items()}))
+    (text,) = [r.getMessage() for r in caplog.records if "split again" in r.getMessage()]
+    first = " = ".join(f"train{i}.png in train" for i in range(5))
+    second = " = ".join(f"train{i}.png in train" for i in range(9, 12))
+    assert text.endswith(f"in one split again, 10 times: {first} = and 4 more; {second}")
+    disjoint["test"][3] = disjoint["train"][0]
+    wanted = "once: train0.png in train = test3.png in test = train1.png in train = "
+    with pytest.raises(ValueError, match=wanted):
+        run(dataset(disjoint))
+
+
 @pytest.mark.parametrize("one_hot", [True, False])
 def test_one_label_an_image_in_a_multi_label_set_is_told(run, disjoint, caplog, one_hot):
     labels = np.eye(2)[np.arange(6) % 2]
@@ -123,6 +136,7 @@ def test_one_label_an_image_in_a_multi_label_set_is_told(run, disjoint, caplog, 
     splits = {name: LabelledImages(images, labels) for name, images in disjoint.items()}
     run(Dataset(splits))
     assert ("every image shows exactly one class" in caplog.text) == one_hot
+    assert ("data.csv.label_column" in caplog.text) == one_hot
 
 
 def jpeg(image):

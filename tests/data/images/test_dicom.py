@@ -1,13 +1,16 @@
 """DICOM files, written and windowed by pydicom, and what becomes of them."""
 
 import io
+import re
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from medmamba_jax.data.images.decoding import open_image, parsed
+from medmamba_jax.data.images.dicom import mixed_windows
 from medmamba_jax.data.inspection.image_kinds import image_kind
 from medmamba_jax.errors import DataUnavailableError
 
@@ -17,10 +20,12 @@ from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
 from pydicom.encaps import encapsulate  # noqa: E402
 from pydicom.pixels import apply_modality_lut, apply_windowing  # noqa: E402
 from pydicom.uid import (  # noqa: E402
+    BasicTextSRStorage,
     CTImageStorage,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEGBaseline8Bit,
+    MediaStorageDirectoryStorage,
     generate_uid,
 )
 
@@ -146,6 +151,81 @@ class TestWindows:
                 CT, WindowCenter=center, WindowWidth=400, RescaleSlope=slope, RescaleIntercept=0
             )
             assert open_image(content(header), frame=frame) == open_image(alone)
+
+
+class TestPadding:
+    """A native image from 100 to 1099 in a frame of padding, which the range must leave out."""
+
+    @staticmethod
+    def padded(dtype, *values):
+        pixels = np.arange(100, 1124, dtype=dtype).reshape(32, 32)
+        pixels.flat[: 3 * len(values)] = np.repeat(values, 3)
+        return pixels, int(pixels.flat[3 * len(values)]), 1123
+
+    @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+    @pytest.mark.parametrize(
+        ("dtype", "stored", "limits", "bits"),
+        [
+            (np.int16, [-2000], [-2000], 16),
+            (np.uint16, [65535], [65535], 16),
+            (np.uint16, [4095], [4095], 12),
+            (np.int16, [-2000], [-2000], 12),
+            (np.uint16, [0, 7, 20], [0, 20], 16),
+            (np.uint16, [3000, 4095], [4095, 3000], 12),  # as in MONOCHROME1
+            (np.int16, [-2000, -1500], [-2000, -1200], 16),
+        ],
+    )
+    @pytest.mark.parametrize("slope", [None, 2, -1.5])
+    def test_it_is_compared_with_stored_values_and_left_out(
+        self, dtype, stored, limits, bits, photometric, slope
+    ):
+        pixels, low, high = self.padded(dtype, *stored)
+        header = dataset(pixels, photometric, BitsStored=bits)
+        header.PixelPaddingValue = limits[0]
+        if len(limits) > 1:
+            header.PixelPaddingRangeLimit = limits[1]
+        values, ends = pixels.astype(float), [low, high]
+        if slope:
+            header.RescaleSlope, header.RescaleIntercept = slope, -1024
+            values, ends = values * slope - 1024, sorted(end * slope - 1024 for end in ends)
+        exact = scaled(values, *ends)
+        exact = 255 - exact if photometric == "MONOCHROME1" else exact
+        assert_rounds(open_image(content(header)), exact)
+
+    @pytest.mark.parametrize(("vr", "value"), [("US", 63536), ("SS", -2000)])
+    def test_a_negative_value_that_is_written_as_unsigned(self, vr, value):
+        pixels, low, high = self.padded(np.int16, -2000)
+        header = dataset(pixels)
+        header.add_new("PixelPaddingValue", vr, value)
+        assert_rounds(open_image(content(header)), scaled(pixels, low, high))
+
+    def test_bits_that_are_not_stored_do_not_count(self):
+        pixels, low, high = self.padded(np.uint16, 65535)
+        header = dataset(pixels, BitsStored=12)
+        header.PixelPaddingValue = 65535
+        assert_rounds(open_image(content(header)), scaled(pixels, low, high))
+
+    def test_floating_point_padding_has_its_own_name(self):
+        pixels, low, high = self.padded(np.float32, -1e6)
+        header = dataset(pixels)
+        header.FloatPixelData = header.pop("PixelData").value
+        del header.BitsStored, header.HighBit, header.PixelRepresentation
+        header.FloatPixelPaddingValue = -1e6
+        assert_rounds(open_image(content(header)), scaled(pixels, low, high))
+
+    def test_other_windows_and_8_bits_do_not_change(self):
+        pixels, _, _ = self.padded(np.int16, -2000)
+        own = {"WindowCenter": 500, "WindowWidth": 300}
+        for window, attributes in (("auto", own), ("full", {}), ((0.0, 500.0), {})):
+            said = dicom(pixels, PixelPaddingValue=-2000, **attributes)
+            assert open_image(said, window=window) == open_image(
+                dicom(pixels, **attributes), window=window
+            )
+        np.testing.assert_array_equal(open_image(dicom(EIGHT, PixelPaddingValue=0)), EIGHT)
+
+    def test_an_image_of_padding_alone_is_black(self):
+        nothing = np.full((4, 4), -2000, np.int16)
+        assert not np.asarray(open_image(dicom(nothing, PixelPaddingValue=-2000))).any()
 
 
 class TestMonochrome:
@@ -309,6 +389,15 @@ class TestFilesWithAndWithoutAWindow:
         assert image_kind(dicom(TestColour.PIXELS, "RGB")) == "DICOM, 8-bit RGB"
         assert image_kind(said[:140]) == "DICOM, damaged"
 
+    def test_a_mixture_of_both_is_a_warning(self):
+        bare, said = dicom(CT), dicom(CT, WindowCenter=40, WindowWidth=400)
+        colour = dicom(TestColour.PIXELS, "RGB")
+        text = mixed_windows(Counter(map(image_kind, [bare, said, colour, bare, said, bare])))
+        assert "3 of 5 grey DICOM files have no window" in text
+        assert "data.window=LOW,HIGH" in text
+        for alike in ([bare, bare, colour], [said, said, colour], [colour]):
+            assert mixed_windows(Counter(map(image_kind, alike))) is None
+
 
 class TestDamage:
     @pytest.mark.parametrize("length", [132, 200, 400, -10])
@@ -332,6 +421,27 @@ class TestDamage:
         header = dataset(CT)
         del header.PixelData
         with pytest.raises(ValueError, match="not a DICOM image that pydicom can read"):
+            open_image(content(header))
+
+    @pytest.mark.parametrize(
+        ("kind", "uid"),
+        [
+            ("a DICOMDIR, which lists other files", MediaStorageDirectoryStorage),
+            ("a DICOM object without pixels (Basic Text SR Storage)", BasicTextSRStorage),
+        ],
+    )
+    def test_what_is_no_image_is_named(self, kind, uid):
+        header = Dataset()
+        header.file_meta = FileMetaDataset()
+        header.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        header.file_meta.MediaStorageSOPClassUID = uid
+        header.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        if uid == MediaStorageDirectoryStorage:
+            header.DirectoryRecordSequence = [Dataset()]
+        else:
+            header.SOPClassUID, header.PatientID = uid, "p1"
+        assert image_kind(content(header)) == kind
+        with pytest.raises(ValueError, match=re.escape(f"{kind}: take it out")):
             open_image(content(header))
 
     def test_without_pydicom_the_remedy_is_named(self, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from medmamba_jax.cli import main
-from medmamba_jax.data import DataConfig
+from medmamba_jax.data import DataConfig, build_dataset
 from medmamba_jax.data.build import find, prepare
 from medmamba_jax.data.inspection.image_kinds import image_kind
 from medmamba_jax.data.inspection.sheets import contact_sheet
@@ -42,8 +42,8 @@ def pixels(path):
 def test_a_folder_is_counted_and_drawn(inspect, folder):
     out = inspect(folder)
     equal = (
-        "10/p0_0.png in all = 9/p0_1.png in all (labelled '10', '9');"
-        " 10/p0_1.png in all = 9/p1_2.png in all (labelled '10', '9')"
+        "10/p0_0.png = 9/p0_1.png (labelled '10', '9');"
+        " 10/p0_1.png = 9/p1_2.png (labelled '10', '9')"
     )
     assert out == [
         f"images: images of the folder {folder}",
@@ -56,7 +56,8 @@ def test_a_folder_is_counted_and_drawn(inspect, folder):
         "kinds: 1: PNG, 8-bit grey (7)",
         "cannot be read: none",
         "classes too small for 3 splits: none",
-        f"the same pixels again in a split: 2: {equal}",
+        "cannot be split: none",
+        f"the same pixels again: 2: {equal}",
         f"the same pixels with different labels: 2: {equal}",
         "nearly the same pixels: none",
         "written: images_inspected",
@@ -190,10 +191,38 @@ def test_scripts_can_read_what_was_found(folder, tmp_path, monkeypatch, capsys):
     for name in ("p0_1.png", "p1_2.png"):
         (folder / "9" / name).unlink()
     assert main(["inspect", str(folder)]) == 3  # one image is left of class 9
-    assert "classes too small for 3 splits: 1: class '9' has 1 images" in capsys.readouterr().out
-    for i in range(3):
-        (folder / "9" / f"{i}.npy").write_bytes(npy(i))
+    assert "classes too small for 3 splits: 1: class '9' has 1 image" in capsys.readouterr().out
+    for i in range(24):
+        (folder / ("9", "10")[i % 2] / f"{i}.npy").write_bytes(npy(i))
     assert main(["inspect", str(folder)]) == 0
+
+
+def test_what_training_would_refuse_is_found(inspect, folder, noise_png):
+    for path in folder.glob("*/*.png"):
+        path.unlink()
+    for i in range(12):
+        (folder / ("9", "10")[i % 2] / f"{i}.png").write_bytes(noise_png(100 + i))
+    with pytest.raises(UserError) as error:
+        build_dataset(DataConfig(path=str(folder)))
+    out = inspect(folder)
+    assert "classes too small for 3 splits: none" in out
+    assert f"cannot be split: 1: {error.value}" in out
+    for i in range(12, 24):
+        (folder / ("9", "10")[i % 2] / f"{i}.png").write_bytes(noise_png(100 + i))
+    build_dataset(DataConfig(path=str(folder)))
+    assert "cannot be split: none" in inspect(folder)
+
+
+def test_one_class_an_image_in_a_multi_label_set_is_told(inspect):
+    images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)
+    labels = np.eye(3, dtype=int)[np.arange(30) % 3]
+    np.savez("onehot.npz", x=images, y=labels)
+    title = "one class an image in a multi-label set: 1: every image shows exactly one class"
+    (line,) = [line for line in inspect("onehot.npz") if line.startswith(title)]
+    assert "data.csv.label_column" in line and "y.argmax(1)" in line
+    for name, y in (("one", labels.argmax(1)), ("several", np.maximum(labels, labels[0]))):
+        np.savez(f"{name}.npz", x=images, y=y)
+        assert "one class an image" not in "".join(inspect(f"{name}.npz"))
 
 
 def npy(seed):

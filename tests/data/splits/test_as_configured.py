@@ -172,6 +172,37 @@ class TestSimilarImages:
         ]
         assert names[0] == names[1]
 
+    def test_a_class_of_equal_images_is_not_said_to_have_patients(self, doubled):
+        pixels = np.array(doubled.images)
+        pixels[1::2] = pixels[1]
+        images = dataclasses.replace(doubled, images=pixels)
+        with pytest.raises(ValueError) as error:
+            build_dataset(DataConfig(), images)
+        assert "class 'b' has 1 set of similar images, which leaves none for" in str(error.value)
+        assert "set data.group_similar" in str(error.value) and "patient" not in str(error.value)
+        with pytest.raises(ValueError, match="'b' has 1 set of similar images, too few for 5"):
+            build_dataset(DataConfig(fold="1/5"), images)
+        build_dataset(DataConfig(group_similar="off"), images)
+
+    @pytest.mark.parametrize("fold", ["", "1/4"])
+    @pytest.mark.parametrize("copies", [1, 40])
+    def test_splits_far_from_their_fractions_are_told(self, doubled, caplog, copies, fold):
+        """In each class all but ten images may be the same."""
+        pixels = np.random.default_rng(0).integers(0, 256, (100, 24, 24), np.uint8)
+        pixels[: 2 * copies : 2], pixels[1 : 2 * copies : 2] = pixels[0], pixels[1]
+        dataset = build_dataset(DataConfig(fold=fold), dataclasses.replace(doubled, images=pixels))
+        test = 1 / 4 if fold else 0.3
+        wanted = {"train": 0.9 - test, "val": 0.1, "test": test}
+        texts = [f"{n} {len(s)}.0%, not {wanted[n]:.1%}" for n, s in dataset.splits.items()]
+        far = any(
+            not wanted[n] / 2 <= len(s) / 100 <= wanted[n] * 2 for n, s in dataset.splits.items()
+        )
+        assert far == ("far from the sizes" in caplog.text)
+        assert far == (copies == 40) or fold
+        if far:
+            assert f"({', '.join(texts)})" in caplog.text
+            assert "up to 40 of 100 of one set of similar images" in caplog.text
+
     def test_patients_rule_and_a_conflict_is_named(self, doubled, caplog):
         groups = [f"p{i // 4}" for i in range(100)]
         named = dataclasses.replace(doubled, groups=groups)

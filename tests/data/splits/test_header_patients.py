@@ -89,6 +89,10 @@ def test_patients_stay_in_one_split(ready):
 def test_files_without_the_tag_and_other_patients_are_refused(ready, noise_png):
     with pytest.raises(ValueError, match="image 36 has no PatientID in a DICOM header"):
         ready([*FILES, noise_png(0)], group_tag="PatientID")
+    several = [*FILES[:5], *(dicom(None, i) for i in range(7)), *FILES[5:]]
+    with pytest.raises(ValueError, match=r"7 of 43 images have no .*image 5; .*and 2 more") as told:
+        ready(several, group_tag="PatientID")
+    assert "data.exclude" in str(told.value) and "image 4;" not in str(told.value)
     with pytest.raises(ValueError, match=r"names patients .* otherwise"):
         ready(groups=PATIENTS, group_tag="PatientID")
 

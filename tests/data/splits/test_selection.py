@@ -56,6 +56,23 @@ def test_too_small_a_subset_is_refused():
         select(subset="3")
 
 
+@pytest.mark.parametrize(
+    ("subset", "told"),
+    [
+        ("401", "data.subset=401 asks for more images than there are (400)"),
+        ("400", ""),
+        ("5/class", ""),
+        ("60/class", "data.subset=60/class asks for more images than there are in 2 of 4 classes"),
+    ],
+)
+def test_more_images_than_there_are_is_told(subset, told, caplog):
+    counts = np.bincount(LABELS)
+    assert counts.min() >= 5 and (counts < 60).sum() == 2
+    select(subset=subset)
+    assert bool(caplog.text) == bool(told) and told in caplog.text
+    assert ("/class asks" not in caplog.text) or f"smallest has {counts.min()})" in caplog.text
+
+
 def test_listed_images_are_left_out(tmp_path, caplog):
     path = tmp_path / "out.txt"
     path.write_text("\ufeff7.png\r\n\r\n 9.png \r\nnowhere.png\r\n", encoding="utf-8")
