@@ -18,7 +18,7 @@ from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.own_data import OwnData, labelled
 from medmamba_jax.data.public.stored import PUBLIC
 from medmamba_jax.data.sources.csv_source import CSV
-from medmamba_jax.data.sources.frames import all_frames
+from medmamba_jax.data.sources.frames import all_frames, frames_in, note_frames
 from medmamba_jax.data.sources.image_folder import IMAGE_FOLDER
 from medmamba_jax.data.sources.npz_source import NPZ
 from medmamba_jax.data.sources.phantom import PHANTOM
@@ -132,10 +132,14 @@ def prepare(
     source = labelled(found)
     tag, looked = ("", frozenset()) if isinstance(found, Dataset) else looked_at(source, config)
 
-    def header(place: int, image: bytes | np.ndarray) -> str | None:
+    frames = np.ones(len(source), int)
+
+    def look(place: int, image: bytes | np.ndarray) -> str | None:
+        frames[place] = frames_in(image)
         return header_tag(source.file(place, image), tag) if place in looked else None
 
-    seen = first_pass(source, preprocessing, config, look=header)
+    seen = first_pass(source, preprocessing, config, look=look)
+    note_frames(frames, config.frame)
     images, facts = seen.images, seen.facts
     duplicates = None if facts is None or not config.audit else Duplicates.among(facts)
     used = np.arange(len(images))

@@ -39,16 +39,7 @@ def find_image_folder(config: DataConfig) -> LabelledImages:
     folders = _split_folders(root)
     names, labels, splits = [], [], []
     for split, folder in folders.items():
-        files = _labelled_files(folder)
-        deeper = _deeper_images(folder)
-        if not files:
-            where = _where_images_are(folder, deeper, is_split=split != "all")
-            raise UserError(f"no image files in the class folders of {folder}{where}")
-        if deeper:
-            raise UserError(
-                f"{len(deeper)} images of {folder} are not in the class folders, but"
-                f" {_a_level_deeper(folder, deeper)}; or remove the folders that are not wanted"
-            )
+        files = _labelled_files(folder, is_split=split != "all")
         names += [path.relative_to(root).as_posix() for path, _ in files]
         labels += [label for _, label in files]
         splits += [split] * len(files)
@@ -155,10 +146,15 @@ def _files_among(folders: Iterable[Path]) -> str:
     return f"; {visible[0]!r} is a file, not a folder of images" if visible else ""
 
 
-def _labelled_files(folder: Path) -> list[tuple[Path, str]]:
-    """Returns the images in the class folders of a folder, and the name of the class of each."""
+def _labelled_files(folder: Path, *, is_split: bool) -> list[tuple[Path, str]]:
+    """Returns the images in the class folders of a folder, and the name of the class of each.
+
+    Raises:
+        UserError: there are none, some lie deeper, or two class folders have the same name.
+    """
     files: list[tuple[Path, str]] = []
     skipped: list[Path] = []
+    empty: list[Path] = []
     spelled: dict[str, str] = {}
     for class_folder in sorted(folder.iterdir()):
         if not class_folder.is_dir() or _is_hidden(class_folder.name):
@@ -178,8 +174,19 @@ def _labelled_files(folder: Path) -> list[tuple[Path, str]]:
             else:
                 skipped.append(path)
         if len(files) == before:
-            logging.warning("%s holds no images and is not a class", class_folder)
-    if skipped and files:
+            empty.append(class_folder)
+    deeper = _deeper_images(folder)
+    if not files:
+        where = _where_images_are(folder, deeper, is_split=is_split)
+        raise UserError(f"no image files in the class folders of {folder}{where}")
+    if deeper:
+        raise UserError(
+            f"{len(deeper)} images of {folder} are not in the class folders, but"
+            f" {_a_level_deeper(folder, deeper)}; or remove the folders that are not wanted"
+        )
+    for class_folder in empty:
+        logging.warning("%s holds no images and is not a class", class_folder)
+    if skipped:
         logging.warning(
             "%s: skipped %d entries that are no images: %s",
             folder,
