@@ -37,7 +37,7 @@ from medmamba_jax.data.splits.header_patients import (
     note_patients,
 )
 from medmamba_jax.data.splits.selection import selected_rows
-from medmamba_jax.errors import UserError
+from medmamba_jax.errors import MissingFileError, UserError
 from medmamba_jax.files import expanded
 from medmamba_jax.sections import Section
 
@@ -246,7 +246,7 @@ def _not_recognised(config: DataConfig) -> Exception:
         )
     path = expanded(config.path)
     if not path.exists():
-        return FileNotFoundError(f"no folder or file {path}: set data.path to your images")
+        return MissingFileError(f"no folder or file {path}: set data.path to your images")
     suffix = path.suffix.lower()
     if suffix in IMAGE_SUFFIXES:
         return UserError(

@@ -17,7 +17,7 @@ from medmamba_jax.data.sources.source import Source
 from medmamba_jax.data.split_names import split_named
 from medmamba_jax.data.texts import MISSING, one_spelling, printable
 from medmamba_jax.data.weights import are_weights
-from medmamba_jax.errors import UserError
+from medmamba_jax.errors import MissingFileError, UserError
 from medmamba_jax.files import expanded
 
 _MEANINGS = {1.0: 1.0, 0.0: 0.0, -1.0: np.nan}  # of numbers in a column of yes and no
@@ -46,7 +46,7 @@ def find_table(config: DataConfig) -> LabelledImages:
     table, columns = read_csv_table(expanded(config.path)), config.csv
     root = (expanded(columns.images) if columns.images else table.path.parent).absolute()
     if not root.is_dir():
-        raise FileNotFoundError(f"no folder {root}: set data.csv.images to the folder of images")
+        raise MissingFileError(f"no folder {root}: set data.csv.images to the folder of images")
     files = _files(table, columns, root)
     class_names, labels = _labels(table, columns)
     known: dict[str, Any] = {}

@@ -253,6 +253,17 @@ def test_an_unknown_flag_is_answered_by_the_help_that_lists_the_flags(folder, ca
     assert capsys.readouterr().err.endswith("; see medmamba inspect --help\n")
 
 
+def test_channels_in_the_first_axis_are_guessed(inspect, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (12, 3, 16, 16), np.uint8)
+    np.savez("first.npz", x=images, y=np.arange(12) % 2)
+    hint = "if the first axis holds the channels, save numpy.moveaxis(image, 0, -1)"
+    assert f"kinds: 1: array, uint8, 16 channels, but {hint} (12)" in inspect("first.npz")
+    with pytest.raises(UserError, match=f"16 channels, the model reads 3.*; {re.escape(hint)}"):
+        DataConfig().preprocessing(3).decode(images[0])
+    np.savez("last.npz", x=np.moveaxis(images, 1, -1), y=np.arange(12) % 2)
+    assert "kinds: 1: array, uint8, 3 channels (12)" in inspect("last.npz")
+
+
 def rows_of(path):
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
