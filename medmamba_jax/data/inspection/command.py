@@ -82,7 +82,7 @@ def add_inspect(subcommands: Any) -> None:
     parser.add_argument(
         "--out",
         metavar="FOLDER",
-        help="a new folder for what is written; by default NAME_inspected",
+        help="a new folder, outside the images, for what is written; by default NAME_inspected",
     )
     for section in _SECTIONS:
         for field in _settings(section):

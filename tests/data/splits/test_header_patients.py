@@ -164,7 +164,7 @@ def test_inspect_shows_the_patients_of_headers(command, tmp_path, monkeypatch):
     assert "cannot be read: 2: " in "\n".join(lines)
     (shared,) = [line for line in lines if line.startswith("patients in several splits")]
     assert shared.startswith("patients in several splits: 1: 'h")
-    assert "train/b/1.dcm in train and test/b/35.dcm in test" in shared
+    assert "train/a/2.dcm in train and test/b/35.dcm in test" in shared
 
 
 def test_patients_by_file_names_need_no_note(tmp_path, caplog):
