@@ -1,17 +1,15 @@
 """Evaluates a predictor on labelled images by the table of metrics."""
 
-import csv
-import io
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from medmamba_jax.data.csv_table import write_csv_table
 from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.labels import check_labels
 from medmamba_jax.errors import NonFiniteLossError, UserError
-from medmamba_jax.files import write_atomically
 from medmamba_jax.metrics import Outputs, measure, metrics_of
 from medmamba_jax.predictor import Predictor
 
@@ -117,9 +115,9 @@ def write_predictions(path: pathlib.Path, images: LabelledImages, outputs: Outpu
             [names[label], names[predicted]]
             for label, predicted in zip(outputs.labels, outputs.predicted, strict=True)
         ]
-    file = io.StringIO(newline="")
-    writer = csv.writer(file)
-    writer.writerow(["path", *columns, *(f"p_{name}" for name in names)])
-    for row, (answer, p) in enumerate(zip(cells, outputs.probabilities, strict=True)):
-        writer.writerow([images.names[row], *answer, *(f"{value:.6g}" for value in p)])
-    write_atomically(path, file.getvalue())
+    header = ["path", *columns, *(f"p_{name}" for name in names)]
+    rows = [
+        [images.names[row], *answer, *(f"{value:.6g}" for value in p)]
+        for row, (answer, p) in enumerate(zip(cells, outputs.probabilities, strict=True))
+    ]
+    write_csv_table(path, header, rows)

@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from medmamba_jax.data.texts import for_terminal
 from medmamba_jax.errors import UserError
 
 
@@ -85,7 +86,7 @@ def is_first_host() -> bool:
 def say(text: str) -> None:
     """Prints a line at once, on the first host only."""
     if is_first_host():
-        print(text, flush=True)
+        print(for_terminal(text), flush=True)
 
 
 def on_first_host(action: Callable[[], object]) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
+import PIL.ImageOps
 from flax import nnx
 
 from medmamba_jax.data.images.preprocessing import Preprocessing
+from medmamba_jax.data.images.windowing import Window
 from medmamba_jax.data.labelled_images import TASKS, LabelledImages
 from medmamba_jax.data.reading.loading import eval_batches
 from medmamba_jax.errors import NonFiniteLossError, UserError
@@ -20,7 +24,8 @@ from medmamba_jax.metrics import Outputs, probabilities
 from medmamba_jax.models import MedMamba, MedMambaConfig, evaluation_graphdef
 from medmamba_jax.parallel import DataParallel
 
-Image = str | pathlib.Path | bytes | np.ndarray
+Image = str | pathlib.Path | bytes | np.ndarray | PIL.Image.Image
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 BATCH_SIZE = 64  # images in a batch, unless the caller says otherwise
 
 
@@ -105,8 +110,10 @@ class Predictor:
         """Classifies one image, or several.
 
         Args:
-            images: one image: the path of a file, the bytes of a file, or an array (h, w) or
-                (h, w, c); or a sequence of these, an array (n, h, w, c), or a split of a data set.
+            images: one image: the path of a file, the bytes of a file, an array (h, w) or
+                (h, w, c), or a Pillow image; or a sequence of these, an array (n, h, w, c), or a
+                split of a data set. Arrays hold uint8, or other integers, of which the run's
+                window makes 8 bits. Floating values need a run with `data.window=LOW,HIGH`.
 
         Returns:
             Of one image {class name: probability}, in the order of `class_names`; of several
@@ -117,11 +124,13 @@ class Predictor:
             NonFiniteLossError: an output of the model is NaN or infinite.
             UserError: an image cannot be read; the message names it.
         """
-        one = isinstance(images, (str, pathlib.Path, bytes)) or (
+        one = isinstance(images, (str, pathlib.Path, bytes, PIL.Image.Image)) or (
             isinstance(images, np.ndarray) and images.ndim < 4
         )
         several: Any = [images] if one else images
-        split = several if isinstance(several, LabelledImages) else _unlabelled(several)
+        split = several
+        if not isinstance(several, LabelledImages):
+            split = _unlabelled(several, self.preprocessing.window)
         logits = self.logits(split)
         if not np.isfinite(logits).all():
             row = int(np.isfinite(logits).all(1).argmin())
@@ -230,24 +239,41 @@ def _compiled(
     return jax.jit(call, out_shardings=parallel.replicated)
 
 
-def _unlabelled(images: Sequence[Image] | np.ndarray) -> LabelledImages:
+def _unlabelled(images: Sequence[Image] | np.ndarray, window: Window) -> LabelledImages:
     """Returns images as a split; its labels mean nothing."""
     if not isinstance(images, (Sequence, np.ndarray)):
         raise UserError(
-            f"predict takes paths, bytes of files, arrays, or a sequence of these; got a"
-            f" {type(images).__name__}"
+            f"predict takes paths, bytes of files, arrays, Pillow images, or a sequence of these;"
+            f" got a {type(images).__name__}"
         )
     if len(images) == 0:
         raise UserError("there is no image to classify")
-    for row, image in enumerate(images):
-        if not isinstance(image, (str, pathlib.Path, bytes, np.ndarray)):
-            raise UserError(
-                f"image {row} is a {type(image).__name__}; give a path, bytes or a NumPy array"
-            )
     names = [
         str(image) if isinstance(image, (str, pathlib.Path)) else f"image {row}"
         for row, image in enumerate(images)
     ]
     # `Preprocessing.decode` reads paths, too, which `LabelledImages` does not promise.
-    found: Any = list(images)
+    found: Any = [_readable(image, name, window) for image, name in zip(images, names, strict=True)]
     return LabelledImages(found, np.zeros(len(names), np.int32), names=tuple(names))
+
+
+def _readable(image: object, name: str, window: Window) -> str | pathlib.Path | bytes | np.ndarray:
+    """Returns what `Preprocessing.decode` takes for one image."""
+    if isinstance(image, PIL.Image.Image):
+        upright = PIL.ImageOps.exif_transpose(image)
+        if upright.mode not in _PNG_MODES:
+            upright = upright.convert("RGB")
+        file = io.BytesIO()
+        upright.save(file, "PNG", compress_level=0)
+        return file.getvalue()
+    if isinstance(image, np.ndarray) and image.dtype.kind == "f" and isinstance(window, str):
+        raise UserError(
+            f"{name} holds {image.dtype} values, whose range for black and white is not known: give"
+            " uint8 values from 0 to 255, or use a run with data.window=LOW,HIGH"
+        )
+    if not isinstance(image, (str, pathlib.Path, bytes, np.ndarray)):
+        raise UserError(
+            f"{name} is a {type(image).__name__}; give a path, bytes, a NumPy array or a Pillow"
+            " image"
+        )
+    return image

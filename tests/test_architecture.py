@@ -13,7 +13,7 @@ ROWS = (
     ("cli",),
     ("training",),
     ("runs",),
-    ("evaluation",),
+    ("evaluation", "prediction"),
     ("predictor",),
     ("metrics", "parallel"),
     ("interop",),

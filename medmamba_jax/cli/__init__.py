@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import absl.logging
 from absl import flags
 
+from medmamba_jax.data.texts import for_terminal
 from medmamba_jax.errors import DataUnavailableError, NonFiniteLossError, UserError
 
 # Errors that the caller can correct.
@@ -45,12 +46,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NonFiniteLossError as error:
         return fail(error, code=1)
     if text:
-        print(text)
+        print(for_terminal(text))
     return code
 
 
 _ACCESS = "and who may read and write it"
 _REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "and free some space")
+
+
+class _Warning(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return for_terminal(super().format(record))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,6 +74,7 @@ class _Parser(argparse.ArgumentParser):
 # Subcommand -> the module and the function that adds it to a parser, imported when it is needed.
 _SUBCOMMANDS = {
     "evaluate": ("medmamba_jax.cli.evaluate", "add_evaluate"),
+    "predict": ("medmamba_jax.cli.predict", "add_predict"),
     "convert": ("medmamba_jax.cli.convert", "add_convert"),
     "inspect": ("medmamba_jax.data.inspection.command", "add_inspect"),
     "list": ("medmamba_jax.cli.public_sets", "add_list"),
@@ -95,7 +102,7 @@ def fail(error: object, code: int = 2) -> int:
     if isinstance(error, OSError) and error.errno is not None:  # an error of another package
         remedy = _REMEDIES.get(error.errno, _ACCESS)
         error = f"{error.strerror}: {error.filename}; check the path, {remedy}"
-    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    print(f"error: {for_terminal(' '.join(str(error).split()))}", file=sys.stderr)
     return code
 
 
@@ -103,4 +110,4 @@ def log_warnings() -> None:
     """Lets warnings appear as a line that begins with `warning:`."""
     absl.logging.use_absl_handler()
     absl.logging.set_verbosity(absl.logging.WARNING)
-    absl.logging.get_absl_handler().setFormatter(logging.Formatter("warning: %(message)s"))
+    absl.logging.get_absl_handler().setFormatter(_Warning("warning: %(message)s"))

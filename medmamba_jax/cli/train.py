@@ -4,6 +4,7 @@ python main.py                                    a first run on synthetic image
 python main.py --config=configs/image_folder.py --config.data.path=my_images
 python main.py --config=configs/xray.py --config.train.lr=1e-3 --workdir=runs/lr3
 python main.py --workdir=runs/lr3 --mode=evaluate
+python main.py --workdir=runs/lr3 --mode=predict --input=new_images
 """
 
 import difflib
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from medmamba_jax.cli import MISTAKES, fail, log_warnings
+from medmamba_jax.cli import MISTAKES, fail, log_warnings, main
 from medmamba_jax.errors import NonFiniteLossError, UserError
 
 QUICKSTART = "configs/quickstart.py"
@@ -37,8 +38,15 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run, continued if it exists. Default: runs/<config>."
 )
 _MODE = flags.DEFINE_enum(
-    "mode", "train", ["train", "evaluate"], "Train, or evaluate the workdir's best checkpoint."
+    "mode",
+    "train",
+    ["train", "evaluate", "predict"],
+    "Train; or evaluate the workdir's best checkpoint, or classify the images of --input with it.",
 )
+_INPUT = flags.DEFINE_multi_string(
+    "input", [], "With --mode=predict: an image, a folder, a pattern or a CSV table; repeatable."
+)
+_OUTPUT = flags.DEFINE_string("output", None, "With --mode=predict: a file, .csv or .jsonl.")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -63,6 +71,8 @@ def _main(argv: list[str]) -> None:
     try:
         if _MODE.value == "evaluate":
             sys.exit(_evaluate(workdir))
+        if _MODE.value == "predict":
+            sys.exit(_predict(workdir))
         run = start_run(_CONFIG.value, workdir)
     except MISTAKES as error:
         sys.exit(fail(error))
@@ -87,6 +97,13 @@ def _evaluate(workdir: pathlib.Path) -> int:
     batch_size = typed.pop("train.batch_size", None)
     load_run(workdir, batch_size=batch_size).evaluate(changes=typed)
     return 0
+
+
+def _predict(workdir: pathlib.Path) -> int:
+    if not _INPUT.value:
+        raise UserError("--mode=predict needs --input: an image, a folder or a CSV table")
+    output = [f"--output={_OUTPUT.value}"] if _OUTPUT.value else []
+    return main(["predict", str(workdir), *_INPUT.value, *output])
 
 
 def default_workdir() -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from medmamba_jax.data.texts import composed, read_text
+from medmamba_jax.data.texts import composed, is_number, read_text
 from medmamba_jax.errors import MissingFileError, UserError
 from medmamba_jax.files import write_atomically
 
@@ -17,6 +17,8 @@ Value = TypeVar("Value")
 
 _DELIMITERS = (",", ";", "\t", "|")  # the first of those that fit equally well
 _COMPARED_ROWS = 20
+_GUARDED = re.compile(r"'+[=+@\t\r\n-]")
+_FORMULA = re.compile(r"'*[=+@\t\r\n-]")  # with the quotes that were there before
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +122,8 @@ def read_csv_table(path: Path) -> CsvTable:
     rows, lines = [], []
     try:
         for row in reader:
-            if any(cells := [cell.strip() for cell in row]):
+            cells = [cell[1:] if _GUARDED.match(cell) else cell.strip() for cell in row]
+            if any(cells):
                 rows.append(cells)
                 lines.append(reader.line_num + bool(said))
     except csv.Error as error:
@@ -132,12 +135,26 @@ def read_csv_table(path: Path) -> CsvTable:
 
 
 def write_csv_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Writes a table with commas, in UTF-8."""
+    """Writes a table with commas, in UTF-8.
+
+    A spreadsheet would run a text such as `=1+1` as a formula. So a text that begins with one of
+    `= + - @`, a tab or a line end, and is no number, gets a single quote in front, which
+    `read_csv_table` takes away again.
+    """
+    write_atomically(path, csv_text(header, rows))
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Returns the content of the file that `write_csv_table` writes."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue())
+    writer.writerows([_guarded(cell) for cell in row] for row in (header, *rows))
+    return text.getvalue()
+
+
+def _guarded(cell: object) -> object:
+    formula = isinstance(cell, str) and _FORMULA.match(cell) and not is_number(cell)
+    return f"'{cell}" if formula else cell
 
 
 def _reader(text: str, delimiter: str) -> Any:

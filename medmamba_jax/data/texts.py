@@ -21,6 +21,7 @@ MISSING = frozenset(
 
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_DIRECTIONS = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _WESTERN = ("cp1252", "latin-1")  # Windows writes the first; the second can read any bytes
 
 
@@ -75,6 +76,26 @@ def printable(path: str) -> str:
     return composed(path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
 
 
+def is_number(text: str) -> bool:
+    """Whether a text is a decimal number, such as -1.5e3."""
+    return _NUMBER.fullmatch(text) is not None
+
+
+def for_terminal(text: str) -> str:
+    """Returns a text in which no character can move the cursor, change colours or reorder letters.
+
+    Names of files and classes may hold such characters. They become escapes such as `\\x1b`. Line
+    ends stay.
+    """
+    return "".join(
+        c.encode("unicode_escape").decode() if _is_control(c) and c != "\n" else c for c in text
+    )
+
+
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Zl", "Zp") or character in _DIRECTIONS
+
+
 def one_spelling(texts: Iterable[str]) -> list[str]:
     """Gives all texts that mean the same class or patient one spelling.
 
@@ -87,7 +108,7 @@ def one_spelling(texts: Iterable[str]) -> list[str]:
         digits alone.
     """
     spelled = [composed(text) for text in texts]
-    meaning = {text: Decimal(text) if _NUMBER.fullmatch(text) else text for text in set(spelled)}
+    meaning = {text: Decimal(text) if is_number(text) else text for text in set(spelled)}
     shortest: dict[Decimal | str, str] = {}
     for text in sorted(meaning, key=lambda text: (not text.isdigit(), len(text), text)):
         shortest.setdefault(meaning[text], text)

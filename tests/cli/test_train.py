@@ -161,7 +161,7 @@ def test_an_error_inside_the_step_keeps_its_traceback(tmp_path):
 def test_help_is_about_this_program(tmp_path):
     result = run("--help", cwd=tmp_path)
     assert "--config.<section>.<key>=<value>" in result.stdout
-    assert "--workdir" in result.stdout and "<train|evaluate>" in result.stdout
+    assert "--workdir" in result.stdout and "<train|evaluate|predict>" in result.stdout
 
 
 @pytest.mark.slow
@@ -197,6 +197,13 @@ def test_folder_of_images_from_training_to_evaluation(tmp_path):
             assert values[0] == values[1]
         else:
             assert before[name] == after[name]
+
+    asked = ("--mode=predict", "--input=moved", "--output=said.jsonl")
+    said = run(config, *asked, cwd=tmp_path)
+    assert said.returncode == 0, said.stderr
+    lines = (tmp_path / "said.jsonl").read_text().splitlines()
+    assert [json.loads(line)["path"] for line in lines[:2]] == ["moved/a/0.png", "moved/a/1.png"]
+    assert len(lines) == 40
 
     image = tmp_path / "moved" / "a" / "0.png"
     image.rename(image.with_name("renamed.png"))

@@ -1,3 +1,4 @@
+import csv
 import io
 import unicodedata
 from decimal import Decimal
@@ -5,7 +6,8 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
-from medmamba_jax.data.texts import MISSING, one_spelling, printable, read_text
+from medmamba_jax.data.csv_table import read_csv_table, write_csv_table
+from medmamba_jax.data.texts import MISSING, for_terminal, one_spelling, printable, read_text
 from medmamba_jax.errors import UserError
 
 
@@ -65,3 +67,30 @@ def test_latin_1_is_read_with_a_warning_and_other_bytes_are_refused(tmp_path, ca
 def test_names_of_files_can_be_printed():
     assert printable(b"caf\xe9.png".decode("utf-8", "surrogateescape")) == "caf\\xe9.png"
     assert printable("cafe\u0301.png") == "caf\u00e9.png"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\x1b[31mred", "a\\x1b[31mred"),
+        ("beep\x07\x9b", "beep\\x07\\x9b"),
+        ("gnp.\u202egpj", "gnp.\\u202egpj"),
+        ("two\nlines\r", "two\nlines\\r"),
+        ("größer 日本 \u00a0👩\u200d🔬", "größer 日本 \u00a0👩\u200d🔬"),
+    ],
+)
+def test_no_name_commands_the_terminal(text, shown):
+    assert for_terminal(text) == shown
+
+
+def test_no_name_is_a_formula_and_every_text_comes_back(tmp_path):
+    texts = ["=1+1", "+x", "-x", "@x", "'=1", "''=1", "a=1", "'a", "-1.5e3", "\tx", "\nx", "x"]
+    path = tmp_path / "t.csv"
+    write_csv_table(path, ["=name", "number"], [[text, -1.5] for text in texts])
+    cells = list(csv.reader(io.StringIO(path.read_text(), newline="")))
+    # What OWASP lists as the beginnings of formulas.
+    assert not [cell for row in cells for cell in row if cell[:1] in tuple("=+@\t\r\n")]
+    assert [row[0] for row in cells if row[0][:1] == "-"] == ["-1.5e3"]
+    table = read_csv_table(path)
+    assert table.column("=name") == texts
+    assert table.column("number") == ["-1.5"] * len(texts)

@@ -89,6 +89,7 @@ POLICIES: dict[str, Policy] = {
     "light": light,
     "light_flip": light_flip,
 }
+MIRRORING = ("official", "light_flip")  # policies that show mirror images
 
 
 def _mirrored_at_random(transform: Transform, rng: np.random.Generator) -> Transform:

@@ -1,0 +1,107 @@
+"""`medmamba predict RUN PATH...`: the best checkpoint of a run on images without labels."""
+
+import argparse
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+from medmamba_jax.data.images.augmentation import MIRRORING
+from medmamba_jax.data.inputs import image_paths
+from medmamba_jax.data.texts import for_terminal, printable
+from medmamba_jax.errors import UserError
+from medmamba_jax.files import expanded
+from medmamba_jax.prediction import Predictions, as_rows, predict_files, writer_of
+from medmamba_jax.runs import Run, load_run
+
+_SHOWN = 3  # classes in a line of the terminal
+
+
+def add_predict(subcommands: Any) -> None:
+    """Adds `predict` to the subcommands of a parser."""
+    parser = subcommands.add_parser("predict", help="classify images with a run's best checkpoint")
+    parser.add_argument("run_folder", metavar="RUN", help="the run's folder, such as runs/xray")
+    add_options(parser)
+    parser.set_defaults(run=lambda options: predict(load_run(options.run_folder), options))
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds all arguments but the run."""
+    parser.add_argument(
+        "places",
+        nargs="+",
+        metavar="PATH",
+        help="images, folders, patterns in quotes, or CSV tables with the column path",
+    )
+    parser.add_argument(
+        "--output", metavar="FILE", help="write a table, FILE.csv, or JSON lines, FILE.jsonl"
+    )
+    parser.add_argument(
+        "--top", type=int, default=0, metavar="N", help="columns for the N likeliest classes"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="of two classes, predict the second one from this probability on; of a multi-label"
+        " model, each class",
+    )
+    parser.add_argument(
+        "--abstain-below",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help='answer "undecided" if the predicted class has a smaller probability',
+    )
+    parser.add_argument(
+        "--mirror",
+        action="store_true",
+        help="average with the mirror image, if the run was trained with mirror images",
+    )
+    parser.add_argument("--batch-size", type=int, metavar="N", help="the run's own by default")
+
+
+def predict(run: Run, options: argparse.Namespace) -> tuple[str, int]:
+    """Classifies images, prints a line for each, and writes the table; see `predict_files`.
+
+    Returns:
+        The text to print, and the exit code: 1 if a file could not be read, else 0.
+
+    Raises:
+        FileNotFoundError: there is no such run or image.
+        UserError: an argument does not fit the run.
+    """
+    policy = run.description.config["data"]["augmentation"]
+    if options.mirror and policy not in MIRRORING:
+        raise UserError(
+            f"--mirror: the run was trained with data.augmentation={policy!r}, which shows no"
+            " mirror images"
+        )
+    write = writer_of(expanded(options.output)) if options.output else None
+    paths = image_paths(options.places)
+    if options.batch_size is not None:
+        run = load_run(run.workdir, batch_size=options.batch_size)
+    total = len(paths) * (2 if options.mirror else 1)
+    with tqdm(total=total, desc="classifying", unit="image", leave=False, disable=None) as bar:
+        found = predict_files(run.predictor, paths, mirror=options.mirror, progress=bar.update)
+    decision = {"threshold": options.threshold, "abstain_below": options.abstain_below}
+    header, rows = as_rows(found, top=options.top, **decision)
+    lines = []
+    if write is None:
+        lines += _lines(found, found.decided(**decision))
+    else:
+        write(header, rows)
+        lines.append(f"{len(rows)} images in {options.output}")
+    for name, reason in found.unreadable.items():
+        line = f"not classified: {printable(name)}: {' '.join(reason.split())}"
+        print(for_terminal(line), file=sys.stderr)
+    return "\n".join(lines), int(bool(found.unreadable))
+
+
+def _lines(found: Predictions, answers: list[str]) -> list[str]:
+    lines = []
+    for name, answer, p in zip(found.names, answers, found.probabilities, strict=True):
+        likeliest = sorted(zip(-p, found.class_names, strict=True))[:_SHOWN]
+        shown = ", ".join(f"{name} {-p:.3f}" for p, name in likeliest)
+        lines.append(f"{printable(name)}: {answer} ({shown})")
+    return lines
