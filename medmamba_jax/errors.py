@@ -10,6 +10,10 @@ class UserError(ValueError):
     """
 
 
+class MissingFileError(UserError, FileNotFoundError):
+    """A file or folder that the caller named does not exist; the message says how to name it."""
+
+
 class MissingPackageError(UserError, ImportError):
     """A package that the caller's request needs is not installed; the message says which."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from medmamba_jax.errors import MissingFileError
 from medmamba_jax.interop import check_writable, weights_to_state_dict, write_state_dict
 from medmamba_jax.runs import read_trained_weights
 
@@ -64,7 +65,7 @@ def _run(options: argparse.Namespace) -> str:
 def _check_target(source: pathlib.Path, target: pathlib.Path, overwrite: bool) -> None:
     check_writable(target)
     if not target.parent.is_dir():
-        raise FileNotFoundError(f"{target.parent} is not a folder; make it first")
+        raise MissingFileError(f"{target.parent} is not a folder; make it first")
     if target.exists():
         if source.exists() and target.samefile(source):
             raise FileExistsError(f"{target} is the input too; give another OUT")

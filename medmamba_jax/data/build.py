@@ -21,7 +21,7 @@ from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.own_data import OwnData, labelled
 from medmamba_jax.data.public.stored import PUBLIC
 from medmamba_jax.data.sources.csv_source import CSV
-from medmamba_jax.data.sources.frames import all_frames
+from medmamba_jax.data.sources.frames import all_frames, frames_in, note_frames
 from medmamba_jax.data.sources.image_folder import IMAGE_FOLDER
 from medmamba_jax.data.sources.npz_source import NPZ
 from medmamba_jax.data.sources.phantom import PHANTOM
@@ -40,7 +40,7 @@ from medmamba_jax.data.splits.header_patients import (
     note_patients,
 )
 from medmamba_jax.data.splits.selection import selected_rows
-from medmamba_jax.errors import UserError
+from medmamba_jax.errors import MissingFileError, UserError
 from medmamba_jax.files import expanded
 from medmamba_jax.sections import Section
 
@@ -139,14 +139,17 @@ def prepare(
 
     sampled = set(np.linspace(0, len(source) - 1, _LOOKED_AT).astype(int).tolist())
     kinds: dict[int, str] = {}
+    frames = np.ones(len(source), int)
 
     def look(place: int, image: bytes | np.ndarray) -> str | None:
+        frames[place] = frames_in(image)
         file = source.file(place, image) if place in looked or place in sampled else image
         if place in sampled and isinstance(file, bytes) and is_dicom(file):
             kinds[place] = parsed(file).kind()
         return header_tag(file, tag) if place in looked else None
 
     seen = first_pass(source, preprocessing, config, look=look)
+    note_frames(frames, config.frame)
     if config.window == "auto" and (mixed := mixed_windows(Counter(kinds.values()))):
         logging.warning("%s", mixed)
     images, facts = seen.images, seen.facts
@@ -255,7 +258,7 @@ def _not_recognised(config: DataConfig) -> Exception:
         )
     path = expanded(config.path)
     if not path.exists():
-        return FileNotFoundError(f"no folder or file {path}: set data.path to your images")
+        return MissingFileError(f"no folder or file {path}: set data.path to your images")
     suffix = path.suffix.lower()
     if suffix in IMAGE_SUFFIXES:
         return UserError(

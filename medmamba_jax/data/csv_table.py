@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from medmamba_jax.data.texts import composed, is_number, read_text
-from medmamba_jax.errors import UserError
+from medmamba_jax.errors import MissingFileError, UserError
 from medmamba_jax.files import write_atomically
 
 Value = TypeVar("Value")
@@ -113,7 +113,7 @@ def read_csv_table(path: Path) -> CsvTable:
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the CSV file in it")
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}: give the path of a CSV file")
+        raise MissingFileError(f"no file {path}: give the path of a CSV file")
     text = read_text(path)
     said = re.match(r'"?sep=(.)"?\r?\n', text, re.IGNORECASE)
     text = text[said.end() :] if said else text

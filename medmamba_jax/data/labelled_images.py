@@ -222,7 +222,11 @@ def _numbers(labels: np.ndarray) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """Image files below a folder; reading one returns its bytes."""
+    """Image files below a folder; reading one returns its bytes.
+
+    Raises:
+        UserError: the file is a link, and nothing is where it leads.
+    """
 
     root: Path
     names: tuple[str, ...]
@@ -231,7 +235,15 @@ class Files:
         return len(self.names)
 
     def __getitem__(self, place: int) -> bytes:
-        return (self.root / self.names[place]).read_bytes()
+        path = self.root / self.names[place]
+        try:
+            return path.read_bytes()
+        except FileNotFoundError as error:
+            if path.is_symlink():
+                raise UserError(
+                    f"the link leads to {path.readlink()}, which is not there: get that file"
+                ) from error
+            raise
 
 
 def labelled_files(

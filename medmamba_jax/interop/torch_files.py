@@ -17,7 +17,7 @@ import numpy as np
 import safetensors.numpy
 from flax import nnx
 
-from medmamba_jax.errors import MissingPackageError, UserError
+from medmamba_jax.errors import MissingFileError, MissingPackageError, UserError
 from medmamba_jax.files import write_atomically
 from medmamba_jax.interop.torch_checkpoints import official_state_dict
 from medmamba_jax.interop.torch_names import config_from_state_dict
@@ -143,7 +143,7 @@ def check_readable(path: str | pathlib.Path) -> str:
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file; give one that is")
+        raise MissingFileError(f"{path} is not a file; give one that is")
     file_format = _format(path)
     if file_format == TORCH:
         _import_torch(path)

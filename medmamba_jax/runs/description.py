@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 
 from medmamba_jax.data import Preprocessing
-from medmamba_jax.errors import UserError
+from medmamba_jax.errors import MissingFileError, UserError
 from medmamba_jax.files import write_atomically
 from medmamba_jax.models import MedMambaConfig
 from medmamba_jax.parallel import DataParallel
@@ -95,7 +95,7 @@ class RunDescription:
         """
         path = pathlib.Path(workdir) / FILE
         if not path.is_file():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{workdir} holds no run ({FILE} is missing); train first, or give a run's folder"
             )
         try:

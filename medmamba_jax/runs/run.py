@@ -19,7 +19,7 @@ from medmamba_jax.data import (
     build_dataset,
 )
 from medmamba_jax.data.build import as_given
-from medmamba_jax.errors import UserError
+from medmamba_jax.errors import MissingFileError, UserError
 from medmamba_jax.evaluation import labelled_outputs, table, write_predictions
 from medmamba_jax.files import expanded, write_atomically
 from medmamba_jax.interop import read_weights
@@ -241,7 +241,7 @@ def read_trained_weights(source: str | pathlib.Path) -> TrainedWeights:
     """
     source = expanded(source)
     if not source.exists():
-        raise FileNotFoundError(f"there is no {source}: give a run's folder or a file of weights")
+        raise MissingFileError(f"there is no {source}: give a run's folder or a file of weights")
     if not source.is_dir():
         return TrainedWeights(*read_weights(source))
     predictor = load_run(source).predictor
@@ -320,4 +320,4 @@ def _selected(tree: Any, like: Any) -> Any:
 
 
 def _no_checkpoint(workdir: pathlib.Path) -> FileNotFoundError:
-    return FileNotFoundError(f"{workdir} has no checkpoint yet; train for one epoch first")
+    return MissingFileError(f"{workdir} has no checkpoint yet; train for one epoch first")

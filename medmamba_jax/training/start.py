@@ -25,7 +25,7 @@ from medmamba_jax.data import (
 from medmamba_jax.data.auditing.duplicates import write_duplicates
 from medmamba_jax.data.build import Ready, find, prepare
 from medmamba_jax.data.reading.order import SAMPLERS, sampler_for
-from medmamba_jax.errors import UserError
+from medmamba_jax.errors import MissingFileError, UserError
 from medmamba_jax.files import expanded, write_atomically
 from medmamba_jax.interop import check_readable
 from medmamba_jax.models import abstract_weights, training_graphdef
@@ -403,7 +403,7 @@ def check_init_from(source: pathlib.Path) -> None:
         UserError: it is a file, but not one of weights.
     """
     if not source.exists():
-        raise FileNotFoundError(f"train.init_from: there is no {source}")
+        raise MissingFileError(f"train.init_from: there is no {source}")
     if not source.is_dir():
         check_readable(source)
 

@@ -192,6 +192,23 @@ def decompression_bomb(folder):
     return images(folder)
 
 
+@mistake(r"1 of 60 images .*b/01\.png", r"or let data\.allow_unreadable drop them$")
+def one_text_among_images(folder):
+    replace(folder / "b" / "01.png", b"no image")
+    return images(folder)
+
+
+@mistake(r"60 of 60 images .* \(frame 99 was asked for .*: choose 0\)", r"Replace or remove them$")
+def frame_that_no_file_has(folder):
+    return images(folder, frame=99)
+
+
+@mistake(r"60 of 60 images .*x\[0\] \(some pixels are NaN", r"Replace or remove them$")
+def arrays_of_nan(folder):
+    np.savez(folder.parent / "nan.npz", x=np.full((60, 8, 8), np.nan), y=ARRAYS["y"])
+    return images(folder.parent / "nan.npz")
+
+
 @mistake(r"b/01\.npy \(the image has 5 channels, the model reads 3", r"model\.in_channels")
 def other_number_of_channels(folder):
     np.save(folder / "b" / "01.npy", np.zeros((32, 32, 5), np.uint8))
@@ -210,7 +227,7 @@ def class_folders_that_differ_by_case(folder):
     return images(folder)
 
 
-@mistake("none of the 2 image files of test can be read", "replace them")
+@mistake("none of the 2 image files of test can be read", r"replace them\. .*x\.png \(not an image")
 def every_test_image_damaged(folder):
     for name in "ab":
         (folder / "train").mkdir(exist_ok=True)

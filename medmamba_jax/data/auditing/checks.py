@@ -82,9 +82,10 @@ def audit(
     used = np.flatnonzero(images.splits != "")
     problems = unreadable_images(images, facts, used)
     if problems:
+        droppable = images.root is not None and len(problems) < len(used)
         raise UserError(
             f"{len(problems)} of {len(used)} images cannot be read: {listed(problems)}. Replace or"
-            " remove them, or let data.allow_unreadable drop damaged files"
+            f" remove them{', or let data.allow_unreadable drop them' if droppable else ''}"
         )
     by_patient = any(split.groups is not None for split in dataset.splits.values())
     chosen = by_patient or config.group_similar == "off"
@@ -98,7 +99,10 @@ def audit(
             listed(near),
         )
     _check_contradictions(same, config.allow_contradictions)
-    say(f"all {len(used):,} images can be read, {image_sizes(facts.of['size'][used])}")
+    say(
+        f"{'the other' if facts.problems else 'all'} {len(used):,} images can be read,"
+        f" {image_sizes(facts.of['size'][used])}"
+    )
 
 
 def _check_splits(dataset: Dataset) -> None:
@@ -270,10 +274,12 @@ def drop_unreadable(images: LabelledImages, facts: Facts) -> np.ndarray:
         )
     splits = np.full(len(images), "all") if images.splits is None else images.splits
     for split in np.unique(splits):
-        if not kept[splits == split].any():
+        rows = np.flatnonzero(splits == split)
+        if not kept[rows].any():
+            of_split = "" if images.splits is None else f" of {split}"
             raise UserError(
-                f"none of the {(splits == split).sum()} image files of {split} can be read:"
-                " replace them"
+                f"none of the {len(rows)} image files{of_split} can be read: replace them."
+                f" {listed(unreadable_images(images, facts, rows.tolist()))}"
             )
     return np.flatnonzero(kept)
 

@@ -9,6 +9,13 @@ from medmamba_jax.data.images.windowing import Window
 from medmamba_jax.errors import UserError
 
 
+def channels_first(shape: tuple[int, ...]) -> str:
+    """Returns a hint if the first axis of an image array may hold the channels, else ""."""
+    if len(shape) == 3 and shape[0] in (1, 3, 4) and shape[2] > 4:
+        return "if the first axis holds the channels, save numpy.moveaxis(image, 0, -1)"
+    return ""
+
+
 class ArrayFile(ImageFile):
     """An array (h, w) or (h, w, c) of any real dtype, with any number of channels.
 
@@ -33,7 +40,11 @@ class ArrayFile(ImageFile):
     def _kind(self) -> str:
         pixels = self._pixels
         channels = 1 if pixels.ndim < 3 else pixels.shape[-1]
-        return f"{self._name}, {pixels.dtype}, {channels} channel{'s' if channels > 1 else ''}"
+        hint = channels_first(pixels.shape)
+        return (
+            f"{self._name}, {pixels.dtype}, {channels} channel{'s' if channels > 1 else ''}"
+            f"{hint and f', but {hint}'}"
+        )
 
     def _read(self, window: Window, frame: int) -> Picture:
         pixels = self._pixels

@@ -71,6 +71,24 @@ def _is_nifti(content: bytes) -> bool:
     return content[344:348] == b"n+1\0" or content[4:8] == b"n+2\0"
 
 
+def _is_tga(content: bytes) -> bool:
+    """Recognises a TGA by its fields, because it begins with no text of its own.
+
+    An icon, which begins in the same way, has the number of its pictures in the place of the colour
+    map, which is empty in a TGA without a palette.
+    """
+    if len(content) < 18:
+        return False
+    kinds = {0: (2, 3, 10, 11), 1: (1, 9)}.get(content[1], ())  # without and with a palette
+    return (
+        content[2] in kinds
+        and any(content[3:8]) == bool(content[1])
+        and any(content[12:14])  # width
+        and any(content[14:16])  # height
+        and content[16] in (8, 15, 16, 24, 32)  # bits of a pixel
+    )
+
+
 _CONVERT = "convert it to PNG, TIFF or .npy"
 _UNPACK = "unpack it"
 _DOWNLOAD = "download the image again"
@@ -121,6 +139,7 @@ FORMATS = (
     Format("JPEG XR", _start(b"II\xbc"), remedy=_CONVERT),
     Format("a Photoshop document", _start(b"8BPS"), remedy=_CONVERT),
     Format("OpenEXR", _start(b"\x76\x2f\x31\x01"), remedy=_CONVERT),
+    Format("a TGA image", _is_tga, remedy=_CONVERT),
     Format("an icon", _start(b"\0\0\1\0", b"\0\0\2\0"), remedy=_CONVERT),
     Format("NRRD", _start(b"NRRD000"), remedy=_CONVERT),
     Format("MetaImage", _text(b"objecttype", b"ndims"), remedy=_CONVERT),

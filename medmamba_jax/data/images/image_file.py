@@ -25,7 +25,10 @@ class NoSuchFrameError(UserError):
     """A file has fewer frames than `data.frame` needs."""
 
     def __init__(self, frame: int, frames: int):
-        super().__init__(f"frame {frame} was asked for by data.frame, but there are {frames}")
+        allowed = f"0 to {frames - 1}" if frames > 1 else "0"
+        super().__init__(
+            f"frame {frame} was asked for by data.frame, but there are {frames}: choose {allowed}"
+        )
 
 
 class ImageFile:
@@ -95,7 +98,10 @@ def explained_damage(what: str = "a complete image file") -> Iterator[None]:
     except (UserError, DataUnavailableError):
         raise
     except Image.DecompressionBombError as error:
-        raise UserError(f"the image is too large to be decoded safely: {error}") from error
+        raise UserError(
+            f"the image is too large to be decoded safely ({str(error).rstrip('.')}): save it"
+            " smaller, or cut it into tiles"
+        ) from error
     except UnidentifiedImageError as error:
         raise UserError(f"not {what}: the header is damaged") from error
     except Exception as error:

@@ -1,6 +1,7 @@
 """Reads what Pillow reads exactly: files of 8 bits, and 16-bit grey PNG."""
 
 import io
+import warnings
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,10 @@ _NAMES = {
     "CMYK": "8-bit CMYK",
     **dict.fromkeys(_GREY_16, "16-bit grey"),
 }
+
+# Pillow warns of images of half the size that it refuses. They are read, so the user has nothing to
+# do. `warnings.catch_warnings` would not be safe in threads.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class PillowFile(ImageFile):

@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
+from medmamba_jax.data.images.arrays import channels_first
 from medmamba_jax.data.images.augmentation import Transform, unchanged
 from medmamba_jax.data.images.decoding import open_image, parsed
 from medmamba_jax.data.images.planes import from_planes, to_planes
@@ -122,10 +123,11 @@ class Preprocessing(Section):
             return from_planes([opened if opened.mode == mode else opened.convert(mode)])
         pixels = np.atleast_3d(np.asarray(opened))
         if pixels.shape[2] != self.channels:
+            hint = channels_first(pixels.shape)
             raise UserError(
                 f"the image has {pixels.shape[2]} channels, the model reads {self.channels}"
                 f" (model.in_channels): set that to {pixels.shape[2]}, or save the image as .npy"
-                f" (h, w, {self.channels})"
+                f" (h, w, {self.channels}){hint and f'; {hint}'}"
             )
         return pixels
 

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import io
+import itertools
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -34,17 +35,25 @@ from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.labels import shown_classes
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.public.stored import is_stored
+from medmamba_jax.data.sources.frames import frames_in, note_frames
 from medmamba_jax.data.split_names import SPLITS
-from medmamba_jax.data.splits.as_configured import as_found, split_problems
-from medmamba_jax.data.splits.header_patients import looked_at, note_patients
+from medmamba_jax.data.splits.as_configured import as_found, split_problems, with_split_file
+from medmamba_jax.data.splits.header_patients import header_patients, looked_at, note_patients
 from medmamba_jax.data.stratified import Strata
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded, write_atomically
+from medmamba_jax.sections import Section
 
 FOUND = 3  # the exit code if something was found that needs attention
 _SHOWN = 8  # images of a class
 _AUGMENTED = 6  # images of all classes together
-_SECTIONS = (FolderConfig, CsvConfig, PublicConfig)  # their settings become flags
+_SECTIONS = (DataConfig, FolderConfig, CsvConfig, PublicConfig)  # their settings become flags
+# Settings of `DataConfig` that are no flags: what the images are is an argument, and the others
+# take effect only after the images were found and looked at.
+_NO_FLAGS = frozenset(
+    "path name image_size resize mean std augmentation num_workers cache audit"
+    " allow_contradictions allow_overlap allow_unreadable".split()
+)
 
 
 def add_inspect(subcommands: Any) -> None:
@@ -63,10 +72,10 @@ def add_inspect(subcommands: Any) -> None:
     parser.add_argument(
         "--out",
         metavar="FOLDER",
-        help="a new folder for what is written; by default NAME_inspected",
+        help="a new folder, outside the images, for what is written; by default NAME_inspected",
     )
     for section in _SECTIONS:
-        for field in dataclasses.fields(section):
+        for field in _settings(section):
             flag, help_text = (
                 f"--{field.name.replace('_', '-')}",
                 f"as {section.title}.{field.name}",
@@ -75,16 +84,29 @@ def add_inspect(subcommands: Any) -> None:
                 parser.add_argument(flag, action="store_true", help=help_text)
             else:
                 parser.add_argument(
-                    flag, default=field.default, help=f"{help_text} ({field.default!r})"
+                    flag,
+                    default=field.default,
+                    type=int if field.type is int else str,
+                    help=f"{help_text} ({field.default!r})",
                 )
     parser.set_defaults(run=inspect)
+
+
+def _settings(section: type[Section]) -> list[dataclasses.Field]:
+    """Returns the fields of a section that are flags, with their defaults."""
+    return [
+        field
+        for field in dataclasses.fields(section)  # type: ignore[arg-type]
+        if not isinstance(field.default, Section)
+        and not (section is DataConfig and field.name in _NO_FLAGS)
+    ]
 
 
 def inspect(options: argparse.Namespace) -> tuple[str, int]:
     """Reads every image once, and describes the images.
 
-    It writes into a new folder: `sheet.png`, a picture; `findings.csv`, a row for each kind of
-    finding with its number; and `duplicates.csv`, see `write_duplicates`.
+    It writes into a new folder: `sheet.png`, a picture, if an image can be read; `findings.csv`, a
+    row for each kind of finding with its number; and `duplicates.csv`, see `write_duplicates`.
 
     Returns:
         The description, and the exit code: `FOUND` if something needs attention, else 0.
@@ -92,30 +114,47 @@ def inspect(options: argparse.Namespace) -> tuple[str, int]:
     Raises:
         DataUnavailableError: the images have to be downloaded, and the download fails.
         FileNotFoundError: there is no such file or folder.
-        UserError: the files do not make a data set, or the folder exists or cannot be made.
+        UserError: the files do not make a data set, an image that can be read lacks the tag
+            `--group-tag`, or the folder exists, cannot be made, or is inside the data set.
     """
     config = _config(options)
     found = find_images(config)
-    folder = _new_folder(options.out, found.name)
+    if config.split_file:
+        found = with_split_file(found, config)
     tag, few = looked_at(found, config)
-    kinds = ["unreadable"] * len(found)
+    folder = _new_folder(options.out, found.name, config.path)
+    kinds, frames = ["unreadable"] * len(found), np.ones(len(found), int)
 
     def look(row: int, image: bytes | np.ndarray) -> str | None:
-        kinds[row] = image_kind(image)
+        kinds[row], frames[row] = image_kind(image), frames_in(image)
         return header_tag(found.file(row, image), tag) if row in few else None
 
-    seen = first_pass(
-        dataclasses.replace(found, synthetic=False),  # the pass would leave out drawings
-        _OwnChannels(**vars(config.preprocessing(3))),
-        config,
-        look=look,
-    )
-    note_patients({row: seen.looked[row] for row in few})
-    facts = seen.facts
-    assert facts is not None  # `data.audit` is on
+    preprocessing = _OwnChannels(**vars(config.preprocessing(3)))
+    try:
+        seen = first_pass(
+            dataclasses.replace(found, synthetic=False),  # the pass would leave out drawings
+            preprocessing,
+            config,
+            look=look,
+        )
+        facts = seen.facts
+        assert facts is not None and seen.store.identities is not None  # `data.audit` is on
+        if config.group_tag:
+            # An image that cannot be read is a finding, and not one without a patient.
+            unread = {row: f"not read: {row}" for row in facts.problems}
+            headers = {row: seen.looked[row] or unread.get(row) for row in few}
+            groups = header_patients(found, headers, seen.store.identities, tag)
+            found = dataclasses.replace(found, groups=groups)
+        else:
+            note_patients({row: seen.looked[row] for row in few})
+    except BaseException:
+        folder.rmdir()
+        raise
+    note_frames(frames, config.frame)
     duplicates = Duplicates.among(facts)
     findings = _findings(found, config, facts, duplicates, Counter(kinds))
-    _draw(found, facts, options.augment, folder / "sheet.png")
+    if facts.readable.any():
+        _draw(found, facts, preprocessing, options.augment, folder / "sheet.png")
     write_duplicates(folder / "duplicates.csv", found, duplicates)
     write_csv_table(
         folder / "findings.csv",
@@ -139,18 +178,34 @@ class _OwnChannels(Preprocessing):
 
     def decode(self, image: str | Path | bytes | np.ndarray) -> np.ndarray:
         assert not isinstance(image, str | Path)  # labelled images are read already
-        return np.atleast_3d(np.asarray(open_image(image, window=self.window, frame=self.frame)))
+        frame = max(self.frame, 0)  # with ALL_FRAMES, labelled images are single frames
+        return np.atleast_3d(np.asarray(open_image(image, window=self.window, frame=frame)))
 
 
-def _new_folder(out: str | None, name: str) -> Path:
-    """Makes the folder that `--out` names, or one of its own; never one that exists."""
-    folder = expanded(out or f"{name}_inspected".replace(":", "_"))
-    number = 1
-    while not out and folder.exists():
-        number += 1
-        folder = folder.with_name(f"{name}_inspected_{number}".replace(":", "_"))
+def _new_folder(out: str | None, name: str, path: str) -> Path:
+    """Makes the folder that `--out` names, or one of its own.
+
+    It is never one that exists, nor one inside the images at `path`, where the next start would
+    take the picture for an image. A folder of its own is in the current folder, or beside the
+    images.
+    """
+    images = expanded(path).resolve() if path else None
+    if out:
+        folder = expanded(out)
+        if images and folder.resolve().is_relative_to(images):
+            raise UserError(
+                f"the folder {folder} would be inside the images of {images}: name one outside by"
+                " --out"
+            )
+    else:
+        inside = images is not None and Path().resolve().is_relative_to(images)
+        parent = images.parent if images and inside else Path()
+        stem = f"{name}_inspected".replace(":", "_")
+        numbered = (f"{stem}_{number}" for number in itertools.count(2))
+        names = itertools.chain([stem], numbered)
+        folder = next(parent / each for each in names if not (parent / each).exists())
     try:
-        folder.mkdir()
+        folder.mkdir(parents=True)
     except OSError as error:
         raise UserError(
             f"the folder {folder} cannot be made ({error.strerror}): name a new one by --out"
@@ -226,12 +281,13 @@ def _findings(
 
 
 def _config(options: argparse.Namespace) -> DataConfig:
-    settings: dict[str, Any] = {"cache": "none"} | {
-        section.title.rpartition(".")[2]: section(
-            **{field.name: getattr(options, field.name) for field in dataclasses.fields(section)}
-        )
+    values = {
+        section: {field.name: getattr(options, field.name) for field in _settings(section)}
         for section in _SECTIONS
     }
+    settings: dict[str, Any] = {"cache": "none", "allow_unreadable": True, **values.pop(DataConfig)}
+    for section, of_section in values.items():
+        settings[section.title.rpartition(".")[2]] = section(**of_section)
     by_name = DataConfig(name=options.what, **settings)
     is_name = source_of(by_name) != "public" or is_stored(by_name)
     if is_name and not expanded(options.what).exists():
@@ -254,8 +310,13 @@ def _counts(dataset: Dataset) -> list[str]:
     ]
 
 
-def _draw(found: LabelledImages, facts: Facts, augment: str | None, path: Path) -> None:
-    decode = _OwnChannels(**vars(DataConfig().preprocessing(3))).decode
+def _draw(
+    found: LabelledImages,
+    facts: Facts,
+    preprocessing: Preprocessing,
+    augment: str | None,
+    path: Path,
+) -> None:
     shown = shown_classes(found.labels, len(found.class_names))
     rows = [np.flatnonzero(of_class & facts.readable) for of_class in shown.T]
 
@@ -263,11 +324,11 @@ def _draw(found: LabelledImages, facts: Facts, augment: str | None, path: Path) 
         if not len(rows):
             return []
         chosen = np.unique(np.linspace(0, len(rows) - 1, count).astype(int))
-        return [decode(found.read(row)) for row in rows[chosen].tolist()]
+        return [preprocessing.decode(found.read(row)) for row in rows[chosen].tolist()]
 
     if augment:
         several = pixels(np.concatenate([of_class[:1] for of_class in rows]), _AUGMENTED)
-        sheet = augmentation_sheet(several, augment, seed=0)
+        sheet = augmentation_sheet(several, augment, seed=0, fit=preprocessing.fit)
     else:
         sheet = contact_sheet(
             {

@@ -10,7 +10,7 @@ from absl import logging
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from medmamba_jax.data.images.augmentation import POLICIES
-from medmamba_jax.data.images.planes import from_planes, to_planes
+from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.errors import UserError
 
 _GAP = 4  # pixels between tiles
@@ -80,7 +80,9 @@ def _picture(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(shown)).convert("RGB")
 
 
-def augmentation_sheet(images: Sequence[np.ndarray], policy: str, seed: int) -> Image.Image:
+def augmentation_sheet(
+    images: Sequence[np.ndarray], policy: str, seed: int, fit: str = "stretch"
+) -> Image.Image:
     """Draws a row for each image: the image itself, then six augmented versions of it.
 
     Every tile is resized to a square, as training resizes images to the model's input. The channels
@@ -90,6 +92,7 @@ def augmentation_sheet(images: Sequence[np.ndarray], policy: str, seed: int) -> 
         images: uint8 (h, w, c), as `Preprocessing.decode` returns them; sizes may differ.
         policy: name in `POLICIES`.
         seed: the same seed gives the same picture.
+        fit: how an image that is no square becomes one, see `DataConfig.fit`.
 
     Raises:
         UserError: there are no images, or no policy has this name.
@@ -105,9 +108,10 @@ def augmentation_sheet(images: Sequence[np.ndarray], policy: str, seed: int) -> 
         height, width, _ = pixels.shape
         rng = np.random.default_rng((seed, row))
         drawn = [POLICIES[policy](width, height, rng) for _ in range(_DRAWS)]
+        resize = Preprocessing(
+            (_AUGMENTED_TILE,) * 2, pixels.shape[2], "bilinear", mean=(0.0,), std=(1.0,), fit=fit
+        ).resize
         for column, transform in enumerate([POLICIES["none"](width, height, rng), *drawn]):
-            changed = from_planes([transform(plane) for plane in to_planes(pixels)])
-            square = (_AUGMENTED_TILE, _AUGMENTED_TILE)
-            tile = _picture(changed).resize(square, Image.Resampling.BILINEAR)
+            tile = _picture(resize(pixels, transform))
             sheet.paste(tile, (step * column, step * row))
     return sheet

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from medmamba_jax.data.public.downloading import download
 from medmamba_jax.data.public.facts import Archive, PublicSet
-from medmamba_jax.errors import DataUnavailableError, UserError
+from medmamba_jax.errors import DataUnavailableError, MissingFileError, UserError
 
 ACCEPT = "accept it as it is with data.public.accept_changed_files=True"
 
@@ -56,7 +56,7 @@ def obtained(
         file = manual_dir / archive.name
         location = file if file.is_file() else manual_dir
     else:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no directory {manual_dir}: set data.public.manual_dir to the directory that holds"
             f" {archive.name} from {page}, or the files in it"
         )

@@ -9,6 +9,7 @@ from absl import logging
 
 from medmamba_jax.data.config import CsvConfig, DataConfig
 from medmamba_jax.data.csv_table import CsvTable, read_csv_table
+from medmamba_jax.data.images.formats import IMAGE_SUFFIXES
 from medmamba_jax.data.labelled_images import LabelledImages, labelled_files
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.sources.class_names import numbered
@@ -16,7 +17,7 @@ from medmamba_jax.data.sources.source import Source
 from medmamba_jax.data.split_names import split_named
 from medmamba_jax.data.texts import MISSING, one_spelling, printable
 from medmamba_jax.data.weights import are_weights
-from medmamba_jax.errors import UserError
+from medmamba_jax.errors import MissingFileError, UserError
 from medmamba_jax.files import expanded
 
 _MEANINGS = {1.0: 1.0, 0.0: 0.0, -1.0: np.nan}  # of numbers in a column of yes and no
@@ -43,9 +44,9 @@ def find_table(config: DataConfig) -> LabelledImages:
             message names the line.
     """
     table, columns = read_csv_table(expanded(config.path)), config.csv
-    root = expanded(columns.images) if columns.images else table.path.parent
+    root = (expanded(columns.images) if columns.images else table.path.parent).absolute()
     if not root.is_dir():
-        raise FileNotFoundError(f"no folder {root}: set data.csv.images to the folder of images")
+        raise MissingFileError(f"no folder {root}: set data.csv.images to the folder of images")
     files = _files(table, columns, root)
     class_names, labels = _labels(table, columns)
     known: dict[str, Any] = {}
@@ -102,16 +103,25 @@ def _files(table: CsvTable, columns: CsvConfig, root: Path) -> list[str]:
         names.append(name)
     on_disk = _on_disk(root, names)
     for row, name in enumerate(on_disk):
-        if not (root / name).is_file():
+        if not (root / name).is_file() and not (root / name).is_symlink():
             backslash = " (write / between folders)" if "\\" in name else ""
             missing.append(f"{name} in {table.where(row)}{backslash}")
     if missing:
         raise UserError(
             f"{table.path} names {len(missing)} image files that are not there: {listed(missing)}."
-            f" Paths are relative to {root}; set data.csv.images to another folder, add the files,"
-            " or take the rows out"
+            f"{_without_ending(root, on_disk)} Paths are relative to {root}; set data.csv.images to"
+            " another folder, add the files, or take the rows out"
         )
     return on_disk
+
+
+def _without_ending(root: Path, names: list[str]) -> str:
+    """Returns a hint if the first file that is not there has an ending on the disk, else ""."""
+    first = next(name for name in names if not (root / name).is_file())
+    for suffix in IMAGE_SUFFIXES:
+        if (root / (first + suffix)).is_file():
+            return f" But {first}{suffix} is there: write the ending into the table, too."
+    return ""
 
 
 def _on_disk(root: Path, names: list[str]) -> list[str]:

@@ -7,15 +7,19 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from medmamba_jax.data.cpus import usable_cpus
 from medmamba_jax.data.images.decoding import open_image, parsed
+from medmamba_jax.data.images.formats import format_of
 from medmamba_jax.data.images.image_file import ImageFile
+from medmamba_jax.data.images.preprocessing import ALL_FRAMES
 from medmamba_jax.data.images.windowing import Window
 from medmamba_jax.data.labelled_images import LabelledImages, content_hash
 from medmamba_jax.errors import UserError
 
 _MOST_OPEN = 32  # files
+_SINGLE = ("PNG", "JPEG", "BMP")  # formats of one frame, whose headers need not be parsed
 
 
 def all_frames(files: LabelledImages, window: Window = "auto") -> LabelledImages:
@@ -49,6 +53,35 @@ def all_frames(files: LabelledImages, window: Window = "auto") -> LabelledImages
         names=tuple(f"{name}, frame {k}" for name, k in zip(frames.names, frame_of, strict=True)),
         files=np.array(frames.names),
     )
+
+
+def frames_in(image: bytes | np.ndarray) -> int:
+    """Returns the number of frames of an image; 1 if it is damaged."""
+    format = None if isinstance(image, np.ndarray) else format_of(image)
+    if format is None or format.open is None or format.name in _SINGLE:
+        return 1
+    try:
+        return parsed(image).count_frames()
+    except ValueError:
+        return 1
+
+
+def note_frames(counts: np.ndarray, frame: int) -> None:
+    """Warns of files with several frames, if only the first frame of each is read.
+
+    Args:
+        counts: the number of frames of each image (n,).
+        frame: the setting `data.frame`.
+    """
+    several = np.unique(counts[counts > 1])
+    if frame == 0 and len(several):
+        logging.warning(
+            "%d files have %s frames, and frame 0 of each is read: data.frame=NUMBER chooses"
+            " another, and data.frame=%d makes each frame an image",
+            (counts > 1).sum(),
+            several[0] if len(several) == 1 else f"{several[0]} to {several[-1]}",
+            ALL_FRAMES,
+        )
 
 
 class _Frames:

@@ -8,7 +8,7 @@ import numpy as np
 from absl import logging
 
 from medmamba_jax.data.config import DataConfig
-from medmamba_jax.data.images.formats import is_image_file
+from medmamba_jax.data.images.formats import IMAGE_SUFFIXES, is_image_file
 from medmamba_jax.data.labelled_images import LabelledImages, labelled_files
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.sources.class_names import numbered
@@ -18,6 +18,8 @@ from medmamba_jax.data.texts import printable
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded
 
+_OF_SYSTEMS = ("__MACOSX", "@eaDir")  # folders that archives of macOS and Synology's disks add
+
 
 def find_image_folder(config: DataConfig) -> LabelledImages:
     """Finds image files in `<path>/{train,val,test}/<class>/` or `<path>/<class>/`.
@@ -25,21 +27,19 @@ def find_image_folder(config: DataConfig) -> LabelledImages:
     The first layout applies if the folder has folders of these names. `val` may also be called
     `validation` or `valid`, and either val or test may be missing. The class folders give the names
     of the classes, which are sorted as text, but runs of digits by value. Hidden files and files
-    that are not images are skipped, and the log gives their number.
+    that are not images are skipped, and the log gives their number. A link counts as an image by
+    its ending, even if nothing is where it leads.
 
     Raises:
         UserError: a split folder is missing or has no images, there are fewer than two classes, two
-            classes differ only by case, or the pattern of the configuration finds no patient.
+            classes differ only by case, images lie deeper than in the class folders, or the pattern
+            of the configuration finds no patient.
     """
     root = expanded(config.path)
     folders = _split_folders(root)
     names, labels, splits = [], [], []
     for split, folder in folders.items():
-        files = _labelled_files(folder)
-        if not files:
-            raise UserError(
-                f"no image files in the class folders of {folder}{_where_images_are(folder)}"
-            )
+        files = _labelled_files(folder, is_split=split != "all")
         names += [path.relative_to(root).as_posix() for path, _ in files]
         labels += [label for _, label in files]
         splits += [split] * len(files)
@@ -83,7 +83,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
             "/<class>/, or put the class folders directly into the root to have all images split"
             " by the seed"
         )
-    others = [name for name in found if not name.startswith(".") and not split_named(name)]
+    others = [name for name in found if not _is_hidden(name) and not split_named(name)]
     if others:
         logging.warning(
             "left out the folders %s of %s, which are no train, val or test: rename what should"
@@ -94,25 +94,49 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return folders
 
 
-def _where_images_are(folder: Path) -> str:
+def _where_images_are(folder: Path, deeper: Sequence[Path], *, is_split: bool) -> str:
     """Returns a hint if images lie a level too high or too deep, else ""."""
-    here = [path for path in folder.iterdir() if path.is_file() and is_image_file(path)]
+    here = [path for path in folder.iterdir() if _is_image(path)]
     if here:
+        one_class = f", or, if this is one class of several, set data.path to {folder.parent}"
         return (
-            f", but {len(here)} directly in it: give each class a folder, or, if this is one class"
-            f" of several, set data.path to {folder.parent}"
+            f", but {len(here)} directly in it: give each class a folder"
+            f"{' in it' if is_split else one_class}"
         )
-    deeper = [path for path in folder.glob("*/*/*") if path.is_file() and is_image_file(path)]
-    above = sorted({path.parent.parent for path in deeper})
-    if len(above) == 1:
-        return f", but in those of {above[0]}: is that what data.path should be?"
-    if above:
-        return (
-            f", but a level deeper, in {above[0].name}/{min(deeper).parent.name} and so on: put"
-            " them into <class>/ or {train,val,test}/<class>/, or name them in a table"
-            " (data.path=TABLE.csv)"
-        )
-    return ""
+    above = {path.parent.parent for path in deeper}
+    if len(above) == 1 and not is_split:
+        return f", but in those of {above.pop()}: is that what data.path should be?"
+    return f", but {_a_level_deeper(folder, deeper)}" if deeper else ""
+
+
+def _a_level_deeper(folder: Path, deeper: Sequence[Path]) -> str:
+    return (
+        f"a level deeper, in {min(deeper).parent.relative_to(folder)} and so on: put them into"
+        " <class>/ or {train,val,test}/<class>/, or name them in a table (data.path=TABLE.csv)"
+    )
+
+
+def _deeper_images(folder: Path) -> list[Path]:
+    """Returns the images in the folders of class folders, where no image is looked for."""
+    return [
+        path
+        for path in folder.glob("*/*/**/*")
+        if not any(map(_is_hidden, path.relative_to(folder).parts)) and _is_image(path)
+    ]
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in _OF_SYSTEMS
+
+
+def _is_image(path: Path) -> bool:
+    if path.is_file():
+        return is_image_file(path)
+    return _is_broken(path) and path.name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _is_broken(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
 
 
 def _files_among(folders: Iterable[Path]) -> str:
@@ -122,13 +146,18 @@ def _files_among(folders: Iterable[Path]) -> str:
     return f"; {visible[0]!r} is a file, not a folder of images" if visible else ""
 
 
-def _labelled_files(folder: Path) -> list[tuple[Path, str]]:
-    """Returns the images in the class folders of a folder, and the name of the class of each."""
+def _labelled_files(folder: Path, *, is_split: bool) -> list[tuple[Path, str]]:
+    """Returns the images in the class folders of a folder, and the name of the class of each.
+
+    Raises:
+        UserError: there are none, some lie deeper, or two class folders have the same name.
+    """
     files: list[tuple[Path, str]] = []
     skipped: list[Path] = []
+    empty: list[Path] = []
     spelled: dict[str, str] = {}
     for class_folder in sorted(folder.iterdir()):
-        if not class_folder.is_dir() or class_folder.name.startswith("."):
+        if not class_folder.is_dir() or _is_hidden(class_folder.name):
             skipped.append(class_folder)
             continue
         name = printable(class_folder.name)
@@ -140,13 +169,24 @@ def _labelled_files(folder: Path) -> list[tuple[Path, str]]:
         spelled[name] = class_folder.name
         before = len(files)
         for path in sorted(class_folder.iterdir()):
-            if not path.name.startswith(".") and path.is_file() and is_image_file(path):
+            if not _is_hidden(path.name) and _is_image(path):
                 files.append((path, name))
             else:
                 skipped.append(path)
         if len(files) == before:
-            logging.warning("%s holds no images and is not a class", class_folder)
-    if skipped and files:
+            empty.append(class_folder)
+    deeper = _deeper_images(folder)
+    if not files:
+        where = _where_images_are(folder, deeper, is_split=is_split)
+        raise UserError(f"no image files in the class folders of {folder}{where}")
+    if deeper:
+        raise UserError(
+            f"{len(deeper)} images of {folder} are not in the class folders, but"
+            f" {_a_level_deeper(folder, deeper)}; or remove the folders that are not wanted"
+        )
+    for class_folder in empty:
+        logging.warning("%s holds no images and is not a class", class_folder)
+    if skipped:
         logging.warning(
             "%s: skipped %d entries that are no images: %s",
             folder,
@@ -161,7 +201,8 @@ def _by_ending(paths: Sequence[Path], folder: Path) -> str:
     examples: dict[str, list[str]] = {}
     for path in paths:
         kind = path.suffix.lower() or "without an ending"
-        kind = "hidden" if path.name.startswith(".") else "folder" if path.is_dir() else kind
+        kind = "hidden" if _is_hidden(path.name) else "folder" if path.is_dir() else kind
+        kind = "broken link" if _is_broken(path) else kind
         examples.setdefault(kind, []).append(printable(path.relative_to(folder).as_posix()))
     most = sorted(examples.items(), key=lambda item: -len(item[1]))
     return listed([f"{len(names)} {kind} ({names[0]})" for kind, names in most])

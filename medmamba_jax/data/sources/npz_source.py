@@ -15,7 +15,7 @@ from medmamba_jax.data.npz_file import StoredArray, array_names, stored_array
 from medmamba_jax.data.sources.class_names import require_classes
 from medmamba_jax.data.sources.source import Source
 from medmamba_jax.data.split_names import names_of_splits
-from medmamba_jax.errors import UserError
+from medmamba_jax.errors import MissingFileError, UserError
 
 _LAYOUTS = (
     "{train,val,test}_images and _labels, as MedMNIST has them, or x and y, which are split by the"
@@ -41,7 +41,7 @@ def find_arrays(config: DataConfig) -> LabelledImages:
     """
     path = Path(config.path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}: set data.path to the npz file")
+        raise MissingFileError(f"no file {path}: set data.path to the npz file")
     with _opened(path) as npz:
         there = array_names(npz)
         parts = _parts(there)
@@ -96,6 +96,11 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
 def _parts(names: Sequence[str]) -> dict[str, tuple[str, str, str]]:
     """Returns split, "" without any -> names of its arrays of images, labels and groups."""
     if "x" in names:
+        if "train_images" in names:
+            raise UserError(
+                "it holds x, which is split by the seed, and train_images, which is a split: save"
+                " only those that are meant"
+            )
         return {"": ("x", "y", "groups")}
     prefixes = names_of_splits(
         [name.removesuffix("_images") for name in names if name.endswith("_images")],

@@ -10,7 +10,7 @@ from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.labels import shown_classes
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.texts import read_text
-from medmamba_jax.errors import UserError
+from medmamba_jax.errors import MissingFileError, UserError
 from medmamba_jax.files import expanded
 
 
@@ -73,7 +73,7 @@ def _warn_of_few(labels: np.ndarray, subset: str, number: int, of_each: bool) ->
 
 def _excluded(path: Path, names: Sequence[str]) -> set[str]:
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}: set data.exclude to a list of images")
+        raise MissingFileError(f"no file {path}: set data.exclude to a list of images")
     excluded = {line.strip() for line in read_text(path).splitlines()} - {""}
     unknown = sorted(excluded.difference(names))
     if unknown:

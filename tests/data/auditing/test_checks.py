@@ -252,6 +252,17 @@ def test_damaged_images_are_listed_and_looked_at_again(run, disjoint, encode):
         assert message.count(".png (") == 5 and "; and 2 more." in message
 
 
+def test_what_was_dropped_is_not_said_to_be_readable(run, disjoint, encode, tmp_path):
+    for i in range(18):
+        image = disjoint[("train", "val", "test")[i // 6]][i % 6]
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(image) if i else b"no image")
+    data = find(DataConfig(path=str(tmp_path / "images")))
+    told = run(data, allow_unreadable=True)
+    assert told[-1] == "the other 17 images can be read, 64x64 px"
+
+
 def test_classes_that_a_split_lacks(run, disjoint, caplog):
     labels = {"train": [0, 1, 0, 1, 0, 1], "val": [1] * 6, "test": [0, 0, 0, 0, 0, 1]}
     run(dataset(disjoint, labels=labels))

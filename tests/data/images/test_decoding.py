@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -279,8 +281,27 @@ class TestDamage:
 
     def test_a_decompression_bomb_is_refused(self, monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-        with pytest.raises(ValueError, match="too large to be decoded safely"):
+        with pytest.raises(ValueError, match=r"too large to be decoded safely .*: save it smaller"):
             open_image(saved(Image.fromarray(noise(64, 64))))
+
+    def test_a_large_image_that_is_read_needs_no_warning(self):
+        content = saved(Image.fromarray(noise(64, 64)))
+        code = (
+            "import sys; from PIL import Image; Image.MAX_IMAGE_PIXELS = 3000;"
+            " from medmamba_jax.data.images.decoding import open_image;"
+            " print(open_image(sys.stdin.buffer.read(), window='auto').size)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], input=content, capture_output=True)
+        assert done.stdout.split() == [b"(64,", b"64)"] and done.stderr == b""
+
+    @pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA"])
+    @pytest.mark.parametrize("compression", [None, "tga_rle"])
+    def test_a_tga_is_not_taken_for_an_icon(self, mode, compression):
+        image = Image.fromarray(noise(32, 16, 3)).convert(mode)
+        with pytest.raises(ValueError, match=r"but a TGA image .*: convert it to PNG"):
+            open_image(saved(image, "TGA", compression=compression))
+        with pytest.raises(ValueError, match=r"but an icon .*: convert it to PNG"):
+            open_image(saved(image, "ICO"))
 
     def test_other_formats_are_not_guessed(self):
         # Pillow would read 16 bits a channel of this one as 8.

@@ -337,11 +337,12 @@ class TestWithoutTheLibrary:
 
     def test_inspect_stops_with_it(self, tmp_path, monkeypatch, command):
         for name in "ab":
-            (tmp_path / name).mkdir()
-            (tmp_path / name / "1.png").write_bytes(png(noise(5, 6, 3)))
+            (tmp_path / "images" / name).mkdir(parents=True)
+            (tmp_path / "images" / name / "1.png").write_bytes(png(noise(5, 6, 3)))
         monkeypatch.setitem(sys.modules, "imagecodecs", None)
         with pytest.raises(DataUnavailableError, match=r"medmamba-jax\[formats\]"):
-            command("inspect", tmp_path, "--out", tmp_path / "inspected")
+            command("inspect", tmp_path / "images", "--out", tmp_path / "inspected")
+        assert not (tmp_path / "inspected").exists()
 
 
 def test_inspect_names_the_depth(tmp_path, monkeypatch, command):

@@ -151,12 +151,20 @@ def test_augmentation_is_drawn(inspect, folder):
         (["no/folder"], "no folder or file no/folder: set data.path"),
         (["no.csv"], "no file no.csv"),
         (["no_such_set", "--data-dir", "."], "no folder or file no_such_set: set data.path"),
-        (["images", "--out", "nowhere/x"], "the folder nowhere/x cannot be made"),
+        (["images", "--out", "file/x"], "file/x cannot be made (Not a directory): name a new one"),
+        (["images", "--out", "images/9/x"], "would be inside the images of"),
+        (["images", "--window", "3"], "data.window must be"),
+        (["images", "--exclude", "no.txt"], "no file no.txt: set data.exclude"),
+        (
+            ["images", "--group-tag", "PatientID"],
+            "7 of 7 images have no PatientID in a DICOM header",
+        ),
         (["images", "--group-pattern", "(x"], "data.folder.group_pattern must be"),
         (["images", "--label-column", "x"], "data.csv.label_column is 'x', but the images come"),
     ],
 )
 def test_a_mistake_is_named(inspect, folder, arguments, problem):
+    (folder.parent / "file").write_text("")
     with pytest.raises((UserError, FileNotFoundError), match=re.escape(problem)):
         inspect(*arguments)
 
@@ -168,6 +176,96 @@ def test_nothing_is_overwritten(inspect, folder):
     assert not list((folder.parent / "images_inspected").iterdir())
     with pytest.raises(UserError, match=r"images_inspected_2 cannot be made .*: name a new one"):
         inspect(folder, "--out", "images_inspected_2")
+
+
+def test_the_folder_is_never_inside_the_images(inspect, folder, monkeypatch):
+    before = sorted(folder.rglob("*"))
+    for start, path in ((folder, "."), (folder, folder), (folder / "9", "..")):
+        monkeypatch.chdir(start)
+        assert inspect(path)[-1].startswith(f"written: {folder.parent}/images_inspected")
+    with pytest.raises(
+        UserError, match=r"9/seen would be inside .*images: name one outside by --o"
+    ):
+        inspect("..", "--out", "../9/seen")
+    monkeypatch.chdir(folder.parent)
+    assert inspect("images", "--out", "new/folders/seen")[-1] == "written: new/folders/seen"
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_images_of_which_none_can_be_read_are_a_finding(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder.parent)
+    for path in folder.glob("*/*.png"):
+        path.write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    assert main(["inspect", "images"]) == 3
+    out = capsys.readouterr().out
+    assert "cannot be read: 7: images/" in out and "run `git lfs pull`" in out
+    assert sorted(path.name for path in (folder.parent / "images_inspected").iterdir()) == [
+        "duplicates.csv",
+        "findings.csv",
+    ]
+
+
+def test_no_empty_folder_is_left_after_an_error(inspect, folder):
+    with pytest.raises(UserError, match="7 of 7 images have no PatientID"):
+        inspect("images", "--group-tag", "PatientID")
+    assert not list(folder.parent.glob("*_inspected*"))
+
+
+def test_settings_that_change_what_is_found_are_flags(inspect, folder, encode, tmp_path):
+    deep = np.arange(600, dtype=np.uint16).reshape(20, 30) + 1000
+    (folder / "9" / "deep.png").write_bytes(encode(deep))
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.png"))]
+    (tmp_path / "out.txt").write_text("9/p0_1.png\n9/p1_2.png\n")
+    (tmp_path / "split.csv").write_text(
+        "\n".join(
+            ["path,split", *(f"{name},{('train', 'val')[i % 2]}" for i, name in enumerate(names))]
+        )
+    )
+    arguments = ("--exclude", "out.txt", "--split-file", "split.csv", "--window=1000,1100")
+    out = inspect(folder, *arguments)
+    assert out[1:5] == [
+        "        train  val",
+        "9           1    1",
+        "10          2    2",
+        "images      3    3",
+    ]
+    sheet = pixels("images_inspected/sheet.png")[22:150, 4:132]
+    image = Image.fromarray(np.clip(np.rint((deep - 1000.0) * 255 / 100), 0, 255).astype(np.uint8))
+    shown = np.asarray(image.resize((128, 85), Image.Resampling.LANCZOS))
+    assert (sheet[22 : 22 + 85] == shown[..., None]).all()
+
+
+def test_frames_of_files_are_told_or_counted(inspect, folder, caplog):
+    pages = [Image.fromarray(np.full((9, 9), 20 * i, np.uint8)) for i in range(4)]
+    for name, count in (("9", 4), ("10", 2)):
+        pages[0].save(folder / name / "stack.tif", save_all=True, append_images=pages[1:count])
+    out = inspect(folder, "--frame", "-1")
+    assert out[2:5] == ["9         7", "10        6", "images   13"]
+    assert "frames" not in caplog.text
+    assert inspect(folder)[4] == "images    9"
+    told = "2 files have 2 to 4 frames, and frame 0 of each is read: data.frame=NUMBER chooses"
+    assert told in caplog.text
+    caplog.clear()
+    config = DataConfig(path=str(folder), image_size=8)
+    prepare(find(config), config, config.preprocessing(3))
+    assert told in caplog.text
+
+
+def test_an_unknown_flag_is_answered_by_the_help_that_lists_the_flags(folder, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["inspect", str(folder), "--config.data.frame=1"])
+    assert capsys.readouterr().err.endswith("; see medmamba inspect --help\n")
+
+
+def test_channels_in_the_first_axis_are_guessed(inspect, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (12, 3, 16, 16), np.uint8)
+    np.savez("first.npz", x=images, y=np.arange(12) % 2)
+    hint = "if the first axis holds the channels, save numpy.moveaxis(image, 0, -1)"
+    assert f"kinds: 1: array, uint8, 16 channels, but {hint} (12)" in inspect("first.npz")
+    with pytest.raises(UserError, match=f"16 channels, the model reads 3.*; {re.escape(hint)}"):
+        DataConfig().preprocessing(3).decode(images[0])
+    np.savez("last.npz", x=np.moveaxis(images, 1, -1), y=np.arange(12) % 2)
+    assert "kinds: 1: array, uint8, 3 channels (12)" in inspect("last.npz")
 
 
 def rows_of(path):

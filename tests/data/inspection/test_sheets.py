@@ -33,6 +33,19 @@ def test_a_row_is_the_image_and_six_draws(policy):
     assert (sheet == augmentation_sheet(images, policy, seed=2)) == (policy == "none")
 
 
+def test_images_become_squares_as_in_training():
+    wide = np.tile(np.arange(0, 240, 3, np.uint8), (40, 1))[..., None]
+    tiles = {
+        fit: np.asarray(tile(augmentation_sheet([wide], "none", seed=0, fit=fit), 0, 0))[..., 0]
+        for fit in ("stretch", "pad", "crop")
+    }
+    assert not tiles["pad"][:40].any() and not tiles["pad"][120:].any()
+    whole = Image.fromarray(wide[..., 0]).resize((TILE, TILE // 2), Image.Resampling.BILINEAR)
+    assert (tiles["pad"][40:120] == np.asarray(whole)).all()
+    middle = Image.fromarray(wide[:, 20:60, 0]).resize((TILE, TILE), Image.Resampling.BILINEAR)
+    assert (tiles["crop"] == np.asarray(middle)).all()
+
+
 @pytest.mark.parametrize(
     ("images", "policy", "problem"),
     [([], "light", "no images"), ([noise(9, 9, 1)], "heavy", "must be one of .*got 'heavy'")],

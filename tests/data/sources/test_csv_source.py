@@ -237,3 +237,17 @@ def test_what_excel_adds_is_left_out(tmp_path):
     table = read_csv_table(path)
     assert table.header == ("path", "label") and table.rows == [["a.png", "1,5"]]
     assert table.where(0) == "line 3"
+
+
+def test_paths_without_endings_and_the_folder_that_they_are_relative_to(tmp_path, monkeypatch):
+    """HAM10000's table has bare names such as ISIC_0027777."""
+    (tmp_path / "img").mkdir()
+    (tmp_path / "img" / "ISIC_0027777.jpg").write_bytes(b"")
+    (tmp_path / "my.csv").write_text("path,label\nimg/ISIC_0027777,nv\nimg/ISIC_0027778,bkl\n")
+    monkeypatch.chdir(tmp_path)
+    message = (
+        r"names 2 image files that are not there: .*\. But img/ISIC_0027777\.jpg is there: write"
+        rf" the ending into the table, too\. Paths are relative to {tmp_path};"
+    )
+    with pytest.raises(ValueError, match=message):
+        build_dataset(DataConfig(path="my.csv"))

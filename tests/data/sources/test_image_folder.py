@@ -1,5 +1,7 @@
 import io
 import logging
+import pathlib
+import re
 import unicodedata
 
 import numpy as np
@@ -119,6 +121,42 @@ def test_other_files_are_skipped_and_counted(make_folder, noise_png, encode, cap
     )
 
 
+@pytest.mark.parametrize("folder", ["__MACOSX", "__MACOSX/a", "a/@eaDir/00.png", "a/.thumbs"])
+def test_folders_that_systems_add_hold_no_images(make_folder, folder):
+    dataset = build(make_folder({"a": 10, "b": 10, folder: 3}))
+    assert sum(map(len, dataset.splits.values())) == 20
+    assert dataset.class_names == ("a", "b")
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_a_link_that_leads_nowhere_is_an_image_that_cannot_be_read(make_folder, table, caplog):
+    root = make_folder({"a": 11, "b": 11})
+    (root / "a" / "00.png").unlink()
+    (root / "a" / "00.png").symlink_to("../../.git/annex/00.png")
+    path = root
+    if table:
+        path = root / "my.csv"
+        rows = [f"{file.relative_to(root)},{file.parent.name}" for file in root.glob("*/*.png")]
+        path.write_text("\n".join(["path,label", *rows]))
+    assert sum(map(len, build(path).splits.values())) == 22
+    assert sum(map(len, build(path, allow_unreadable=True).splits.values())) == 21
+    assert "a/00.png (the link leads to ../../.git/annex/00.png, which is not there" in caplog.text
+
+
+def test_the_example_pattern_finds_the_patients_of_kermany(make_folder):
+    """The names are those of the set that the example in docs/data.md is for."""
+    text = (pathlib.Path(__file__).parents[3] / "docs" / "data.md").read_text()
+    (pattern,) = re.findall(r"chest X-rays[^']*use `'([^']+)'`", text)
+    names = {
+        "NORMAL/IM-0115-0001.jpeg": "IM-0115",
+        "NORMAL/NORMAL2-IM-1427-0001.jpeg": "NORMAL2-IM-1427",
+        "NORMAL/NORMAL2-IM-0529-0001-0002.jpeg": "NORMAL2-IM-0529",
+        "PNEUMONIA/person1_bacteria_2.jpeg": "person1",
+        "PNEUMONIA/person1007_virus_1690.jpeg": "person1007",
+    }
+    assert {name: re.search(pattern, name)[1] for name in names} == names
+
+
 def test_damaged_files_are_dropped_on_request(make_folder, noise_png, caplog):
     root = make_folder({"a": 11, "b": 11})
     damaged = {noise_png(99)[:-60], b""}
@@ -171,6 +209,15 @@ def test_a_file_with_a_damaged_frame_is_dropped_where_all_are_read(tmp_path, noi
             {"a/p1": 1, "a/p2": 1, "b/p3": 1},
             r"level deeper, in a/p1 .*data\.path=TABLE\.csv",
         ),
+        (
+            {"a": 4, "b/p1": 2, "c": 3, "c/p1/s1": 1},
+            r"3 images of .* not in the class folders, but a level deeper, in b/p1 .*TABLE\.csv",
+        ),
+        (
+            {"train/a": 2, "train/b": 2, "test/a": 2, "test/b/p1": 3},
+            "3 images of .*test are not in the class folders",
+        ),
+        ({"train": 3, "test": 2}, "3 directly in it: give each class a folder in it$"),
         ({"a": 30, "b": 1}, r"cannot split 9 images off 31 for test.*\[30, 1\]"),
     ],
 )

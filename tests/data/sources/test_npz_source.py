@@ -40,6 +40,11 @@ def test_the_arrays_of_medmnist_are_the_splits(build, shape):
         start += count
 
 
+def test_both_layouts_in_one_file_are_refused(build):
+    with pytest.raises(ValueError, match=r"holds x, .* and train_images, .*: save only those"):
+        build(medmnist(x=IMAGES, y=np.arange(60) % 2))
+
+
 def test_x_and_y_are_split_by_group(build):
     groups = np.repeat(np.arange(20), 3)
     dataset = build({"x": IMAGES, "y": np.arange(60) % 2, "groups": groups})

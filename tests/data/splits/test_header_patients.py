@@ -153,6 +153,24 @@ def test_headers_that_name_patients_are_noted_without_their_identifiers(ready, c
     assert not any(patient in caplog.text for patient in PATIENTS)
 
 
+def test_inspect_shows_the_patients_of_headers(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i, file in enumerate(FILES):
+        split = ("train", "val", "test")[i // 12]
+        path = tmp_path / "images" / split / "ab"[i % 2] / f"{i}.dcm"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(dicom(PATIENTS[0], i) if i == 35 else file)
+    (tmp_path / "images" / "train" / "a" / "0.dcm").write_bytes(FILES[0][:300])
+    (tmp_path / "images" / "val" / "a" / "12.dcm").write_bytes(FILES[0][:300])
+    lines = command("inspect", "images", "--group-tag", "PatientID")
+    # Files that are damaged count as a patient each.
+    assert "patients      5    5     5" in lines
+    assert "cannot be read: 2: " in "\n".join(lines)
+    (shared,) = [line for line in lines if line.startswith("patients in several splits")]
+    assert shared.startswith("patients in several splits: 1: 'h")
+    assert "train/a/2.dcm in train and test/b/35.dcm in test" in shared
+
+
 def test_patients_by_file_names_need_no_note(tmp_path, caplog):
     for i, file in enumerate(FILES):
         path = tmp_path / "images" / "ab"[i % 2] / f"p{PATIENTS[i]}_{i}.dcm"
