@@ -1,12 +1,16 @@
-"""`medmamba evaluate RUN`: the best checkpoint of a run, on the run's val and test images."""
+"""`medmamba evaluate RUN`: the best checkpoint of a run, on the run's images or on others."""
 
 import argparse
 import json
 from typing import Any
 
-from medmamba_jax.data import DataConfig
+from medmamba_jax.data import DataConfig, LabelledImages
+from medmamba_jax.data.build import find_images
+from medmamba_jax.data.csv_table import read_csv_table
 from medmamba_jax.errors import UserError
-from medmamba_jax.runs import load_run
+from medmamba_jax.files import expanded
+from medmamba_jax.runs import Run, load_run
+from medmamba_jax.runs.elsewhere import evaluate_elsewhere
 from medmamba_jax.runs.workdir import MAY_CHANGE, flat
 
 # Setting that may change -> its default.
@@ -18,22 +22,58 @@ _SETTINGS = {
 def add_evaluate(subcommands: Any) -> None:
     """Adds `evaluate` to the subcommands of a parser."""
     parser = subcommands.add_parser(
-        "evaluate", help="evaluate a run's best checkpoint on its val and test images"
+        "evaluate",
+        help="evaluate a run's best checkpoint on its val and test images, or on others",
     )
     parser.add_argument("run_folder", metavar="RUN", help="the run's folder, such as runs/xray")
     parser.add_argument(
         "--batch-size", type=int, metavar="N", help="images in a batch; the run's own by default"
     )
+    parser.add_argument(
+        "--data",
+        metavar="PATH",
+        help="evaluate all images of this folder, table or npz file, into RUN/evaluations/NAME",
+    )
+    parser.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="with --data: a CSV table with the columns other and run, which name the same class",
+    )
+    parser.add_argument("--name", default="", help="with --data: by default the name of PATH")
     for key in _SETTINGS:
         parser.add_argument(f"--{key}", metavar="VALUE", help="in place of the run's own setting")
     parser.set_defaults(run=evaluate)
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Evaluates a run, prints its tables and writes its results; see `Run.evaluate`."""
+    """Evaluates a run, prints its tables and writes its results.
+
+    See `Run.evaluate`, and with `--data` `evaluate_elsewhere`.
+
+    Raises:
+        UserError: two options do not go together.
+    """
     given = {key: getattr(options, key) for key in _SETTINGS}
     changes = {key: _value(key, text) for key, text in given.items() if text is not None}
-    load_run(options.run_folder, batch_size=options.batch_size).evaluate(changes=changes)
+    run = load_run(options.run_folder, batch_size=options.batch_size)
+    if not options.data:
+        if options.classes or options.name:
+            raise UserError("--classes and --name are for the images of --data: give that, too")
+        run.evaluate(changes=changes)
+        return
+    if changes:
+        raise UserError(f"--{next(iter(changes))} is for the run's own images, and not for --data")
+    classes = {}
+    if options.classes:
+        found = read_csv_table(expanded(options.classes))
+        classes = dict(zip(found.column("other"), found.column("run"), strict=True))
+    evaluate_elsewhere(run, _images(run, options.data), options.name, classes)
+
+
+def _images(run: Run, path: str) -> LabelledImages:
+    """Finds images, which are to be read as the run reads its own."""
+    own = run.description.preprocessing
+    return find_images(DataConfig(path=path, window=own.window, frame=own.frame))
 
 
 def _value(key: str, text: str) -> Any:

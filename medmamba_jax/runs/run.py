@@ -29,7 +29,12 @@ from medmamba_jax.parallel import DataParallel, is_first_host, say
 from medmamba_jax.predictor import Predictor
 from medmamba_jax.runs.description import RunDescription
 from medmamba_jax.runs.store import CheckpointStore, restored_like
-from medmamba_jax.runs.workdir import CHECKPOINTS, MAY_CHANGE, differing_images
+from medmamba_jax.runs.workdir import (
+    CHECKPOINTS,
+    MAY_CHANGE,
+    differing_images,
+    warn_of_trained_images,
+)
 
 EVALUATED = ("val", "test")  # the latter where there is one
 RESULTS = "results"
@@ -106,6 +111,8 @@ class Run:
         else:
             dataset = as_given(data)
         own_images = self._check(dataset, any_images=data is not None)
+        if not own_images:
+            warn_of_trained_images(self.workdir, _evaluated(dataset))
         return self.report(dataset, config.num_workers, write=own_images)
 
     def report(

@@ -9,6 +9,8 @@ from typing import Any
 from absl import logging
 
 from medmamba_jax.data import Dataset, LabelledImages
+from medmamba_jax.data.naming import listed
+from medmamba_jax.data.splits.split_table import trained_on
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import write_atomically
 from medmamba_jax.locking import Lock, hold
@@ -103,6 +105,27 @@ def write_description(
     """Writes `run.json`, and `versions.json` beside it."""
     description.write(workdir)
     write_atomically(workdir / "versions.json", json.dumps(dict(versions), indent=2) + "\n")
+
+
+def warn_of_trained_images(workdir: pathlib.Path, splits: Mapping[str, LabelledImages]) -> None:
+    """Warns if images to be evaluated are among those that a run was trained on.
+
+    Args:
+        workdir: the run's folder.
+        splits: the images to be evaluated. Their content hashes are read if they are not known.
+    """
+    table = workdir / SPLIT_TABLE
+    for name, split in splits.items():
+        if table.is_file() and (rows := trained_on(table, split)):
+            logging.warning(
+                "%d of %d %s images are training images of %s, so that their results say little"
+                " about new images: %s",
+                len(rows),
+                len(split),
+                name,
+                workdir,
+                listed([split.describe(row) for row in rows]),
+            )
 
 
 def differing_images(

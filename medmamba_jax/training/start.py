@@ -42,6 +42,7 @@ from medmamba_jax.runs.workdir import (
     check_same_images,
     check_same_settings,
     hold_workdir,
+    warn_of_trained_images,
     write_description,
 )
 from medmamba_jax.training.compilation import cache_compiled_programs
@@ -164,6 +165,9 @@ def start_run(
             made=ready.made,
             say=say,
         )
+        if before is None and config.train.init_from:
+            evaluated = {k: v for k, v in dataset.splits.items() if k != "train"}
+            warn_of_trained_images(pathlib.Path(config.train.init_from), evaluated)
         state, progress, report = first_state(config.train, description, spec, store, parallel)
         run = TrainingRun(
             config,

@@ -213,6 +213,15 @@ def test_own_objects_are_evaluated_whole(run, images):
         run.evaluate({"tset": Own()})
 
 
+def test_other_images_that_were_trained_on_are_told(run, images, caplog):
+    train, test = images.splits["train"], images.splits["test"]
+    pixels = np.concatenate([[train.read(2), train.read(5)], [test.read(i) for i in range(4)]])
+    others = mm.LabelledImages(pixels, np.arange(6) % 2, images.class_names)
+    run.evaluate({"test": others})
+    assert "2 of 6 test images are training images of" in caplog.text
+    assert "image 0; image 1" in caplog.text
+
+
 def test_labels_that_name_no_class(run):
     pixels = np.zeros((4, 32, 32), np.uint8)
     with pytest.raises(mm.UserError, match="run from 0 to 2"):

@@ -175,6 +175,15 @@ def test_resuming_needs_the_trained_model_no_more(config, images, trained, tmp_p
     assert results["val"]["num_examples"] == 10
 
 
+def test_images_that_the_trained_model_has_seen_are_told(config, images, trained, tmp_path, caplog):
+    moved = images.splits | {"train": images.splits["val"], "val": images.splits["train"]}
+    others = dataclasses.replace(images, splits=moved)
+    with mm.start_run(config(init_from=str(trained[0])), tmp_path / "new", others):
+        pass
+    assert f"20 of 20 val images are training images of {trained[0]}" in caplog.text
+    assert "test images are training images" not in caplog.text
+
+
 def test_nothing_to_start_from(config, images, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         mm.start_run(

@@ -10,13 +10,19 @@ from absl import logging
 
 from medmamba_jax.data.csv_table import read_csv_table, write_csv_table
 from medmamba_jax.data.dataset import Dataset
+from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.split_names import split_named
 from medmamba_jax.errors import UserError
 
+_CONTENT = "content"
+
 
 def write_split_table(path: Path, dataset: Dataset) -> None:
-    """Writes a row for each image, or for each file with several frames: path, split, label, group.
+    """Writes a row for each image, or for each file with several frames.
+
+    The columns are path, split, label, group and content, the first half of the content hash (of
+    the first frame), by which another run or set finds the images that were trained on.
 
     If an image is not a file, the path is another name of the image. The label is the name of the
     class. In a multi-label set, it is the names of all classes that the image shows, with "|"
@@ -27,8 +33,34 @@ def write_split_table(path: Path, dataset: Dataset) -> None:
         files = np.asarray(split.names) if split.files is None else split.files
         for row in np.sort(np.unique(files, return_index=True)[1]).tolist():
             group = "" if split.groups is None else split.groups[row]
-            rows.append([files[row], name, split.label_name(row), group])
-    write_csv_table(path, ["path", "split", "label", "group"], rows)
+            rows.append([files[row], name, split.label_name(row), group, _content(split, row)])
+    write_csv_table(path, ["path", "split", "label", "group", _CONTENT], rows)
+
+
+def trained_on(path: Path, split: LabelledImages) -> list[int]:
+    """Returns the rows of a split whose images are training images of a table of splits.
+
+    It compares the content of files, whatever their names. Tables of earlier versions do not have
+    it: then no row is found.
+
+    Args:
+        path: `split.csv` of a run.
+        split: any images.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        UserError: the file is no table.
+    """
+    table = read_csv_table(path)
+    if _CONTENT not in table.header:
+        return []
+    pairs = zip(table.column("split"), table.column(_CONTENT), strict=True)
+    known = {content for name, content in pairs if name == "train"}
+    return [row for row in range(len(split)) if _content(split, row) in known]
+
+
+def _content(split: LabelledImages, row: int) -> str:
+    return split.identity(row).hex()[:32]
 
 
 def read_split_table(

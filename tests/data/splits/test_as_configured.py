@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import hashlib
 import itertools
 
 import numpy as np
@@ -9,6 +10,7 @@ from medmamba_jax.data import DataConfig, Dataset, LabelledImages, build_dataset
 from medmamba_jax.data.build import prepare
 from medmamba_jax.data.config import FolderConfig, PhantomConfig
 from medmamba_jax.data.sources.class_names import in_natural_order
+from medmamba_jax.data.splits.split_table import trained_on
 
 
 @pytest.fixture
@@ -73,7 +75,7 @@ def test_a_split_that_was_written_is_read(folder, tmp_path):
     path = tmp_path / "split.csv"
     write_split_table(path, first)
     rows = list(csv.DictReader(path.read_text().splitlines()))
-    assert len(rows) == 60 and list(rows[0]) == ["path", "split", "label", "group"]
+    assert len(rows) == 60 and list(rows[0]) == ["path", "split", "label", "group", "content"]
     for row in rows:
         assert row["path"].startswith(f"{row['label']}/{row['group']}_")
         assert row["path"] in names(first)[row["split"]]
@@ -102,14 +104,26 @@ def test_a_table_of_ones_own_may_be_without_test(folder, tmp_path, spelling):
 
 def test_labels_of_a_multi_label_set_are_written_by_name(tmp_path):
     labels = [[1, 1], [0, -1], [0, 1]]
-    split = LabelledImages(np.zeros((3, 8, 8), np.uint8), labels, ("x", "y"))
+    split = LabelledImages([bytes([i]) for i in range(3)], labels, ("x", "y"))
     write_split_table(tmp_path / "split.csv", Dataset({"train": split}))
+    content = [hashlib.sha256(bytes([i])).hexdigest()[:32] for i in range(3)]
     assert (tmp_path / "split.csv").read_text().splitlines() == [
-        "path,split,label,group",
-        "image 0,train,x|y,",
-        "image 1,train,,",
-        "image 2,train,y,",
+        "path,split,label,group,content",
+        f"image 0,train,x|y,,{content[0]}",
+        f"image 1,train,,,{content[1]}",
+        f"image 2,train,y,,{content[2]}",
     ]
+
+
+def test_training_images_are_found_by_content(tmp_path):
+    def of(*contents):
+        return LabelledImages([bytes([c]) for c in contents], np.arange(len(contents)) % 2)
+
+    path = tmp_path / "split.csv"
+    write_split_table(path, Dataset({"train": of(1, 2, 3), "val": of(4, 5)}))
+    assert trained_on(path, of(5, 3, 6, 1)) == [1, 3]
+    path.write_text("path,split\na,train\nb,val\n")  # of an earlier version
+    assert trained_on(path, of(1, 2)) == []
 
 
 def test_phantoms_can_be_cross_validated():

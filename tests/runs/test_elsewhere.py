@@ -1,0 +1,96 @@
+"""A run on labelled images of another origin: `medmamba evaluate RUN --data=OTHER`."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import accuracy_score, roc_auc_score
+
+import medmamba_jax as mm
+from medmamba_jax import cli
+from medmamba_jax.runs.elsewhere import evaluate_elsewhere
+
+
+@pytest.fixture
+def run(run_of_two_epochs):
+    return mm.load_run(run_of_two_epochs)
+
+
+def folder_of(split, folder, names):
+    """Writes a split as image files, whose classes have these names."""
+    for row in range(len(split)):
+        place = folder / names[split.labels[row]]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(split.read(row)).save(place / f"{row}.png")
+    return folder
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_every_image_of_a_folder_is_evaluated_and_the_runs_results_stay(
+    run, images, tmp_path, capsys
+):
+    split = images.splits["test"]
+    other = folder_of(split, tmp_path / "clinic", ("dark", "bright"))
+    before = files(run.workdir)
+    assert cli.main(["evaluate", str(run.workdir), f"--data={other}"]) == 0
+    after = files(run.workdir)
+    assert {path: after[path] for path in before} == before
+    folder = run.workdir / "evaluations" / "clinic"
+    assert set(after) - set(before) == {folder / "results.json", folder / "predictions.csv"}
+    assert "clinic (9 images, checkpoint of epoch" in capsys.readouterr().out
+
+    results = json.loads((folder / "results.json").read_text())
+    p = run.predictor.predict(split)
+    assert results["num_examples"] == 9 and results["class_names"] == ["dark", "bright"]
+    assert results["accuracy"] == pytest.approx(accuracy_score(split.labels, p.argmax(1)))
+    assert results["auc"] == pytest.approx(roc_auc_score(split.labels, p[:, 1]))
+    with (folder / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["path"]: row["label"] for row in rows}["dark/0.png"] == "dark"
+
+
+def test_classes_of_other_names_are_matched_by_a_table(run, images, tmp_path):
+    split = images.splits["test"]
+    other = folder_of(split, tmp_path / "clinic", ("night", "day"))
+    table = tmp_path / "classes.csv"
+    table.write_text("other,run\nday,bright\nnight,dark\n")
+    options = [f"--data={other}", f"--classes={table}", "--name=renamed"]
+    assert cli.main(["evaluate", str(run.workdir), *options]) == 0
+    found = json.loads((run.workdir / "evaluations" / "renamed" / "results.json").read_text())
+    expected = mm.evaluate(run.predictor, split)
+    assert found["auc"] == expected["auc"] and found["accuracy"] == expected["accuracy"]
+
+
+def test_two_classes_may_mean_one_and_a_class_may_lack(run, images):
+    split = images.splits["test"]
+    pixels = np.stack([split.read(i) for i in range(9)])
+    both = mm.LabelledImages(pixels, np.arange(9) % 2, ("dim", "dark"), name="night")
+    found = evaluate_elsewhere(run, both, classes={"dim": "dark"})
+    assert found["per_class"]["bright"]["num_examples"] == 0
+    assert found["per_class"]["dark"]["num_examples"] == 9 and found["auc"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--data=clinic"], "the run has no class 'day', but dark, bright: say by --classes"),
+        (["--data=nowhere"], "nowhere"),
+        (["--data=clinic", "--name=../x"], "'../x' is no name for a folder"),
+        (["--name=x"], "--classes and --name are for the images of --data"),
+        (["--data=clinic", "--data.num_workers=1"], "--data.num_workers is for the run's own"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(
+    run, images, tmp_path, monkeypatch, capsys, options, problem
+):
+    monkeypatch.chdir(tmp_path)
+    folder_of(images.splits["test"], tmp_path / "clinic", ("dark", "day"))
+    assert cli.main(["evaluate", str(run.workdir), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and problem in error and error.count("\n") == 1
+    assert not (run.workdir / "evaluations").exists()
