@@ -15,6 +15,8 @@ from sklearn import metrics
 
 from medmamba_jax.data.labelled_images import TASKS
 
+_BINS = 15  # of the calibration error
+
 
 @dataclasses.dataclass(frozen=True)
 class ClassOutputs:
@@ -169,6 +171,45 @@ def _loss(outputs: Outputs) -> float | None:
     return _mean(np.logaddexp(0, np.where(labels == 1, -logits, logits))[~np.isnan(labels)])
 
 
+def _top_2_accuracy(outputs: Outputs) -> float | None:
+    if len(outputs.class_names) < 3:
+        return None  # it would be 1
+    best = np.argsort(-outputs.scores, axis=1, kind="stable")[:, :2]
+    return float((best == outputs.labels[:, None]).any(1).mean())
+
+
+def _kappa(outputs: Outputs) -> float | None:
+    if len({*outputs.labels.tolist(), *outputs.predicted.tolist()}) < 2:
+        return None  # 0 / 0
+    return float(metrics.cohen_kappa_score(outputs.labels, outputs.predicted))
+
+
+def _mcc(outputs: Outputs) -> float | None:
+    if min(len(np.unique(outputs.labels)), len(np.unique(outputs.predicted))) < 2:
+        return None  # 0 / 0
+    return float(metrics.matthews_corrcoef(outputs.labels, outputs.predicted))
+
+
+def _brier(outputs: Outputs) -> float | None:
+    """Brier's original score: the squared distance from the truth, summed over the classes (0..2).
+
+    In a multi-label set it is the mean over the known labels (0..1).
+    """
+    if outputs.task == "multilabel":
+        return _mean(((outputs.probabilities - outputs.labels) ** 2)[~np.isnan(outputs.labels)])
+    truth = np.eye(len(outputs.class_names))[outputs.labels]
+    return float(((outputs.probabilities - truth) ** 2).sum(1).mean())
+
+
+def _ece(outputs: Outputs) -> float | None:
+    """Expected calibration error of the predicted class, in 15 bins of equally many images."""
+    p = outputs.probabilities.max(1)
+    right = outputs.predicted == outputs.labels
+    parts = np.array_split(np.argsort(p, kind="stable"), min(_BINS, len(p)))
+    gaps = [len(part) * abs(p[part].mean() - right[part].mean()) for part in parts]
+    return float(sum(gaps) / len(p))
+
+
 def _sensitivity(row: ClassOutputs) -> float | None:
     return float(metrics.recall_score(row.actual, row.predicted)) if row.actual.any() else None
 
@@ -183,6 +224,12 @@ def _precision(row: ClassOutputs) -> float | None:
     if not row.predicted.any():
         return None
     return float(metrics.precision_score(row.actual, row.predicted))
+
+
+def _negative_predictive_value(row: ClassOutputs) -> float | None:
+    if row.predicted.all():
+        return None
+    return float(metrics.precision_score(~row.actual, ~row.predicted))
 
 
 def _f1(row: ClassOutputs) -> float | None:
@@ -215,11 +262,17 @@ METRICS: dict[str, Metric] = {
     "sensitivity": Metric("sensitivity", of_class=_sensitivity),
     "specificity": Metric("specificity", of_class=_specificity),
     "precision": Metric("precision", of_class=_precision),
+    "npv": Metric("NPV", of_class=_negative_predictive_value),
     "f1": Metric("F1", of_class=_f1),
     "auc": Metric("AUC", of_class=_auc, needs_both_sides=True, in_headline=True),
     "average_precision": Metric(
         "average precision", of_class=_average_precision, needs_both_sides=True
     ),
+    "top_2_accuracy": Metric("top-2 accuracy", _top_2_accuracy, tasks=("multiclass",)),
+    "kappa": Metric("Cohen's kappa", _kappa, tasks=("multiclass",)),
+    "mcc": Metric("MCC", _mcc, tasks=("multiclass",)),
+    "brier": Metric("Brier score", _brier, higher_is_better=False),
+    "ece": Metric("ECE", _ece, tasks=("multiclass",), higher_is_better=False),
 }
 
 

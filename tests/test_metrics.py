@@ -1,5 +1,6 @@
 """The table of metrics against scikit-learn and confusion matrices counted by hand."""
 
+import itertools
 import json
 
 import numpy as np
@@ -51,6 +52,54 @@ def test_against_scikit_learn(k):
     json.dumps(got)
 
 
+@pytest.mark.parametrize("k", [2, 3, 7])
+def test_agreement_and_calibration_by_hand(k):
+    labels, logits = make(200, k)
+    got = classification_metrics(labels, logits, [f"class {i}" for i in range(k)])
+    p = softmax(logits.astype(np.float64), axis=1)
+    predicted = logits.argmax(1)
+    counts = np.zeros((k, k))
+    np.add.at(counts, (labels, predicted), 1)
+    true, said, right = counts.sum(1), counts.sum(0), np.trace(counts)
+    by_chance = true @ said / 200**2
+    np.testing.assert_allclose(got["kappa"], (right / 200 - by_chance) / (1 - by_chance))
+    # Gorodkin 2004, the correlation of k classes.
+    product = (200**2 - said @ said) * (200**2 - true @ true)
+    np.testing.assert_allclose(got["mcc"], (right * 200 - true @ said) / np.sqrt(product))
+    np.testing.assert_allclose(got["brier"], ((p - np.eye(k)[labels]) ** 2).sum() / 200)
+    expected = None if k == 2 else metrics.top_k_accuracy_score(labels, p, k=2)
+    assert got["top_2_accuracy"] == expected
+
+    order = np.argsort(p.max(1))
+    edges = [sum(200 // 15 + (i < 200 % 15) for i in range(b)) for b in range(16)]
+    error = 0.0
+    for start, end in itertools.pairwise(edges):
+        bin_ = order[start:end]
+        confidence, accuracy = p.max(1)[bin_].mean(), (predicted == labels)[bin_].mean()
+        error += (end - start) / 200 * abs(confidence - accuracy)
+    np.testing.assert_allclose(got["ece"], error)
+
+
+def test_a_perfect_model_and_one_that_knows_nothing():
+    labels = np.arange(30) % 3
+    perfect = classification_metrics(labels, 1e3 * np.eye(3)[labels], list("abc"))
+    assert perfect["kappa"] == perfect["mcc"] == perfect["top_2_accuracy"] == 1
+    assert perfect["ece"] == perfect["brier"] == 0
+    nothing = classification_metrics(labels, np.zeros((30, 3)), list("abc"))
+    assert nothing["kappa"] == 0 and nothing["mcc"] is None
+    assert nothing["brier"] == pytest.approx(2 / 3)
+    one = classification_metrics(np.zeros(5, int), np.tile([1.0, 0.0], (5, 1)), ["a", "b"])
+    assert one["kappa"] is None and one["mcc"] is None
+
+
+def test_brier_score_of_known_labels():
+    labels = np.array([[1, 0], [np.nan, 1], [0, np.nan]])
+    logits = np.array([[0.0, 2.0], [5.0, -1.0], [1.0, 3.0]])
+    known = ~np.isnan(labels)
+    expected = ((expit(logits) - np.nan_to_num(labels))[known] ** 2).mean()
+    assert multilabel_metrics(labels, logits, ["a", "b"])["brier"] == pytest.approx(expected)
+
+
 def test_per_class_from_the_confusion_matrix():
     labels, logits = make(150, 4)
     got = classification_metrics(labels, logits, list("abcd"))
@@ -67,6 +116,7 @@ def test_per_class_from_the_confusion_matrix():
         np.testing.assert_allclose(row["specificity"], 1 - false / (150 - hits - missed))
         np.testing.assert_allclose(row["precision"], hits / (hits + false))
         np.testing.assert_allclose(row["f1"], 2 * hits / (2 * hits + missed + false))
+        np.testing.assert_allclose(row["npv"], 1 - missed / (150 - hits - false))
 
 
 def test_absent_class_is_left_out_not_counted_as_zero():
