@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import tempfile
 import uuid
 
 from medmamba_jax.errors import UserError
@@ -47,3 +48,13 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
         raise type(error)(error.errno, error.strerror, str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def require_writable(folder: pathlib.Path) -> None:
+    """Raises OSError unless files can be made in the folder, or where it will be made."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(folder)) from error

@@ -202,7 +202,10 @@ def _brier(outputs: Outputs) -> float | None:
 
 
 def _ece(outputs: Outputs) -> float | None:
-    """Expected calibration error of the predicted class, in 15 bins of equally many images."""
+    """Expected calibration error of the predicted class, in 15 bins of equally many images.
+
+    Nguyen and O'Connor 2015 use such bins. Those of Guo et al. 2017 have equal widths instead.
+    """
     p = outputs.probabilities.max(1)
     right = outputs.predicted == outputs.labels
     parts = np.array_split(np.argsort(p, kind="stable"), min(_BINS, len(p)))
@@ -272,7 +275,7 @@ METRICS: dict[str, Metric] = {
     "kappa": Metric("Cohen's kappa", _kappa, tasks=("multiclass",)),
     "mcc": Metric("MCC", _mcc, tasks=("multiclass",)),
     "brier": Metric("Brier score", _brier, higher_is_better=False),
-    "ece": Metric("ECE", _ece, tasks=("multiclass",), higher_is_better=False),
+    "ece": Metric("ECE (equal-mass)", _ece, tasks=("multiclass",), higher_is_better=False),
 }
 
 

@@ -15,7 +15,7 @@ from medmamba_jax.data.labelled_images import Files, LabelledImages
 from medmamba_jax.data.sources.frames import all_frames
 from medmamba_jax.data.texts import printable
 from medmamba_jax.errors import NonFiniteLossError, UserError
-from medmamba_jax.files import write_atomically
+from medmamba_jax.files import require_writable, write_atomically
 from medmamba_jax.metrics import probabilities
 from medmamba_jax.predictor import Predictor
 
@@ -40,8 +40,15 @@ class Predictions:
     probabilities: np.ndarray
     unreadable: dict[str, str]
 
+    @classmethod
+    def none(cls, task: str, class_names: tuple[str, ...]) -> "Predictions":
+        """Returns the predictions of no image."""
+        return cls(task, class_names, (), np.zeros((0, len(class_names))), {})
+
     def decided(self, threshold: float | None = None, abstain_below: float = 0.0) -> list[str]:
-        """Returns the predicted class of each image; of a multi-label model all, "|" between.
+        """Returns the predicted class of each image.
+
+        For a multi-label model it returns all predicted classes, joined by "|".
 
         Args:
             threshold: of two classes, the probability from which on an image is of the second one;
@@ -224,16 +231,18 @@ WRITERS: dict[str, Callable[[Sequence[str], Sequence[Sequence[Any]]], str]] = {
 
 
 def writer_of(path: pathlib.Path) -> Callable[[Sequence[str], Sequence[Sequence[Any]]], None]:
-    """Returns the function that writes rows into this file.
+    """Makes the folder of the file, and returns the function that writes rows into the file.
 
     Raises:
+        OSError: the folder cannot be made, or not be written to.
         UserError: the ending is not in `WRITERS`.
     """
     if (ending := path.suffix.lower()) not in WRITERS:
         raise UserError(f"{path} must end in {' or '.join(WRITERS)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    require_writable(path.parent)
 
     def write(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, WRITERS[ending](header, rows))
 
     return write

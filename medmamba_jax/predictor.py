@@ -25,7 +25,8 @@ from medmamba_jax.models import MedMamba, MedMambaConfig, evaluation_graphdef
 from medmamba_jax.parallel import DataParallel
 
 Image = str | pathlib.Path | bytes | np.ndarray | PIL.Image.Image
-_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
+_DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")  # of Pillow, more than 8 bits
 BATCH_SIZE = 64  # images in a batch, unless the caller says otherwise
 
 
@@ -261,11 +262,16 @@ def _readable(image: object, name: str, window: Window) -> str | pathlib.Path | 
     """Returns what `Preprocessing.decode` takes for one image."""
     if isinstance(image, PIL.Image.Image):
         upright = PIL.ImageOps.exif_transpose(image)
-        if upright.mode not in _PNG_MODES:
-            upright = upright.convert("RGB")
-        file = io.BytesIO()
-        upright.save(file, "PNG", compress_level=0)
-        return file.getvalue()
+        if upright.mode in _DEEP_MODES:
+            image = np.asarray(upright)
+            if image.dtype == np.int32 and 0 <= image.min() and image.max() < 2**16:
+                image = image.astype(np.uint16)  # Pillow holds some files of 16 bits in 32
+        else:
+            file = io.BytesIO()
+            (upright if upright.mode in _PNG_MODES else upright.convert("RGB")).save(
+                file, "PNG", compress_level=0
+            )
+            return file.getvalue()
     if isinstance(image, np.ndarray) and image.dtype.kind == "f" and isinstance(window, str):
         raise UserError(
             f"{name} holds {image.dtype} values, whose range for black and white is not known: give"

@@ -97,7 +97,7 @@ def config():
 def trained(config, images, tmp_path_factory):
     """Workdir and results of `config(epochs=2)` on `images`; to be read only.
 
-    The worker that needs it first trains it for all.
+    The worker that needs it first trains it for all. Each has a copy.
     """
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -105,9 +105,11 @@ def trained(config, images, tmp_path_factory):
     workdir, done = folder / "trained", folder / "trained.json"
     with filelock.FileLock(folder / "trained.lock"), pytest.MonkeyPatch.context() as monkeypatch:
         if not done.exists():
+            shutil.rmtree(workdir, ignore_errors=True)  # of a worker that failed
             use_one_device(monkeypatch)
             done.write_text(json.dumps(mm.train(config(epochs=2), workdir, images)))
-    return workdir, json.loads(done.read_text())
+        own = shutil.copytree(workdir, tmp_path_factory.mktemp("trained") / "run")
+    return own, json.loads(done.read_text())
 
 
 @pytest.fixture(scope="session")

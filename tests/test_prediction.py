@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 
 import numpy as np
 import pydicom
@@ -135,6 +136,17 @@ def test_files_folders_patterns_and_tables_are_inputs(folder, tmp_path, monkeypa
     assert image_paths([folder / "notes.txt"]) == [folder / "notes.txt"]  # named, so wanted
     with pytest.raises(FileNotFoundError, match=r"no .*\*\.jpg"):
         image_paths([str(folder / "*.jpg")])
+    (tmp_path / "@eaDir").mkdir()
+    shutil.copy(folder / "0.png", tmp_path / "@eaDir" / "SYNOPHOTO_THUMB.png")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "scans").symlink_to(folder)
+    (folder / "back").symlink_to(tmp_path / "linked")
+    (folder / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    assert len(image_paths([tmp_path / "linked"])) == 10  # the broken link is to be named
+    for text, problem in (("file\n0.png\n", "no column 'path'"), ("path,a\n,1\n", "is empty")):
+        (tmp_path / "table.csv").write_text(text)
+        with pytest.raises(mm.UserError, match=problem):
+            image_paths([tmp_path / "table.csv"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(mm.UserError, match="holds no image file, but 0 others"):
         image_paths([tmp_path / "empty"])
@@ -162,9 +174,14 @@ def test_the_command_prints_writes_and_tells_what_failed(run, folder, capsys, tm
         (["--output=x.xlsx"], "must end in .csv or .jsonl"),
         (["--mirror"], "data.augmentation='none', which shows no mirror images"),
         (["--threshold=3"], "threshold must lie between 0 and 1"),
+        (["--top=3"], "top must lie between 0 and 2"),
+        ([f"--output={__file__}/x.csv"], "check the path"),
     ],
 )
-def test_a_mistake_of_the_command_is_one_line(run, folder, capsys, options, problem):
+def test_a_mistake_of_the_command_is_found_before_an_image_is_read(
+    run, folder, capsys, options, problem, monkeypatch
+):
+    monkeypatch.setattr("medmamba_jax.cli.predict.predict_files", None)
     assert cli.main(["predict", str(run.workdir), str(folder), *options]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and problem in error and error.count("\n") == 1
@@ -182,6 +199,19 @@ def test_pillow_images_are_their_files(run, folder):
     file = io.BytesIO()
     turned.save(file, "PNG", exif=exif)
     assert run.predictor.predict(Image.open(file)) == expected
+
+
+@pytest.mark.parametrize("dtype", ["<u2", ">u2", "<i2", "<i4"])
+def test_deep_pillow_images_are_their_files(run, tmp_path, dtype):
+    import tifffile
+
+    values = np.random.default_rng(0).integers(0, 4096, (32, 32)).astype(dtype)
+    path = tmp_path / "deep.tif"
+    tifffile.imwrite(path, values, byteorder=">" if dtype[0] == ">" else "<")
+    with Image.open(path) as image:
+        assert run.predictor.predict(image) == run.predictor.predict(path)
+        with pytest.raises(mm.UserError, match="image 0 holds float32 values"):
+            run.predictor.predict(image.convert("F"))
 
 
 def test_deep_arrays_pass_the_window_and_floats_are_refused(run, tmp_path):

@@ -54,7 +54,7 @@ _ACCESS = "and who may read and write it"
 _REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "and free some space")
 
 
-class _Warning(logging.Formatter):
+class _TerminalFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return for_terminal(super().format(record))
 
@@ -110,4 +110,4 @@ def log_warnings() -> None:
     """Lets warnings appear as a line that begins with `warning:`."""
     absl.logging.use_absl_handler()
     absl.logging.set_verbosity(absl.logging.WARNING)
-    absl.logging.get_absl_handler().setFormatter(_Warning("warning: %(message)s"))
+    absl.logging.get_absl_handler().setFormatter(_TerminalFormatter("warning: %(message)s"))

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from medmamba_jax.data import DataConfig, LabelledImages
-from medmamba_jax.data.build import find_images
+from medmamba_jax.data.build import find_images, source_of
 from medmamba_jax.data.csv_table import read_csv_table
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded
@@ -73,7 +73,11 @@ def evaluate(options: argparse.Namespace) -> None:
 def _images(run: Run, path: str) -> LabelledImages:
     """Finds images, which are to be read as the run reads its own."""
     own = run.description.preprocessing
-    return find_images(DataConfig(path=path, window=own.window, frame=own.frame))
+    kind = source_of(DataConfig(path=path))
+    values = {"path": path, "window": own.window, "frame": own.frame}
+    # The run's settings for this kind of source, such as the columns of a table.
+    section = {k: v for k, v in run.description.config["data"].items() if k == kind}
+    return find_images(DataConfig.from_dict(values | section, ignored=[]))
 
 
 def _value(key: str, text: str) -> Any:

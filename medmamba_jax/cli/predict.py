@@ -12,7 +12,7 @@ from medmamba_jax.data.texts import for_terminal, printable
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded
 from medmamba_jax.prediction import Predictions, as_rows, predict_files, writer_of
-from medmamba_jax.runs import Run, load_run
+from medmamba_jax.runs import load_run
 
 _SHOWN = 3  # classes in a line of the terminal
 
@@ -21,12 +21,6 @@ def add_predict(subcommands: Any) -> None:
     """Adds `predict` to the subcommands of a parser."""
     parser = subcommands.add_parser("predict", help="classify images with a run's best checkpoint")
     parser.add_argument("run_folder", metavar="RUN", help="the run's folder, such as runs/xray")
-    add_options(parser)
-    parser.set_defaults(run=lambda options: predict(load_run(options.run_folder), options))
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds all arguments but the run."""
     parser.add_argument(
         "places",
         nargs="+",
@@ -56,12 +50,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mirror",
         action="store_true",
-        help="average with the mirror image, if the run was trained with mirror images",
+        help="average with the mirror image; an error if the run was trained without such images",
     )
-    parser.add_argument("--batch-size", type=int, metavar="N", help="the run's own by default")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="images in a batch; by default the run's own number",
+    )
+    parser.set_defaults(run=predict)
 
 
-def predict(run: Run, options: argparse.Namespace) -> tuple[str, int]:
+def predict(options: argparse.Namespace) -> tuple[str, int]:
     """Classifies images, prints a line for each, and writes the table; see `predict_files`.
 
     Returns:
@@ -71,20 +71,21 @@ def predict(run: Run, options: argparse.Namespace) -> tuple[str, int]:
         FileNotFoundError: there is no such run or image.
         UserError: an argument does not fit the run.
     """
+    run = load_run(options.run_folder, batch_size=options.batch_size)
     policy = run.description.config["data"]["augmentation"]
     if options.mirror and policy not in MIRRORING:
         raise UserError(
             f"--mirror: the run was trained with data.augmentation={policy!r}, which shows no"
             " mirror images"
         )
+    decision = {"threshold": options.threshold, "abstain_below": options.abstain_below}
+    nothing = Predictions.none(run.description.task, run.description.class_names)
+    as_rows(nothing, top=options.top, **decision)  # a mistake shows before any image is read
     write = writer_of(expanded(options.output)) if options.output else None
     paths = image_paths(options.places)
-    if options.batch_size is not None:
-        run = load_run(run.workdir, batch_size=options.batch_size)
     total = len(paths) * (2 if options.mirror else 1)
     with tqdm(total=total, desc="classifying", unit="image", leave=False, disable=None) as bar:
         found = predict_files(run.predictor, paths, mirror=options.mirror, progress=bar.update)
-    decision = {"threshold": options.threshold, "abstain_below": options.abstain_below}
     header, rows = as_rows(found, top=options.top, **decision)
     lines = []
     if write is None:

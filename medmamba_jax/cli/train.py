@@ -69,6 +69,8 @@ def _main(argv: list[str]) -> None:
 
     workdir = pathlib.Path(_WORKDIR.value or default_workdir())
     try:
+        if _MODE.value != "predict" and (_INPUT.value or _OUTPUT.value):
+            raise UserError("--input and --output are for --mode=predict, which is not given")
         if _MODE.value == "evaluate":
             sys.exit(_evaluate(workdir))
         if _MODE.value == "predict":

@@ -44,11 +44,11 @@ from medmamba_jax.errors import MissingFileError, UserError
 from medmamba_jax.files import expanded
 from medmamba_jax.sections import Section
 
+_SAMPLED_FOR_WINDOWS = 200  # images, for a warning that concerns a set of DICOM files as a whole
+
 # Name -> source. The settings that only one source reads are in the section of the same name, such
 # as `data.csv`. `source_of` tries the newest entry first, so that a script can add a source for an
 # ending that another source also recognises.
-_LOOKED_AT = 200  # images, for a warning that concerns a set of DICOM files as a whole
-
 SOURCES: dict[str, Source] = {
     "public": PUBLIC,  # recognises every name that is left
     "phantom": PHANTOM,
@@ -137,7 +137,7 @@ def prepare(
     source = labelled(found)
     tag, looked = ("", frozenset()) if isinstance(found, Dataset) else looked_at(source, config)
 
-    sampled = set(np.linspace(0, len(source) - 1, _LOOKED_AT).astype(int).tolist())
+    sampled = set(np.linspace(0, len(source) - 1, _SAMPLED_FOR_WINDOWS).astype(int).tolist())
     kinds: dict[int, str] = {}
     frames = np.ones(len(source), int)
 

@@ -215,8 +215,8 @@ class DataConfig(Section):
             from the smallest to the largest value of each image, without its padding. "full": the
             whole range of the file's type. "LOW,HIGH": the same range for all images (for DICOM in
             the file's own units, such as Hounsfield). Values below LOW become 0, and values above
-            HIGH become 255. 8-bit images do not change, except grey DICOM with a window, here or in
-            the file.
+            HIGH become 255. 8-bit images do not change, with one exception: grey DICOM, if this
+            setting or the file gives a window.
         frame: which frame to read of a file with several frames (DICOM, TIFF, GIF, WebP), counted
             from 0. With -1, each frame becomes an image with the file's label.
         augmentation: the training policy, a name in `augmentation.POLICIES`.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from medmamba_jax.data.texts import composed, is_number, read_text
+from medmamba_jax.data.texts import composed, is_decimal, read_text
 from medmamba_jax.errors import MissingFileError, UserError
 from medmamba_jax.files import write_atomically
 
@@ -153,7 +153,7 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def _guarded(cell: object) -> object:
-    formula = isinstance(cell, str) and _FORMULA.match(cell) and not is_number(cell)
+    formula = isinstance(cell, str) and _FORMULA.match(cell) and not is_decimal(cell)
     return f"'{cell}" if formula else cell
 
 

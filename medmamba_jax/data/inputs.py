@@ -1,12 +1,13 @@
 """Finds the image files that a user names for prediction."""
 
 import glob
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from medmamba_jax.data.csv_table import read_csv_table
-from medmamba_jax.data.images.formats import is_image_file
-from medmamba_jax.errors import UserError
+from medmamba_jax.data.sources.image_folder import is_hidden, is_image
+from medmamba_jax.errors import MissingFileError, UserError
 from medmamba_jax.files import expanded
 
 _TABLES = (".csv", ".tsv")
@@ -35,14 +36,14 @@ def image_paths(places: Sequence[str | Path]) -> list[Path]:
         if path.is_dir():
             paths = _images_below(path)
         elif path.suffix.lower() in _TABLES and path.is_file():
-            paths = [path.parent / name for name in read_csv_table(path).column(_COLUMN)]
-        elif path.exists():
+            paths = _paths_of(path)
+        elif os.path.lexists(path):
             paths = [path]
         else:
             paths = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
             paths = [path for path in paths if path.is_file()]
             if not paths:
-                raise FileNotFoundError(
+                raise MissingFileError(
                     f"there is no {place}: give an image, a folder, a pattern or a CSV table"
                 )
         found |= dict.fromkeys(paths)
@@ -50,13 +51,33 @@ def image_paths(places: Sequence[str | Path]) -> list[Path]:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    files = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    ]
-    images = [path for path in files if is_image_file(path)]
+    found = sorted(Path(top) / name for top, names in _walked(folder) for name in names)
+    images = [path for path in found if is_image(path)]
     if not images:
-        raise UserError(f"{folder} holds no image file, but {len(files)} others: check the path")
+        raise UserError(f"{folder} holds no image file, but {len(found)} others: check the path")
     return images
+
+
+def _walked(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yields each folder, also behind links, and its files, without what is hidden."""
+    known = set()
+    for top, folders, files in os.walk(folder, followlinks=True):
+        if (place := os.path.realpath(top)) in known:  # a link that leads back
+            folders.clear()
+            continue
+        known.add(place)
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        yield top, [name for name in files if not is_hidden(name)]
+
+
+def _paths_of(path: Path) -> list[Path]:
+    table = read_csv_table(path)
+    if _COLUMN not in table.header:
+        raise UserError(
+            f"{path} has no column {_COLUMN!r}; its first line is {', '.join(table.header)!r}:"
+            f" name the column of the image files so"
+        )
+    names = table.column(_COLUMN)
+    if "" in names:
+        raise table.error(names.index(""), f"{_COLUMN!r} is empty; name an image file")
+    return [path.parent / name for name in names]

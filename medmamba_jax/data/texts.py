@@ -21,7 +21,7 @@ MISSING = frozenset(
 
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_DIRECTIONS = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _WESTERN = ("cp1252", "latin-1")  # Windows writes the first; the second can read any bytes
 
 
@@ -71,12 +71,14 @@ def composed(text: str) -> str:
 def printable(path: str) -> str:
     """Returns the path of a file as text for messages and tables: in NFC, and all Unicode.
 
-    A byte that is not UTF-8, for which Python has no character, becomes `\\xNN`.
+    A byte that is not UTF-8, for which Python has no character, becomes `\\xNN`, and so does what
+    `for_terminal` escapes, and the end of a line.
     """
-    return composed(path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
+    text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return for_terminal(composed(text)).replace("\n", "\\n")
 
 
-def is_number(text: str) -> bool:
+def is_decimal(text: str) -> bool:
     """Whether a text is a decimal number, such as -1.5e3."""
     return _NUMBER.fullmatch(text) is not None
 
@@ -93,7 +95,7 @@ def for_terminal(text: str) -> str:
 
 
 def _is_control(character: str) -> bool:
-    return unicodedata.category(character) in ("Cc", "Zl", "Zp") or character in _DIRECTIONS
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _DIRECTIONS
 
 
 def one_spelling(texts: Iterable[str]) -> list[str]:
@@ -108,7 +110,7 @@ def one_spelling(texts: Iterable[str]) -> list[str]:
         digits alone.
     """
     spelled = [composed(text) for text in texts]
-    meaning = {text: Decimal(text) if is_number(text) else text for text in set(spelled)}
+    meaning = {text: Decimal(text) if is_decimal(text) else text for text in set(spelled)}
     shortest: dict[Decimal | str, str] = {}
     for text in sorted(meaning, key=lambda text: (not text.isdigit(), len(text), text)):
         shortest.setdefault(meaning[text], text)

@@ -115,8 +115,10 @@ def warn_of_trained_images(workdir: pathlib.Path, splits: Mapping[str, LabelledI
         splits: the images to be evaluated. Their content hashes are read if they are not known.
     """
     table = workdir / SPLIT_TABLE
-    for name, split in splits.items():
-        if table.is_file() and (rows := trained_on(table, split)):
+    found = trained_on(table, splits) if table.is_file() else {}
+    for name, rows in found.items():
+        if rows:
+            split = splits[name]
             logging.warning(
                 "%d of %d %s images are training images of %s, so that their results say little"
                 " about new images: %s",

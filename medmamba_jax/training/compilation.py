@@ -1,4 +1,4 @@
-"""Keeps compiled programs on the disk, so that the second start of a run is fast."""
+"""The cache of compiled programs."""
 
 import contextlib
 import hashlib
@@ -27,7 +27,7 @@ def cache_compiled_programs() -> None:
             folder = expanded(COMPILED)
         except UserError:  # there is no home folder
             return
-        if jax.default_backend() == "cpu":  # JAX ignores the instructions of CPUs
+        if jax.default_backend() == "cpu":  # JAX's key lacks the CPU's instructions
             folder /= hashlib.sha256(_cpu().encode()).hexdigest()[:8]
         config.update("jax_compilation_cache_dir", str(folder))
     if config.jax_enable_compilation_cache:

@@ -52,6 +52,8 @@ def _check_defined(name: str, dataset: Dataset) -> None:
         raise UserError(
             f"train.best_metric={name!r} is not measured on {task} labels; choose one of {allowed}"
         )
+    if name == "top_2_accuracy" and len(dataset.class_names) < 3:
+        raise UserError(f"train.best_metric={name!r} needs three classes; choose 'accuracy'")
     if task == "multilabel" and np.isnan(labels).all():
         raise UserError("no label of split 'val' is known; label some of its images")
     if not METRICS[name].needs_both_sides:

@@ -6,7 +6,6 @@ import functools
 import json
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 
 import jax
@@ -26,7 +25,7 @@ from medmamba_jax.data.auditing.duplicates import write_duplicates
 from medmamba_jax.data.build import Ready, find, prepare
 from medmamba_jax.data.reading.order import SAMPLERS, sampler_for
 from medmamba_jax.errors import MissingFileError, UserError
-from medmamba_jax.files import expanded, write_atomically
+from medmamba_jax.files import expanded, require_writable, write_atomically
 from medmamba_jax.interop import check_readable
 from medmamba_jax.models import abstract_weights, training_graphdef
 from medmamba_jax.models.scans import scans
@@ -410,13 +409,3 @@ def check_init_from(source: pathlib.Path) -> None:
         raise MissingFileError(f"train.init_from: there is no {source}")
     if not source.is_dir():
         check_readable(source)
-
-
-def require_writable(workdir: pathlib.Path) -> None:
-    """Raises OSError unless files can be made in the folder, or where it will be made."""
-    existing = next(path for path in (workdir, *workdir.parents) if path.exists())
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise type(error)(error.errno, error.strerror, str(workdir)) from error

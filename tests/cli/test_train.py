@@ -73,6 +73,7 @@ MISTAKES = {
     "--mode=evaluate": "holds no run",
     "--config": "--config needs a value",
     f"--workdir={ROOT}/LICENSE/run": f"Not a directory: {ROOT}/LICENSE/run",
+    "--input=x.png": "--input and --output are for --mode=predict, which is not given",
     "--bogus=1": "Unknown command line flag 'bogus'",
     "extra": "unexpected argument 'extra'",
 }

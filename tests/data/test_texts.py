@@ -67,6 +67,7 @@ def test_latin_1_is_read_with_a_warning_and_other_bytes_are_refused(tmp_path, ca
 def test_names_of_files_can_be_printed():
     assert printable(b"caf\xe9.png".decode("utf-8", "surrogateescape")) == "caf\\xe9.png"
     assert printable("cafe\u0301.png") == "caf\u00e9.png"
+    assert printable("a.png: cancer 0.99\nb.png") == "a.png: cancer 0.99\\nb.png"
 
 
 @pytest.mark.parametrize(
@@ -75,6 +76,7 @@ def test_names_of_files_can_be_printed():
         ("a\x1b[31mred", "a\\x1b[31mred"),
         ("beep\x07\x9b", "beep\\x07\\x9b"),
         ("gnp.\u202egpj", "gnp.\\u202egpj"),
+        ("\u061c\udc80", "\\u061c\\udc80"),
         ("two\nlines\r", "two\nlines\\r"),
         ("größer 日本 \u00a0👩\u200d🔬", "größer 日本 \u00a0👩\u200d🔬"),
     ],

@@ -24,7 +24,7 @@ class TestPallasTpu(SelectiveScanCases):
     """In Pallas' interpreter, which is slow."""
 
     implementation = "pallas_tpu"
-    quick = ("test_directions", "test_batch_sharding")
+    quick = ("test_directions", "test_bfloat16", "test_batch_sharding")
 
     @pytest.fixture(autouse=True)
     def interpreted(self, monkeypatch):

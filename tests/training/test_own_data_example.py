@@ -23,5 +23,6 @@ def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch, variant):
     exec(compile(example, DOCUMENT.name, "exec"), {})
     results = json.loads((tmp_path / "runs/noise/results/test.json").read_text())
     assert results["num_examples"] == 27
-    assert results["auc"] > 0.8 or variant == "tiny"  # which is too small to learn this in an epoch
+    if variant == "medmamba_nano":  # the other is too small to learn this in an epoch
+        assert results["auc"] > 0.8
     assert (tmp_path / "runs" / "noise" / "split.csv").is_file()

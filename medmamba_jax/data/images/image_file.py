@@ -48,7 +48,7 @@ class ImageFile:
 
     def __init__(self, content: bytes | np.ndarray):
         self.content: Any = content
-        self._lock = threading.Lock()  # for a library that moves through the file
+        self._lock = threading.RLock()  # for a library that moves through the file
 
     def kind(self) -> str:
         """Returns format, depth and channels, such as "PNG, 16-bit grey", from the header.

@@ -57,7 +57,8 @@ class TiffImage(ImageFile):
         self._file = decoder("tifffile", "a TIFF").TiffFile(io.BytesIO(content))
 
     def _frames(self) -> int:
-        return len(self._places)
+        with self._lock:
+            return len(self._places)
 
     def _kind(self) -> str:
         with self._lock:

@@ -86,7 +86,7 @@ def add_inspect(subcommands: Any) -> None:
                 parser.add_argument(
                     flag,
                     default=field.default,
-                    type=int if field.type is int else str,
+                    type=field.type if field.type in (int, float) else str,
                     help=f"{help_text} ({field.default!r})",
                 )
     parser.set_defaults(run=inspect)

@@ -83,7 +83,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
             "/<class>/, or put the class folders directly into the root to have all images split"
             " by the seed"
         )
-    others = [name for name in found if not _is_hidden(name) and not split_named(name)]
+    others = [name for name in found if not is_hidden(name) and not split_named(name)]
     if others:
         logging.warning(
             "left out the folders %s of %s, which are no train, val or test: rename what should"
@@ -96,7 +96,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 def _where_images_are(folder: Path, deeper: Sequence[Path], *, is_split: bool) -> str:
     """Returns a hint if images lie a level too high or too deep, else ""."""
-    here = [path for path in folder.iterdir() if _is_image(path)]
+    here = [path for path in folder.iterdir() if is_image(path)]
     if here:
         one_class = f", or, if this is one class of several, set data.path to {folder.parent}"
         return (
@@ -121,15 +121,17 @@ def _deeper_images(folder: Path) -> list[Path]:
     return [
         path
         for path in folder.glob("*/*/**/*")
-        if not any(map(_is_hidden, path.relative_to(folder).parts)) and _is_image(path)
+        if not any(map(is_hidden, path.relative_to(folder).parts)) and is_image(path)
     ]
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
+    """Whether a file or a folder of this name is hidden, or a system has added it."""
     return name.startswith(".") or name in _OF_SYSTEMS
 
 
-def _is_image(path: Path) -> bool:
+def is_image(path: Path) -> bool:
+    """Whether a path is an image file, or a broken link with the ending of one."""
     if path.is_file():
         return is_image_file(path)
     return _is_broken(path) and path.name.lower().endswith(IMAGE_SUFFIXES)
@@ -157,7 +159,7 @@ def _labelled_files(folder: Path, *, is_split: bool) -> list[tuple[Path, str]]:
     empty: list[Path] = []
     spelled: dict[str, str] = {}
     for class_folder in sorted(folder.iterdir()):
-        if not class_folder.is_dir() or _is_hidden(class_folder.name):
+        if not class_folder.is_dir() or is_hidden(class_folder.name):
             skipped.append(class_folder)
             continue
         name = printable(class_folder.name)
@@ -169,7 +171,7 @@ def _labelled_files(folder: Path, *, is_split: bool) -> list[tuple[Path, str]]:
         spelled[name] = class_folder.name
         before = len(files)
         for path in sorted(class_folder.iterdir()):
-            if not _is_hidden(path.name) and _is_image(path):
+            if not is_hidden(path.name) and is_image(path):
                 files.append((path, name))
             else:
                 skipped.append(path)
@@ -201,7 +203,7 @@ def _by_ending(paths: Sequence[Path], folder: Path) -> str:
     examples: dict[str, list[str]] = {}
     for path in paths:
         kind = path.suffix.lower() or "without an ending"
-        kind = "hidden" if _is_hidden(path.name) else "folder" if path.is_dir() else kind
+        kind = "hidden" if is_hidden(path.name) else "folder" if path.is_dir() else kind
         kind = "broken link" if _is_broken(path) else kind
         examples.setdefault(kind, []).append(printable(path.relative_to(folder).as_posix()))
     most = sorted(examples.items(), key=lambda item: -len(item[1]))

@@ -1,7 +1,7 @@
 """`split.csv`: the table with the split of each image of a run."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +10,7 @@ from absl import logging
 
 from medmamba_jax.data.csv_table import read_csv_table, write_csv_table
 from medmamba_jax.data.dataset import Dataset
-from medmamba_jax.data.labelled_images import LabelledImages
+from medmamba_jax.data.labelled_images import LabelledImages, content_hash
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.split_names import split_named
 from medmamba_jax.errors import UserError
@@ -21,8 +21,9 @@ _CONTENT = "content"
 def write_split_table(path: Path, dataset: Dataset) -> None:
     """Writes a row for each image, or for each file with several frames.
 
-    The columns are path, split, label, group and content, the first half of the content hash (of
-    the first frame), by which another run or set finds the images that were trained on.
+    The columns are path, split, label, group and content, the first half of the hash of the file,
+    by which another run or set finds the images that were trained on. Files whose content hash is
+    not known are read.
 
     If an image is not a file, the path is another name of the image. The label is the name of the
     class. In a multi-label set, it is the names of all classes that the image shows, with "|"
@@ -37,15 +38,18 @@ def write_split_table(path: Path, dataset: Dataset) -> None:
     write_csv_table(path, ["path", "split", "label", "group", _CONTENT], rows)
 
 
-def trained_on(path: Path, split: LabelledImages) -> list[int]:
-    """Returns the rows of a split whose images are training images of a table of splits.
+def trained_on(path: Path, splits: Mapping[str, LabelledImages]) -> dict[str, list[int]]:
+    """Finds the images whose files are training images of a table of splits.
 
     It compares the content of files, whatever their names. Tables of earlier versions do not have
     it: then no row is found.
 
     Args:
         path: `split.csv` of a run.
-        split: any images.
+        splits: any images. Files whose content hash is not known are read.
+
+    Returns:
+        Name of a split -> its rows that were trained on.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -53,14 +57,27 @@ def trained_on(path: Path, split: LabelledImages) -> list[int]:
     """
     table = read_csv_table(path)
     if _CONTENT not in table.header:
-        return []
+        return {name: [] for name in splits}
     pairs = zip(table.column("split"), table.column(_CONTENT), strict=True)
     known = {content for name, content in pairs if name == "train"}
-    return [row for row in range(len(split)) if _content(split, row) in known]
+    found = {}
+    for name, split in splits.items():
+        seen: dict[str, bool] = {}  # file -> whether it was trained on
+        files = split.names if split.files is None else split.files.tolist()
+        for row, file in enumerate(files):
+            if file not in seen or split.files is None:
+                seen[file] = _content(split, row) in known
+        found[name] = [row for row, file in enumerate(files) if seen[file]]
+    return found
 
 
 def _content(split: LabelledImages, row: int) -> str:
-    return split.identity(row).hex()[:32]
+    """Returns half of the hash of a file.
+
+    Only half, because `header_patients` makes the key that hides patients of whole hashes.
+    """
+    whole = split.identity(row) if split.files is None else content_hash(split.file(row))
+    return whole.hex()[:32]
 
 
 def read_split_table(

@@ -139,6 +139,13 @@ def test_arrays_with_a_row_for_each_class_of_a_multi_label_set(inspect, tmp_path
     assert pixels("many_inspected/sheet.png").shape == (3 * 154, 8 * 132 + 4, 3)
 
 
+def test_numbers_and_choices_are_taken(inspect, folder):
+    with pytest.raises(UserError, match="fraction"):
+        inspect(folder, "--val-fraction=0.9", "--test-fraction=0.25")
+    flags = ("--val-fraction=0.2", "--test-fraction=0.25", "--fit=pad", "--window=0,9")
+    assert "images    6" in inspect(folder, "--subset=6", *flags)
+
+
 def test_augmentation_is_drawn(inspect, folder):
     out = inspect(folder, "--augment", "light")
     assert out[-1] == "written: images_inspected"

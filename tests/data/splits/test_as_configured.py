@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import hashlib
+import io
 import itertools
 
 import numpy as np
@@ -10,6 +11,7 @@ from medmamba_jax.data import DataConfig, Dataset, LabelledImages, build_dataset
 from medmamba_jax.data.build import prepare
 from medmamba_jax.data.config import FolderConfig, PhantomConfig
 from medmamba_jax.data.sources.class_names import in_natural_order
+from medmamba_jax.data.sources.frames import all_frames
 from medmamba_jax.data.splits.split_table import trained_on
 
 
@@ -121,9 +123,24 @@ def test_training_images_are_found_by_content(tmp_path):
 
     path = tmp_path / "split.csv"
     write_split_table(path, Dataset({"train": of(1, 2, 3), "val": of(4, 5)}))
-    assert trained_on(path, of(5, 3, 6, 1)) == [1, 3]
+    assert trained_on(path, {"a": of(5, 3, 6, 1), "b": of(4)}) == {"a": [1, 3], "b": []}
     path.write_text("path,split\na,train\nb,val\n")  # of an earlier version
-    assert trained_on(path, of(1, 2)) == []
+    assert trained_on(path, {"test": of(1, 2)}) == {"test": []}
+
+
+def test_every_frame_of_a_training_file_is_found_whatever_the_window(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    pages = np.random.default_rng(0).integers(0, 4096, (2, 3, 8, 8), np.uint16)
+    files = []
+    for stack in pages:
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, stack, photometric="minisblack")
+        files.append(buffer.getvalue())
+    two = LabelledImages(files, [0, 1])
+    path = tmp_path / "split.csv"
+    write_split_table(path, Dataset({"train": all_frames(two.take(np.array([1])))}))
+    found = trained_on(path, {"frames": all_frames(two, (0.0, 9.0)), "files": two})
+    assert found == {"frames": [3, 4, 5], "files": [1]}
 
 
 def test_phantoms_can_be_cross_validated():
