@@ -80,7 +80,7 @@ MISTAKES = {
 
 
 # A process each, most of whose time goes into imports.
-FEW = ("--config.train.lrr=3", "--config=nowhere.py", "--mode=evaluate")
+FEW = ("--config.train.lrr=3", "--config=nowhere.py")
 
 
 @pytest.mark.parametrize(

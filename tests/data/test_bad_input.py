@@ -797,7 +797,7 @@ def test_a_mistake_is_answered_with_cause_and_remedy(name, folder):
         assert not (folder.parent / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["truncated_jpeg", "patient_in_two_splits"])
+@pytest.mark.parametrize("name", ["truncated_jpeg"])
 def test_main_ends_with_one_line_and_exit_code_2(name, folder, tmp_path):
     make, patterns = MISTAKES[name]
     settings = make(folder) | {"cache_dir": str(tmp_path / "cache")}

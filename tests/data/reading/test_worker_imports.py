@@ -48,7 +48,14 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("kind", ["files", "arrays", "frames", "kept on disk"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "frames",
+        "kept on disk",
+        *(pytest.param(x, marks=pytest.mark.nightly) for x in ("files", "arrays")),
+    ],
+)
 def test_reading_imports_neither_jax_nor_what_splits_images(tmp_path, noise_png, kind):
     for i in range(40):
         path = tmp_path / "images" / "ab"[i % 2] / f"{i:02}.png"

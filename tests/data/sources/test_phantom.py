@@ -77,7 +77,7 @@ def test_no_image_is_overexposed(dataset):
     assert np.mean((images == 0) | (images == 255)) < 0.001
 
 
-@pytest.mark.parametrize("size", [32, pytest.param(64, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [32, pytest.param(64, marks=pytest.mark.nightly)])
 def test_a_linear_model_of_the_pixels_fails(dataset, size):
     probe = accuracy(
         dataset,
