@@ -12,6 +12,7 @@ from PIL import Image, ImageCms
 from medmamba_jax.data.images.decoding import open_image, parsed
 from medmamba_jax.data.images.formats import HEAD, is_image_file, kind_of
 from medmamba_jax.data.inspection.image_kinds import image_kind
+from medmamba_jax.errors import DataUnavailableError
 
 ORIENTATION = 0x0112
 RAMP = np.arange(0, 63000, 15, dtype=np.uint16).reshape(60, 70)  # 4,200 levels
@@ -360,3 +361,11 @@ class TestIsImageFile:
         assert is_image_file(path)
         path.write_bytes(bytes(128) + b"DIC")
         assert not is_image_file(path)
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"mif1", b"heix"])
+def test_a_photo_of_a_phone_names_the_package_that_reads_it(monkeypatch, brand):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # not installed
+    content = b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1heic" + bytes(64)
+    with pytest.raises(DataUnavailableError, match="needs the package pillow-heif"):
+        parsed(content).kind()
