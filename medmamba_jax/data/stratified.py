@@ -187,7 +187,7 @@ class Strata:
                 f"{f' (the {images} that {left})' if left else ''}: every class (sizes"
                 f" {class_sizes.tolist()}) needs an image in both parts"
                 f"{', but ' + listed(few) if few else ''}; add images, or change"
-                f" data.{name}_fraction"
+                f" data.{name}_fraction, unless a public set is split in its own proportions"
             )
         from sklearn.model_selection import train_test_split
 

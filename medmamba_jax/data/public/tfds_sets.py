@@ -252,7 +252,9 @@ def _read(builder: Any, stored: Mapping[str, str]) -> tuple[LabelledImages, np.n
 def _columns(
     records: Sequence[Mapping[str, Any]], folder: Path, stored: Mapping[str, str]
 ) -> list[np.ndarray]:
-    """Returns the labels, and the texts "filename", "patient" and "split", "" where there are none.
+    """Returns the labels and three texts of each record: "filename", "patient" and "split".
+
+    A text that a record does not have is "".
 
     A label cannot be read without the pixels in its record. So the function keeps all of them in
     the folder of the records, in a file that counts as long as the records' files do not change.
