@@ -109,7 +109,7 @@ def predict_files(
     """
     if not paths:
         raise UserError("there is no image to classify: give a file or a folder")
-    images, unreadable = _images(paths, predictor.preprocessing)
+    images, unreadable = as_images(paths, predictor.preprocessing)
     table = np.zeros((0, len(predictor.class_names)))
     if len(images):
         parts = []
@@ -128,10 +128,14 @@ def predict_files(
     return Predictions(predictor.task, predictor.class_names, images.names, table, unreadable)
 
 
-def _images(
+def as_images(
     paths: Sequence[pathlib.Path], preprocessing: Preprocessing
 ) -> tuple[LabelledImages, dict[str, str]]:
-    """Returns the images; and the files whose frames cannot be counted, if each is an image."""
+    """Returns the images of files, whose labels mean nothing.
+
+    It does not decode them. If the run's `data.frame` makes an image of each frame, it counts the
+    frames, and also returns the files where that fails: path -> reason.
+    """
     names = tuple(map(str, paths))
     problems: dict[str, str] = {}
     files = LabelledImages(
@@ -169,13 +173,24 @@ class _Tolerant:
         return len(self._images)
 
     def __getitem__(self, place: int) -> np.ndarray:
-        try:
-            pixels = self._preprocessing.decode(self._images.read(place))
-        except (OSError, UserError) as error:
-            self.problems[place] = _reason(error)
+        found = decoded_or_reason(self._images, place, self._preprocessing)
+        if isinstance(found, str):
+            self.problems[place] = found
             pixels = np.zeros((1, 1, self._preprocessing.channels), np.uint8)
+        else:
+            pixels = found
         self._progress()
         return np.ascontiguousarray(pixels[:, ::-1]) if self._flipped else pixels
+
+
+def decoded_or_reason(
+    images: LabelledImages, row: int, preprocessing: Preprocessing
+) -> np.ndarray | str:
+    """Returns an image as `Preprocessing.decode` does, or the reason why it cannot be read."""
+    try:
+        return preprocessing.decode(images.read(row))
+    except (OSError, UserError) as error:
+        return _reason(error)
 
 
 def _reason(error: Exception) -> str:
