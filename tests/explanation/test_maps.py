@@ -153,7 +153,7 @@ def test_a_model_of_marks(predictor, pixels):
 
 @pytest.mark.slow
 def test_the_blocks_of_medmamba(mamba_run, pixels, one_device):
-    """Splitting the network at a stage changes no logit, and integrated gradients add up."""
+    """Splitting the network at a stage changes no logit."""
     predictor = mm.load_run(mamba_run).predictor
     module, x = predictor.module(), normalised(predictor, pixels[:1])
 
@@ -165,6 +165,11 @@ def test_the_blocks_of_medmamba(mamba_run, pixels, one_device):
     whole, split = both_ways(x)
     for logits in split:
         np.testing.assert_allclose(logits, whole, atol=1e-6)
+
+
+@pytest.mark.nightly
+def test_integrated_gradients_of_the_blocks_add_up(mamba_run, pixels, one_device):
+    predictor = mm.load_run(mamba_run).predictor
     one, black = pixels[0], np.zeros_like(pixels[0])
     found = mm.explain(predictor, one, method="integrated_gradients", class_name="dark")
     logits = predictor.logits(predictor.split_of([one, black]))
