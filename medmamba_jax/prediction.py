@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -120,7 +120,7 @@ def predict_files(
     thresholds = None if level is None else set_thresholds(predictor, level)
     if not paths:
         raise UserError("there is no image to classify: give a file or a folder")
-    images, unreadable = as_images(paths, predictor.preprocessing)
+    images, unreadable = _images(paths, predictor.preprocessing)
     table = np.zeros((0, len(predictor.class_names)))
     sets = None if thresholds is None else np.zeros(table.shape, bool)
     if len(images):
@@ -160,14 +160,10 @@ def set_thresholds(predictor: Predictor, level: float) -> SetThresholds:
     return sets[str(level)]
 
 
-def as_images(
+def _images(
     paths: Sequence[pathlib.Path], preprocessing: Preprocessing
 ) -> tuple[LabelledImages, dict[str, str]]:
-    """Returns the images of files, whose labels mean nothing.
-
-    It does not decode them. If the run's `data.frame` makes an image of each frame, it counts the
-    frames, and also returns the files where that fails: path -> reason.
-    """
+    """Returns the images; and the files whose frames cannot be counted, if each is an image."""
     names = tuple(map(str, paths))
     problems: dict[str, str] = {}
     files = LabelledImages(
@@ -205,7 +201,7 @@ class _Tolerant:
         return len(self._images)
 
     def __getitem__(self, place: int) -> np.ndarray:
-        found = decoded_or_reason(self._images, place, self._preprocessing)
+        found = _decoded_or_reason(self._images, place, self._preprocessing)
         if isinstance(found, str):
             self.problems[place] = found
             pixels = np.zeros((1, 1, self._preprocessing.channels), np.uint8)
@@ -215,7 +211,37 @@ class _Tolerant:
         return np.ascontiguousarray(pixels[:, ::-1]) if self._flipped else pixels
 
 
-def decoded_or_reason(
+def decoded_batches(
+    paths: Sequence[pathlib.Path],
+    predictor: Predictor,
+    unreadable: dict[str, str],
+    progress: Callable[[], object] = lambda: None,
+) -> Iterator[tuple[list[str], list[np.ndarray]]]:
+    """Yields the names and the decoded pixels of the images of files, a batch at a time.
+
+    Args:
+        paths: the files.
+        predictor: whose preprocessing decodes them, and whose `batch_size` it is.
+        unreadable: takes up path -> reason of the files that cannot be read.
+        progress: is called for each of these.
+    """
+    images, problems = _images(paths, predictor.preprocessing)
+    unreadable |= problems
+    for start in range(0, len(images), predictor.batch_size):
+        names, pixels = [], []
+        for row in range(start, min(start + predictor.batch_size, len(images))):
+            found = _decoded_or_reason(images, row, predictor.preprocessing)
+            if isinstance(found, str):
+                unreadable[images.names[row]] = found
+                progress()
+            else:
+                names.append(images.names[row])
+                pixels.append(found)
+        if names:
+            yield names, pixels
+
+
+def _decoded_or_reason(
     images: LabelledImages, row: int, preprocessing: Preprocessing
 ) -> np.ndarray | str:
     """Returns an image as `Preprocessing.decode` does, or the reason why it cannot be read."""

@@ -17,7 +17,7 @@ from medmamba_jax.explanation.maps import Explanation, check_request, explain
 from medmamba_jax.explanation.methods import METHODS
 from medmamba_jax.explanation.pictures import GROUND, as_png, legend, overlay, with_legend
 from medmamba_jax.files import require_writable, write_atomically
-from medmamba_jax.prediction import Predictions, as_images, decoded_or_reason
+from medmamba_jax.prediction import Predictions, decoded_batches
 from medmamba_jax.predictor import Predictor
 
 TABLE = "maps.csv"
@@ -74,27 +74,13 @@ def explain_files(
     """
     check_request(predictor, method, class_name, stage)
     make_empty(folder)
-    images, unreadable = as_images(paths, predictor.preprocessing)
+    unreadable: dict[str, str] = {}
     writer = _Writer(predictor, folder, method, stage)
-    for start in range(0, len(images), predictor.batch_size):
-        names, pixels = [], []
-        for row in range(start, min(start + predictor.batch_size, len(images))):
-            found = decoded_or_reason(images, row, predictor.preprocessing)
-            if isinstance(found, str):
-                unreadable[images.names[row]] = found
-                progress()
-            else:
-                names.append(images.names[row])
-                pixels.append(found)
-        if not pixels:
-            continue
-        asked = {"method": method, "class_name": class_name, "stage": stage}
-        explanation = dataclasses.replace(
-            explain(predictor, pixels, **asked),  # type: ignore[arg-type]
-            names=tuple(names),
-        )
+    for names, pixels in decoded_batches(paths, predictor, unreadable, progress):
+        found = explain(predictor, pixels, method=method, class_name=class_name, stage=stage)
+        found = dataclasses.replace(found, names=tuple(names))
         for row, one in enumerate(pixels):
-            writer.write(explanation, row, one)
+            writer.write(found, row, one)
             progress()
     writer.finish()
     return Written(len(writer.rows), unreadable)

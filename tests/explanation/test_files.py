@@ -71,7 +71,7 @@ def test_the_receptive_field_has_a_mean(trained, folder, tmp_path, one_device, c
 def test_a_mistake_is_found_before_an_image_is_read(
     trained, folder, tmp_path, capsys, monkeypatch, option, problem
 ):
-    monkeypatch.setattr("medmamba_jax.explanation.files.as_images", None)
+    monkeypatch.setattr("medmamba_jax.explanation.files.decoded_batches", None)
     output = tmp_path / "out" if option else folder
     assert explain(trained[0], folder, output, *([option] if option else [])) == 2
     error = capsys.readouterr().err
