@@ -15,6 +15,7 @@ ROWS = (
     ("runs",),
     ("evaluation", "prediction"),
     ("predictor",),
+    ("assessment",),
     ("metrics", "parallel"),
     ("interop",),
     ("models",),
