@@ -1,1 +1,1 @@
-"""What can be said of the outputs of a model without the model. Imports no JAX."""
+"""What can be said of a model's outputs for labelled images; imports no JAX."""
