@@ -1,15 +1,18 @@
 """Compares two models on the same images: DeLong's test for AUCs, McNemar's test for accuracies.
 
-Both take several images of one patient into account. For the other metrics, see the paired
-bootstrap.
+Both take several images of one patient into account. For every other metric,
+`difference_intervals` resamples both models' outputs for the same images.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
 
-LEVEL = 0.95  # of intervals
+from medmamba_jax.assessment.intervals import LEVEL, Bootstrap
+from medmamba_jax.assessment.resampling import Key, keys, resampled
+from medmamba_jax.metrics import Outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,3 +174,135 @@ def compare_answers(
     distance = np.abs(np.arange(-total, total + 1))
     p = chances[distance >= abs(int(balance.sum()))].sum()
     return AnswersDifference(only_first, only_second, float(min(p, 1.0)))
+
+
+def difference_intervals(
+    first: Sequence[Outputs], second: Sequence[Outputs], bootstrap: Bootstrap
+) -> dict[Key, tuple[float, float] | None]:
+    """Computes intervals for the differences of all metrics, by the paired bootstrap.
+
+    A resample holds the same images for both models. It says how the difference varies from one
+    set of patients to another, for these trained models.
+
+    Args:
+        first: the outputs of the first model for n images. With several seeds, the outputs of
+            each: their metrics are averaged.
+        second: those of the second model, for the same images in the same order.
+        bootstrap: how to resample.
+
+    Returns:
+        As in `resampling.keys`, the metric and perhaps the class -> the interval of the first
+        value minus the second one; None as in `Bootstrap.intervals`.
+    """
+
+    def mean(models: Sequence[Outputs], weights: np.ndarray) -> np.ndarray:
+        return np.mean([resampled(outputs, weights) for outputs in models], axis=0)
+
+    found = bootstrap.intervals(
+        lambda weights: mean(first, weights) - mean(second, weights), len(first[0].labels)
+    )
+    return dict(zip(keys(first[0]), found, strict=True))
+
+
+def compare_models(
+    first: Sequence[Outputs], second: Sequence[Outputs], bootstrap: Bootstrap
+) -> dict[Key, dict[str, object]]:
+    """Compares two models by all metrics, on the same images.
+
+    Each model has one row of outputs for each seed. With one seed each, a class's AUC is compared
+    by DeLong's test, and the accuracy (of a multi-label set the label accuracy) by McNemar's test.
+    With several seeds, only the means over seeds are compared: the outputs of several seeds for one
+    image are not independent, so that no test of images fits.
+
+    Args:
+        first, second, bootstrap: as in `difference_intervals`.
+
+    Returns:
+        The metric and perhaps the class -> `first` and `second`, means over seeds; `difference`;
+        `low` and `high`, the interval of the difference for other patients like these; `p`, and
+        `method`, how interval and p-value were computed. With two seeds or more of both,
+        `seeds_low` and `seeds_high` are the interval of the difference of means for other seeds
+        and the same images (Welch 1947). What is not defined is None.
+    """
+    intervals = difference_intervals(first, second, bootstrap)
+    means, spreads = zip(*(_over_seeds(model) for model in (first, second)), strict=True)
+    found: dict[Key, dict[str, object]] = {}
+    for row, key in enumerate(intervals):
+        a, b = means[0][row], means[1][row]
+        low, high = intervals[key] or (None, None)
+        entry: dict[str, object] = {
+            "first": number(a),
+            "second": number(b),
+            "difference": number(a - b),
+            "low": low,
+            "high": high,
+            "p": None,
+            "method": "paired bootstrap" if intervals[key] else "not defined",
+        }
+        if min(len(first), len(second)) > 1:
+            ends = _welch([len(first), len(second)], a - b, [s[row] for s in spreads])
+            entry |= dict(zip(("seeds_low", "seeds_high"), ends, strict=True))
+        found[key] = entry
+    if len(first) == len(second) == 1:
+        _add_tests(found, first[0], second[0], bootstrap.groups)
+    return found
+
+
+def number(value: float) -> float | None:
+    """Returns a number as JSON can hold it: None for NaN."""
+    return None if np.isnan(value) else float(value)
+
+
+def _add_tests(
+    found: dict[Key, dict[str, object]], first: Outputs, second: Outputs, groups: np.ndarray | None
+) -> None:
+    for name, one in first.by_class.items():
+        known = first.known(name)
+        other = second.by_class[name]
+        patients = None if groups is None else groups[known]
+        aucs = compare_aucs(one.actual, one.score, other.score, patients)
+        if aucs is None:
+            continue
+        entry = {"low": aucs.low, "high": aucs.high, "p": aucs.p, "method": "DeLong"}
+        found[name, "auc"] |= entry
+        if first.task == "multiclass" and len(first.class_names) == 2:
+            found[None, "auc"] |= entry  # both classes have the same AUC
+    labels = first.labels
+    units = np.arange(len(labels)) if groups is None else groups
+    if first.task == "multiclass":
+        name, right = "accuracy", [outputs.predicted == labels for outputs in (first, second)]
+    else:
+        name, known = "label_accuracy", ~np.isnan(labels)
+        right = [((labels == 1) == outputs.predicted)[known] for outputs in (first, second)]
+        units = np.broadcast_to(units[:, None], labels.shape)[known]
+    test = compare_answers(right[0], right[1], units)
+    found[None, name] |= {
+        "p": test.p,
+        "only_first": test.only_first,
+        "only_second": test.only_second,
+        "method": f"{found[None, name]['method']}, p by McNemar",
+    }
+
+
+def _over_seeds(model: Sequence[Outputs]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns mean and standard deviation of each of `keys`, (m,)."""
+    table = np.stack([point_values(outputs) for outputs in model])
+    spread = table.std(0, ddof=1) if len(table) > 1 else np.full(table.shape[1], np.nan)
+    return table.mean(0), spread
+
+
+def point_values(outputs: Outputs) -> np.ndarray:
+    """Returns the value of each of `resampling.keys`, float64 (m,); NaN where not defined."""
+    return resampled(outputs, np.ones((1, len(outputs.labels))))[:, 0]
+
+
+def _welch(
+    counts: Sequence[int], difference: float, spreads: Sequence[float]
+) -> tuple[float | None, float | None]:
+    """Returns the interval of a difference of two means of independent values."""
+    squares = np.square(spreads) / counts
+    if np.isnan(difference) or not squares.sum() > 0:
+        return None, None
+    freedom = squares.sum() ** 2 / (squares**2 / (np.array(counts) - 1)).sum()
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(squares.sum()))
+    return difference - reach, difference + reach
