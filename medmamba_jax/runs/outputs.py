@@ -40,8 +40,8 @@ class StoredOutputs:
 def read_outputs(path: pathlib.Path, task: str, class_names: Sequence[str]) -> StoredOutputs:
     """Reads a table of predictions.
 
-    The table has six digits of each probability. The values of metrics can differ from those of
-    the model's own outputs in the sixth digit.
+    The table has nine digits of each probability, so that metrics can differ from those of the
+    model's own outputs in the last digits. Tables of earlier versions have six, and no patients.
 
     Args:
         path: the table.

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from medmamba_jax.assessment.comparison import compare_models, number, point_values
+from medmamba_jax.assessment.config import ResultsConfig
 from medmamba_jax.assessment.intervals import Bootstrap
 from medmamba_jax.assessment.resampling import Key, keys, resampled
 from medmamba_jax.data.naming import listed
@@ -30,7 +31,7 @@ from medmamba_jax.runs.workdir import MAY_CHANGE, flat
 
 _SEED, _FOLD = "train.seed", "data.fold"
 # Settings that may differ between runs of one model. Those of training are no such settings.
-_NOT_OF_MODEL = {name for name in MAY_CHANGE if name.startswith("data.")} | {_SEED, _FOLD}
+_NOT_OF_MODEL = {name for name in MAY_CHANGE if not name.startswith("train.")} | {_SEED, _FOLD}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +104,7 @@ def summarize(
     output: str | pathlib.Path | None = None,
     *,
     evaluation: str = "",
-    resamples: int = 2000,
-    seed: int = 0,
+    settings: ResultsConfig | None = None,
 ) -> dict[str, Any]:
     """Summarises runs, and compares the models among them.
 
@@ -117,8 +117,7 @@ def summarize(
         output: a folder for `summary.json` and `summary.csv`; it is made. None writes nothing.
         evaluation: the name of an evaluation elsewhere that each run has, `RUN/evaluations/NAME`.
             Its images take the place of the runs' own.
-        resamples: how many resamples of patients, or of images, give an interval.
-        seed: of the resamples.
+        settings: how intervals are computed; by default that of a new run.
 
     Returns:
         What `summary.json` holds: facts of the images; `models`, with the values of each run, and
@@ -139,7 +138,8 @@ def summarize(
     models = _named(_models(found, pooled=not evaluation))
     models = _aligned(models)
     first = models[0].stored[0]
-    bootstrap = Bootstrap(first.patients, resamples, seed)
+    settings = settings or ResultsConfig()
+    bootstrap = Bootstrap(first.patients, settings.resamples, settings.seed)
     outputs = first.outputs
     summary: dict[str, Any] = {
         "images": evaluation or split,

@@ -12,6 +12,7 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 import medmamba_jax as mm
 from medmamba_jax import cli
 from medmamba_jax.assessment.comparison import compare_answers, compare_aucs
+from medmamba_jax.assessment.config import ResultsConfig
 from medmamba_jax.data.csv_table import write_csv_table
 from medmamba_jax.runs import RunDescription
 from medmamba_jax.runs.summary import summarize
@@ -57,7 +58,7 @@ def write_run(config, tmp_path):
         cells = [
             [
                 *(NAMES[row], *([PATIENTS[row]] if patients else []), CLASSES[labels[row]]),
-                *(CLASSES[p[row].argmax()], *(f"{x:.6g}" for x in p[row])),
+                *(CLASSES[p[row].argmax()], *(f"{x:.9g}" for x in p[row])),
             ]
             for row in rows
         ]
@@ -78,7 +79,7 @@ def auc(p, rows=slice(None)):
 def test_seeds_have_each_value_mean_and_deviation(write_run, tmp_path):
     ps = [probabilities(1.5, seed) for seed in range(3)]
     folders = [write_run(f"x/seed_{seed}", p, seed=seed) for seed, p in enumerate(ps)]
-    found = summarize([tmp_path / "x"], tmp_path / "out", resamples=200)
+    found = summarize([tmp_path / "x"], tmp_path / "out", settings=ResultsConfig(resamples=200))
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == found
     (model,) = found["models"]
     assert (model["name"], model["kind"], found["comparisons"]) == ("x", "seeds", [])
@@ -110,14 +111,16 @@ def test_folds_are_pooled_so_that_each_image_counts_once(write_run):
     folders = [
         write_run(f"fold_{k + 1}", p, fold=f"{k + 1}/3", rows=part) for k, part in enumerate(parts)
     ]
-    found = summarize(folders, resamples=500)
+    found = summarize(folders, settings=ResultsConfig(resamples=500))
     (model,) = found["models"]
     assert model["kind"] == "folds" and found["num_examples"] == 60
     assert [run["num_examples"] for run in model["runs"]] == [20, 20, 20]
     each, entry = [auc(p, part) for part in parts], model["metrics"]["auc"]
     assert entry["value"] == pytest.approx(auc(p))
     assert (entry["mean"], entry["sd"]) == pytest.approx((np.mean(each), np.std(each, ddof=1)))
-    whole = summarize([write_run("whole", p)], resamples=500)["models"][0]["metrics"]["auc"]
+    whole = summarize([write_run("whole", p)], settings=ResultsConfig(resamples=500))["models"][0][
+        "metrics"
+    ]["auc"]
     assert (entry["low"], entry["high"]) == pytest.approx((whole["low"], whole["high"]), abs=0.02)
 
     with pytest.raises(mm.UserError, match=r"of the 3 folds with seed 0, 2/3 is missing: train it"):
@@ -164,7 +167,7 @@ def test_two_models_are_compared_by_delong_mcnemar_and_bootstrap(write_run, caps
 def test_seeds_of_two_models_are_compared_by_their_means(write_run):
     ps = {(lr, seed): probabilities(10 * lr, seed) for lr in (0.1, 0.2) for seed in (0, 1, 2)}
     folders = [write_run(f"lr{lr}_{seed}", p, lr=lr, seed=seed) for (lr, seed), p in ps.items()]
-    (pair,) = summarize(folders, resamples=100)["comparisons"]
+    (pair,) = summarize(folders, settings=ResultsConfig(resamples=100))["comparisons"]
     assert pair["seeds"] == [3, 3] and "p" in pair["metrics"]["auc"]
     values = [[auc(p) for (of, _), p in ps.items() if of == lr] for lr in (0.1, 0.2)]
     entry = pair["metrics"]["auc"]
@@ -184,7 +187,7 @@ def test_evaluations_elsewhere_are_compared_by_name(write_run):
         write_run(f"lr{lr}", p, lr=lr, where="evaluations/clinic", patients=False)
         for lr, p in zip((0.1, 0.2), ps, strict=True)
     ]
-    found = summarize(folders, evaluation="clinic", resamples=100)
+    found = summarize(folders, evaluation="clinic", settings=ResultsConfig(resamples=100))
     assert found["images"] == "clinic" and found["num_patients"] is None
     assert found["models"][1]["metrics"]["auc"]["value"] == pytest.approx(auc(ps[1]))
     assert any("Patients are not known" in note for note in found["notes"])
@@ -213,7 +216,7 @@ def test_other_images_or_labels_are_refused(write_run, tmp_path):
 
 def test_a_real_run_is_summarised_as_it_was_evaluated(trained):
     workdir, results = trained
-    (model,) = summarize([workdir], resamples=50)["models"]
+    (model,) = summarize([workdir], settings=ResultsConfig(resamples=50))["models"]
     for name, entry in model["metrics"].items():
         value = results["test"][name]
         assert entry["value"] == (value if value is None else pytest.approx(value, abs=1e-5))
