@@ -77,6 +77,7 @@ _SUBCOMMANDS = {
     "predict": ("medmamba_jax.cli.predict", "add_predict"),
     "explain": ("medmamba_jax.cli.explain", "add_explain"),
     "embed": ("medmamba_jax.cli.embed", "add_embed"),
+    "summarize": ("medmamba_jax.cli.summarize", "add_summarize"),
     "convert": ("medmamba_jax.cli.convert", "add_convert"),
     "inspect": ("medmamba_jax.data.inspection.command", "add_inspect"),
     "list": ("medmamba_jax.cli.public_sets", "add_list"),
