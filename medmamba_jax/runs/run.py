@@ -266,6 +266,20 @@ def _evaluated(dataset: Dataset) -> dict[str, LabelledImages]:
     return {name: dataset.splits[name] for name in EVALUATED if name in dataset.splits}
 
 
+def has_results(workdir: pathlib.Path, description: RunDescription, epoch: int) -> bool:
+    """Whether a run's folder has the results of all its images, from this epoch's checkpoint."""
+    for name in EVALUATED:
+        path = workdir / RESULTS / f"{name}.json"
+        if name not in description.images_sha256:
+            continue
+        try:
+            if json.loads(path.read_text(encoding="utf-8"))["epoch"] != epoch:
+                return False
+        except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
+            return False
+    return True
+
+
 def load_run(workdir: str | pathlib.Path, *, batch_size: int | None = None) -> Run:
     """Opens a run's folder; the run may have been trained on any number of devices.
 
