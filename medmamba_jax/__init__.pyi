@@ -4,6 +4,8 @@ from .data.labelled_images import LabelledImages as LabelledImages
 from .errors import DataUnavailableError as DataUnavailableError
 from .errors import UserError as UserError
 from .evaluation import evaluate as evaluate
+from .explanation import Explanation as Explanation
+from .explanation import explain as explain
 from .interop import load_torch as load_torch
 from .interop import load_torch_state_dict as load_torch_state_dict
 from .interop import to_torch_state_dict as to_torch_state_dict

@@ -13,7 +13,7 @@ ROWS = (
     ("cli",),
     ("training",),
     ("runs",),
-    ("evaluation", "prediction"),
+    ("evaluation", "prediction", "explanation"),
     ("predictor",),
     ("assessment",),
     ("metrics", "parallel"),
