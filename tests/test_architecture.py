@@ -12,6 +12,7 @@ PACKAGE = ROOT / "medmamba_jax"
 ROWS = (
     ("cli",),
     ("training",),
+    ("report",),
     ("runs",),
     ("evaluation", "prediction", "explanation"),
     ("predictor",),
