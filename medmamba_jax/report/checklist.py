@@ -152,9 +152,9 @@ def _thresholds(run: RunFacts) -> str:
     if run.calibration is None:
         return "No temperature and no threshold was fitted."
     return (
-        f"Temperature {run.calibration.temperature:.3f}, thresholds and prediction sets were fitted"
-        f" on {run.calibration.images} val images, and only applied elsewhere. Without them an image"
-        " gets the likeliest class, in a multi-label set each class above 0.5."
+        f"Temperature {run.calibration.temperature:.3f}, thresholds and prediction sets were"
+        f" fitted on {run.calibration.images} val images, and only applied to others. Without them"
+        " an image gets the likeliest class, in a multi-label set each class above 0.5."
     )
 
 

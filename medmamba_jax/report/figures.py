@@ -25,7 +25,7 @@ from medmamba_jax.report.facts import Evaluation, RunFacts
 # Okabe and Ito's colours without yellow, which is too pale for a line on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _LINES = ("-", "--", ":", "-.")
-_WIDTH, _HEIGHT = 5.2, 3.9  # inches
+_WIDTH, _HEIGHT = 4.7, 3.6  # inches
 _MOST_IN_LEGEND = 28
 _LONGEST_NAME = 24  # characters of a class's name
 _MOST_POINTS = 600  # of a curve; the CSV table has all
