@@ -68,7 +68,7 @@ def table(results: Mapping[str, Any], title: str) -> str:
         for name, metric in rows.items()
         if metric.in_headline
     )
-    columns = {name: metric for name, metric in rows.items() if metric.of_class}
+    columns = {name: metric for name, metric in rows.items() if metric.of_class and metric.in_table}
     counts = {"num_examples": "images"}
     if task == "multilabel":
         counts["num_known"] = "of known"

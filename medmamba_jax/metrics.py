@@ -15,7 +15,8 @@ from sklearn import metrics
 
 from medmamba_jax.data.labelled_images import TASKS
 
-_BINS = 15  # of the calibration error
+BINS = 15  # of the calibration error
+_ROUNDING = 1e-9  # 1 - 0.9 is a little less than 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +27,13 @@ class ClassOutputs:
         actual: whether an image shows the class, bool (n,).
         predicted: whether the model predicts the class, bool (n,).
         score: grows with the model's probability of the class, float64 (n,).
+        probability: that probability, float64 (n,). It has ties where it rounds to 1.
     """
 
     actual: np.ndarray
     predicted: np.ndarray
     score: np.ndarray
+    probability: np.ndarray
 
     @property
     def has_both_sides(self) -> bool:
@@ -56,6 +59,10 @@ class Outputs:
     labels: np.ndarray
     logits: np.ndarray
 
+    def take(self, rows: np.ndarray) -> "Outputs":
+        """Returns the outputs for the images of these rows, in this order."""
+        return dataclasses.replace(self, labels=self.labels[rows], logits=self.logits[rows])
+
     @functools.cached_property
     def probabilities(self) -> np.ndarray:
         """float64 (n, K): the softmax of the logits, or the sigmoid of each (multi-label)."""
@@ -71,14 +78,21 @@ class Outputs:
         """Class name -> the class against the rest."""
         found = {}
         for c, name in enumerate(self.class_names):
+            rows = self.known(name)
             if self.task == "multiclass":
-                rows = slice(None)
                 actual, predicted = self.labels == c, self.predicted == c
             else:
-                rows = ~np.isnan(self.labels[:, c])
                 actual, predicted = self.labels[rows, c] == 1, self.predicted[rows, c]
-            found[name] = ClassOutputs(actual, predicted, self.scores[rows, c])
+            found[name] = ClassOutputs(
+                actual, predicted, self.scores[rows, c], self.probabilities[rows, c]
+            )
         return found
+
+    def known(self, class_name: str) -> np.ndarray:
+        """Returns whether the label of an image for a class is known, bool (n,)."""
+        if self.task == "multiclass":
+            return np.full(len(self.labels), True)
+        return ~np.isnan(self.labels[:, list(self.class_names).index(class_name)])
 
     @functools.cached_property
     def scores(self) -> np.ndarray:
@@ -110,6 +124,7 @@ class Metric:
         higher_is_better: the direction.
         needs_both_sides: whether it needs a class that some images show and others do not.
         in_headline: whether the epoch's line and the table's title show it.
+        in_table: whether the printed table has a column for it, if a class has it.
         percent: whether the epoch's line shows it in percent.
     """
 
@@ -120,6 +135,7 @@ class Metric:
     higher_is_better: bool = True
     needs_both_sides: bool = False
     in_headline: bool = False
+    in_table: bool = True
     percent: bool = False
 
     def value(self, outputs: Outputs) -> float | None:
@@ -184,6 +200,20 @@ def _kappa(outputs: Outputs) -> float | None:
     return float(metrics.cohen_kappa_score(outputs.labels, outputs.predicted))
 
 
+def _weighted_kappa(outputs: Outputs) -> float | None:
+    """Cohen's kappa with quadratic weights, for classes whose order counts (Cohen 1968)."""
+    if len(outputs.class_names) < 3:
+        return None  # it would be the plain one
+    if len({*outputs.labels.tolist(), *outputs.predicted.tolist()}) < 2:
+        return None  # 0 / 0
+    classes = np.arange(len(outputs.class_names))
+    return float(
+        metrics.cohen_kappa_score(
+            outputs.labels, outputs.predicted, labels=classes, weights="quadratic"
+        )
+    )
+
+
 def _mcc(outputs: Outputs) -> float | None:
     if min(len(np.unique(outputs.labels)), len(np.unique(outputs.predicted))) < 2:
         return None  # 0 / 0
@@ -208,7 +238,7 @@ def _ece(outputs: Outputs) -> float | None:
     """
     p = outputs.probabilities.max(1)
     right = outputs.predicted == outputs.labels
-    parts = np.array_split(np.argsort(p, kind="stable"), min(_BINS, len(p)))
+    parts = np.array_split(np.argsort(p, kind="stable"), min(BINS, len(p)))
     gaps = [len(part) * abs(p[part].mean() - right[part].mean()) for part in parts]
     return float(sum(gaps) / len(p))
 
@@ -251,6 +281,26 @@ def _average_precision(row: ClassOutputs) -> float | None:
     return float(metrics.average_precision_score(row.actual, row.score))
 
 
+def _sensitivity_at(specificity: float, row: ClassOutputs) -> float | None:
+    """The largest sensitivity that a threshold with at least this specificity has."""
+    if not row.has_both_sides:
+        return None
+    false_positive_rate, sensitivity, _ = metrics.roc_curve(
+        row.actual, row.score, drop_intermediate=False
+    )
+    return float(sensitivity[false_positive_rate <= 1 - specificity + _ROUNDING].max())
+
+
+def _specificity_at(sensitivity: float, row: ClassOutputs) -> float | None:
+    """The largest specificity that a threshold with at least this sensitivity has."""
+    if not row.has_both_sides:
+        return None
+    false_positive_rate, reached, _ = metrics.roc_curve(
+        row.actual, row.score, drop_intermediate=False
+    )
+    return float(1 - false_positive_rate[reached >= sensitivity - _ROUNDING].min())
+
+
 # Name -> metric. `train.best_metric` takes any of these names.
 METRICS: dict[str, Metric] = {
     "loss": Metric("loss", _loss, higher_is_better=False, in_headline=True),
@@ -271,9 +321,34 @@ METRICS: dict[str, Metric] = {
     "average_precision": Metric(
         "average precision", of_class=_average_precision, needs_both_sides=True
     ),
+    "sensitivity_at_specificity_90": Metric(
+        "sensitivity at 90 % specificity",
+        of_class=functools.partial(_sensitivity_at, 0.9),
+        needs_both_sides=True,
+        in_table=False,
+    ),
+    "sensitivity_at_specificity_95": Metric(
+        "sensitivity at 95 % specificity",
+        of_class=functools.partial(_sensitivity_at, 0.95),
+        needs_both_sides=True,
+        in_table=False,
+    ),
+    "specificity_at_sensitivity_90": Metric(
+        "specificity at 90 % sensitivity",
+        of_class=functools.partial(_specificity_at, 0.9),
+        needs_both_sides=True,
+        in_table=False,
+    ),
+    "specificity_at_sensitivity_95": Metric(
+        "specificity at 95 % sensitivity",
+        of_class=functools.partial(_specificity_at, 0.95),
+        needs_both_sides=True,
+        in_table=False,
+    ),
     "top_2_accuracy": Metric("top-2 accuracy", _top_2_accuracy, tasks=("multiclass",)),
     "kappa": Metric("Cohen's kappa", _kappa, tasks=("multiclass",)),
     "mcc": Metric("MCC", _mcc, tasks=("multiclass",)),
+    "weighted_kappa": Metric("quadratic kappa", _weighted_kappa, tasks=("multiclass",)),
     "brier": Metric("Brier score", _brier, higher_is_better=False),
     "ece": Metric("ECE (equal-mass)", _ece, tasks=("multiclass",), higher_is_better=False),
 }

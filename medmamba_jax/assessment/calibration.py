@@ -1,0 +1,122 @@
+"""What is fitted on the validation split, and only there: temperature, thresholds and sets."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from medmamba_jax.assessment.prediction_sets import LEVELS, SetThresholds, fit_sets
+from medmamba_jax.assessment.thresholds import RULES
+from medmamba_jax.errors import UserError
+from medmamba_jax.files import write_atomically
+from medmamba_jax.metrics import METRICS, Outputs
+
+FILE = "calibration.json"
+_RANGE = (0.05, 20.0)  # of the temperature
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """What was chosen on the validation split of a run, for its best checkpoint.
+
+    Attributes:
+        epoch: the epoch of the checkpoint.
+        images: how many validation images there were.
+        temperature: the logits are divided by it before the softmax or the sigmoid (Guo et al.
+            2017, section 4.2).
+        thresholds: class -> rule of `RULES` -> the probability from which on an image shows the
+            class; None where the validation images have one side only.
+        sets: level of `LEVELS`, as text -> what makes the prediction sets of that level. Empty for
+            a multi-label set.
+    """
+
+    epoch: int
+    images: int
+    temperature: float
+    thresholds: Mapping[str, Mapping[str, float | None]]
+    sets: Mapping[str, SetThresholds]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns nested dictionaries that JSON can hold."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Calibration":
+        """Reads what `to_dict` returned, also after a trip through JSON.
+
+        Raises:
+            UserError: it is something else.
+        """
+        try:
+            sets = {level: SetThresholds(**value) for level, value in values["sets"].items()}
+            return cls(**{**values, "sets": sets})
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UserError(
+                "the calibration is damaged, or another version wrote it: evaluate the run again"
+            ) from error
+
+
+def calibrate(outputs: Outputs, epoch: int) -> Calibration:
+    """Fits everything on the outputs for the validation split.
+
+    Args:
+        outputs: labels and logits of the validation images.
+        epoch: the epoch of the checkpoint that made them.
+    """
+    thresholds = {
+        name: {rule: choose(row) for rule, choose in RULES.items()}
+        for name, row in outputs.by_class.items()
+    }
+    sets: dict[str, SetThresholds] = {}
+    if outputs.task == "multiclass":
+        sets = {str(level): fit_sets(outputs, level) for level in LEVELS}
+    temperature = fit_temperature(outputs)
+    return Calibration(epoch, len(outputs.labels), temperature, thresholds, sets)
+
+
+def fit_temperature(outputs: Outputs) -> float:
+    """Returns the temperature with the least cross-entropy on these images, in [0.05, 20].
+
+    Of a multi-label set the sum is over the known labels. The cross-entropy is convex in
+    1 / temperature, so that there is one minimum.
+    """
+    loss = METRICS["loss"]
+
+    def at(inverse: float) -> float:
+        value = loss.value(dataclasses.replace(outputs, logits=outputs.logits * inverse))
+        return np.inf if value is None else value
+
+    low, high = 1 / _RANGE[1], 1 / _RANGE[0]
+    found = minimize_scalar(at, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    return float(1 / found.x)
+
+
+def at_temperature(outputs: Outputs, temperature: float) -> Outputs:
+    """Returns the outputs with the logits divided by the temperature."""
+    logits = np.asarray(outputs.logits, np.float64) / temperature
+    return dataclasses.replace(outputs, logits=logits)
+
+
+def write_calibration(workdir: pathlib.Path, calibration: Calibration) -> None:
+    """Writes `calibration.json` into a run's folder."""
+    write_atomically(workdir / FILE, json.dumps(calibration.to_dict(), indent=2) + "\n")
+
+
+def read_calibration(workdir: pathlib.Path) -> Calibration | None:
+    """Reads `calibration.json`; None if the run has none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = workdir / FILE
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: delete it and evaluate the run again") from error
+    return Calibration.from_dict(values)
