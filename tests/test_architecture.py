@@ -13,14 +13,14 @@ ROWS = (
     ("cli",),
     ("training",),
     ("runs",),
-    ("evaluation", "prediction"),
+    ("evaluation", "prediction", "export"),
     ("predictor",),
     ("metrics", "parallel"),
     ("interop",),
     ("models",),
     ("ops",),
     ("data",),
-    ("sections", "errors", "files", "locking"),
+    ("sections", "errors", "files", "locking", "pretrained"),
 )
 LEVEL = {room: level for level, rooms in enumerate(ROWS) for room in rooms}
 NO_ROOM = {"__init__", "__main__", "version"}

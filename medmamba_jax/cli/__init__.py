@@ -75,6 +75,7 @@ class _Parser(argparse.ArgumentParser):
 _SUBCOMMANDS = {
     "evaluate": ("medmamba_jax.cli.evaluate", "add_evaluate"),
     "predict": ("medmamba_jax.cli.predict", "add_predict"),
+    "export": ("medmamba_jax.cli.export", "add_export"),
     "convert": ("medmamba_jax.cli.convert", "add_convert"),
     "inspect": ("medmamba_jax.data.inspection.command", "add_inspect"),
     "list": ("medmamba_jax.cli.public_sets", "add_list"),
