@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 
+from medmamba_jax.assessment.config import ResultsConfig
 from medmamba_jax.data import SOURCES, LabelledImages
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.images.augmentation import POLICIES
@@ -48,7 +49,7 @@ flags."""
 def page() -> str:
     """Returns the whole page."""
     parts = [_INTRODUCTION]
-    for section in (ModelConfig, DataConfig, TrainConfig):
+    for section in (ModelConfig, DataConfig, TrainConfig, ResultsConfig):
         parts += _section(section)
     parts += [_may_change(), *_choices()]
     return "\n\n".join(parts) + "\n"
@@ -100,7 +101,7 @@ def _may_change() -> str:
         "## What may change when a run is continued\n\n"
         f"{keys}. `train.epochs` may not change with `train.schedule=cosine`, because that"
         " schedule ends with the last epoch. `medmamba evaluate` takes those that begin with"
-        " `data.` as flags, such as `--data.path`."
+        " `data.` or `results.` as flags, such as `--data.path`."
     )
 
 

@@ -10,7 +10,7 @@ from medmamba_jax.data.csv_table import write_csv_table
 from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.labels import check_labels
 from medmamba_jax.errors import NonFiniteLossError, UserError
-from medmamba_jax.metrics import Outputs, measure, metrics_of
+from medmamba_jax.metrics import Metric, Outputs, measure, metrics_of
 from medmamba_jax.predictor import Predictor
 
 
@@ -59,12 +59,12 @@ def table(results: Mapping[str, Any], title: str) -> str:
     """Returns results as text: the headline metrics, then a line for each class.
 
     Args:
-        results: what `evaluate` returned.
+        results: what `evaluate` returned. If it has `intervals`, those of the headline are shown.
         title: the name of the evaluated images.
     """
     task, rows = results["task"], metrics_of(results["task"])
     headline = ", ".join(
-        f"{metric.heading} {metric.text(results[name])}"
+        f"{metric.heading} {metric.text(results[name])}{_interval(results, name, metric)}"
         for name, metric in rows.items()
         if metric.in_headline
     )
@@ -89,11 +89,17 @@ def table(results: Mapping[str, Any], title: str) -> str:
     return "\n".join(lines)
 
 
+def _interval(results: Mapping[str, Any], name: str, metric: Metric) -> str:
+    bounds = results.get("intervals", {}).get("metrics", {}).get(name)
+    return "" if bounds is None else f" ({metric.text(bounds[0])} to {metric.text(bounds[1])})"
+
+
 def write_predictions(path: pathlib.Path, images: LabelledImages, outputs: Outputs) -> None:
     """Writes a CSV file with a row for each image of a split, in its order.
 
-    The columns are path (or another name of the image), label and predicted, by name of the class,
-    and the probability of each class, `p_<class>`. Of a multi-label set, where an image shows any
+    The columns are path (or another name of the image), patient if the groups of the images are
+    known, label and predicted, by name of the class, and the probability of each class,
+    `p_<class>`, with nine digits. Of a multi-label set, where an image shows any
     number of classes, label and predicted are a column for each class: `label_<class>`, 1, 0 or
     empty for not known, and `predicted_<class>`, 1 where the probability is above 0.5.
 
@@ -116,8 +122,16 @@ def write_predictions(path: pathlib.Path, images: LabelledImages, outputs: Outpu
             for label, predicted in zip(outputs.labels, outputs.predicted, strict=True)
         ]
     header = ["path", *columns, *(f"p_{name}" for name in names)]
+    groups = images.groups
+    if groups is not None:
+        header.insert(1, "patient")
     rows = [
-        [images.names[row], *answer, *(f"{value:.6g}" for value in p)]
+        [
+            images.names[row],
+            *([] if groups is None else [groups[row]]),
+            *answer,
+            *(f"{value:.9g}" for value in p),
+        ]
         for row, (answer, p) in enumerate(zip(cells, outputs.probabilities, strict=True))
     ]
     write_csv_table(path, header, rows)

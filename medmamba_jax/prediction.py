@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from medmamba_jax.assessment.prediction_sets import SetThresholds, members
 from medmamba_jax.data.csv_table import csv_text
 from medmamba_jax.data.images.decoding import parsed
 from medmamba_jax.data.images.preprocessing import ALL_FRAMES, Preprocessing
@@ -32,6 +33,8 @@ class Predictions:
         names: the path of each image, and its frame if each frame is an image (n).
         probabilities: float64 (n, K).
         unreadable: path -> why the file was not classified.
+        sets: which classes are in the prediction set of each image, bool (n, K); None if no sets
+            were asked for.
     """
 
     task: str
@@ -39,6 +42,7 @@ class Predictions:
     names: tuple[str, ...]
     probabilities: np.ndarray
     unreadable: dict[str, str]
+    sets: np.ndarray | None = None
 
     @classmethod
     def none(cls, task: str, class_names: tuple[str, ...]) -> "Predictions":
@@ -89,6 +93,8 @@ def predict_files(
     paths: Sequence[pathlib.Path],
     *,
     mirror: bool = False,
+    calibrated: bool = False,
+    level: float | None = None,
     progress: Callable[[], object] = lambda: None,
 ) -> Predictions:
     """Classifies image files. A file that cannot be read does not stop the others.
@@ -100,17 +106,23 @@ def predict_files(
         predictor: the trained model.
         paths: the files.
         mirror: whether to average the probabilities with those of the mirror image.
+        calibrated: whether to divide the logits by the temperature of the predictor's calibration.
+        level: the level of prediction sets, such as 0.9. They are made from the probabilities
+            without temperature and mirror image, as on the validation images.
         progress: is called each time an image is decoded.
 
     Raises:
         DataUnavailableError: the package that reads such files is not installed.
         NonFiniteLossError: an output of the model is NaN or infinite.
-        UserError: there is no file.
+        UserError: there is no file, or no calibration with what was asked for.
     """
+    temperature = predictor.temperature(calibrated)
+    thresholds = None if level is None else set_thresholds(predictor, level)
     if not paths:
         raise UserError("there is no image to classify: give a file or a folder")
     images, unreadable = _images(paths, predictor.preprocessing)
     table = np.zeros((0, len(predictor.class_names)))
+    sets = None if thresholds is None else np.zeros(table.shape, bool)
     if len(images):
         parts = []
         for flipped in (False, True) if mirror else (False,):
@@ -118,14 +130,34 @@ def predict_files(
             logits = predictor.logits(
                 dataclasses.replace(images, images=seen, places=np.arange(len(images)))
             )
-            parts.append(probabilities(logits, predictor.task))
+            parts.append(probabilities(logits / temperature, predictor.task))
+            if thresholds is not None and not flipped:
+                sets = members(probabilities(logits, predictor.task), thresholds)
         unreadable |= {images.names[place]: text for place, text in seen.problems.items()}
         kept = np.array([place not in seen.problems for place in range(len(images))])
         images, table = images.take(np.flatnonzero(kept)), np.mean(parts, axis=0)[kept]
+        sets = None if sets is None else sets[kept]
     if not np.isfinite(table).all():
         row = int(np.isfinite(table).all(1).argmin())
         raise NonFiniteLossError(f"the model's outputs for {images.names[row]} are not finite")
-    return Predictions(predictor.task, predictor.class_names, images.names, table, unreadable)
+    return Predictions(predictor.task, predictor.class_names, images.names, table, unreadable, sets)
+
+
+def set_thresholds(predictor: Predictor, level: float) -> SetThresholds:
+    """Returns what makes the prediction sets of a level.
+
+    Raises:
+        UserError: the predictor has no calibration, or none for this level.
+    """
+    predictor.temperature(calibrated=True)  # the error says what to do
+    assert predictor.calibration is not None
+    sets = predictor.calibration.sets
+    if str(level) not in sets:
+        has = (
+            f"has those of {', '.join(sets)}" if sets else "has none, as its labels are multilabel"
+        )
+        raise UserError(f"there are no prediction sets of level {level}: the model {has}")
+    return sets[str(level)]
 
 
 def _images(
@@ -187,8 +219,9 @@ def as_rows(
 ) -> tuple[list[str], list[list[Any]]]:
     """Returns the names of the columns, and a row for each image.
 
-    The columns are path, predicted, with `top` the likeliest classes and their probabilities
-    (top_1, p_top_1 ...), and the probability of each class, `p_<class>`.
+    The columns are path, predicted, with sets `prediction_set`, whose classes have "|" between
+    them, with `top` the likeliest classes and their probabilities (top_1, p_top_1 ...), and the
+    probability of each class, `p_<class>`.
 
     Args:
         found: the predictions.
@@ -199,16 +232,21 @@ def as_rows(
     if not 0 <= top <= count:
         raise UserError(f"top must lie between 0 and {count}, the number of classes; got {top}")
     header = ["path", "predicted"]
+    if found.sets is not None:
+        header.append("prediction_set")
     for place in range(1, top + 1):
         header += [f"top_{place}", f"p_top_{place}"]
     header += [f"p_{name}" for name in found.class_names]
     rows = []
-    for name, answer, p in zip(
-        found.names, found.decided(**decision), found.probabilities, strict=True
+    for row, (name, answer, p) in enumerate(
+        zip(found.names, found.decided(**decision), found.probabilities, strict=True)
     ):
+        inside = []
+        if found.sets is not None:
+            inside = ["|".join(found.class_names[k] for k in np.flatnonzero(found.sets[row]))]
         best = np.argsort(-p, kind="stable")[:top]
         likeliest = [cell for k in best for cell in (found.class_names[k], float(p[k]))]
-        rows.append([printable(name), answer, *likeliest, *map(float, p)])
+        rows.append([printable(name), answer, *inside, *likeliest, *map(float, p)])
     return header, rows
 
 

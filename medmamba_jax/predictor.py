@@ -110,7 +110,7 @@ class Predictor:
         )
 
     def predict(
-        self, images: Image | Sequence[Image] | LabelledImages
+        self, images: Image | Sequence[Image] | LabelledImages, *, calibrated: bool = False
     ) -> dict[str, float] | np.ndarray:
         """Classifies one image, or several.
 
@@ -119,6 +119,7 @@ class Predictor:
                 (h, w, c), or a Pillow image; or a sequence of these, an array (n, h, w, c), or a
                 split of a data set. Arrays hold uint8, or other integers, of which the run's
                 window makes 8 bits. Floating values need a run with `data.window=LOW,HIGH`.
+            calibrated: whether to divide the logits by the temperature of `calibration`.
 
         Returns:
             Of one image {class name: probability}, in the order of `class_names`; of several
@@ -127,8 +128,9 @@ class Predictor:
         Raises:
             DataUnavailableError: the package that reads such a file is not installed.
             NonFiniteLossError: an output of the model is NaN or infinite.
-            UserError: an image cannot be read; the message names it.
+            UserError: an image cannot be read; the message names it. Or there is no calibration.
         """
+        temperature = self.temperature(calibrated)
         one = isinstance(images, (str, pathlib.Path, bytes, PIL.Image.Image)) or (
             isinstance(images, np.ndarray) and images.ndim < 4
         )
@@ -142,8 +144,23 @@ class Predictor:
             raise NonFiniteLossError(
                 f"the model's outputs for {split.describe(row)} are not finite"
             )
-        table = probabilities(logits, self.task)
+        table = probabilities(logits / temperature, self.task)
         return dict(zip(self.class_names, table[0].tolist(), strict=True)) if one else table
+
+    def temperature(self, calibrated: bool) -> float:
+        """Returns the temperature of `calibration`, or 1 if it is not asked for.
+
+        Raises:
+            UserError: it is asked for, and there is no calibration.
+        """
+        if not calibrated:
+            return 1.0
+        if self.calibration is None:
+            raise UserError(
+                "the model has no calibration: `medmamba evaluate RUN` fits it on the validation"
+                " images of the run"
+            )
+        return self.calibration.temperature
 
     def module(self) -> MedMamba:
         """Returns the network itself, in evaluation mode, for code that calls it on arrays."""

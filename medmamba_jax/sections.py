@@ -1,6 +1,6 @@
 """A section of a run's configuration: a frozen dataclass that checks its values.
 
-`data`, `model` and `train` are sections, and `data` holds further sections. `from_dict` builds a
+`model`, `data`, `train` and `results` are sections, and `data` holds further sections. `from_dict` builds a
 section from a dictionary, such as JSON holds, and `to_dict` returns such a dictionary.
 """
 

@@ -15,6 +15,7 @@ ROWS = (
     ("runs",),
     ("evaluation", "prediction", "export"),
     ("predictor",),
+    ("assessment",),
     ("metrics", "parallel"),
     ("interop",),
     ("models",),

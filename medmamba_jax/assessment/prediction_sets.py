@@ -95,7 +95,9 @@ def assess_sets(
             "empty": float((size == 0).mean()),
             "single": float((size == 1).mean()),
             "class_coverage": {
-                name: float(held[outputs.labels == k].mean()) if (outputs.labels == k).any() else None
+                name: float(held[outputs.labels == k].mean())
+                if (outputs.labels == k).any()
+                else None
                 for k, name in enumerate(outputs.class_names)
             },
         }

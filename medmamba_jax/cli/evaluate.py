@@ -4,6 +4,7 @@ import argparse
 import json
 from typing import Any
 
+from medmamba_jax.assessment.config import ResultsConfig
 from medmamba_jax.data import DataConfig, LabelledImages
 from medmamba_jax.data.build import find_images, source_of
 from medmamba_jax.data.csv_table import read_csv_table
@@ -14,9 +15,8 @@ from medmamba_jax.runs.elsewhere import evaluate_elsewhere
 from medmamba_jax.runs.workdir import MAY_CHANGE, flat
 
 # Setting that may change -> its default.
-_SETTINGS = {
-    key: value for key, value in flat({"data": DataConfig().to_dict()}).items() if key in MAY_CHANGE
-}
+_SECTIONS = {"data": DataConfig().to_dict(), "results": ResultsConfig().to_dict()}
+_SETTINGS = {key: value for key, value in flat(_SECTIONS).items() if key in MAY_CHANGE}
 
 
 def add_evaluate(subcommands: Any) -> None:
@@ -61,8 +61,12 @@ def evaluate(options: argparse.Namespace) -> None:
             raise UserError("--classes and --name are for the images of --data: give that, too")
         run.evaluate(changes=changes)
         return
-    if changes:
-        raise UserError(f"--{next(iter(changes))} is for the run's own images, and not for --data")
+    for key in changes:
+        if key.startswith("data."):
+            raise UserError(f"--{key} is for the run's own images, and not for --data")
+    run.settings = ResultsConfig.from_dict(
+        run.settings.to_dict() | {key.partition(".")[2]: value for key, value in changes.items()}
+    )
     classes = {}
     if options.classes:
         found = read_csv_table(expanded(options.classes))

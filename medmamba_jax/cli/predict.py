@@ -4,6 +4,7 @@ import argparse
 import sys
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from medmamba_jax.data.images.augmentation import MIRRORING
@@ -11,7 +12,7 @@ from medmamba_jax.data.inputs import image_paths
 from medmamba_jax.data.texts import for_terminal, printable
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded
-from medmamba_jax.prediction import Predictions, as_rows, predict_files, writer_of
+from medmamba_jax.prediction import Predictions, as_rows, predict_files, set_thresholds, writer_of
 from medmamba_jax.runs import load_trained
 
 _SHOWN = 3  # classes in a line of the terminal
@@ -58,6 +59,17 @@ def add_predict(subcommands: Any) -> None:
         help="average with the mirror image; an error if the run was trained without such images",
     )
     parser.add_argument(
+        "--calibrated",
+        action="store_true",
+        help="divide the logits by the temperature that was fitted on the validation images",
+    )
+    parser.add_argument(
+        "--set",
+        type=float,
+        metavar="LEVEL",
+        help="add the prediction set, which holds the true class in 0.9 or 0.95 of cases",
+    )
+    parser.add_argument(
         "--batch-size",
         type=int,
         metavar="N",
@@ -87,11 +99,21 @@ def predict(options: argparse.Namespace) -> tuple[str, int]:
     decision = {"threshold": options.threshold, "abstain_below": options.abstain_below}
     nothing = Predictions.none(predictor.task, predictor.class_names)
     as_rows(nothing, top=options.top, **decision)  # a mistake shows before any image is read
+    predictor.temperature(options.calibrated)
+    if options.set is not None:
+        set_thresholds(predictor, options.set)
     write = writer_of(expanded(options.output)) if options.output else None
     paths = image_paths(options.places)
     total = len(paths) * (2 if options.mirror else 1)
     with tqdm(total=total, desc="classifying", unit="image", leave=False, disable=None) as bar:
-        found = predict_files(predictor, paths, mirror=options.mirror, progress=bar.update)
+        found = predict_files(
+            predictor,
+            paths,
+            mirror=options.mirror,
+            calibrated=options.calibrated,
+            level=options.set,
+            progress=bar.update,
+        )
     header, rows = as_rows(found, top=options.top, **decision)
     lines = []
     if write is None:
@@ -111,4 +133,8 @@ def _lines(found: Predictions, answers: list[str]) -> list[str]:
         likeliest = sorted(zip(-p, found.class_names, strict=True))[:_SHOWN]
         shown = ", ".join(f"{name} {-p:.3f}" for p, name in likeliest)
         lines.append(f"{printable(name)}: {answer} ({shown})")
+    if found.sets is not None:
+        for row, inside in enumerate(found.sets):
+            names = ", ".join(found.class_names[k] for k in np.flatnonzero(inside))
+            lines[row] += f", prediction set: {names or 'empty'}"
     return lines

@@ -1,7 +1,6 @@
 """Evaluates a run on labelled images of another origin, such as another hospital's."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,10 +8,7 @@ import numpy as np
 
 from medmamba_jax.data import LabelledImages
 from medmamba_jax.errors import UserError
-from medmamba_jax.evaluation import labelled_outputs, table, write_predictions
-from medmamba_jax.files import write_atomically
-from medmamba_jax.metrics import measure
-from medmamba_jax.parallel import is_first_host, say
+from medmamba_jax.evaluation import labelled_outputs
 from medmamba_jax.runs.run import Run
 from medmamba_jax.runs.workdir import warn_of_trained_images
 
@@ -24,8 +20,9 @@ def evaluate_elsewhere(
 ) -> dict[str, Any]:
     """Evaluates the best checkpoint of a run on all of these images, and writes the results.
 
-    The run's own results stay. The new ones are `results.json` and `predictions.csv` in the run's
-    folder `evaluations/<name>`, where they replace those of an earlier call with the same name.
+    The run's own results stay. The new ones, `results.json` and the tables beside it, are in the
+    run's folder `evaluations/<name>`, where they replace those of an earlier call with the same
+    name. Temperature, thresholds and prediction sets are those of the run's validation split.
 
     Args:
         run: the run.
@@ -34,7 +31,7 @@ def evaluate_elsewhere(
         classes: name of a class of the images -> name of the run's class, where they differ.
 
     Returns:
-        What `evaluation.evaluate` returns, and what the numbers are of. A metric of a class that
+        What `results.assess` returns, and what the numbers are of. A metric of a class that
         no image shows is None.
 
     Raises:
@@ -49,23 +46,13 @@ def evaluate_elsewhere(
     images = _with_classes(images, description.task, description.class_names, classes or {})
     warn_of_trained_images(run.workdir, {name: images})
     outputs = labelled_outputs(run.predictor, images)
-    results = {
-        "evaluated": name,
-        "epoch": run.epoch,
-        "best_metric": description.best_metric,
-        "synthetic": images.synthetic,
-        **measure(outputs),
-    }
-    synthetic = "SYNTHETIC " if images.synthetic else ""
-    title = f"{name} ({len(images)} {synthetic}images, checkpoint of epoch {run.epoch})"
-    say(table(results, title))
-    if is_first_host():
-        folder = run.workdir / EVALUATIONS / name
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "results.json", json.dumps(results, indent=2) + "\n")
-        write_predictions(folder / "predictions.csv", images, outputs)
-        say(str(folder / "results.json"))
-    return results
+    return run.assessed(
+        images,
+        outputs,
+        {"evaluated": name},
+        run.calibration,
+        (run.workdir / EVALUATIONS / name, ""),
+    )
 
 
 def _with_classes(

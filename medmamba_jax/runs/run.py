@@ -10,6 +10,14 @@ from typing import Any
 import jax
 from absl import logging
 
+from medmamba_jax.assessment.calibration import FILE as CALIBRATION
+from medmamba_jax.assessment.calibration import (
+    Calibration,
+    calibrate,
+    read_calibration,
+    write_calibration,
+)
+from medmamba_jax.assessment.config import ResultsConfig
 from medmamba_jax.data import (
     DataConfig,
     Dataset,
@@ -20,14 +28,15 @@ from medmamba_jax.data import (
 )
 from medmamba_jax.data.build import as_given
 from medmamba_jax.errors import MissingFileError, UserError
-from medmamba_jax.evaluation import labelled_outputs, table, write_predictions
-from medmamba_jax.files import expanded, write_atomically
+from medmamba_jax.evaluation import labelled_outputs, table
+from medmamba_jax.files import expanded
 from medmamba_jax.interop import read_weights
-from medmamba_jax.metrics import measure
+from medmamba_jax.metrics import Outputs
 from medmamba_jax.models import MedMambaConfig, abstract_model, split_model
 from medmamba_jax.parallel import DataParallel, is_first_host, say
 from medmamba_jax.predictor import Predictor
 from medmamba_jax.runs.description import RunDescription
+from medmamba_jax.runs.results import assess, write_results
 from medmamba_jax.runs.store import CheckpointStore, restored_like
 from medmamba_jax.runs.workdir import (
     CHECKPOINTS,
@@ -49,6 +58,7 @@ class Run:
         description: what `run.json` says.
         batch_size: the most images in a batch of `predictor` and `evaluate`; by default the run's
             `train.batch_size`.
+        settings: how results are computed; the section `results` of the run.
     """
 
     def __init__(
@@ -60,6 +70,9 @@ class Run:
         # that training printed.
         own = description.config["train"]["batch_size"]
         self.batch_size = own if batch_size is None else batch_size
+        self._fitted: Calibration | None = None  # on the validation split, by this object
+        results = description.config.get("results", {})  # early runs have none
+        self.settings = ResultsConfig.from_dict(results, ignored=[])
 
     @functools.cached_property
     def predictor(self) -> Predictor:
@@ -68,12 +81,32 @@ class Run:
         Raises:
             FileNotFoundError: the folder has no checkpoint yet.
         """
-        return self._best[1]
+        return dataclasses.replace(self._best[1], calibration=self.calibration)
 
     @functools.cached_property
     def epoch(self) -> int:
         """The epoch of the best checkpoint."""
         return self._best[0]
+
+    @functools.cached_property
+    def calibration(self) -> Calibration | None:
+        """What was fitted on the validation split with the best checkpoint; None if it is missing.
+
+        Raises:
+            UserError: `calibration.json` is damaged.
+        """
+        found = read_calibration(self.workdir)
+        if found is not None and found.epoch != self.epoch:
+            logging.warning(
+                "%s was fitted with the checkpoint of epoch %d, and the best one is of epoch %d now:"
+                " it is not used; `medmamba evaluate %s` fits it again",
+                self.workdir / CALIBRATION,
+                found.epoch,
+                self.epoch,
+                self.workdir,
+            )
+            return None
+        return found
 
     @functools.cached_property
     def _best(self) -> tuple[int, Predictor]:
@@ -87,8 +120,10 @@ class Run:
         """Evaluates the best checkpoint on "val" and "test", or on other labelled images.
 
         Prints a table for each split. Results on the run's own images are also written into its
-        folder: `results/<split>.json`, and `results/<split>_predictions.csv` with the
-        probabilities of every image.
+        folder: `results/<split>.json`, and tables beside it, `results/<split>_predictions.csv`
+        with the probabilities of every image, and the points of the curves. Temperature,
+        thresholds and prediction sets are fitted on "val", written to `calibration.json`, and
+        applied to "test".
 
         Args:
             data: images in place of the run's own, with the run's classes: a `Dataset`; an object
@@ -97,14 +132,14 @@ class Run:
             changes: settings in place of the run's, by their names in `MAY_CHANGE`.
 
         Returns:
-            Split -> what `evaluation.evaluate` returns, and what the numbers are of.
+            Split -> what `results.assess` returns, and what the numbers are of.
 
         Raises:
             DataUnavailableError, FileNotFoundError: there are no images, or no checkpoint yet.
             NonFiniteLossError: an output of the model is NaN or infinite.
             UserError: a setting may not change, or the images are not the run's.
         """
-        config = self._data_config(changes or {})
+        config = self._changed(changes or {})
         channels = self.description.preprocessing.channels
         if data is None:
             dataset = build_dataset(config, channels=channels)
@@ -130,17 +165,21 @@ class Run:
             for name in _evaluated(dataset)
         }
 
-    def _data_config(self, changes: Mapping[str, Any]) -> DataConfig:
-        values = json.loads(json.dumps(self.description.config["data"]))
+    def _changed(self, changes: Mapping[str, Any]) -> DataConfig:
+        """Takes changed settings; returns the section `data`."""
+        sections = ("data", "results")
+        values = json.loads(json.dumps(self.description.config))
+        values.setdefault("results", {})
         for name, value in changes.items():
-            if name not in MAY_CHANGE or not name.startswith("data."):
-                allowed = ", ".join(key for key in MAY_CHANGE if key.startswith("data."))
+            if name not in MAY_CHANGE or not name.startswith(sections):
+                allowed = ", ".join(key for key in MAY_CHANGE if key.startswith(sections))
                 raise UserError(f"evaluation takes {name} from the run; it can be given {allowed}")
-            *sections, key = name.split(".")[1:]
-            section = functools.reduce(dict.__getitem__, sections, values)
+            *place, key = name.split(".")
+            section = functools.reduce(dict.__getitem__, place, values)
             section[key] = value
         ignored: list[str] = []
-        config = DataConfig.from_dict(values, ignored=ignored)
+        self.settings = ResultsConfig.from_dict(values["results"], ignored=ignored)
+        config = DataConfig.from_dict(values["data"], ignored=ignored)
         if ignored:
             logging.warning(
                 "the run has settings that this version ignores: %s", ", ".join(ignored)
@@ -173,26 +212,53 @@ class Run:
     ) -> dict[str, Any]:
         split = dataset.splits[name]
         outputs = labelled_outputs(self.predictor, split, num_workers=num_workers)
+        calibration = None
+        if name == "val":
+            self._fitted = calibrate(outputs, self.epoch)
+            if write and is_first_host():
+                write_calibration(self.workdir, self._fitted)
+        else:
+            calibration = self._fitted or self.calibration
+        facts = {"split": name, "dataset": dataset.name}
+        place = (self.workdir / RESULTS, f"{name}_") if write else None
+        return self.assessed(split, outputs, facts, calibration, place)
+
+    def assessed(
+        self,
+        images: LabelledImages,
+        outputs: Outputs,
+        facts: Mapping[str, Any],
+        calibration: Calibration | None,
+        place: tuple[pathlib.Path, str] | None,
+    ) -> dict[str, Any]:
+        """Computes the results for some images, prints their table, and writes them.
+
+        Args:
+            images: the images.
+            outputs: their labels and logits.
+            facts: what the images are, for the results. The first value is their name.
+            calibration: what was fitted on other images, if there is one.
+            place: folder and prefix for `write_results`. None writes nothing.
+
+        Returns:
+            The facts, and what `assess` returns.
+        """
+        run = self.description
         results = {
-            "split": name,
+            **facts,
             "epoch": self.epoch,
-            "best_metric": self.description.best_metric,
-            "dataset": dataset.name,
-            "synthetic": dataset.synthetic,
-            **measure(outputs),
+            "best_metric": run.best_metric,
+            "synthetic": images.synthetic,
+            **assess(outputs, images, self.settings, calibration),
         }
-        synthetic = "SYNTHETIC " if dataset.synthetic else ""
+        synthetic = "SYNTHETIC " if images.synthetic else ""
         title = (
-            f"{name} ({len(split)} {synthetic}images, best checkpoint by val"
-            f" {self.description.best_metric}: epoch {self.epoch})"
+            f"{next(iter(facts.values()))} ({len(images)} {synthetic}images, best checkpoint by val"
+            f" {run.best_metric}: epoch {self.epoch})"
         )
         say(f"\n{table(results, title)}")
-        if write and is_first_host():
-            folder = self.workdir / RESULTS
-            folder.mkdir(exist_ok=True)
-            write_atomically(folder / f"{name}.json", json.dumps(results, indent=2) + "\n")
-            write_predictions(folder / f"{name}_predictions.csv", split, outputs)
-            say(str(folder / f"{name}.json"))
+        if place and is_first_host():
+            say(str(write_results(*place, results, images, outputs)))
         return results
 
 

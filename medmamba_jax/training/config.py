@@ -1,4 +1,4 @@
-"""The configuration of a run: the sections `model`, `data` and `train`.
+"""The configuration of a run: the sections `model`, `data`, `train` and `results`.
 
 Where a field takes one of several names, the names are those of a table: `VARIANTS`, `LOSSES`,
 `OPTIMIZERS`, `SCHEDULES`, `SAMPLERS`, `METRICS`, and `POLICIES` of augmentation. A row that a
@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from ml_collections import ConfigDict
 
+from medmamba_jax.assessment.config import ResultsConfig
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.reading.order import SAMPLERS
 from medmamba_jax.errors import UserError
@@ -226,11 +227,13 @@ class Config:
         model: the architecture.
         data: the images, and how they become arrays.
         train: the training.
+        results: how results are computed.
     """
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    results: ResultsConfig = dataclasses.field(default_factory=ResultsConfig)
 
     @classmethod
     def of(cls, config: "Config | ConfigDict") -> "Config":
@@ -259,7 +262,12 @@ class Config:
         Raises:
             UserError: a section or key is unknown, or a value is not allowed.
         """
-        sections: dict[str, Any] = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
+        sections: dict[str, Any] = {
+            "model": ModelConfig,
+            "data": DataConfig,
+            "train": TrainConfig,
+            "results": ResultsConfig,
+        }
         if unknown := sorted(set(values) - set(sections)):
             raise UserError(f"a config has the sections {list(sections)}, but not {unknown}")
         return cls(

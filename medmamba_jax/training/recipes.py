@@ -18,7 +18,10 @@ def default_config() -> ConfigDict:
     """
     config = Config()
     return ConfigDict(
-        {name: _with_types(getattr(config, name)) for name in ("model", "data", "train")},
+        {
+            name: _with_types(getattr(config, name))
+            for name in ("model", "data", "train", "results")
+        },
         # `Config` checks every value; some fields take values of several types.
         type_safe=False,
     )
