@@ -5,7 +5,7 @@ import functools
 import io
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from medmamba_jax.data.images.windowing import Window
 from medmamba_jax.data.labelled_images import TASKS, LabelledImages
 from medmamba_jax.data.reading.loading import eval_batches
 from medmamba_jax.errors import NonFiniteLossError, UserError
-from medmamba_jax.interop import read_weights
+from medmamba_jax.interop import load_model, read_weights
 from medmamba_jax.metrics import Outputs, probabilities
 from medmamba_jax.models import MedMamba, MedMambaConfig, evaluation_graphdef
 from medmamba_jax.parallel import DataParallel
@@ -220,6 +220,51 @@ class Predictor:
         size = min(self.batch_size, 1 << max(num_images - 1, 0).bit_length())
         devices = len(self.parallel.devices)
         return -(-size // devices) * devices
+
+
+@overload
+def load_torch(
+    path: str | pathlib.Path,
+    *,
+    class_names: Sequence[str],
+    preprocessing: Preprocessing,
+    task: str = "multiclass",
+    **changes: Any,
+) -> Predictor: ...
+@overload
+def load_torch(path: str | pathlib.Path, **changes: Any) -> tuple[MedMambaConfig, MedMamba]: ...
+def load_torch(
+    path: str | pathlib.Path,
+    *,
+    class_names: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+    task: str = "multiclass",
+    **changes: Any,
+) -> Predictor | tuple[MedMambaConfig, MedMamba]:
+    """Reads a file of official weights.
+
+    Args:
+        path, task, **changes: as for `Predictor.from_torch`.
+        class_names, preprocessing: as for `Predictor.from_torch`. Both are given, or none.
+
+    Returns:
+        With class names and preprocessing a predictor. Without them the architecture and the
+        network, in evaluation mode.
+
+    Raises:
+        FileNotFoundError, ImportError: as `Predictor.from_torch`.
+        UserError: as `Predictor.from_torch`; or only one of the two is given.
+    """
+    if class_names is None and preprocessing is None:
+        return load_model(path, **changes)
+    if class_names is None or preprocessing is None:
+        raise UserError(
+            "a predictor needs both class_names and preprocessing; without them load_torch returns"
+            " the architecture and the network"
+        )
+    return Predictor.from_torch(
+        path, class_names=class_names, preprocessing=preprocessing, task=task, **changes
+    )
 
 
 def check_image_size(model: MedMambaConfig, preprocessing: Preprocessing) -> None:
