@@ -31,8 +31,8 @@ def embed_files(
 ) -> Written:
     """Writes the features of image files. A file that cannot be read does not stop the others.
 
-    It writes `embedding.npz` into the folder: `features` float32 (n, c), which the head of the model
-    reads, and `tsne` float32 (n, 2), with `path`, `class` and `predicted` as texts (n).
+    It writes `embedding.npz` into the folder: `features` float32 (n, c), which the head of the
+    model reads, and `tsne` float32 (n, 2), with `path`, `class` and `predicted` as texts (n).
     `embedding.csv` has a row for each image, and `embedding.png` is the picture of `tsne`. With
     fewer than `FEWEST` images there is no t-SNE.
 

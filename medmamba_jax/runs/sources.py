@@ -3,6 +3,8 @@
 import dataclasses
 import pathlib
 
+import numpy as np
+
 from medmamba_jax.data import DataConfig, LabelledImages
 from medmamba_jax.data.build import find_images
 from medmamba_jax.data.csv_table import read_csv_table
@@ -93,4 +95,4 @@ def validation_images(run: Run) -> LabelledImages:
     rows = [row for row, name in enumerate(names) if name in wanted]
     if not rows:
         raise UserError(f"none of the images in {config.path or config.name} is one of the run")
-    return found.take(rows)
+    return found.take(np.array(rows))
