@@ -19,6 +19,7 @@ from .predictor import Predictor as Predictor
 from .predictor import load_torch as load_torch
 from .runs import load_predictor as load_predictor
 from .runs import load_run as load_run
+from .runs.summary import summarize as summarize
 from .training import Config as Config
 from .training import at_size as at_size
 from .training import default_config as default_config
@@ -26,4 +27,5 @@ from .training import fit as fit
 from .training import medmnist_config as medmnist_config
 from .training import start_run as start_run
 from .training import train as train
+from .training.series import train_series as train_series
 from .version import __version__ as __version__
