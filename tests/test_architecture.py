@@ -14,7 +14,7 @@ ROWS = (
     ("training",),
     ("report",),
     ("runs",),
-    ("evaluation", "prediction", "explanation"),
+    ("evaluation", "prediction", "explanation", "export"),
     ("predictor",),
     ("assessment",),
     ("metrics", "parallel"),
@@ -22,7 +22,7 @@ ROWS = (
     ("models",),
     ("ops",),
     ("data",),
-    ("sections", "errors", "files", "locking"),
+    ("sections", "errors", "files", "locking", "pretrained"),
 )
 LEVEL = {room: level for level, rooms in enumerate(ROWS) for room in rooms}
 NO_ROOM = {"__init__", "__main__", "version"}

@@ -31,8 +31,8 @@ def embed_files(
 ) -> Written:
     """Writes the features of image files. A file that cannot be read does not stop the others.
 
-    It writes `embedding.npz` into the folder: `features` float32 (n, c), which the head of the model
-    reads, and `tsne` float32 (n, 2), with `path`, `class` and `predicted` as texts (n).
+    It writes `embedding.npz` into the folder: `features` float32 (n, c), which the head of the
+    model reads, and `tsne` float32 (n, 2), with `path`, `class` and `predicted` as texts (n).
     `embedding.csv` has a row for each image, and `embedding.png` is the picture of `tsne`. With
     fewer than `FEWEST` images there is no t-SNE.
 
@@ -116,7 +116,8 @@ def scatter(
             colour = colours(place) if k else "lightgrey"
             label = f"{_as_text(name) or _OTHERS} ({len(chosen)})"
             axes.scatter(chosen[:, 0], chosen[:, 1], s=14, color=colour, label=label, linewidths=0)
-    axes.set(xticks=[], yticks=[], aspect="equal")
+    axes.set(xticks=[], yticks=[])
+    axes.set_aspect("equal", adjustable="datalim")
     axes.set_title(f"t-SNE of the pooled features of {len(places)} images")
     axes.set_xlabel(f"{caption}\nNear points are alike. Distances between far groups mean nothing.")
     figure.legend(loc="outside right upper", frameon=False)
