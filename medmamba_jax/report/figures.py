@@ -157,7 +157,7 @@ def _confusion_matrix(run: RunFacts, evaluation: Evaluation) -> Figure | None:
     names = [shown(name) for name in evaluation.results["class_names"]]
     totals = counts.sum(1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
-    side = min(max(4.0, 0.62 * len(names) + 1.6), 12)
+    side = min(max(4.0, 0.42 * len(names) + 1.7), 12)
     figure = Figure(figsize=(side + 0.9, side))
     axes = figure.subplots()
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -166,7 +166,7 @@ def _confusion_matrix(run: RunFacts, evaluation: Evaluation) -> Figure | None:
     axes.set_xticks(places, names, rotation=45 if len(names) > 2 else 0, ha=_side(len(names)))
     axes.set_yticks(places, names)
     axes.set(xlabel="predicted class", ylabel="true class")
-    small = 9 if len(names) < 10 else 6
+    small = 9 if len(names) < 5 else 7 if len(names) < 9 else 6
     for i, j in itertools.product(places, places) if len(names) <= 25 else ():
         colour = "white" if shares[i, j] > 0.55 else "black"
         text = f"{counts[i, j]}" if len(names) > 8 else f"{counts[i, j]}\n{shares[i, j]:.0%}"
@@ -314,8 +314,8 @@ def _finished(figure: Figure, axes: Axes, lines: int) -> Figure:
     if lines <= 4:
         axes.legend(loc="best")
     elif lines <= _MOST_IN_LEGEND:
-        figure.set_figwidth(_WIDTH * 1.45)
-        figure.legend(loc="outside right upper", ncols=1 + (lines > 14))
+        figure.set_figheight(_HEIGHT + 0.17 * -(-lines // 2))
+        figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 

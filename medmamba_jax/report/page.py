@@ -63,7 +63,6 @@ def _write_page(
     figures = draw_figures(run, evaluation)
     if evaluation.elsewhere:
         figures.pop("training_curves", None)
-    write_figures(folder / FIGURES_FOLDER, figures)
     drawn = [
         {
             "name": name,
@@ -78,6 +77,7 @@ def _write_page(
         .get_template("run.html.j2")
         .render(_context(run, evaluation, defaults) | {"figures": drawn})
     )
+    write_figures(folder / FIGURES_FOLDER, figures)
     write_atomically(folder / PAGE, text)
     return folder / PAGE
 

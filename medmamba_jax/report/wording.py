@@ -41,7 +41,7 @@ def notes(run: RunFacts, evaluation: Evaluation) -> list[str]:
         found.append("The model was trained on SYNTHETIC images, which a program drew.")
     if evaluation.few:
         found.append(
-            f"The images are few ({', '.join(evaluation.few)}): single images move these numbers."
+            f"Few images: {', '.join(evaluation.few)}. A single image moves these numbers."
         )
     if evaluation.chose_checkpoint:
         found.append(

@@ -157,7 +157,7 @@ def test_a_multi_label_run_on_val_alone(write_run, page_only, tmp_path):
     write_report(tmp_path / "run", DEFAULTS)
     text = Parsed(tmp_path / "run" / "report.html").text
     assert "SYNTHETIC" in text and "chose the checkpoint" in text
-    assert "The images are few (60 images)" in text
+    assert "Few images: 60 images" in text
     assert "left" in text and "Confusion matrix" not in text and "Decision curve" in text
     assert "Of 100 without it" in text
 
