@@ -26,11 +26,12 @@ def program(predictor: Predictor) -> Callable[[jax.Array], tuple[jax.Array, jax.
         predictor.model, compute_dtype="float32", scan_implementation=_SCAN, remat=False
     )
     graphdef = evaluation_graphdef(model)
-    weights = jax.device_get((predictor.params, predictor.statistics))
+    params, statistics = jax.device_get((predictor.params, predictor.statistics))
 
     def run(images: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = forward(
-            *weights,
+            params,
+            statistics,
             images,
             what="logits",
             graphdef=graphdef,

@@ -3,6 +3,8 @@
 import dataclasses
 import pathlib
 
+import numpy as np
+
 from medmamba_jax.data import DataConfig, LabelledImages
 from medmamba_jax.data.build import find_images
 from medmamba_jax.data.csv_table import read_csv_table
@@ -90,7 +92,7 @@ def validation_images(run: Run) -> LabelledImages:
     pairs = zip(table.column("path"), table.column("split"), strict=True)
     wanted = {path for path, split in pairs if split == "val"}
     names = found.names if found.files is None else found.files.tolist()
-    rows = [row for row, name in enumerate(names) if name in wanted]
-    if not rows:
+    rows = np.flatnonzero([name in wanted for name in names])
+    if not len(rows):
         raise UserError(f"none of the images in {config.path or config.name} is one of the run")
     return found.take(rows)
