@@ -7,7 +7,7 @@ from golden import recipe_model
 import medmamba_jax as mm
 from medmamba_jax.assessment.calibration import Calibration
 from medmamba_jax.assessment.prediction_sets import SetThresholds
-from medmamba_jax.export import Training
+from medmamba_jax.export import FORMATS, Meaning, Training
 from medmamba_jax.models import split_model
 
 CALIBRATION = Calibration(
@@ -17,7 +17,6 @@ CALIBRATION = Calibration(
     thresholds={"a": {"youden": 0.4, "sensitivity": None}},
     sets={"0.9": SetThresholds(0.7, [0.6, 0.7, 0.8])},
 )
-TRAINING = Training(dataset="blobs", synthetic=True, augmentation="light_flip", epoch=3)
 
 
 def on_one_device(monkeypatch):
@@ -55,10 +54,14 @@ def predictor():
 
 
 @pytest.fixture(scope="session")
-def exported(predictor, tmp_path_factory):
-    """The predictor's file, and what the export returned; to be read only."""
+def training():
+    return Training(dataset="blobs", synthetic=True, augmentation="light_flip", epoch=3)
+
+
+@pytest.fixture(scope="session")
+def exported(predictor, training, tmp_path_factory):
+    """The predictor's file, which no run of the model has checked; to be read only."""
     path = tmp_path_factory.mktemp("exported") / "model.safetensors"
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        on_one_device(monkeypatch)
-        found = mm.export(predictor, "safetensors", path, training=TRAINING, licence="CC BY 4.0")
-    return path, found
+    meaning = Meaning.of(predictor, training, licence="CC BY 4.0")
+    path.write_bytes(FORMATS["safetensors"].encode(predictor, meaning, path))
+    return path

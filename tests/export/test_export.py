@@ -37,15 +37,13 @@ def changed(**values):
 
 
 def test_the_file_has_official_names_and_says_what_it_means(predictor, exported):
-    path, found = exported
-    assert found.files == (path,) and found.drawn and found.difference <= 1e-6
     official = weights_to_state_dict(predictor.model, predictor.params, predictor.statistics)
-    tensors = safetensors.numpy.load_file(path)
+    tensors = safetensors.numpy.load_file(exported)
     assert tensors.keys() == official.keys() and "head.weight" in tensors
     for name, tensor in official.items():
         np.testing.assert_array_equal(tensors[name], tensor, err_msg=name)
 
-    said = json.loads(metadata(path)[KEY])
+    said = json.loads(metadata(exported)[KEY])
     assert said["class_names"] == ["a", "=b", "ç"] and said["task"] == "multiclass"
     assert said["preprocessing"] == {
         "image_size": [32, 40],
@@ -69,7 +67,7 @@ def test_the_file_has_official_names_and_says_what_it_means(predictor, exported)
 
 
 def test_it_is_read_back_to_the_last_bit(predictor, exported):
-    read = mm.load_predictor(exported[0])
+    read = mm.load_predictor(exported)
     for field in ("model", "preprocessing", "class_names", "task", "calibration"):
         assert getattr(read, field) == getattr(predictor, field), field
     for part in ("params", "statistics"):
@@ -77,7 +75,7 @@ def test_it_is_read_back_to_the_last_bit(predictor, exported):
         assert before.keys() == now.keys()
         for name, tensor in before.items():
             np.testing.assert_array_equal(now[name], tensor, err_msg=name)
-    assert load_trained(exported[0]).training.augmentation == "light_flip"
+    assert load_trained(exported).training.augmentation == "light_flip"
 
 
 def test_settings_of_one_machine_stay_behind(predictor):
@@ -88,16 +86,21 @@ def test_settings_of_one_machine_stay_behind(predictor):
     assert read == meaning
 
 
+@pytest.mark.slow
 def test_the_command_predicts_with_an_exported_file_and_a_shipped_model(
-    exported, predictor, tmp_path, capsys, monkeypatch, exact_products
+    exported, predictor, tmp_path, capsys, monkeypatch, exact_products, training
 ):
     pixels = np.random.default_rng(1).integers(0, 256, (4, 32, 40), np.uint8)
     for i, image in enumerate(pixels):
         np.save(tmp_path / f"{i}.npy", image)
-    monkeypatch.setitem(SHIPPED, "test-model", str(exported[0]))
+    monkeypatch.setitem(SHIPPED, "test-model", str(exported))
     split = mm.LabelledImages(pixels[..., None], np.zeros(4, int))
     expected = softmax(predictor.logits(split).astype(float), axis=1)
-    for source in (str(exported[0]), "test-model"):
+    path = tmp_path / "checked.safetensors"
+    found = mm.export(predictor, "safetensors", path, training=training, licence="CC BY 4.0")
+    assert found.files == (path,) and found.images == 4 and found.drawn
+    assert found.difference <= 1e-6 and path.read_bytes() == exported.read_bytes()
+    for source in (str(path), "test-model"):
         output = tmp_path / "out.jsonl"
         arguments = ["predict", source, str(tmp_path / "*.npy"), f"--output={output}"]
         assert cli.main([*arguments, "--batch-size=4"]) == 0
@@ -124,7 +127,7 @@ def test_the_command_predicts_with_an_exported_file_and_a_shipped_model(
     ],
 )
 def test_damaged_metadata_is_one_line(exported, tmp_path, capsys, change, problem):
-    path = rewritten(exported[0], tmp_path / "x.safetensors", change)
+    path = rewritten(exported, tmp_path / "x.safetensors", change)
     assert cli.main(["predict", str(path), "x.png"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and problem in error and error.count("\n") == 1
@@ -133,7 +136,7 @@ def test_damaged_metadata_is_one_line(exported, tmp_path, capsys, change, proble
 
 def test_weights_that_do_not_fit_what_the_file_says(exported, tmp_path, capsys):
     change = changed(model={"depths": [1], "dims": [8], "num_classes": 3, "in_channels": 1})
-    path = rewritten(exported[0], tmp_path / "x.safetensors", change)
+    path = rewritten(exported, tmp_path / "x.safetensors", change)
     assert cli.main(["predict", str(path), "x.png"]) == 2
     error = capsys.readouterr().err
     assert "unexpected: layers.1." in error and error.count("\n") == 1
@@ -141,21 +144,20 @@ def test_weights_that_do_not_fit_what_the_file_says(exported, tmp_path, capsys):
 
 def test_a_foreign_file_is_told_how_it_can_be_used(exported, tmp_path):
     path = tmp_path / "official.safetensors"
-    safetensors.numpy.save_file(safetensors.numpy.load_file(exported[0]), path)
+    safetensors.numpy.save_file(safetensors.numpy.load_file(exported), path)
     with pytest.raises(mm.UserError, match=re.escape(f"use mm.load_torch({str(path)!r}, class_n")):
         mm.load_predictor(path)
 
 
 def test_official_weights_become_a_predictor(exported, predictor):
-    path = exported[0]
     facts = {"class_names": predictor.class_names, "preprocessing": predictor.preprocessing}
-    read = mm.load_torch(path, **facts)
+    read = mm.load_torch(exported, **facts)
     assert isinstance(read, mm.Predictor) and read.model == predictor.model
-    config, model = mm.load_torch(path)
+    config, model = mm.load_torch(exported)
     assert config == predictor.model and isinstance(model, mm.MedMamba)
     for name in facts:
         with pytest.raises(mm.UserError, match="needs both class_names and preprocessing"):
-            mm.load_torch(path, **{name: facts[name]})
+            mm.load_torch(exported, **{name: facts[name]})
 
 
 def test_unknown_sources_are_told_what_there_is(tmp_path, monkeypatch):

@@ -72,7 +72,8 @@ one, _ = model.call(images[:1])
 np.savez("out.npz", logits=logits, probabilities=probabilities, one=one)
 """
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
-    found = np.load(tmp_path / "out.npz")
+    with np.load(tmp_path / "out.npz") as file:
+        found = dict(file)
     assert_close(found["logits"], expected, 1e-5, "logits")
     assert_close(found["one"], expected[:1], 1e-5, "a batch of one")
     powers = np.exp(expected)
