@@ -6,7 +6,7 @@ from .errors import UserError as UserError
 from .evaluation import evaluate as evaluate
 from .explanation import Explanation as Explanation
 from .explanation import explain as explain
-from .interop import load_torch as load_torch
+from .export import export as export
 from .interop import load_torch_state_dict as load_torch_state_dict
 from .interop import to_torch_state_dict as to_torch_state_dict
 from .metrics import METRICS as METRICS
@@ -16,7 +16,10 @@ from .models import MedMambaConfig as MedMambaConfig
 from .ops.scan import selective_scan as selective_scan
 from .ops.ss2d_scan import ss2d_scan as ss2d_scan
 from .predictor import Predictor as Predictor
+from .predictor import load_torch as load_torch
+from .runs import load_predictor as load_predictor
 from .runs import load_run as load_run
+from .runs.summary import summarize as summarize
 from .training import Config as Config
 from .training import at_size as at_size
 from .training import default_config as default_config
@@ -24,4 +27,5 @@ from .training import fit as fit
 from .training import medmnist_config as medmnist_config
 from .training import start_run as start_run
 from .training import train as train
+from .training.series import train_series as train_series
 from .version import __version__ as __version__

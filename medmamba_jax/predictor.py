@@ -5,13 +5,14 @@ import functools
 import io
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+from absl import logging
 from flax import nnx
 
 from medmamba_jax.assessment.calibration import Calibration
@@ -20,7 +21,7 @@ from medmamba_jax.data.images.windowing import Window
 from medmamba_jax.data.labelled_images import TASKS, LabelledImages
 from medmamba_jax.data.reading.loading import eval_batches
 from medmamba_jax.errors import NonFiniteLossError, UserError
-from medmamba_jax.interop import read_weights
+from medmamba_jax.interop import load_model, read_weights
 from medmamba_jax.metrics import Outputs, probabilities
 from medmamba_jax.models import MedMamba, MedMambaConfig, evaluation_graphdef
 from medmamba_jax.parallel import DataParallel
@@ -43,7 +44,8 @@ class Predictor:
         class_names: what each output stands for, in order.
         task: "multiclass": the probabilities of an image add up to 1. "multilabel": each
             probability stands for itself.
-        batch_size: the most images in a batch.
+        batch_size: the most images in a batch. If the device cannot hold so many, batches are
+            halved until it can.
         parallel: the devices. A batch is split over them.
         calibration: what was fitted on validation images: the temperature, thresholds and
             prediction sets. None if there is none.
@@ -195,12 +197,32 @@ class Predictor:
         return self._run("features", images, num_workers)
 
     def _run(self, what: str, images: LabelledImages, num_workers: int) -> np.ndarray:
-        """Runs the model on every image, in batches of one shape; the last one is filled up."""
+        """Runs the model on every image. A batch that the device cannot hold is halved."""
+        size, devices = self.batch_size_for(len(images)), len(self.parallel.devices)
+        while True:
+            try:
+                return self._run_batches(what, images, num_workers, size)
+            except jax.errors.JaxRuntimeError as error:
+                smaller = size // 2 // devices * devices
+                if "RESOURCE_EXHAUSTED" not in str(error) or not smaller:
+                    raise
+                logging.warning(
+                    "the memory of the device does not hold a batch of %d images: the batches have"
+                    " %d now, which changes the last digits of results",
+                    size,
+                    smaller,
+                )
+                size = smaller
+
+    def _run_batches(
+        self, what: str, images: LabelledImages, num_workers: int, batch_size: int
+    ) -> np.ndarray:
+        """Runs the model in batches of one shape; the last one is filled up."""
         compute = _compiled(what, self.model, self.preprocessing, self.parallel)
         batches = eval_batches(
             images,
             self.preprocessing,
-            batch_size=self.batch_size_for(len(images)),
+            batch_size=batch_size,
             num_workers=num_workers,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -220,6 +242,51 @@ class Predictor:
         size = min(self.batch_size, 1 << max(num_images - 1, 0).bit_length())
         devices = len(self.parallel.devices)
         return -(-size // devices) * devices
+
+
+@overload
+def load_torch(
+    path: str | pathlib.Path,
+    *,
+    class_names: Sequence[str],
+    preprocessing: Preprocessing,
+    task: str = "multiclass",
+    **changes: Any,
+) -> Predictor: ...
+@overload
+def load_torch(path: str | pathlib.Path, **changes: Any) -> tuple[MedMambaConfig, MedMamba]: ...
+def load_torch(
+    path: str | pathlib.Path,
+    *,
+    class_names: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+    task: str = "multiclass",
+    **changes: Any,
+) -> Predictor | tuple[MedMambaConfig, MedMamba]:
+    """Reads a file of official weights.
+
+    Args:
+        path, task, **changes: as for `Predictor.from_torch`.
+        class_names, preprocessing: as for `Predictor.from_torch`. Both are given, or none.
+
+    Returns:
+        With class names and preprocessing a predictor. Without them the architecture and the
+        network, in evaluation mode.
+
+    Raises:
+        FileNotFoundError, ImportError: as `Predictor.from_torch`.
+        UserError: as `Predictor.from_torch`; or only one of the two is given.
+    """
+    if class_names is None and preprocessing is None:
+        return load_model(path, **changes)
+    if class_names is None or preprocessing is None:
+        raise UserError(
+            "a predictor needs both class_names and preprocessing; without them load_torch returns"
+            " the architecture and the network"
+        )
+    return Predictor.from_torch(
+        path, class_names=class_names, preprocessing=preprocessing, task=task, **changes
+    )
 
 
 def check_image_size(model: MedMambaConfig, preprocessing: Preprocessing) -> None:
