@@ -133,7 +133,8 @@ def run_of_two_epochs(trained, tmp_path):
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
     """A headless Chromium, driven by Selenium; its log has every request and console message."""
-    driver, chromium = shutil.which("chromedriver"), shutil.which("chromium")
+    driver = shutil.which("chromedriver")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if not (driver and chromium):
         pytest.skip("chromium and chromedriver are not installed (Debian: chromium-driver)")
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
