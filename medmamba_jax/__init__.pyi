@@ -4,7 +4,9 @@ from .data.labelled_images import LabelledImages as LabelledImages
 from .errors import DataUnavailableError as DataUnavailableError
 from .errors import UserError as UserError
 from .evaluation import evaluate as evaluate
-from .interop import load_torch as load_torch
+from .explanation import Explanation as Explanation
+from .explanation import explain as explain
+from .export import export as export
 from .interop import load_torch_state_dict as load_torch_state_dict
 from .interop import to_torch_state_dict as to_torch_state_dict
 from .metrics import METRICS as METRICS
@@ -14,6 +16,8 @@ from .models import MedMambaConfig as MedMambaConfig
 from .ops.scan import selective_scan as selective_scan
 from .ops.ss2d_scan import ss2d_scan as ss2d_scan
 from .predictor import Predictor as Predictor
+from .predictor import load_torch as load_torch
+from .runs import load_predictor as load_predictor
 from .runs import load_run as load_run
 from .runs.summary import summarize as summarize
 from .training import Config as Config

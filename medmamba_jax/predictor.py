@@ -5,7 +5,7 @@ import functools
 import io
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from medmamba_jax.data.images.windowing import Window
 from medmamba_jax.data.labelled_images import TASKS, LabelledImages
 from medmamba_jax.data.reading.loading import eval_batches
 from medmamba_jax.errors import NonFiniteLossError, UserError
-from medmamba_jax.interop import read_weights
+from medmamba_jax.interop import load_model, read_weights
 from medmamba_jax.metrics import Outputs, probabilities
 from medmamba_jax.models import MedMamba, MedMambaConfig, evaluation_graphdef
 from medmamba_jax.parallel import DataParallel
@@ -131,21 +131,36 @@ class Predictor:
             UserError: an image cannot be read; the message names it. Or there is no calibration.
         """
         temperature = self.temperature(calibrated)
-        one = isinstance(images, (str, pathlib.Path, bytes, PIL.Image.Image)) or (
-            isinstance(images, np.ndarray) and images.ndim < 4
-        )
-        several: Any = [images] if one else images
-        split = several
-        if not isinstance(several, LabelledImages):
-            split = _unlabelled(several, self.preprocessing.window)
+        logits = self.finite_logits(self.split_of(images))
+        table = probabilities(logits / temperature, self.task)
+        one = _is_one(images)
+        return dict(zip(self.class_names, table[0].tolist(), strict=True)) if one else table
+
+    def split_of(self, images: Image | Sequence[Image] | LabelledImages) -> LabelledImages:
+        """Returns what `predict` takes as a split, whose labels mean nothing.
+
+        Raises:
+            UserError: there is no image, or one is of a kind that `predict` does not take.
+        """
+        if isinstance(images, LabelledImages):
+            return images
+        several: Any = [images] if _is_one(images) else images
+        return _unlabelled(several, self.preprocessing.window)
+
+    def finite_logits(self, split: LabelledImages) -> np.ndarray:
+        """Returns what `logits` does.
+
+        Raises:
+            NonFiniteLossError: an output of the model is NaN or infinite; the message names the
+                image.
+        """
         logits = self.logits(split)
         if not np.isfinite(logits).all():
             row = int(np.isfinite(logits).all(1).argmin())
             raise NonFiniteLossError(
                 f"the model's outputs for {split.describe(row)} are not finite"
             )
-        table = probabilities(logits / temperature, self.task)
-        return dict(zip(self.class_names, table[0].tolist(), strict=True)) if one else table
+        return logits
 
     def temperature(self, calibrated: bool) -> float:
         """Returns the temperature of `calibration`, or 1 if it is not asked for.
@@ -185,7 +200,7 @@ class Predictor:
         batches = eval_batches(
             images,
             self.preprocessing,
-            batch_size=self._batch_size(len(images)),
+            batch_size=self.batch_size_for(len(images)),
             num_workers=num_workers,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -197,11 +212,59 @@ class Predictor:
             ]
         return np.concatenate(jax.device_get(found))[: len(images)]
 
-    def _batch_size(self, num_images: int) -> int:
-        """A power of two for few images, so that few shapes are compiled; else `batch_size`."""
+    def batch_size_for(self, num_images: int) -> int:
+        """Returns the images in a batch.
+
+        It is a power of two for few images, so that few shapes are compiled, else `batch_size`.
+        """
         size = min(self.batch_size, 1 << max(num_images - 1, 0).bit_length())
         devices = len(self.parallel.devices)
         return -(-size // devices) * devices
+
+
+@overload
+def load_torch(
+    path: str | pathlib.Path,
+    *,
+    class_names: Sequence[str],
+    preprocessing: Preprocessing,
+    task: str = "multiclass",
+    **changes: Any,
+) -> Predictor: ...
+@overload
+def load_torch(path: str | pathlib.Path, **changes: Any) -> tuple[MedMambaConfig, MedMamba]: ...
+def load_torch(
+    path: str | pathlib.Path,
+    *,
+    class_names: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+    task: str = "multiclass",
+    **changes: Any,
+) -> Predictor | tuple[MedMambaConfig, MedMamba]:
+    """Reads a file of official weights.
+
+    Args:
+        path, task, **changes: as for `Predictor.from_torch`.
+        class_names, preprocessing: as for `Predictor.from_torch`. Both are given, or none.
+
+    Returns:
+        With class names and preprocessing a predictor. Without them the architecture and the
+        network, in evaluation mode.
+
+    Raises:
+        FileNotFoundError, ImportError: as `Predictor.from_torch`.
+        UserError: as `Predictor.from_torch`; or only one of the two is given.
+    """
+    if class_names is None and preprocessing is None:
+        return load_model(path, **changes)
+    if class_names is None or preprocessing is None:
+        raise UserError(
+            "a predictor needs both class_names and preprocessing; without them load_torch returns"
+            " the architecture and the network"
+        )
+    return Predictor.from_torch(
+        path, class_names=class_names, preprocessing=preprocessing, task=task, **changes
+    )
 
 
 def check_image_size(model: MedMambaConfig, preprocessing: Preprocessing) -> None:
@@ -259,6 +322,13 @@ def _compiled(
         forward, what=what, graphdef=evaluation_graphdef(model), preprocessing=preprocessing
     )
     return jax.jit(call, out_shardings=parallel.replicated)
+
+
+def _is_one(images: object) -> bool:
+    """Whether this is one image, and not several."""
+    return isinstance(images, (str, pathlib.Path, bytes, PIL.Image.Image)) or (
+        isinstance(images, np.ndarray) and images.ndim < 4
+    )
 
 
 def _unlabelled(images: Sequence[Image] | np.ndarray, window: Window) -> LabelledImages:

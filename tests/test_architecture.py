@@ -13,7 +13,7 @@ ROWS = (
     ("cli",),
     ("training",),
     ("runs",),
-    ("evaluation", "prediction"),
+    ("evaluation", "prediction", "explanation", "export"),
     ("predictor",),
     ("assessment",),
     ("metrics", "parallel"),
@@ -21,7 +21,7 @@ ROWS = (
     ("models",),
     ("ops",),
     ("data",),
-    ("sections", "errors", "files", "locking"),
+    ("sections", "errors", "files", "locking", "pretrained"),
 )
 LEVEL = {room: level for level, rooms in enumerate(ROWS) for room in rooms}
 NO_ROOM = {"__init__", "__main__", "version"}

@@ -1,8 +1,8 @@
-"""`medmamba convert IN OUT`: official weights between file formats, and out of our runs.
+"""`medmamba convert IN OUT`: official weights between file formats.
 
-IN is a file of weights with official names, such as `.safetensors`, `.pth`, `.ckpt` or `.bin`, or a
-run's workdir, whose best checkpoint is taken. OUT is a `.safetensors`, `.pth` or `.pt` file. All
-formats but `.safetensors` need PyTorch.
+IN is a file of weights with official names, such as `.safetensors`, `.pth`, `.ckpt` or `.bin`. OUT
+is a `.safetensors`, `.pth` or `.pt` file. All formats but `.safetensors` need PyTorch. For a
+run's model there is `medmamba export`.
 """
 
 import argparse
@@ -12,9 +12,13 @@ from typing import Any
 
 import jax
 
-from medmamba_jax.errors import MissingFileError
-from medmamba_jax.interop import check_writable, weights_to_state_dict, write_state_dict
-from medmamba_jax.runs import read_trained_weights
+from medmamba_jax.errors import MissingFileError, UserError
+from medmamba_jax.interop import (
+    check_writable,
+    read_weights,
+    weights_to_state_dict,
+    write_state_dict,
+)
 
 # The fields that weights determine. A file of weights has no settings of training and computation.
 SHOWN = ("depths", "dims", "num_classes", "in_channels", "block", "patch_size", "d_state")
@@ -32,12 +36,19 @@ def convert(
       FileExistsError: `target` exists and `overwrite` is False, or it is `source` itself.
       FileNotFoundError: there is no `source`, or no folder for `target`.
       ImportError: a PyTorch file without PyTorch installed.
-      UserError: an ending is unknown, or `source` holds no MedMamba.
+      UserError: an ending is unknown, or `source` is a folder or holds no MedMamba.
     """
     source, target = pathlib.Path(source), pathlib.Path(target)
-    _check_target(source, target, overwrite)
-    trained = read_trained_weights(source)
-    config, params, statistics = trained.model, trained.params, trained.statistics
+    if source.is_dir():
+        raise UserError(
+            f"{source} is a folder: the model of a run leaves it by `medmamba export {source}"
+            f" --to=torch --output={target}`"
+        )
+    check_writable(target)
+    if not target.parent.is_dir():
+        raise MissingFileError(f"{target.parent} is not a folder; make it first")
+    check_free(target, source, overwrite)
+    config, params, statistics = read_weights(source)
     write_state_dict(weights_to_state_dict(config, params, statistics), target)
     lines = [f"{field}: {getattr(config, field)}" for field in SHOWN]
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
@@ -48,9 +59,7 @@ def add_convert(subcommands: Any) -> None:
     """Adds `convert` to the subcommands of a parser."""
     text = "Convert MedMamba weights with official names between file formats."
     parser = subcommands.add_parser("convert", help=text, description=text)
-    parser.add_argument(
-        "source", metavar="IN", type=pathlib.Path, help="a file of weights, or a run's workdir"
-    )
+    parser.add_argument("source", metavar="IN", type=pathlib.Path, help="a file of weights")
     parser.add_argument(
         "target", metavar="OUT", type=pathlib.Path, help=".safetensors, .pth or .pt"
     )
@@ -62,12 +71,16 @@ def _run(options: argparse.Namespace) -> str:
     return convert(options.source, options.target, overwrite=options.overwrite)
 
 
-def _check_target(source: pathlib.Path, target: pathlib.Path, overwrite: bool) -> None:
-    check_writable(target)
-    if not target.parent.is_dir():
-        raise MissingFileError(f"{target.parent} is not a folder; make it first")
+def check_free(target: pathlib.Path, source: pathlib.Path, overwrite: bool) -> None:
+    """Raises FileExistsError if the target exists, unless it may be replaced.
+
+    Args:
+        target: the file that will be written.
+        source: the file or folder that is read; it is never replaced.
+        overwrite: whether another file may be replaced.
+    """
     if target.exists():
         if source.exists() and target.samefile(source):
-            raise FileExistsError(f"{target} is the input too; give another OUT")
+            raise FileExistsError(f"{target} is the input too; give another file")
         if not overwrite:
-            raise FileExistsError(f"{target} exists; give another OUT, or --overwrite")
+            raise FileExistsError(f"{target} exists; give another file, or --overwrite")

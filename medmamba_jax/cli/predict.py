@@ -13,7 +13,7 @@ from medmamba_jax.data.texts import for_terminal, printable
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded
 from medmamba_jax.prediction import Predictions, as_rows, predict_files, set_thresholds, writer_of
-from medmamba_jax.runs import load_run
+from medmamba_jax.runs import load_trained
 
 _SHOWN = 3  # classes in a line of the terminal
 
@@ -21,7 +21,12 @@ _SHOWN = 3  # classes in a line of the terminal
 def add_predict(subcommands: Any) -> None:
     """Adds `predict` to the subcommands of a parser."""
     parser = subcommands.add_parser("predict", help="classify images with a run's best checkpoint")
-    parser.add_argument("run_folder", metavar="RUN", help="the run's folder, such as runs/xray")
+    parser.add_argument(
+        "source",
+        metavar="RUN",
+        help="a run's folder, such as runs/xray, a .safetensors file that `medmamba export` wrote,"
+        " or a model that comes with the package, such as xray-nano",
+    )
     parser.add_argument(
         "places",
         nargs="+",
@@ -83,17 +88,17 @@ def predict(options: argparse.Namespace) -> tuple[str, int]:
         FileNotFoundError: there is no such run or image.
         UserError: an argument does not fit the run.
     """
-    run = load_run(options.run_folder, batch_size=options.batch_size)
-    policy = run.description.config["data"]["augmentation"]
+    trained = load_trained(options.source, batch_size=options.batch_size)
+    predictor = trained.predictor
+    policy = "none" if trained.training is None else trained.training.augmentation
     if options.mirror and policy not in MIRRORING:
         raise UserError(
-            f"--mirror: the run was trained with data.augmentation={policy!r}, which shows no"
+            f"--mirror: the model was trained with data.augmentation={policy!r}, which shows no"
             " mirror images"
         )
     decision = {"threshold": options.threshold, "abstain_below": options.abstain_below}
-    nothing = Predictions.none(run.description.task, run.description.class_names)
+    nothing = Predictions.none(predictor.task, predictor.class_names)
     as_rows(nothing, top=options.top, **decision)  # a mistake shows before any image is read
-    predictor = run.predictor
     predictor.temperature(options.calibrated)
     if options.set is not None:
         set_thresholds(predictor, options.set)

@@ -79,7 +79,7 @@ def read_weights(
     return config, *weights_from_state_dict(config, state_dict)
 
 
-def load_torch(path: str | pathlib.Path, **changes: Any) -> tuple[MedMambaConfig, MedMamba]:
+def load_model(path: str | pathlib.Path, **changes: Any) -> tuple[MedMambaConfig, MedMamba]:
     """Builds a model with the architecture and the weights of a file of official weights.
 
     Args:
@@ -118,16 +118,49 @@ def write_state_dict(state_dict: Mapping[str, np.ndarray], path: str | pathlib.P
       UserError: the ending is not one of `.safetensors`, `.pth` and `.pt`.
     """
     path = pathlib.Path(path)
-    file_format = check_writable(path)
+    check_writable(path)
+    write_atomically(path, encoded(state_dict, path))
+
+
+def encoded(
+    state_dict: Mapping[str, np.ndarray],
+    path: str | pathlib.Path,
+    metadata: Mapping[str, str] | None = None,
+) -> bytes:
+    """Returns the content of a file of weights; see `write_state_dict`.
+
+    Args:
+      state_dict: official name -> array.
+      path: the file that it is for; its ending determines the format.
+      metadata: texts for the header of a `.safetensors` file. Other formats have none.
+    """
+    path = pathlib.Path(path)
     arrays = {name: np.array(x, order="C") for name, x in state_dict.items()}
-    if file_format == TORCH:
+    if check_writable(path) == TORCH:
         torch = _import_torch(path)
         file = io.BytesIO()
         torch.save({name: torch.from_numpy(x) for name, x in arrays.items()}, file)
-        content = file.getvalue()
-    else:
-        content = safetensors.numpy.save(arrays)
-    write_atomically(path, content)
+        return file.getvalue()
+    return safetensors.numpy.save(arrays, None if metadata is None else dict(metadata))
+
+
+def read_metadata(path: str | pathlib.Path) -> dict[str, str]:
+    """Returns the texts in the header of a file of safetensors; of another file, none.
+
+    Raises: as `read_weights`.
+    """
+    path = pathlib.Path(path)
+    if check_readable(path) == TORCH:
+        return {}
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            return dict(file.metadata() or {})
+    except safetensors.SafetensorError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: pathlib.Path, error: Exception) -> UserError:
+    return UserError(f"{path} is not a readable .safetensors file: {error}")
 
 
 def check_readable(path: str | pathlib.Path) -> str:
@@ -200,7 +233,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         content = safetensors.deserialize(path.read_bytes())
     except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is not a readable .safetensors file: {error}") from error
+        raise _unreadable(path, error) from error
     arrays = {}
     for name, tensor in content:
         if tensor["dtype"] not in _DTYPES:

@@ -1,6 +1,9 @@
 """Depthwise convolution, in the form that is fast on the present platform."""
 
+import contextlib
+import contextvars
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +26,23 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
       (b, h, w, c) in x's dtype.
     """
-    return _by_platform(x, kernel)
+    return (grouped_conv if _one_form.get() else _by_platform)(x, kernel)
+
+
+_one_form = contextvars.ContextVar("one_form", default=False)
+
+
+@contextlib.contextmanager
+def one_form() -> Iterator[None]:
+    """Makes `depthwise_conv` the grouped convolution in all that is traced inside the context.
+
+    Formats that know no platforms, such as ONNX, cannot hold the choice among forms.
+    """
+    token = _one_form.set(True)
+    try:
+        yield
+    finally:
+        _one_form.reset(token)
 
 
 # Without the checkpoint, the gradient of `platform_dependent` would keep the arrays of the forms of

@@ -2,6 +2,7 @@
 
 from medmamba_jax.runs.description import RunDescription
 from medmamba_jax.runs.run import Run, TrainedWeights, load_run, read_trained_weights
+from medmamba_jax.runs.sources import Trained, load_predictor, load_trained
 from medmamba_jax.runs.store import CheckpointStore, Progress
 
 __all__ = [
@@ -9,7 +10,10 @@ __all__ = [
     "Progress",
     "Run",
     "RunDescription",
+    "Trained",
     "TrainedWeights",
+    "load_predictor",
     "load_run",
+    "load_trained",
     "read_trained_weights",
 ]

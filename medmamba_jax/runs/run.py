@@ -98,8 +98,8 @@ class Run:
         found = read_calibration(self.workdir)
         if found is not None and found.epoch != self.epoch:
             logging.warning(
-                "%s was fitted with the checkpoint of epoch %d, and the best one is of epoch %d now:"
-                " it is not used; `medmamba evaluate %s` fits it again",
+                "%s was fitted with the checkpoint of epoch %d, and the best one is of epoch %d"
+                " now: it is not used; `medmamba evaluate %s` fits it again",
                 self.workdir / CALIBRATION,
                 found.epoch,
                 self.epoch,

@@ -15,6 +15,7 @@ from medmamba_jax.ops.scan.chunked import scan_chunked
 from medmamba_jax.ops.scan.recurrence import step_sizes
 from medmamba_jax.ops.scan.sequential import scan_sequential
 from medmamba_jax.ops.scan.stepwise import scan_stepwise
+from medmamba_jax.ops.scan.unrolled import scan_unrolled
 
 # Nobody has run the TPU kernel on a TPU yet. So `None` chooses it only if this variable is 1.
 TPU_SWITCH = "MEDMAMBA_JAX_PALLAS_TPU"
@@ -120,6 +121,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         automatic=lambda case: case.backend == "cpu",  # elsewhere each step is a launch
     ),
     "chunked": Implementation(on_step_sizes(scan_chunked)),
+    "unrolled": Implementation(on_step_sizes(scan_unrolled)),
     "associative": Implementation(on_step_sizes(scan_associative)),
     "sequential": Implementation(on_step_sizes(scan_sequential)),
 }

@@ -1,0 +1,17 @@
+"""A trained model as a file for others, with its meaning; and the way back."""
+
+from medmamba_jax.export.exporting import Exported, check_target, export
+from medmamba_jax.export.formats import FORMATS
+from medmamba_jax.export.meaning import NO_LICENCE, Meaning, Training
+from medmamba_jax.export.reading import read_exported
+
+__all__ = [
+    "FORMATS",
+    "NO_LICENCE",
+    "Exported",
+    "Meaning",
+    "Training",
+    "check_target",
+    "export",
+    "read_exported",
+]
