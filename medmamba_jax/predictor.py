@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+from absl import logging
 from flax import nnx
 
 from medmamba_jax.assessment.calibration import Calibration
@@ -43,7 +44,8 @@ class Predictor:
         class_names: what each output stands for, in order.
         task: "multiclass": the probabilities of an image add up to 1. "multilabel": each
             probability stands for itself.
-        batch_size: the most images in a batch.
+        batch_size: the most images in a batch. If the device cannot hold so many, batches are
+            halved until it can.
         parallel: the devices. A batch is split over them.
         calibration: what was fitted on validation images: the temperature, thresholds and
             prediction sets. None if there is none.
@@ -195,12 +197,32 @@ class Predictor:
         return self._run("features", images, num_workers)
 
     def _run(self, what: str, images: LabelledImages, num_workers: int) -> np.ndarray:
-        """Runs the model on every image, in batches of one shape; the last one is filled up."""
+        """Runs the model on every image. A batch that the device cannot hold is halved."""
+        size, devices = self.batch_size_for(len(images)), len(self.parallel.devices)
+        while True:
+            try:
+                return self._run_batches(what, images, num_workers, size)
+            except jax.errors.JaxRuntimeError as error:
+                smaller = size // 2 // devices * devices
+                if "RESOURCE_EXHAUSTED" not in str(error) or not smaller:
+                    raise
+                logging.warning(
+                    "the memory of the device does not hold a batch of %d images: the batches have"
+                    " %d now, which changes the last digits of results",
+                    size,
+                    smaller,
+                )
+                size = smaller
+
+    def _run_batches(
+        self, what: str, images: LabelledImages, num_workers: int, batch_size: int
+    ) -> np.ndarray:
+        """Runs the model in batches of one shape; the last one is filled up."""
         compute = _compiled(what, self.model, self.preprocessing, self.parallel)
         batches = eval_batches(
             images,
             self.preprocessing,
-            batch_size=self.batch_size_for(len(images)),
+            batch_size=batch_size,
             num_workers=num_workers,
             process_index=jax.process_index(),
             process_count=jax.process_count(),

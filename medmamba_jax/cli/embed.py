@@ -10,7 +10,7 @@ from medmamba_jax.data.inputs import image_paths, known_classes
 from medmamba_jax.data.texts import for_terminal, printable
 from medmamba_jax.explanation.embedding import embed_files
 from medmamba_jax.files import expanded
-from medmamba_jax.runs import load_run
+from medmamba_jax.runs import SOURCES_OF_MODELS, load_predictor
 
 
 def add_embed(subcommands: Any) -> None:
@@ -18,7 +18,7 @@ def add_embed(subcommands: Any) -> None:
     parser = subcommands.add_parser(
         "embed", help="write the features of images, and draw which images are alike"
     )
-    parser.add_argument("run_folder", metavar="RUN", help="the run's folder, such as runs/xray")
+    parser.add_argument("source", metavar="RUN", help=SOURCES_OF_MODELS)
     parser.add_argument(
         "places",
         nargs="+",
@@ -48,11 +48,11 @@ def embed(options: argparse.Namespace) -> tuple[str, int]:
         FileNotFoundError: there is no such run or image.
         UserError: the folder is not empty.
     """
-    run = load_run(options.run_folder, batch_size=options.batch_size)
+    predictor = load_predictor(options.source, batch_size=options.batch_size)
     paths, folder = image_paths(options.places), expanded(options.output)
-    classes = known_classes(options.places, paths, run.description.class_names)
+    classes = known_classes(options.places, paths, predictor.class_names)
     with tqdm(total=len(paths), desc="embedding", unit="image", leave=False, disable=None) as bar:
-        written = embed_files(run.predictor, paths, folder, classes, bar.update)
+        written = embed_files(predictor, paths, folder, classes, bar.update)
     for name, reason in written.unreadable.items():
         line = f"not embedded: {printable(name)}: {' '.join(reason.split())}"
         print(for_terminal(line), file=sys.stderr)

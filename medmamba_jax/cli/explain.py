@@ -11,7 +11,7 @@ from medmamba_jax.data.texts import for_terminal, printable
 from medmamba_jax.explanation.files import explain_files
 from medmamba_jax.explanation.methods import METHODS
 from medmamba_jax.files import expanded
-from medmamba_jax.runs import load_run
+from medmamba_jax.runs import SOURCES_OF_MODELS, load_predictor
 
 
 def add_explain(subcommands: Any) -> None:
@@ -19,7 +19,7 @@ def add_explain(subcommands: Any) -> None:
     parser = subcommands.add_parser(
         "explain", help="draw heat maps of what a run's answers depend on"
     )
-    parser.add_argument("run_folder", metavar="RUN", help="the run's folder, such as runs/xray")
+    parser.add_argument("source", metavar="RUN", help=SOURCES_OF_MODELS)
     parser.add_argument(
         "places",
         nargs="+",
@@ -65,11 +65,11 @@ def run_explain(options: argparse.Namespace) -> tuple[str, int]:
         FileNotFoundError: there is no such run or image.
         UserError: an argument does not fit the run, or the folder is not empty.
     """
-    run = load_run(options.run_folder, batch_size=options.batch_size)
+    predictor = load_predictor(options.source, batch_size=options.batch_size)
     paths, folder = image_paths(options.places), expanded(options.output)
     with tqdm(total=len(paths), desc="explaining", unit="image", leave=False, disable=None) as bar:
         written = explain_files(
-            run.predictor,
+            predictor,
             paths,
             folder,
             method=options.method,

@@ -116,7 +116,8 @@ def scatter(
             colour = colours(place) if k else "lightgrey"
             label = f"{_as_text(name) or _OTHERS} ({len(chosen)})"
             axes.scatter(chosen[:, 0], chosen[:, 1], s=14, color=colour, label=label, linewidths=0)
-    axes.set(xticks=[], yticks=[], aspect="equal")
+    axes.set(xticks=[], yticks=[])
+    axes.set_aspect("equal", adjustable="datalim")
     axes.set_title(f"t-SNE of the pooled features of {len(places)} images")
     axes.set_xlabel(f"{caption}\nNear points are alike. Distances between far groups mean nothing.")
     figure.legend(loc="outside right upper", frameon=False)
