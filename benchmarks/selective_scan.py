@@ -246,7 +246,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=3)
     parser.add_argument("--groups", type=int, default=5)
     parser.add_argument("--json", help="file for the rows")
-    parser.add_argument("--plot", help="PNG for forward and backward (needs the plots extra)")
+    parser.add_argument("--plot", help="PNG for forward and backward")
     args = parser.parse_args()
 
     if args.length and args.operation != "scan":

@@ -4,6 +4,8 @@ from .data.labelled_images import LabelledImages as LabelledImages
 from .errors import DataUnavailableError as DataUnavailableError
 from .errors import UserError as UserError
 from .evaluation import evaluate as evaluate
+from .explanation import Explanation as Explanation
+from .explanation import explain as explain
 from .export import export as export
 from .interop import load_torch_state_dict as load_torch_state_dict
 from .interop import to_torch_state_dict as to_torch_state_dict
@@ -17,6 +19,7 @@ from .predictor import Predictor as Predictor
 from .predictor import load_torch as load_torch
 from .runs import load_predictor as load_predictor
 from .runs import load_run as load_run
+from .runs.summary import summarize as summarize
 from .training import Config as Config
 from .training import at_size as at_size
 from .training import default_config as default_config
@@ -24,4 +27,5 @@ from .training import fit as fit
 from .training import medmnist_config as medmnist_config
 from .training import start_run as start_run
 from .training import train as train
+from .training.series import train_series as train_series
 from .version import __version__ as __version__

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -201,13 +201,54 @@ class _Tolerant:
         return len(self._images)
 
     def __getitem__(self, place: int) -> np.ndarray:
-        try:
-            pixels = self._preprocessing.decode(self._images.read(place))
-        except (OSError, UserError) as error:
-            self.problems[place] = _reason(error)
+        found = _decoded_or_reason(self._images, place, self._preprocessing)
+        if isinstance(found, str):
+            self.problems[place] = found
             pixels = np.zeros((1, 1, self._preprocessing.channels), np.uint8)
+        else:
+            pixels = found
         self._progress()
         return np.ascontiguousarray(pixels[:, ::-1]) if self._flipped else pixels
+
+
+def decoded_batches(
+    paths: Sequence[pathlib.Path],
+    predictor: Predictor,
+    unreadable: dict[str, str],
+    progress: Callable[[], object] = lambda: None,
+) -> Iterator[tuple[list[str], list[np.ndarray]]]:
+    """Yields the names and the decoded pixels of the images of files, a batch at a time.
+
+    Args:
+        paths: the files.
+        predictor: whose preprocessing decodes them, and whose `batch_size` it is.
+        unreadable: takes up path -> reason of the files that cannot be read.
+        progress: is called for each of these.
+    """
+    images, problems = _images(paths, predictor.preprocessing)
+    unreadable |= problems
+    for start in range(0, len(images), predictor.batch_size):
+        names, pixels = [], []
+        for row in range(start, min(start + predictor.batch_size, len(images))):
+            found = _decoded_or_reason(images, row, predictor.preprocessing)
+            if isinstance(found, str):
+                unreadable[images.names[row]] = found
+                progress()
+            else:
+                names.append(images.names[row])
+                pixels.append(found)
+        if names:
+            yield names, pixels
+
+
+def _decoded_or_reason(
+    images: LabelledImages, row: int, preprocessing: Preprocessing
+) -> np.ndarray | str:
+    """Returns an image as `Preprocessing.decode` does, or the reason why it cannot be read."""
+    try:
+        return preprocessing.decode(images.read(row))
+    except (OSError, UserError) as error:
+        return _reason(error)
 
 
 def _reason(error: Exception) -> str:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+from absl import logging
 from flax import nnx
 
 from medmamba_jax.assessment.calibration import Calibration
@@ -43,7 +44,8 @@ class Predictor:
         class_names: what each output stands for, in order.
         task: "multiclass": the probabilities of an image add up to 1. "multilabel": each
             probability stands for itself.
-        batch_size: the most images in a batch.
+        batch_size: the most images in a batch. If the device cannot hold so many, batches are
+            halved until it can.
         parallel: the devices. A batch is split over them.
         calibration: what was fitted on validation images: the temperature, thresholds and
             prediction sets. None if there is none.
@@ -131,21 +133,36 @@ class Predictor:
             UserError: an image cannot be read; the message names it. Or there is no calibration.
         """
         temperature = self.temperature(calibrated)
-        one = isinstance(images, (str, pathlib.Path, bytes, PIL.Image.Image)) or (
-            isinstance(images, np.ndarray) and images.ndim < 4
-        )
-        several: Any = [images] if one else images
-        split = several
-        if not isinstance(several, LabelledImages):
-            split = _unlabelled(several, self.preprocessing.window)
+        logits = self.finite_logits(self.split_of(images))
+        table = probabilities(logits / temperature, self.task)
+        one = _is_one(images)
+        return dict(zip(self.class_names, table[0].tolist(), strict=True)) if one else table
+
+    def split_of(self, images: Image | Sequence[Image] | LabelledImages) -> LabelledImages:
+        """Returns what `predict` takes as a split, whose labels mean nothing.
+
+        Raises:
+            UserError: there is no image, or one is of a kind that `predict` does not take.
+        """
+        if isinstance(images, LabelledImages):
+            return images
+        several: Any = [images] if _is_one(images) else images
+        return _unlabelled(several, self.preprocessing.window)
+
+    def finite_logits(self, split: LabelledImages) -> np.ndarray:
+        """Returns what `logits` does.
+
+        Raises:
+            NonFiniteLossError: an output of the model is NaN or infinite; the message names the
+                image.
+        """
         logits = self.logits(split)
         if not np.isfinite(logits).all():
             row = int(np.isfinite(logits).all(1).argmin())
             raise NonFiniteLossError(
                 f"the model's outputs for {split.describe(row)} are not finite"
             )
-        table = probabilities(logits / temperature, self.task)
-        return dict(zip(self.class_names, table[0].tolist(), strict=True)) if one else table
+        return logits
 
     def temperature(self, calibrated: bool) -> float:
         """Returns the temperature of `calibration`, or 1 if it is not asked for.
@@ -180,12 +197,32 @@ class Predictor:
         return self._run("features", images, num_workers)
 
     def _run(self, what: str, images: LabelledImages, num_workers: int) -> np.ndarray:
-        """Runs the model on every image, in batches of one shape; the last one is filled up."""
+        """Runs the model on every image. A batch that the device cannot hold is halved."""
+        size, devices = self.batch_size_for(len(images)), len(self.parallel.devices)
+        while True:
+            try:
+                return self._run_batches(what, images, num_workers, size)
+            except jax.errors.JaxRuntimeError as error:
+                smaller = size // 2 // devices * devices
+                if "RESOURCE_EXHAUSTED" not in str(error) or not smaller:
+                    raise
+                logging.warning(
+                    "the memory of the device does not hold a batch of %d images: the batches have"
+                    " %d now, which changes the last digits of results",
+                    size,
+                    smaller,
+                )
+                size = smaller
+
+    def _run_batches(
+        self, what: str, images: LabelledImages, num_workers: int, batch_size: int
+    ) -> np.ndarray:
+        """Runs the model in batches of one shape; the last one is filled up."""
         compute = _compiled(what, self.model, self.preprocessing, self.parallel)
         batches = eval_batches(
             images,
             self.preprocessing,
-            batch_size=self._batch_size(len(images)),
+            batch_size=batch_size,
             num_workers=num_workers,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -197,8 +234,11 @@ class Predictor:
             ]
         return np.concatenate(jax.device_get(found))[: len(images)]
 
-    def _batch_size(self, num_images: int) -> int:
-        """A power of two for few images, so that few shapes are compiled; else `batch_size`."""
+    def batch_size_for(self, num_images: int) -> int:
+        """Returns the images in a batch.
+
+        It is a power of two for few images, so that few shapes are compiled, else `batch_size`.
+        """
         size = min(self.batch_size, 1 << max(num_images - 1, 0).bit_length())
         devices = len(self.parallel.devices)
         return -(-size // devices) * devices
@@ -304,6 +344,13 @@ def _compiled(
         forward, what=what, graphdef=evaluation_graphdef(model), preprocessing=preprocessing
     )
     return jax.jit(call, out_shardings=parallel.replicated)
+
+
+def _is_one(images: object) -> bool:
+    """Whether this is one image, and not several."""
+    return isinstance(images, (str, pathlib.Path, bytes, PIL.Image.Image)) or (
+        isinstance(images, np.ndarray) and images.ndim < 4
+    )
 
 
 def _unlabelled(images: Sequence[Image] | np.ndarray, window: Window) -> LabelledImages:

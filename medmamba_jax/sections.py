@@ -1,7 +1,7 @@
 """A section of a run's configuration: a frozen dataclass that checks its values.
 
-`model`, `data`, `train` and `results` are sections, and `data` holds further sections. `from_dict` builds a
-section from a dictionary, such as JSON holds, and `to_dict` returns such a dictionary.
+`model`, `data`, `train` and `results` are sections, and `data` holds further sections. `from_dict`
+builds a section from a dictionary, such as JSON holds, and `to_dict` returns such a dictionary.
 """
 
 import dataclasses

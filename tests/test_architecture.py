@@ -11,9 +11,9 @@ PACKAGE = ROOT / "medmamba_jax"
 # The table of rooms in docs/architecture.md, from above; rooms in one row may import each other.
 ROWS = (
     ("cli",),
-    ("training",),
+    ("training", "demo"),
     ("runs",),
-    ("evaluation", "prediction", "export"),
+    ("evaluation", "prediction", "explanation", "export"),
     ("predictor",),
     ("assessment",),
     ("metrics", "parallel"),

@@ -27,7 +27,8 @@ EXAMPLES = {
     for section in API.split("\n## ")[1:]
     if (example := re.search(r"```python\n(.*?)```", section, re.DOTALL))
 }
-COMPILING = ("Train", "Use a trained model", "Evaluate", "Weights")  # and they need a trained run
+# They need a trained run, and compile.
+COMPILING = ("Train", "Use a trained model", "Explain", "Evaluate", "Weights")
 
 
 def matches(pattern, page):

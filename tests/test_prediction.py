@@ -1,10 +1,12 @@
 """Prediction of files: what a user gets from `medmamba predict`."""
 
 import csv
+import dataclasses
 import io
 import json
 import shutil
 
+import jax
 import numpy as np
 import pydicom
 import pytest
@@ -13,6 +15,7 @@ from scipy.special import softmax
 
 import medmamba_jax as mm
 from medmamba_jax import cli
+from medmamba_jax import predictor as predictor_module
 from medmamba_jax.data.inputs import image_paths
 from medmamba_jax.prediction import Predictions, as_csv, as_json_lines, as_rows, predict_files
 
@@ -239,3 +242,69 @@ def test_a_dicom_file_is_named_by_its_path(run, tmp_path):
     (name,) = predict_files(run.predictor, image_paths([tmp_path])).names
     assert name == str(path)
     assert run.predictor.predict(path) == run.predictor.predict(pixels)
+
+
+def test_a_batch_that_the_device_cannot_hold_is_halved(run, images, monkeypatch, caplog):
+    split = images.splits["test"]
+    expected = run.predictor.logits(split)
+    compiled, sizes = predictor_module._compiled, []
+
+    def small_device(*arguments):
+        compute = compiled(*arguments)
+
+        def on_device(params, statistics, batch):
+            sizes.append(len(batch))
+            if len(batch) > 4:
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+            return compute(params, statistics, batch)
+
+        return on_device
+
+    monkeypatch.setattr(predictor_module, "_compiled", small_device)
+    np.testing.assert_allclose(run.predictor.logits(split), expected, rtol=1e-5, atol=1e-6)
+    assert sizes == [8, 4, 4, 4] and "a batch of 8 images: the batches have 4" in caplog.text
+
+
+def test_another_fault_of_the_device_is_no_reason_to_try_again(run, images, monkeypatch):
+    def broken(*arguments):
+        def on_device(*arguments):
+            raise jax.errors.JaxRuntimeError("INTERNAL: broken")
+
+        return on_device
+
+    monkeypatch.setattr(predictor_module, "_compiled", broken)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        run.predictor.logits(images.splits["test"])
+
+
+def test_calibrated_probabilities_and_sets(run, images, folder, capsys):
+    calibration = run.calibration
+    split = images.splits["test"]
+    logits = run.predictor.logits(split).astype(np.float64)
+    np.testing.assert_allclose(
+        run.predictor.predict(split, calibrated=True),
+        softmax(logits / calibration.temperature, axis=1),
+    )
+    output = folder / "out.csv"
+    arguments = [str(folder / "0.png"), "--set=0.9", "--calibrated", f"--output={output}"]
+    assert cli.main(["predict", str(run.workdir), *arguments]) == 0
+    with output.open(newline="", encoding="utf-8-sig") as file:
+        row = next(csv.DictReader(file))
+    p = softmax(logits[0])
+    inside = [n for n, x in zip(("dark", "bright"), p, strict=True)
+              if 1 - x <= calibration.sets["0.9"].of_all]  # fmt: skip
+    assert row["prediction_set"] == "|".join(inside)
+    cooled = softmax(logits[0] / calibration.temperature)
+    assert float(row["p_bright"]) == pytest.approx(cooled[1], rel=1e-5)
+    assert cli.main(["predict", str(run.workdir), str(folder / "0.png"), "--set=0.8"]) == 2
+    assert "no prediction sets of level 0.8: the model has those of 0.9, 0.95" in (
+        capsys.readouterr().err
+    )
+
+
+def test_what_needs_a_calibration_says_how_to_get_one(run, images):
+    bare = dataclasses.replace(run.predictor, calibration=None)
+    with pytest.raises(mm.UserError, match="medmamba evaluate RUN` fits it"):
+        bare.predict(images.splits["test"], calibrated=True)
+    with pytest.raises(mm.UserError, match="medmamba evaluate RUN` fits it"):
+        predict_files(bare, [], level=0.9)

@@ -91,7 +91,7 @@ def fit_temperature(outputs: Outputs) -> float:
         return np.inf if value is None else value
 
     low, high = 1 / _RANGE[1], 1 / _RANGE[0]
-    found = minimize_scalar(at, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    found = minimize_scalar(at, bounds=(low, high), method="bounded", options={"xatol": 1e-4})
     return float(1 / found.x)
 
 

@@ -33,7 +33,7 @@ def with_sensitivity(least: float, row: ClassOutputs) -> float | None:
 def _curve(row: ClassOutputs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The ROC curve without its first point, whose threshold is infinite."""
     points = roc_curve(row.actual, row.probability, drop_intermediate=False)
-    return tuple(values[1:] for values in points)  # type: ignore[return-value]
+    return tuple(values[1:] for values in points)
 
 
 # Rule -> how it chooses a threshold: one class against the rest -> probability, or None where the

@@ -75,6 +75,10 @@ class _Parser(argparse.ArgumentParser):
 _SUBCOMMANDS = {
     "evaluate": ("medmamba_jax.cli.evaluate", "add_evaluate"),
     "predict": ("medmamba_jax.cli.predict", "add_predict"),
+    "summarize": ("medmamba_jax.cli.summarize", "add_summarize"),
+    "explain": ("medmamba_jax.cli.explain", "add_explain"),
+    "embed": ("medmamba_jax.cli.embed", "add_embed"),
+    "demo": ("medmamba_jax.cli.demo", "add_demo"),
     "export": ("medmamba_jax.cli.export", "add_export"),
     "convert": ("medmamba_jax.cli.convert", "add_convert"),
     "inspect": ("medmamba_jax.data.inspection.command", "add_inspect"),

@@ -3,6 +3,8 @@
 python main.py                                    a first run on synthetic images
 python main.py --config=configs/image_folder.py --config.data.path=my_images
 python main.py --config=configs/xray.py --config.train.lr=1e-3 --workdir=runs/lr3
+python main.py --config=configs/xray.py --seeds=0,1,2
+python main.py --config=configs/xray.py --folds=5
 python main.py --workdir=runs/lr3 --mode=evaluate
 python main.py --workdir=runs/lr3 --mode=predict --input=new_images
 """
@@ -37,6 +39,15 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run, continued if it exists. Default: runs/<config>."
 )
+_SEEDS = flags.DEFINE_list(
+    "seeds",
+    [],
+    "Train a run for each of these seeds, such as 0,1,2, into the workdir's seed_0 and so on. With"
+    " --folds, train all folds with each seed.",
+)
+_FOLDS = flags.DEFINE_integer(
+    "folds", 0, "Train all folds of a cross-validation, into the workdir's fold_1 and so on."
+)
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
@@ -68,6 +79,9 @@ def _main(argv: list[str]) -> None:
     from medmamba_jax.training import fit, start_run
 
     workdir = pathlib.Path(_WORKDIR.value or default_workdir())
+    if _SEEDS.value or _FOLDS.value:
+        _train_series(workdir)
+        return
     try:
         if _MODE.value != "predict" and (_INPUT.value or _OUTPUT.value):
             raise UserError("--input and --output are for --mode=predict, which is not given")
@@ -89,6 +103,28 @@ def _main(argv: list[str]) -> None:
         sys.exit(fail(error, code=1))
     except KeyboardInterrupt:
         print(f"interrupted; the same line continues the run in {workdir}", file=sys.stderr)
+        sys.exit(130)
+
+
+def _train_series(workdir: pathlib.Path) -> None:
+    from medmamba_jax.training.series import train_series
+
+    try:
+        if _MODE.value != "train":
+            raise UserError(f"--seeds and --folds are for training, and --mode is {_MODE.value}")
+        typed = config_flags.get_override_values(flags.FLAGS["config"])
+        if _SEEDS.value and "train.seed" in typed:
+            raise UserError("--seeds sets train.seed of each run: leave --config.train.seed out")
+        if not all(re.fullmatch(r"\s*\d+\s*", seed) for seed in _SEEDS.value):
+            raise UserError(f"--seeds must be numbers such as 0,1,2; got {','.join(_SEEDS.value)}")
+        seeds = [int(seed) for seed in _SEEDS.value]
+        train_series(_CONFIG.value, workdir, seeds=seeds, folds=_FOLDS.value)
+    except MISTAKES as error:
+        sys.exit(fail(error))
+    except NonFiniteLossError as error:
+        sys.exit(fail(error, code=1))
+    except KeyboardInterrupt:
+        print(f"interrupted; the same line continues the series in {workdir}", file=sys.stderr)
         sys.exit(130)
 
 

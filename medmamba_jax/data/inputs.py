@@ -7,11 +7,12 @@ from pathlib import Path
 
 from medmamba_jax.data.csv_table import read_csv_table
 from medmamba_jax.data.sources.image_folder import is_hidden, is_image
+from medmamba_jax.data.texts import composed
 from medmamba_jax.errors import MissingFileError, UserError
 from medmamba_jax.files import expanded
 
 _TABLES = (".csv", ".tsv")
-_COLUMN = "path"
+_COLUMN, _LABELS = "path", "label"
 
 
 def image_paths(places: Sequence[str | Path]) -> list[Path]:
@@ -48,6 +49,37 @@ def image_paths(places: Sequence[str | Path]) -> list[Path]:
                 )
         found |= dict.fromkeys(paths)
     return list(found)
+
+
+def known_classes(
+    places: Sequence[str | Path], paths: Sequence[Path], class_names: Sequence[str]
+) -> list[str]:
+    """Returns the class of each image where the places say it, and "" where they do not.
+
+    A table says it in its column `label`; otherwise the nearest folder with the name of a class
+    does.
+
+    Args:
+        places: what `image_paths` took.
+        paths: what it returned.
+        class_names: the classes of the model; any other text is not known.
+    """
+    of_tables: dict[Path, str] = {}
+    for place in map(expanded, places):
+        if place.suffix.lower() in _TABLES and place.is_file():
+            table = read_csv_table(place)
+            if _LABELS in table.header:
+                of_tables |= zip(_paths_of(place), table.column(_LABELS), strict=True)
+    names = set(class_names)
+    return [
+        next((name for name in (of_tables.get(path, ""), *_folders(path)) if name in names), "")
+        for path in paths
+    ]
+
+
+def _folders(path: Path) -> list[str]:
+    """Returns the names of the folders around a file, the nearest first."""
+    return [composed(folder.name) for folder in path.absolute().parents]
 
 
 def _images_below(folder: Path) -> list[Path]:

@@ -118,7 +118,24 @@ class MedMamba(nnx.Module):
         """
         if features_only:
             return self._feature_maps(images)
-        pooled = self.pooled(images)
+        return self._classified(self.pooled(images))
+
+    def continued(self, x: jax.Array, stage: int) -> jax.Array:
+        """Classifies the map of a stage, so that code can look at the network from there on.
+
+        Args:
+          x: (b, h_i, w_i, dims[stage]), a map as `features_only` returns it. The model is in
+            evaluation mode.
+          stage: index of the stage, from 0.
+
+        Returns:
+          What a call on the images returns: float32 (b, num_classes).
+        """
+        for i in range(stage + 1, len(self.stages)):
+            x = self.stages[i](self.merges[i - 1](x), None)
+        return self._classified(_pooled(x))
+
+    def _classified(self, pooled: jax.Array) -> jax.Array:
         return pooled if self.head is None else self.head(pooled)
 
     def pooled(self, images: jax.Array) -> jax.Array:
@@ -133,7 +150,7 @@ class MedMamba(nnx.Module):
         Raises:
           ValueError: as `__call__`.
         """
-        return self._feature_maps(images)[-1].astype(jnp.float32).mean((1, 2))
+        return _pooled(self._feature_maps(images)[-1])
 
     def _feature_maps(self, images: jax.Array) -> tuple[jax.Array, ...]:
         self._check(images)
@@ -170,3 +187,7 @@ class MedMamba(nnx.Module):
                 f"images must be at least {smallest} px high and wide, got "
                 f"{images.shape[1]}x{images.shape[2]}; resize them first"
             )
+
+
+def _pooled(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.float32).mean((1, 2))

@@ -98,8 +98,8 @@ class Run:
         found = read_calibration(self.workdir)
         if found is not None and found.epoch != self.epoch:
             logging.warning(
-                "%s was fitted with the checkpoint of epoch %d, and the best one is of epoch %d now:"
-                " it is not used; `medmamba evaluate %s` fits it again",
+                "%s was fitted with the checkpoint of epoch %d, and the best one is of epoch %d"
+                " now: it is not used; `medmamba evaluate %s` fits it again",
                 self.workdir / CALIBRATION,
                 found.epoch,
                 self.epoch,
@@ -264,6 +264,20 @@ class Run:
 
 def _evaluated(dataset: Dataset) -> dict[str, LabelledImages]:
     return {name: dataset.splits[name] for name in EVALUATED if name in dataset.splits}
+
+
+def has_results(workdir: pathlib.Path, description: RunDescription, epoch: int) -> bool:
+    """Whether a run's folder has the results of all its images, from this epoch's checkpoint."""
+    for name in EVALUATED:
+        path = workdir / RESULTS / f"{name}.json"
+        if name not in description.images_sha256:
+            continue
+        try:
+            if json.loads(path.read_text(encoding="utf-8"))["epoch"] != epoch:
+                return False
+        except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
+            return False
+    return True
 
 
 def load_run(workdir: str | pathlib.Path, *, batch_size: int | None = None) -> Run:

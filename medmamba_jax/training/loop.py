@@ -17,7 +17,7 @@ from medmamba_jax.evaluation import evaluate
 from medmamba_jax.metrics import Outputs, metrics_of, values
 from medmamba_jax.parallel import say
 from medmamba_jax.runs import Run
-from medmamba_jax.runs.run import RESULTS
+from medmamba_jax.runs.run import has_results
 from medmamba_jax.training.config import Config, TrainConfig
 from medmamba_jax.training.reporting import MetricWriter, UnpredictedClasses, epoch_line
 from medmamba_jax.training.selection import advance, warning_of_ties
@@ -87,7 +87,8 @@ def fit(run: TrainingRun) -> dict[str, dict[str, Any]]:
             )
     run.store.wait()
     evaluated = Run(run.workdir, run.description)
-    write = not (nothing_left and (run.workdir / RESULTS).exists())
+    written = has_results(run.workdir, run.description, run.progress.best_epoch)
+    write = not (nothing_left and written)
     return evaluated.report(run.dataset, run.config.data.num_workers, write=write)
 
 

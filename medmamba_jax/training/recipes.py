@@ -16,12 +16,9 @@ def default_config() -> ConfigDict:
 
     Its sections and keys are those of `Config`.
     """
-    config = Config()
+    config, fields = Config(), dataclasses.fields(Config)
     return ConfigDict(
-        {
-            name: _with_types(getattr(config, name))
-            for name in ("model", "data", "train", "results")
-        },
+        {field.name: _with_types(getattr(config, field.name)) for field in fields},
         # `Config` checks every value; some fields take values of several types.
         type_safe=False,
     )

@@ -10,6 +10,7 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 
 import medmamba_jax as mm
 from medmamba_jax import cli
+from medmamba_jax.assessment.curves import CURVES
 from medmamba_jax.runs.elsewhere import evaluate_elsewhere
 
 
@@ -41,8 +42,9 @@ def test_every_image_of_a_folder_is_evaluated_and_the_runs_results_stay(
     after = files(run.workdir)
     assert {path: after[path] for path in before} == before
     folder = run.workdir / "evaluations" / "clinic"
-    assert set(after) - set(before) == {folder / "results.json", folder / "predictions.csv"}
-    assert "clinic (9 images, checkpoint of epoch" in capsys.readouterr().out
+    new = {"results.json", *(f"{name}.csv" for name in ("predictions", *CURVES))}
+    assert set(after) - set(before) == {folder / name for name in new}
+    assert "clinic (9 images, best checkpoint by val auc: epoch" in capsys.readouterr().out
 
     results = json.loads((folder / "results.json").read_text())
     p = run.predictor.predict(split)

@@ -13,6 +13,7 @@ from PIL import Image
 from scipy.special import softmax
 
 import medmamba_jax as mm
+from medmamba_jax.assessment.calibration import calibrate
 from medmamba_jax.models import abstract_model, split_model
 from medmamba_jax.runs import read_trained_weights
 from medmamba_jax.runs import run as run_module
@@ -241,3 +242,34 @@ def test_results_of_other_images_are_not_kept_as_the_runs(images, run_of_two_epo
     assert results["val"]["num_examples"] == 9 and "test" not in results
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert json.loads(before["val.json"])["num_examples"] == 10
+
+
+def test_the_calibration_is_of_the_best_checkpoint_and_the_validation_split(
+    run, images, run_of_two_epochs, caplog
+):
+    outputs = run.predictor.outputs(images.splits["val"])
+    assert run.calibration == calibrate(outputs, run.epoch)
+    assert run.predictor.calibration == run.calibration
+    results = json.loads((run.workdir / "results" / "test.json").read_text())
+    assert results["calibrated"]["temperature"] == run.calibration.temperature
+    assert results["intervals"]["units"] == 9 and set(results["prediction_sets"]) == {"0.9", "0.95"}
+    val = json.loads((run.workdir / "results" / "val.json").read_text())
+    assert "thresholds" not in val and "prediction_sets" not in val  # they were chosen on it
+
+    path = run_of_two_epochs / "calibration.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "epoch": 40}))
+    other = mm.load_run(run_of_two_epochs)
+    assert other.predictor.calibration is None
+    assert "was fitted with the checkpoint of epoch 40" in caplog.text
+    path.unlink()
+    again = mm.load_run(run_of_two_epochs)
+    assert again.calibration is None
+    again.evaluate(images)
+    assert mm.load_run(run_of_two_epochs).calibration == run.calibration
+
+
+def test_the_number_of_resamples_is_a_setting(run_of_two_epochs, images):
+    run = mm.load_run(run_of_two_epochs)
+    found = run.evaluate(images, changes={"results.resamples": 50, "results.seed": 3})
+    assert found["test"]["intervals"]["resamples"] == 50 and found["test"]["intervals"]["seed"] == 3

@@ -32,6 +32,7 @@ ALL_FRAMES = -1  # a value of `frame`: each frame of a file becomes a separate i
 FITS = ("stretch", "pad", "crop")
 
 _MODES = {1: "L", 3: "RGB"}
+_Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,22 +161,55 @@ class Preprocessing(Section):
             return pixels
         return from_planes([self._fitted(transform(plane)) for plane in to_planes(pixels)])
 
+    def unresize(self, values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Brings values that belong to the pixels of a resized image back to the image itself.
+
+        Args:
+            values: float32 (*image_size), such as a heat map.
+            size: (height, width) of the image before `resize`.
+
+        Returns:
+            float32 (*size), interpolated; NaN where the fit "crop" cut the image off.
+        """
+        height, width = size
+        seen, place = self._boxes(width, height)
+        part = Image.fromarray(np.asarray(values, np.float32)).crop(place)
+        resized = part.resize((seen[2] - seen[0], seen[3] - seen[1]), Image.Resampling.BILINEAR)
+        whole = np.full(size, np.nan, np.float32)
+        whole[seen[1] : seen[3], seen[0] : seen[2]] = np.asarray(resized)
+        return whole
+
     def _fitted(self, plane: Image.Image) -> Image.Image:
         height, width = self.image_size
-        resampling = RESIZE_FILTERS[self.resize_filter]
+        seen, place = self._boxes(plane.width, plane.height)
+        size = (place[2] - place[0], place[3] - place[1])
+        if seen != (0, 0, plane.width, plane.height):
+            plane = plane.crop(seen)
+        plane = plane.resize(size, RESIZE_FILTERS[self.resize_filter])
+        if size == (width, height):
+            return plane
+        padded = Image.new(plane.mode, (width, height))
+        padded.paste(plane, place[:2])
+        return padded
+
+    def _boxes(self, own_width: int, own_height: int) -> tuple[_Box, _Box]:
+        """Returns which part of an image is kept, and where that is in the resized image."""
+        height, width = self.image_size
+        seen, place = (0, 0, own_width, own_height), (0, 0, width, height)
         if self.fit == "crop":
-            scale = min(plane.width / width, plane.height / height)
-            kept = (_scaled(width, scale, plane.width), _scaled(height, scale, plane.height))
-            left, top = (plane.width - kept[0]) // 2, (plane.height - kept[1]) // 2
-            plane = plane.crop((left, top, left + kept[0], top + kept[1]))
+            scale = min(own_width / width, own_height / height)
+            kept = (_scaled(width, scale, own_width), _scaled(height, scale, own_height))
+            seen = _centred(kept, (own_width, own_height))
         elif self.fit == "pad":
-            scale = min(width / plane.width, height / plane.height)
-            size = (_scaled(plane.width, scale, width), _scaled(plane.height, scale, height))
-            padded = Image.new(plane.mode, (width, height))
-            place = ((width - size[0]) // 2, (height - size[1]) // 2)
-            padded.paste(plane.resize(size, resampling), place)
-            return padded
-        return plane.resize((width, height), resampling)
+            scale = min(width / own_width, height / own_height)
+            size = (_scaled(own_width, scale, width), _scaled(own_height, scale, height))
+            place = _centred(size, (width, height))
+        return seen, place
+
+
+def _centred(size: tuple[int, int], inside: tuple[int, int]) -> _Box:
+    left, top = (inside[0] - size[0]) // 2, (inside[1] - size[1]) // 2
+    return left, top, left + size[0], top + size[1]
 
 
 def _scaled(length: int, scale: float, most: int) -> int:

@@ -1,0 +1,40 @@
+"""`medmamba summarize RUN...`: seeds, folds, and models on the same images."""
+
+import argparse
+from typing import Any
+
+from medmamba_jax.files import expanded
+from medmamba_jax.runs.summary import summarize
+from medmamba_jax.runs.summary_tables import summary_text
+
+
+def add_summarize(subcommands: Any) -> None:
+    """Adds `summarize` to the subcommands of a parser."""
+    parser = subcommands.add_parser(
+        "summarize", help="pool seeds and folds, and compare models on the same images"
+    )
+    parser.add_argument(
+        "run_folders",
+        nargs="+",
+        metavar="RUN",
+        help="runs' folders, or the folder of a series, whose runs are all taken",
+    )
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="write summary.json and summary.csv into this folder"
+    )
+    parser.add_argument(
+        "--evaluation",
+        default="",
+        metavar="NAME",
+        help="compare RUN/evaluations/NAME of each run, which medmamba evaluate --data has written",
+    )
+    parser.set_defaults(run=run_summarize)
+
+
+def run_summarize(options: argparse.Namespace) -> str:
+    """Summarises runs, writes the summary and returns it as text; see `summarize`."""
+    summary = summarize(options.run_folders, options.output, evaluation=options.evaluation)
+    text = summary_text(summary)
+    if options.output:
+        text += f"\n\n{expanded(options.output) / 'summary.json'}"
+    return text
