@@ -11,7 +11,7 @@ PACKAGE = ROOT / "medmamba_jax"
 # The table of rooms in docs/architecture.md, from above; rooms in one row may import each other.
 ROWS = (
     ("cli",),
-    ("training",),
+    ("training", "demo"),
     ("report",),
     ("runs",),
     ("evaluation", "prediction", "explanation", "export"),

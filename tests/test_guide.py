@@ -42,7 +42,16 @@ def write_images(folder, count, seed):
 
 def test_the_page_has_the_commands_of_every_step():
     names = {command[1] for command in COMMANDS}
-    steps = {"inspect", "main.py", "report", "evaluate", "summarize", "explain", "predict", "export"}
+    steps = {
+        "inspect",
+        "main.py",
+        "report",
+        "evaluate",
+        "summarize",
+        "explain",
+        "predict",
+        "export",
+    }
     assert steps <= names
 
 

@@ -79,6 +79,7 @@ _SUBCOMMANDS = {
     "report": ("medmamba_jax.cli.report", "add_report"),
     "explain": ("medmamba_jax.cli.explain", "add_explain"),
     "embed": ("medmamba_jax.cli.embed", "add_embed"),
+    "demo": ("medmamba_jax.cli.demo", "add_demo"),
     "export": ("medmamba_jax.cli.export", "add_export"),
     "convert": ("medmamba_jax.cli.convert", "add_convert"),
     "inspect": ("medmamba_jax.data.inspection.command", "add_inspect"),

@@ -98,7 +98,7 @@ def validation_images(run: Run) -> LabelledImages:
     pairs = zip(table.column("path"), table.column("split"), strict=True)
     wanted = {path for path, split in pairs if split == "val"}
     names = found.names if found.files is None else found.files.tolist()
-    rows = [row for row, name in enumerate(names) if name in wanted]
-    if not rows:
+    rows = np.flatnonzero([name in wanted for name in names])
+    if not len(rows):
         raise UserError(f"none of the images in {config.path or config.name} is one of the run")
     return found.take(np.array(rows))
