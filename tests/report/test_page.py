@@ -114,12 +114,6 @@ def test_every_reference_inside_the_page_has_one_target(hostile):
     assert not set(references) - set(ids)
 
 
-@pytest.fixture
-def page_only(monkeypatch):
-    """Leaves out PNG and PDF files, which take most of the time."""
-    monkeypatch.setattr("medmamba_jax.report.page.write_figures", lambda *_: None)
-
-
 def test_the_same_run_gives_the_same_page(hostile, page_only):
     before = (hostile / "report.html").read_bytes()
     write_report(hostile, DEFAULTS)
