@@ -29,6 +29,7 @@ def get_config():
     config.data.phantom.images = 40
     config.train.batch_size = 8
     config.train.epochs = 4
+    config.results.report = False
     return config
 """
 FOLDER_CONFIG = """
@@ -38,6 +39,7 @@ import plain_block  # adds the model `tiny`
 def get_config():
     config = image_folder.get_config("testing")
     config.model.variant = "tiny"
+    config.results.report = False
     return config
 """
 
@@ -194,9 +196,12 @@ def test_folder_of_images_from_training_to_evaluation(tmp_path):
     assert json.loads(before["test.json"])["num_examples"] == 12
 
     (tmp_path / "images").rename(tmp_path / "moved")
-    again = run(config, "--mode=evaluate", "--config.data.path=moved", cwd=tmp_path)
+    wanted = ("--config.data.path=moved", "--config.results.report=True")
+    again = run(config, "--mode=evaluate", *wanted, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    after = {path.name: path.read_text() for path in results.iterdir()}
+    assert again.stdout.splitlines()[-1] == str(workdir.resolve() / "report.html")
+    assert (results / "test_gallery" / "gallery.json").is_file()
+    after = {path.name: path.read_text() for path in results.iterdir() if path.is_file()}
     assert before.keys() == after.keys()
     for name in before:
         if name.endswith(".json"):

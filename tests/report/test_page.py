@@ -215,6 +215,7 @@ def test_a_failure_is_a_warning(tmp_path, caplog):
     assert "none" not in caplog.text
 
 
+@pytest.mark.slow
 def test_a_summary_has_a_page_with_links_to_its_runs(write_run, page_only, tmp_path):
     runs = [write_run(tmp_path / f"seed_{seed}", ["a", "b"], seed=seed) for seed in (0, 1)]
     other = write_run(tmp_path / IMAGE, ["a", "b"], lr=3e-3)

@@ -104,6 +104,8 @@ def test_two_hosts_train_as_one_with_two_devices(tmp_path):
     assert one == two
     assert "epoch 2/2" in printed[0] and "epoch" not in printed[1]
     assert len((tmp_path / "two/run/metrics.jsonl").read_text().splitlines()) == 2
+    # Both hosts compute the heat maps, and the first one writes them.
+    assert "data:image/jpeg" in (tmp_path / "two/run/report.html").read_text()
 
 
 @pytest.mark.nightly

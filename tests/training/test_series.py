@@ -104,7 +104,7 @@ def get_config():
     config.data.phantom.images = 60
     config.train.batch_size = 8
     config.train.epochs = 4
-    config.results.resamples = 100
+    config.results.update(resamples=100, report=False)
     return config
 """
 
