@@ -237,7 +237,7 @@ def compare_models(
             "low": low,
             "high": high,
             "p": None,
-            "method": "paired bootstrap" if intervals[key] else "not defined",
+            "method": "paired bootstrap" if intervals[key] else "no interval",
         }
         if min(len(first), len(second)) > 1:
             ends = _welch([len(first), len(second)], a - b, [s[row] for s in spreads])

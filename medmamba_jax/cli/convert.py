@@ -42,7 +42,7 @@ def convert(
     if source.is_dir():
         raise UserError(
             f"{source} is a folder: the model of a run leaves it by `medmamba export {source}"
-            f" --to=torch --output={target}`"
+            f" --to=FORMAT --output={target}`"
         )
     check_writable(target)
     if not target.parent.is_dir():

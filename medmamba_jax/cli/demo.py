@@ -10,7 +10,7 @@ from medmamba_jax.data.texts import printable
 from medmamba_jax.demo.answers import Answers
 from medmamba_jax.demo.server import HOST, PORT, Server, is_loopback
 from medmamba_jax.parallel import say
-from medmamba_jax.runs import load_trained
+from medmamba_jax.runs import SOURCES_OF_MODELS, load_trained
 
 
 def add_demo(subcommands: Any) -> None:
@@ -18,12 +18,7 @@ def add_demo(subcommands: Any) -> None:
     parser = subcommands.add_parser(
         "demo", help="open a page on this computer, to drop an image on; for research only"
     )
-    parser.add_argument(
-        "source",
-        metavar="RUN",
-        help="a run's folder, such as runs/xray; a .safetensors file of `medmamba export`; or a"
-        " model that comes with the package",
-    )
+    parser.add_argument("source", metavar="RUN", help=SOURCES_OF_MODELS)
     parser.add_argument("--port", type=int, default=PORT, help=f"by default {PORT}")
     parser.add_argument(
         "--host",

@@ -10,7 +10,7 @@ from medmamba_jax.data.inputs import image_paths, known_classes
 from medmamba_jax.data.texts import for_terminal, printable
 from medmamba_jax.explanation.embedding import embed_files
 from medmamba_jax.files import expanded
-from medmamba_jax.runs import load_predictor
+from medmamba_jax.runs import SOURCES_OF_MODELS, load_predictor
 
 
 def add_embed(subcommands: Any) -> None:
@@ -18,12 +18,7 @@ def add_embed(subcommands: Any) -> None:
     parser = subcommands.add_parser(
         "embed", help="write the features of images, and draw which images are alike"
     )
-    parser.add_argument(
-        "source",
-        metavar="RUN",
-        help="a run's folder, such as runs/xray; a .safetensors file of `medmamba export`; or a"
-        " model that comes with the package",
-    )
+    parser.add_argument("source", metavar="RUN", help=SOURCES_OF_MODELS)
     parser.add_argument(
         "places",
         nargs="+",

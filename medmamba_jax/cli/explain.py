@@ -11,7 +11,7 @@ from medmamba_jax.data.texts import for_terminal, printable
 from medmamba_jax.explanation.files import explain_files
 from medmamba_jax.explanation.methods import METHODS
 from medmamba_jax.files import expanded
-from medmamba_jax.runs import load_predictor
+from medmamba_jax.runs import SOURCES_OF_MODELS, load_predictor
 
 
 def add_explain(subcommands: Any) -> None:
@@ -19,12 +19,7 @@ def add_explain(subcommands: Any) -> None:
     parser = subcommands.add_parser(
         "explain", help="draw heat maps of what a run's answers depend on"
     )
-    parser.add_argument(
-        "source",
-        metavar="RUN",
-        help="a run's folder, such as runs/xray; a .safetensors file of `medmamba export`; or a"
-        " model that comes with the package",
-    )
+    parser.add_argument("source", metavar="RUN", help=SOURCES_OF_MODELS)
     parser.add_argument(
         "places",
         nargs="+",

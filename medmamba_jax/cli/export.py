@@ -9,18 +9,19 @@ from medmamba_jax.data import LabelledImages
 from medmamba_jax.errors import DataUnavailableError, UserError
 from medmamba_jax.export import FORMATS, check_target, export
 from medmamba_jax.files import expanded
-from medmamba_jax.runs.sources import Trained, load_trained, validation_images
+from medmamba_jax.runs.sources import (
+    SOURCES_OF_MODELS,
+    Trained,
+    load_trained,
+    validation_images,
+)
 
 
 def add_export(subcommands: Any) -> None:
     """Adds `export` to the subcommands of a parser."""
     text = "write a trained model for other programs, with its classes and preprocessing"
     parser = subcommands.add_parser("export", help=text)
-    parser.add_argument(
-        "source",
-        metavar="RUN",
-        help="a run's folder, a .safetensors file that this command wrote, or a shipped model",
-    )
+    parser.add_argument("source", metavar="RUN", help=SOURCES_OF_MODELS)
     parser.add_argument("--to", required=True, choices=list(FORMATS), help="the format")
     parser.add_argument("--output", required=True, metavar="FILE", type=pathlib.Path)
     parser.add_argument(

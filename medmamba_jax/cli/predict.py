@@ -13,7 +13,7 @@ from medmamba_jax.data.texts import for_terminal, printable
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded
 from medmamba_jax.prediction import Predictions, as_rows, predict_files, set_thresholds, writer_of
-from medmamba_jax.runs import load_trained
+from medmamba_jax.runs import SOURCES_OF_MODELS, load_trained
 
 _SHOWN = 3  # classes in a line of the terminal
 
@@ -21,12 +21,7 @@ _SHOWN = 3  # classes in a line of the terminal
 def add_predict(subcommands: Any) -> None:
     """Adds `predict` to the subcommands of a parser."""
     parser = subcommands.add_parser("predict", help="classify images with a run's best checkpoint")
-    parser.add_argument(
-        "source",
-        metavar="RUN",
-        help="a run's folder, such as runs/xray, a .safetensors file that `medmamba export` wrote,"
-        " or a model that comes with the package, such as xray-nano",
-    )
+    parser.add_argument("source", metavar="RUN", help=SOURCES_OF_MODELS)
     parser.add_argument(
         "places",
         nargs="+",

@@ -2,11 +2,12 @@
 
 from medmamba_jax.export.exporting import Exported, check_target, export
 from medmamba_jax.export.formats import FORMATS
-from medmamba_jax.export.meaning import NO_LICENCE, Meaning, Training
+from medmamba_jax.export.meaning import KEY, NO_LICENCE, Meaning, Training
 from medmamba_jax.export.reading import read_exported
 
 __all__ = [
     "FORMATS",
+    "KEY",
     "NO_LICENCE",
     "Exported",
     "Meaning",

@@ -4,6 +4,7 @@ import pathlib
 
 from medmamba_jax.errors import MissingFileError
 
+FOLDER = pathlib.Path(__file__).parent
 # Name -> the file in this folder, which `medmamba export RUN --to=safetensors` wrote.
 SHIPPED = {"xray-nano": "xray_nano.safetensors"}
 
@@ -14,7 +15,7 @@ def shipped_file(name: str) -> pathlib.Path:
     Raises:
         FileNotFoundError: this installation lacks the file.
     """
-    path = pathlib.Path(__file__).parent / SHIPPED[name]
+    path = FOLDER / SHIPPED[name]
     if not path.is_file():
         raise MissingFileError(
             f"this installation lacks the model {name!r} ({path}): install medmamba-jax again"

@@ -2,10 +2,16 @@
 
 from medmamba_jax.runs.description import RunDescription
 from medmamba_jax.runs.run import Run, TrainedWeights, load_run, read_trained_weights
-from medmamba_jax.runs.sources import Trained, load_predictor, load_trained
+from medmamba_jax.runs.sources import (
+    SOURCES_OF_MODELS,
+    Trained,
+    load_predictor,
+    load_trained,
+)
 from medmamba_jax.runs.store import CheckpointStore, Progress
 
 __all__ = [
+    "SOURCES_OF_MODELS",
     "CheckpointStore",
     "Progress",
     "Run",

@@ -16,6 +16,12 @@ from medmamba_jax.pretrained import SHIPPED, shipped_file
 from medmamba_jax.runs.run import Run, load_run
 from medmamba_jax.runs.workdir import SPLIT_TABLE
 
+# What commands say of their argument RUN.
+SOURCES_OF_MODELS = (
+    "a run's folder, such as runs/xray, a .safetensors file that `medmamba export` wrote, or a"
+    " model that comes with the package, such as xray-nano"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
@@ -92,7 +98,7 @@ def validation_images(run: Run) -> LabelledImages:
     pairs = zip(table.column("path"), table.column("split"), strict=True)
     wanted = {path for path, split in pairs if split == "val"}
     names = found.names if found.files is None else found.files.tolist()
-    rows = [row for row, name in enumerate(names) if name in wanted]
-    if not rows:
+    rows = np.flatnonzero([name in wanted for name in names])
+    if not len(rows):
         raise UserError(f"none of the images in {config.path or config.name} is one of the run")
     return found.take(np.array(rows))

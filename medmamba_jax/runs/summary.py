@@ -459,10 +459,10 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
             "Values with an interval are those of all folds' test images together. The models of"
             " the folds share training images, so that their s.d. is no standard error."
         )
-    if summary["comparisons"]:
+    if any(min(pair["seeds"]) == 1 for pair in summary["comparisons"]):
         notes.append(
-            "The tests compare these trained models. They do not say that training again gives the"
-            " same difference."
+            "Intervals and p-values of a difference are for these trained models. They do not say"
+            " that training again gives the same difference."
         )
     tests = len(summary["comparisons"]) * len(summary["class_names"])
     if tests > 2:

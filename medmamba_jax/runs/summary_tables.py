@@ -72,9 +72,12 @@ def _model_text(model: Mapping[str, Any], task: str) -> str:
     each = {_run_name(run, runs): run["metrics"] for run in runs} if several else {}
     if len(each) > _MOST_RUNS:
         each = {}
-    header = ["metric", *each, *(["mean", "s.d.", "range"] if several else []), "value", "interval"]
+    spread = ["mean", "s.d.", "range"] if several else []
+    # The value of seeds is their mean.
+    whole = [] if model["kind"] == "seeds" else ["all folds" if several else "value"]
+    header = ["metric", *each, *spread, *whole, "interval"]
     rows = []
-    for name, metric in metrics_of(task).items():
+    for name, metric in _shown(task, model["metrics"], "value"):
         entry = model["metrics"][name]
         row = [metric.heading, *(_value(values[name], metric) for values in each.values())]
         if several:
@@ -84,10 +87,19 @@ def _model_text(model: Mapping[str, Any], task: str) -> str:
                 _value(entry["sd"], metric),
                 "-" if entry["min"] is None else ends,
             ]
-        row += [_value(entry["value"], metric), _interval(entry["low"], entry["high"], metric)]
-        rows.append(row)
+        row += [_value(entry["value"], metric)] if whole else []
+        rows.append([*row, _interval(entry["low"], entry["high"], metric)])
     what = "run" if not several else f"{model['kind']}, {len(runs)} runs"
     return f"{model['name']} ({what})\n{_aligned(header, rows)}"
+
+
+def _shown(
+    task: str, entries: Mapping[str, Mapping[str, Any]], key: str
+) -> Iterator[tuple[str, Metric]]:
+    """Yields the metrics that a table has and that are defined."""
+    for name, metric in metrics_of(task).items():
+        if metric.in_table and entries[name][key] is not None:
+            yield name, metric
 
 
 def _run_name(run: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> str:
@@ -105,7 +117,8 @@ def _comparison_text(pair: Mapping[str, Any], summary: Mapping[str, Any]) -> str
     header = ["metric", "first", "second", "difference", "interval", last, "method"]
     rows = []
     metrics = metrics_of(summary["task"])
-    shown = [("", name, entry) for name, entry in pair["metrics"].items()]
+    named = _shown(summary["task"], pair["metrics"], "difference")
+    shown = [("", name, pair["metrics"][name]) for name, _ in named]
     if len(summary["class_names"]) > 2 or summary["task"] == "multilabel":
         shown += [(c, "auc", entries["auc"]) for c, entries in pair["per_class"].items()]
     for class_name, name, entry in shown:

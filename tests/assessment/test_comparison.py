@@ -8,7 +8,14 @@ import pytest
 from scipy.stats import binomtest, norm
 from sklearn.metrics import roc_auc_score
 
-from medmamba_jax.assessment.comparison import auc_covariance, compare_answers, compare_aucs
+from medmamba_jax.assessment.comparison import (
+    auc_covariance,
+    compare_answers,
+    compare_aucs,
+    compare_models,
+)
+from medmamba_jax.assessment.intervals import Bootstrap
+from medmamba_jax.metrics import Outputs
 
 
 def two_models(n=60, seed=0, decimals=1):
@@ -118,3 +125,35 @@ def test_copies_of_a_patients_images_tell_nothing_new():
     found = compare_answers(np.tile(first, 4), np.tile(second, 4), patients)
     assert found.p == pytest.approx(compare_answers(first, second).p)
     assert compare_answers(np.tile(first, 4), np.tile(second, 4)).p < found.p / 10
+
+
+def test_two_classes_have_one_auc_and_delongs_interval():
+    actual, scores = two_models(decimals=8)
+    models = [
+        Outputs("multiclass", ("no", "yes"), actual.astype(int), np.stack([0 * s, s], axis=1))
+        for s in scores
+    ]
+    found = compare_models(models[:1], models[1:], Bootstrap(None, 50))
+    expected = compare_aucs(actual, *scores)
+    for key in ((None, "auc"), ("yes", "auc"), ("no", "auc")):
+        assert found[key]["p"] == pytest.approx(expected.p)
+        assert found[key]["low"] == pytest.approx(expected.low)
+
+
+def test_the_labels_of_an_image_are_exchanged_together():
+    rng = np.random.default_rng(4)
+    labels = rng.integers(0, 2, (30, 3)).astype(np.float32)
+    labels[rng.random((30, 3)) < 0.2] = np.nan
+    models = [
+        Outputs("multilabel", ("a", "b", "c"), labels, rng.normal(size=(30, 3))) for _ in range(2)
+    ]
+    found = compare_models(models[:1], models[1:], Bootstrap(None, 50))[None, "label_accuracy"]
+    known = ~np.isnan(labels)
+    right = [((model.logits > 0) == (labels == 1)) & known for model in models]
+    expected = compare_answers(
+        right[0][known], right[1][known], np.repeat(np.arange(30), 3).reshape(30, 3)[known]
+    )
+    assert found["p"] == expected.p
+    gain = (right[0].sum() - right[1].sum()) / known.sum()
+    assert found["difference"] == pytest.approx(gain)
+    assert found["low"] < gain < found["high"]

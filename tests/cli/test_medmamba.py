@@ -85,6 +85,7 @@ def test_the_wheel_has_the_configs_and_the_command(tmp_path, pytestconfig):
         "py.typed",
         "data/__init__.pyi",
         "cli/train.py",
+        "pretrained/xray_nano.md",
         "demo/page.html",
     ):
         assert f"medmamba_jax/{name}" in names

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -74,6 +75,11 @@ MISTAKES = {
     "--config": "--config needs a value",
     f"--workdir={ROOT}/LICENSE/run": f"Not a directory: {ROOT}/LICENSE/run",
     "--input=x.png": "--input and --output are for --mode=predict, which is not given",
+    "--seeds=0,x": "--seeds must be numbers such as 0,1,2; got 0,x",
+    "--folds=1": "--folds must be 2 or more; got 1",
+    "--seeds=0,1 --config.train.seed=0": "leave --config.train.seed out",
+    "--folds=3 --config.data.fold=1/3": "trains every fold, and data.fold is '1/3'",
+    "--seeds=0,1 --mode=evaluate": "--seeds and --folds are for training",
     "--bogus=1": "Unknown command line flag 'bogus'",
     "extra": "unexpected argument 'extra'",
 }
@@ -87,7 +93,7 @@ FEW = ("--config.train.lrr=3", "--config=nowhere.py")
     "argument", [x if x in FEW else pytest.param(x, marks=pytest.mark.nightly) for x in MISTAKES]
 )
 def test_a_mistake_is_one_line_and_exit_code_2(argument, tmp_path):
-    result = run(argument, cwd=tmp_path)
+    result = run(*re.split(r" (?=--)", argument), cwd=tmp_path)
     assert result.returncode == 2, result.stderr
     line = result.stderr.strip().splitlines()
     assert len(line) == 1 and line[0].startswith("error: ") and MISTAKES[argument] in line[0]

@@ -99,6 +99,7 @@ def test_weights_that_do_not_fit_are_refused(source, state_dict, tmp_path):
         (("gone.safetensors", "out.safetensors"), "gone.safetensors"),
         (("in.safetensors", "out.onnx"), "out.onnx"),
         (("in.safetensors", "no/folder.safetensors"), "is not a folder"),
+        ((".", "out.safetensors"), "leaves it by `medmamba export"),
     ],
 )
 def test_paths_that_cannot_be(source, tmp_path, names, text):

@@ -14,7 +14,10 @@ from medmamba_jax import cli
 from medmamba_jax.assessment.comparison import compare_answers, compare_aucs
 from medmamba_jax.assessment.config import ResultsConfig
 from medmamba_jax.data.csv_table import write_csv_table
+from medmamba_jax.evaluation import write_predictions
+from medmamba_jax.metrics import Outputs
 from medmamba_jax.runs import RunDescription
+from medmamba_jax.runs.outputs import read_outputs
 from medmamba_jax.runs.summary import summarize
 from medmamba_jax.runs.summary_tables import summary_text
 
@@ -220,3 +223,26 @@ def test_a_real_run_is_summarised_as_it_was_evaluated(trained):
     for name, entry in model["metrics"].items():
         value = results["test"][name]
         assert entry["value"] == (value if value is None else pytest.approx(value, abs=1e-5))
+
+
+def test_stored_outputs_are_what_was_written(tmp_path):
+    rng = np.random.default_rng(5)
+    marks = rng.integers(0, 2, (20, 2)).astype(np.float32)
+    marks[3, 1] = np.nan
+    for task, labels, names in (
+        ("multiclass", rng.integers(0, 2, 20), ("=1+1", "+ b")),
+        ("multilabel", marks, ("patient", "@x")),
+    ):
+        images = mm.LabelledImages(
+            np.zeros((20, 4, 4), np.uint8), labels, names, groups=np.arange(20) // 2
+        )
+        outputs = Outputs(task, names, labels, 20 * rng.normal(size=(20, 2)).astype(np.float32))
+        write_predictions(tmp_path / "p.csv", images, outputs)
+        found = read_outputs(tmp_path / "p.csv", task, names)
+        assert found.names == images.names
+        assert found.patients.tolist() == images.groups.tolist()
+        np.testing.assert_array_equal(found.outputs.labels, labels)
+        np.testing.assert_allclose(found.outputs.probabilities, outputs.probabilities, rtol=1e-8)
+        np.testing.assert_array_equal(found.outputs.predicted, outputs.predicted)
+    with pytest.raises(mm.UserError, match="the run's classes need label, predicted, p_c, p_d"):
+        read_outputs(tmp_path / "p.csv", "multiclass", ("c", "d"))
