@@ -32,7 +32,7 @@ _MOST_POINTS = 600  # of a curve; the CSV table has all
 _DPI = 300
 
 # Text stays text in SVG, in the page's own fonts; ids and metadata are the same in every drawing.
-_STYLE: dict[str, Any] = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "medmamba",
     "pdf.fonttype": 42,

@@ -87,7 +87,7 @@ def environment() -> jinja2.Environment:
     """Returns the templates, in which every value is escaped for HTML or for Markdown."""
     found = jinja2.Environment(
         loader=jinja2.PackageLoader("medmamba_jax.report"),
-        autoescape=lambda name: bool(name) and name.endswith(".html.j2"),
+        autoescape=lambda name: not (name or "").endswith(".md.j2"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

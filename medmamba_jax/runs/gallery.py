@@ -78,12 +78,12 @@ def choose(outputs: Outputs) -> list[tuple[str, int, int]]:
         classes, wrong = error.argmax(1), error.max(1)
         away = np.where(known, abs(p - 0.5), np.inf)
         near, distance = away.argmin(1), away.min(1)
-    order = np.argsort(-wrong, kind="stable")[:OF_A_KIND]
-    mistakes = [("mistake", int(row), int(classes[row])) for row in order if wrong[row] >= 0]
+    worst = np.argsort(-wrong, kind="stable")[:OF_A_KIND].tolist()
+    mistakes = [("mistake", row, int(classes[row])) for row in worst if wrong[row] >= 0]
     taken = {row for _, row, _ in mistakes}
-    order = [row for row in np.argsort(distance, kind="stable").tolist() if row not in taken]
+    others = [row for row in np.argsort(distance, kind="stable").tolist() if row not in taken]
     return mistakes + [
-        ("near", row, int(near[row])) for row in order[:OF_A_KIND] if np.isfinite(distance[row])
+        ("near", row, int(near[row])) for row in others[:OF_A_KIND] if np.isfinite(distance[row])
     ]
 
 
@@ -113,19 +113,19 @@ def write_gallery(
         over.thumbnail((_LONGEST, _LONGEST))
         plain = as_picture(pixels).resize(over.size, Image.Resampling.BICUBIC)
         stem = f"{number:02d}_{kind}"
-        files = {f"{stem}.jpg": plain, f"{stem}_map.jpg": over}
-        for name, picture in files.items():
-            write_atomically(folder / name, _as_jpeg(picture))
+        write_atomically(folder / f"{stem}.jpg", _as_jpeg(plain))
+        write_atomically(folder / f"{stem}_map.jpg", _as_jpeg(over))
         label, answer = _texts(outputs, row, of)
         entries.append(
             Entry(
-                kind,
-                printable(images.names[row]),
-                label,
-                answer,
-                outputs.class_names[of],
-                float(outputs.probabilities[row, of]),
-                *files,
+                kind=kind,
+                name=printable(images.names[row]),
+                label=label,
+                answer=answer,
+                explained=outputs.class_names[of],
+                p=float(outputs.probabilities[row, of]),
+                image=f"{stem}.jpg",
+                heat=f"{stem}_map.jpg",
                 size=over.size,
             )
         )
