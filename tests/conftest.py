@@ -87,6 +87,8 @@ def config():
         small.model.variant = variant
         small.data.image_size = 32
         small.train.update(epochs=2, batch_size=8, lr=1e-3)
+        small.results.report = False
+        small.results.resamples = 100
         built = mm.Config.of(small)
         return dataclasses.replace(built, train=dataclasses.replace(built.train, **changes))
 

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "medmamba_jax"
 ROWS = (
     ("cli",),
     ("training", "demo"),
+    ("report",),
     ("runs",),
     ("evaluation", "prediction", "explanation", "export"),
     ("predictor",),

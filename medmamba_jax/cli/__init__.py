@@ -76,6 +76,7 @@ _SUBCOMMANDS = {
     "evaluate": ("medmamba_jax.cli.evaluate", "add_evaluate"),
     "predict": ("medmamba_jax.cli.predict", "add_predict"),
     "summarize": ("medmamba_jax.cli.summarize", "add_summarize"),
+    "report": ("medmamba_jax.cli.report", "add_report"),
     "explain": ("medmamba_jax.cli.explain", "add_explain"),
     "embed": ("medmamba_jax.cli.embed", "add_embed"),
     "demo": ("medmamba_jax.cli.demo", "add_demo"),

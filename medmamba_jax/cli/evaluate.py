@@ -10,9 +10,11 @@ from medmamba_jax.data.build import find_images, source_of
 from medmamba_jax.data.csv_table import read_csv_table
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded
+from medmamba_jax.report import report_after
 from medmamba_jax.runs import Run, load_run
 from medmamba_jax.runs.elsewhere import evaluate_elsewhere
 from medmamba_jax.runs.workdir import MAY_CHANGE, flat
+from medmamba_jax.training.config import Config
 
 # Setting that may change -> its default.
 _SECTIONS = {"data": DataConfig().to_dict(), "results": ResultsConfig().to_dict()}
@@ -60,6 +62,7 @@ def evaluate(options: argparse.Namespace) -> None:
         if options.classes or options.name:
             raise UserError("--classes and --name are for the images of --data: give that, too")
         run.evaluate(changes=changes)
+        _report(run)
         return
     for key in changes:
         if key.startswith("data."):
@@ -72,6 +75,11 @@ def evaluate(options: argparse.Namespace) -> None:
         found = read_csv_table(expanded(options.classes))
         classes = dict(zip(found.column("other"), found.column("run"), strict=True))
     evaluate_elsewhere(run, _images(run, options.data), options.name, classes)
+    _report(run)
+
+
+def _report(run: Run) -> None:
+    report_after(run.workdir, Config().to_dict(), wanted=run.settings.report)
 
 
 def _images(run: Run, path: str) -> LabelledImages:

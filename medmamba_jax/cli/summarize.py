@@ -20,7 +20,9 @@ def add_summarize(subcommands: Any) -> None:
         help="runs' folders, or the folder of a series, whose runs are all taken",
     )
     parser.add_argument(
-        "--output", metavar="FOLDER", help="write summary.json and summary.csv into this folder"
+        "--output",
+        metavar="FOLDER",
+        help="write summary.json, summary.csv and report.html into this folder",
     )
     parser.add_argument(
         "--evaluation",
@@ -37,4 +39,7 @@ def run_summarize(options: argparse.Namespace) -> str:
     text = summary_text(summary)
     if options.output:
         text += f"\n\n{expanded(options.output) / 'summary.json'}"
+        from medmamba_jax.report.summary import write_summary_report  # it draws with matplotlib
+
+        text += f"\n{write_summary_report(options.output)}"
     return text

@@ -44,12 +44,12 @@ def evaluate_elsewhere(
         raise UserError(f"{name!r} is no name for a folder of results: give another one (--name)")
     description = run.description
     images = _with_classes(images, description.task, description.class_names, classes or {})
-    warn_of_trained_images(run.workdir, {name: images})
+    trained = warn_of_trained_images(run.workdir, {name: images})
     outputs = labelled_outputs(run.predictor, images)
     return run.assessed(
         images,
         outputs,
-        {"evaluated": name},
+        {"evaluated": name, "training_images": trained.get(name, 0)},
         run.calibration,
         (run.workdir / EVALUATIONS / name, ""),
     )

@@ -47,6 +47,7 @@ from medmamba_jax.runs.workdir import (
 
 EVALUATED = ("val", "test")  # the latter where there is one
 RESULTS = "results"
+GALLERY = "gallery"  # the end of the name of its folder
 _TRIES = 5  # how often a checkpoint may be replaced while it is being read
 
 
@@ -221,7 +222,8 @@ class Run:
             calibration = self._fitted or self.calibration
         facts = {"split": name, "dataset": dataset.name}
         place = (self.workdir / RESULTS, f"{name}_") if write else None
-        return self.assessed(split, outputs, facts, calibration, place)
+        pictures = name == list(_evaluated(dataset))[-1]  # the split that the report is about
+        return self.assessed(split, outputs, facts, calibration, place, pictures=pictures)
 
     def assessed(
         self,
@@ -230,6 +232,8 @@ class Run:
         facts: Mapping[str, Any],
         calibration: Calibration | None,
         place: tuple[pathlib.Path, str] | None,
+        *,
+        pictures: bool = True,
     ) -> dict[str, Any]:
         """Computes the results for some images, prints their table, and writes them.
 
@@ -239,6 +243,7 @@ class Run:
             facts: what the images are, for the results. The first value is their name.
             calibration: what was fitted on other images, if there is one.
             place: folder and prefix for `write_results`. None writes nothing.
+            pictures: whether to write pictures of some images, too (`gallery.write_gallery`).
 
         Returns:
             The facts, and what `assess` returns.
@@ -259,7 +264,26 @@ class Run:
         say(f"\n{table(results, title)}")
         if place and is_first_host():
             say(str(write_results(*place, results, images, outputs)))
+        if place and pictures and self.settings.report:
+            folder, prefix = place
+            self._write_gallery(folder / f"{prefix}{GALLERY}", images, outputs)
         return results
+
+    def _write_gallery(
+        self, folder: pathlib.Path, images: LabelledImages, outputs: Outputs
+    ) -> None:
+        # Imported here, because it draws with matplotlib.
+        from medmamba_jax.runs.gallery import write_gallery
+
+        try:
+            write_gallery(folder, self.predictor, images, outputs, self.epoch)
+        except Exception as error:  # the results are there; pictures may fail, as memory may end
+            logging.warning(
+                "the pictures in %s could not be made (%s: %s); the results are complete",
+                folder,
+                type(error).__name__,
+                error,
+            )
 
 
 def _evaluated(dataset: Dataset) -> dict[str, LabelledImages]:

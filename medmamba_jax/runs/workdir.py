@@ -27,7 +27,7 @@ MAY_CHANGE = (
     *("data.num_workers", "data.cache", "data.cache_dir", "data.audit", "data.allow_overlap"),
     *("data.allow_contradictions", "data.group_similar"),
     *("train.epochs", "train.patience"),
-    *("results.resamples", "results.seed"),
+    *("results.resamples", "results.seed", "results.report"),
 )
 
 
@@ -108,12 +108,17 @@ def write_description(
     write_atomically(workdir / "versions.json", json.dumps(dict(versions), indent=2) + "\n")
 
 
-def warn_of_trained_images(workdir: pathlib.Path, splits: Mapping[str, LabelledImages]) -> None:
+def warn_of_trained_images(
+    workdir: pathlib.Path, splits: Mapping[str, LabelledImages]
+) -> dict[str, int]:
     """Warns if images to be evaluated are among those that a run was trained on.
 
     Args:
         workdir: the run's folder.
         splits: the images to be evaluated. Their content hashes are read if they are not known.
+
+    Returns:
+        Name -> how many of its images are training images.
     """
     table = workdir / SPLIT_TABLE
     found = trained_on(table, splits) if table.is_file() else {}
@@ -129,6 +134,7 @@ def warn_of_trained_images(workdir: pathlib.Path, splits: Mapping[str, LabelledI
                 workdir,
                 listed([split.describe(row) for row in rows]),
             )
+    return {name: len(rows) for name, rows in found.items()}
 
 
 def differing_images(

@@ -16,6 +16,7 @@ from medmamba_jax.errors import NonFiniteLossError
 from medmamba_jax.evaluation import evaluate
 from medmamba_jax.metrics import Outputs, metrics_of, values
 from medmamba_jax.parallel import say
+from medmamba_jax.report import report_after
 from medmamba_jax.runs import Run
 from medmamba_jax.runs.run import has_results
 from medmamba_jax.training.config import Config, TrainConfig
@@ -89,7 +90,9 @@ def fit(run: TrainingRun) -> dict[str, dict[str, Any]]:
     evaluated = Run(run.workdir, run.description)
     written = has_results(run.workdir, run.description, run.progress.best_epoch)
     write = not (nothing_left and written)
-    return evaluated.report(run.dataset, run.config.data.num_workers, write=write)
+    results = evaluated.report(run.dataset, run.config.data.num_workers, write=write)
+    report_after(run.workdir, Config().to_dict(), wanted=run.config.results.report)
+    return results
 
 
 def batches_of(run: TrainingRun) -> BatchIterator:

@@ -9,16 +9,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from absl import logging
 from tensorboardX import SummaryWriter
 
 from medmamba_jax.files import write_atomically
 from medmamba_jax.metrics import METRICS, metrics_of
 from medmamba_jax.parallel import is_first_host
 from medmamba_jax.runs import Progress
+from medmamba_jax.runs.log import METRICS_FILE, read_metrics
 from medmamba_jax.training.selection import is_turn
 
-METRICS_FILE = "metrics.jsonl"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scikit-learn")
 
 
@@ -63,26 +62,6 @@ class MetricWriter:
             if name != "epoch" and value is not None:
                 self._events.add_scalar(name, value, row["epoch"])
         self._events.flush()
-
-
-def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the rows of `metrics.jsonl`; damaged lines are left out with a warning."""
-    path = workdir / METRICS_FILE
-    rows: list[dict[str, Any]] = []
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    damaged = 0
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            row = None
-        if isinstance(row, dict) and isinstance(row.get("epoch"), int):
-            rows.append(row)
-        else:
-            damaged += 1
-    if damaged:
-        logging.warning("%s: left out %d damaged lines", path, damaged)
-    return rows
 
 
 def versions() -> dict[str, str]:

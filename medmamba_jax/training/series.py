@@ -11,6 +11,7 @@ from medmamba_jax.data import Dataset, OwnData
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded
 from medmamba_jax.parallel import on_first_host, say
+from medmamba_jax.report import summary_report_after
 from medmamba_jax.runs import CheckpointStore
 from medmamba_jax.runs.description import FILE
 from medmamba_jax.runs.run import has_results
@@ -73,6 +74,7 @@ def train_series(
 
     on_first_host(write)
     say(f"\n{summary_text(summary)}\n\n{workdir / 'summary.json'}" if summary else "")
+    summary_report_after(workdir, wanted=config.results.report)
     return summary
 
 

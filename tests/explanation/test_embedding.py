@@ -25,6 +25,7 @@ def folder(tmp_path, images):
     return tmp_path / "scans"
 
 
+@pytest.mark.slow
 def test_features_and_their_picture(trained, folder, tmp_path, capsys, one_device, images):
     output = tmp_path / "out"
     assert cli.main(["embed", str(trained[0]), str(folder), f"--output={output}"]) == 1

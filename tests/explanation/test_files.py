@@ -56,6 +56,7 @@ def test_maps_pictures_a_table_and_a_sheet(trained, folder, tmp_path, capsys, on
     assert "not an empty folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_receptive_field_has_a_mean(trained, folder, tmp_path, one_device, capsys):
     explain(trained[0], folder, tmp_path / "out", "--method=receptive_field", "--stage=0")
     maps = [np.load(path) for path in sorted((tmp_path / "out").glob("0*.npy"))]

@@ -1,0 +1,229 @@
+"""What a run's folder says, read for the report; nothing here needs the model or the images."""
+
+import collections
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from absl import logging
+
+from medmamba_jax.assessment.calibration import Calibration, read_calibration
+from medmamba_jax.assessment.curves import CURVES
+from medmamba_jax.data.csv_table import CsvTable, read_csv_table
+from medmamba_jax.errors import MissingFileError, UserError
+from medmamba_jax.files import expanded
+from medmamba_jax.runs.description import RunDescription
+from medmamba_jax.runs.elsewhere import EVALUATIONS
+from medmamba_jax.runs.gallery import Entry, read_gallery
+from medmamba_jax.runs.log import read_metrics
+from medmamba_jax.runs.run import EVALUATED, GALLERY, RESULTS
+from medmamba_jax.runs.workdir import DUPLICATES, SPLIT_TABLE, flat
+
+FEW_IMAGES = 100  # below which the page says that the images are few
+FEW_OF_A_CLASS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Results on one set of images.
+
+    Attributes:
+        name: "val", "test", or the name of an evaluation elsewhere.
+        folder: the folder of the files.
+        prefix: the first part of the names of the tables.
+        results: what `runs.results.assess` returned, and what the numbers are of.
+        elsewhere: whether the images are not the run's own.
+    """
+
+    name: str
+    folder: pathlib.Path
+    prefix: str
+    results: Mapping[str, Any]
+    elsewhere: bool
+
+    @property
+    def chose_checkpoint(self) -> bool:
+        """Whether the images chose the checkpoint."""
+        return not self.elsewhere and self.name == "val"
+
+    @property
+    def images(self) -> int:
+        """The number of images."""
+        return self.results["num_examples"]
+
+    @property
+    def patients(self) -> int | None:
+        """The number of patients; None if they are not known."""
+        intervals = self.results.get("intervals", {})
+        return intervals["units"] if intervals.get("resampled") == "patients" else None
+
+    @functools.cached_property
+    def gallery(self) -> list[Entry]:
+        """The chosen images."""
+        return read_gallery(self.gallery_folder, self.results["epoch"])
+
+    @property
+    def gallery_folder(self) -> pathlib.Path:
+        """The folder of their pictures."""
+        return self.folder / f"{self.prefix}{GALLERY}"
+
+    @functools.cached_property
+    def curves(self) -> dict[str, dict[str, list[list[float]]]]:
+        """Name in `CURVES` -> class -> the points, without the class; what there is of them."""
+        found: dict[str, dict[str, list[list[float]]]] = {}
+        for name in CURVES:
+            table = _table(self.folder / f"{self.prefix}{name}.csv")
+            by_class = found.setdefault(name, {})
+            for class_name, *cells in table.rows if table else []:
+                by_class.setdefault(class_name, []).append([float(cell) for cell in cells])
+        return found
+
+    @property
+    def few(self) -> list[str]:
+        """What there is so little of that the numbers say little, such as "9 images"."""
+        found = [f"{self.images} images"] if self.images < FEW_IMAGES else []
+        return found + [
+            f"{row['num_examples']} with {name}"
+            for name, row in self.results["per_class"].items()
+            if row["num_examples"] < FEW_OF_A_CLASS
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFacts:
+    """What a run's folder says.
+
+    Attributes:
+        workdir: the folder.
+        description: `run.json`.
+        versions: `versions.json`.
+        log: the rows of `metrics.jsonl`.
+        splits: split -> class -> number of images; of a multi-label set an image counts for each
+            class that it shows.
+        totals: split -> number of images.
+        patients: split -> number of patients; empty if they are not known.
+        duplicates: the pairs of equal or nearly equal images; None if nobody looked for them.
+        calibration: what was fitted on the validation split.
+        own: results on the run's own images.
+        elsewhere: results on other images.
+    """
+
+    workdir: pathlib.Path
+    description: RunDescription
+    versions: Mapping[str, str]
+    log: list[dict[str, Any]]
+    splits: Mapping[str, Mapping[str, int]]
+    totals: Mapping[str, int]
+    patients: Mapping[str, int]
+    duplicates: int | None
+    calibration: Calibration | None
+    own: Mapping[str, Evaluation]
+    elsewhere: list[Evaluation]
+
+    @property
+    def main(self) -> Evaluation:
+        """The results that the report is about: on test, else on val."""
+        return self.own["test" if "test" in self.own else "val"]
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the evaluated checkpoint."""
+        return self.main.results["epoch"]
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """Every setting, by its dotted name."""
+        return flat(self.description.config)
+
+
+def read_run(workdir: str | pathlib.Path) -> RunFacts:
+    """Reads a run's folder.
+
+    Raises:
+        FileNotFoundError: the folder holds no run, or the run has no results yet.
+        UserError: a file is damaged.
+    """
+    workdir = expanded(workdir).resolve()
+    description = RunDescription.read(workdir)
+    own = {}
+    for name in EVALUATED:
+        results = _json(workdir / RESULTS / f"{name}.json")
+        if results is not None:
+            own[name] = Evaluation(name, workdir / RESULTS, f"{name}_", results, False)
+    if not own:
+        raise MissingFileError(
+            f"{workdir} has no results yet: train to the end, or run medmamba evaluate {workdir}"
+        )
+    elsewhere = []
+    for path in sorted((workdir / EVALUATIONS).glob("*/results.json")):
+        results = _json(path)
+        if results is not None:
+            elsewhere.append(Evaluation(path.parent.name, path.parent, "", results, True))
+    splits, totals, patients = _counts(workdir / SPLIT_TABLE, description)
+    pairs = workdir / DUPLICATES
+    return RunFacts(
+        workdir=workdir,
+        description=description,
+        versions=_json(workdir / "versions.json") or {},
+        log=read_metrics(workdir),
+        splits=splits,
+        totals=totals,
+        patients=patients,
+        duplicates=_rows(pairs) if pairs.is_file() else None,
+        calibration=read_calibration(workdir),
+        own=own,
+        elsewhere=elsewhere,
+    )
+
+
+def _json(path: pathlib.Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): evaluate the run again") from error
+
+
+def _table(path: pathlib.Path) -> CsvTable | None:
+    """Reads a table; None if it is missing, or cannot be read, which a warning says."""
+    if not path.is_file():
+        return None
+    try:
+        return read_csv_table(path)
+    except UserError as error:
+        logging.warning("%s is left out of the report: %s", path, error)
+        return None
+
+
+def _rows(path: pathlib.Path) -> int:
+    """Counts the rows of a table, which may have none."""
+    if len(path.read_bytes().splitlines()) < 2:
+        return 0
+    table = _table(path)
+    return 0 if table is None else len(table.rows)
+
+
+def _counts(
+    path: pathlib.Path, run: RunDescription
+) -> tuple[dict[str, dict[str, int]], dict[str, int], dict[str, int]]:
+    """Returns images by split and class, images by split, and patients by split."""
+    table = _table(path)
+    if table is None:
+        return {}, {}, {}
+    splits: dict[str, dict[str, int]] = {}
+    groups: dict[str, set[str]] = {}
+    of_image = table.column("group") if "group" in table.header else [""] * len(table.rows)
+    named = any(of_image)
+    labels = table.column("label") if "label" in table.header else [""] * len(table.rows)
+    totals = collections.Counter(table.column("split"))
+    for split, label, group in zip(table.column("split"), labels, of_image, strict=True):
+        counts = splits.setdefault(split, dict.fromkeys(run.class_names, 0))
+        for name in label.split("|") if run.task == "multilabel" else [label]:
+            if name in counts:
+                counts[name] += 1
+        groups.setdefault(split, set()).add(group)
+    return splits, dict(totals), {k: len(v) for k, v in groups.items()} if named else {}
