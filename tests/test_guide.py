@@ -19,17 +19,14 @@ COMMANDS = [
     shlex.split(line.replace("\\\n", " "))
     for line in re.findall(r"^    ((?:medmamba|python) (?:.*\\\n)*.*)$", GUIDE, re.MULTILINE)
 ]
-# Flags that shrink a training; they stand behind those of the page, and so they win. The first run is
-# exported to files, whose names only the blocks of MedMamba have.
+# Flags that shrink a training; they stand behind those of the page, and so they win.
 SMALL = [
-    f"--config.{name}"
-    for name in (
-        "data.image_size=32",
-        "train.epochs=1",
-        "train.batch_size=8",
-        "results.resamples=50",
-    )
+    "--config.data.image_size=32",
+    "--config.train.epochs=1",
+    "--config.train.batch_size=8",
+    "--config.results.resamples=50",
 ]
+# The first run is exported to files whose names only the blocks of MedMamba have.
 MODELS = iter(("tiny_mamba", "tiny"))
 PROGRAM = """
 import sys

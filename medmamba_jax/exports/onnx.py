@@ -10,7 +10,7 @@ import jax.export
 import numpy as np
 
 from medmamba_jax.errors import MissingPackageError
-from medmamba_jax.export.program import INPUT, OUTPUTS, program
+from medmamba_jax.exports.program import INPUT, OUTPUTS, program
 from medmamba_jax.ops.depthwise_conv import one_form
 from medmamba_jax.predictor import Predictor
 

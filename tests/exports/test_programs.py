@@ -9,7 +9,7 @@ import pytest
 from closeness import assert_close
 
 import medmamba_jax as mm
-from medmamba_jax.export import KEY
+from medmamba_jax.exports import KEY
 
 PIXELS = np.random.default_rng(2).integers(0, 256, (5, 32, 40, 1), np.uint8)
 
