@@ -129,11 +129,15 @@ def _train_series(workdir: pathlib.Path) -> None:
 
 
 def _evaluate(workdir: pathlib.Path) -> int:
+    from medmamba_jax.report import report_after
     from medmamba_jax.runs import load_run
+    from medmamba_jax.training import Config
 
     typed = dict(config_flags.get_override_values(flags.FLAGS["config"]))
     batch_size = typed.pop("train.batch_size", None)
-    load_run(workdir, batch_size=batch_size).evaluate(changes=typed)
+    trained = load_run(workdir, batch_size=batch_size)
+    trained.evaluate(changes=typed)
+    report_after(trained.workdir, Config().to_dict(), wanted=trained.settings.report)
     return 0
 
 

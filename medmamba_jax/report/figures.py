@@ -241,7 +241,7 @@ FIGURES: dict[str, FigureKind] = {
     "training_curves": FigureKind(
         "Training",
         "Loss, and the metric that chose the checkpoint, after each epoch. The training values were"
-        " measured on augmented images while the model changed.",
+        " measured while the model changed, on augmented images if the run augments them.",
         _training_curves,
     ),
     "confusion_matrix": FigureKind(

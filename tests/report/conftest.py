@@ -79,6 +79,12 @@ def write_run(config):
     return write_run
 
 
+@pytest.fixture
+def page_only(monkeypatch):
+    """Leaves out PNG and PDF files, which take most of the time."""
+    monkeypatch.setattr("medmamba_jax.report.page.write_figures", lambda *_: None)
+
+
 def random_images(seed, class_names, task, count, patients, synthetic):
     rng = np.random.default_rng(seed)
     if task == "multiclass":

@@ -28,7 +28,7 @@ def draw_gallery(folder):
 
 
 @pytest.mark.slow
-def test_pages_open_from_disk(browser, write_run, tmp_path):
+def test_pages_open_from_disk(browser, write_run, page_only, tmp_path):
     run = write_run(tmp_path / 'a "run" <b>', NAMES, elsewhere=["clinic B"])
     draw_gallery(run / "results" / "test_gallery")
     page = write_report(run, mm.Config().to_dict())

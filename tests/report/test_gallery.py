@@ -39,7 +39,7 @@ def test_many_mistakes_are_cut_off():
 
 
 @pytest.fixture
-def with_pictures(run_of_two_epochs, images):
+def with_pictures(one_device, run_of_two_epochs, images):
     """A trained run with pictures of its test images."""
     run = mm.load_run(run_of_two_epochs)
     outputs = labelled_outputs(run.predictor, images.splits["test"])
@@ -48,7 +48,7 @@ def with_pictures(run_of_two_epochs, images):
     return run_of_two_epochs, outputs, folder
 
 
-def test_pictures_of_a_trained_model(with_pictures, images, one_device):
+def test_pictures_of_a_trained_model(with_pictures, page_only, images):
     workdir, outputs, folder = with_pictures
     epoch = read_run(workdir).epoch
     entries, test = read_gallery(folder, epoch), images.splits["test"]
@@ -71,7 +71,9 @@ def test_pictures_of_a_trained_model(with_pictures, images, one_device):
     assert before == {path: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_multi_label_map_explains_the_class_that_is_wrong(marked_images, config, tmp_path):
+def test_a_multi_label_map_explains_the_class_that_is_wrong(
+    marked_images, config, one_device, tmp_path
+):
     split = marked_images.splits["test"]
     trained = mm.start_run(config(), tmp_path / "run", marked_images)
     with trained:

@@ -1,0 +1,51 @@
+"""Training and evaluation end with a report, and a report that fails does no harm."""
+
+import dataclasses
+import json
+import re
+
+import medmamba_jax as mm
+from medmamba_jax.runs.elsewhere import evaluate_elsewhere
+
+
+def with_report(config):
+    results = dataclasses.replace(config.results, report=True, resamples=20)
+    return dataclasses.replace(config, results=results)
+
+
+def test_training_ends_with_a_report(
+    config, images, run_of_two_epochs, one_device, page_only, capsys
+):
+    (run_of_two_epochs / "results" / "test.json").unlink()  # so that results are written
+    mm.train(with_report(config(epochs=2)), run_of_two_epochs, images)
+    page = run_of_two_epochs / "report.html"
+    assert capsys.readouterr().out.splitlines()[-1] == str(page)
+    text = page.read_text()
+    assert "SYNTHETIC" in text and "Few images: 9 images" in text
+    assert text.count("data:image/jpeg;base64,") == 2 * 6  # no mistake, six near ones
+    assert (run_of_two_epochs / "model_card.md").read_text().startswith("# Model card: run")
+    assert not (run_of_two_epochs / "results" / "val_gallery").exists()
+
+
+def test_results_stay_if_pictures_and_page_fail(
+    config, images, run_of_two_epochs, one_device, monkeypatch, caplog
+):
+    def fail(*_):
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr("medmamba_jax.runs.gallery.write_gallery", fail)
+    monkeypatch.setattr("medmamba_jax.report.page.write_report", fail)
+    (run_of_two_epochs / "results" / "test.json").unlink()
+    found = mm.train(with_report(config(epochs=2)), run_of_two_epochs, images)
+    stored = json.loads((run_of_two_epochs / "results" / "test.json").read_text())
+    assert stored == json.loads(json.dumps(found["test"]))
+    assert len(re.findall("no memory.*the results are complete", caplog.text)) == 2
+    assert not (run_of_two_epochs / "report.html").exists()
+
+
+def test_training_images_elsewhere_are_counted(images, run_of_two_epochs, one_device):
+    run = mm.load_run(run_of_two_epochs)
+    found = evaluate_elsewhere(run, images.splits["train"].take([0, 1, 2]), "again")
+    assert found["training_images"] == 3
+    assert evaluate_elsewhere(run, images.splits["test"], "new")["training_images"] == 0
+    assert not (run_of_two_epochs / "evaluations" / "new" / "gallery").exists()  # report=False
