@@ -6,7 +6,7 @@ from .errors import UserError as UserError
 from .evaluation import evaluate as evaluate
 from .explanation import Explanation as Explanation
 from .explanation import explain as explain
-from .export import export as export
+from .exports import export as export
 from .interop import load_torch_state_dict as load_torch_state_dict
 from .interop import to_torch_state_dict as to_torch_state_dict
 from .metrics import METRICS as METRICS

@@ -14,7 +14,7 @@ ROWS = (
     ("training", "demo"),
     ("report",),
     ("runs",),
-    ("evaluation", "prediction", "explanation", "export"),
+    ("evaluation", "prediction", "explanation", "exports"),
     ("predictor",),
     ("assessment",),
     ("metrics", "parallel"),

@@ -19,6 +19,7 @@ from medmamba_jax.predictor import Predictor
 
 FEWEST = 5  # images of which t-SNE makes a picture
 _PERPLEXITY = 30.0  # of t-SNE, unless there are too few images
+_FEW = 300  # images
 _OTHERS = "not known"
 
 
@@ -90,7 +91,9 @@ def neighbours(features: np.ndarray) -> np.ndarray:
         features: float32 (n, c), of 5 or more images.
     """
     perplexity = min(_PERPLEXITY, (len(features) - 1) / 3)
-    model = TSNE(perplexity=perplexity, init="random", random_state=0)
+    # The approximation is for many images. Of few it takes long, where others use the processor.
+    method = "exact" if len(features) <= _FEW else "barnes_hut"
+    model = TSNE(perplexity=perplexity, init="random", random_state=0, method=method)
     return model.fit_transform(features).astype(np.float32)
 
 

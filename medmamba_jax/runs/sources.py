@@ -9,7 +9,7 @@ from medmamba_jax.data import DataConfig, LabelledImages
 from medmamba_jax.data.build import find_images
 from medmamba_jax.data.csv_table import read_csv_table
 from medmamba_jax.errors import DataUnavailableError, MissingFileError, UserError
-from medmamba_jax.export import NO_LICENCE, Training, read_exported
+from medmamba_jax.exports import NO_LICENCE, Training, read_exported
 from medmamba_jax.files import expanded
 from medmamba_jax.predictor import Predictor
 from medmamba_jax.pretrained import SHIPPED, shipped_file

@@ -13,7 +13,7 @@ from scipy.special import softmax
 
 import medmamba_jax as mm
 from medmamba_jax import cli
-from medmamba_jax.export import FORMATS, KEY, Meaning, read_exported
+from medmamba_jax.exports import FORMATS, KEY, Meaning, read_exported
 from medmamba_jax.interop import weights_to_state_dict
 from medmamba_jax.models.structure import by_name
 from medmamba_jax.pretrained import FOLDER, SHIPPED, shipped_file

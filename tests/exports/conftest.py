@@ -7,7 +7,7 @@ from golden import recipe_model
 import medmamba_jax as mm
 from medmamba_jax.assessment.calibration import Calibration
 from medmamba_jax.assessment.prediction_sets import SetThresholds
-from medmamba_jax.export import FORMATS, Meaning, Training
+from medmamba_jax.exports import FORMATS, Meaning, Training
 from medmamba_jax.models import split_model
 
 CALIBRATION = Calibration(

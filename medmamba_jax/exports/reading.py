@@ -3,7 +3,7 @@
 import pathlib
 
 from medmamba_jax.errors import UserError
-from medmamba_jax.export.meaning import KEY, Meaning
+from medmamba_jax.exports.meaning import KEY, Meaning
 from medmamba_jax.interop import read_metadata, read_state_dict
 from medmamba_jax.predictor import BATCH_SIZE, Predictor
 

@@ -4,7 +4,7 @@ import jax
 import jax.export
 import numpy as np
 
-from medmamba_jax.export.program import program
+from medmamba_jax.exports.program import program
 from medmamba_jax.predictor import Predictor
 
 PLATFORMS = ("cpu", "cuda", "tpu")

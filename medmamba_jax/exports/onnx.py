@@ -3,13 +3,14 @@
 import logging
 import warnings
 from types import ModuleType
+from typing import Any
 
 import jax
 import jax.export
 import numpy as np
 
 from medmamba_jax.errors import MissingPackageError
-from medmamba_jax.export.program import INPUT, OUTPUTS, program
+from medmamba_jax.exports.program import INPUT, OUTPUTS, program
 from medmamba_jax.ops.depthwise_conv import one_form
 from medmamba_jax.predictor import Predictor
 
@@ -61,9 +62,32 @@ def encode(predictor: Predictor, metadata: dict[str, str]) -> bytes:
             )
     finally:
         logging.getLogger("onnx_ir").setLevel(level)
+    _drop_unused(model.graph)
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
     return model.SerializeToString()
+
+
+def _drop_unused(graph: Any) -> set[str]:
+    """Drops constants that no node reads, each of which onnxruntime would warn of.
+
+    Args:
+        graph: an `onnx.GraphProto`, changed in place, with the bodies of its loops.
+
+    Returns:
+        The names that the graph and the bodies in it read.
+    """
+    read = {output.name for output in graph.output}
+    for node in graph.node:
+        read.update(node.input)
+        for attribute in node.attribute:
+            bodies = [attribute.g] if attribute.HasField("g") else attribute.graphs
+            for body in bodies:
+                read |= _drop_unused(body)
+    kept = [constant for constant in graph.initializer if constant.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    return read
 
 
 def run(content: bytes, images: np.ndarray) -> np.ndarray:

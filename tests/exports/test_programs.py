@@ -9,7 +9,7 @@ import pytest
 from closeness import assert_close
 
 import medmamba_jax as mm
-from medmamba_jax.export import KEY
+from medmamba_jax.exports import KEY
 
 PIXELS = np.random.default_rng(2).integers(0, 256, (5, 32, 40, 1), np.uint8)
 
@@ -83,7 +83,7 @@ np.savez("out.npz", logits=logits, probabilities=probabilities, one=one)
 
 @pytest.mark.nightly
 @pytest.mark.filterwarnings("default")  # of jax2onnx
-def test_onnx_runs_in_onnxruntime(predictor, expected, tmp_path):
+def test_onnx_runs_in_onnxruntime(predictor, expected, tmp_path, capfd):
     pytest.importorskip("jax2onnx", reason="jax2onnx is not installed (extra: onnx)")
     onnx = pytest.importorskip("onnx", reason="onnx is not installed (extra: onnx)")
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is missing (extra: onnx)")
@@ -91,6 +91,7 @@ def test_onnx_runs_in_onnxruntime(predictor, expected, tmp_path):
     mm.export(predictor, "onnx", path)
     onnx.checker.check_model(str(path), full_check=True)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    assert "Removing initializer" not in capfd.readouterr().err
     (images,) = session.get_inputs()
     assert (images.name, images.type) == ("images", "tensor(uint8)")
     assert images.shape[1:] == [32, 40, 1] and isinstance(images.shape[0], str)

@@ -10,8 +10,8 @@ import numpy as np
 import safetensors.numpy
 
 from medmamba_jax.data.labelled_images import LabelledImages
-from medmamba_jax.export import onnx, stablehlo
-from medmamba_jax.export.meaning import KEY, Meaning
+from medmamba_jax.exports import onnx, stablehlo
+from medmamba_jax.exports.meaning import KEY, Meaning
 from medmamba_jax.interop import check_writable, encoded, weights_to_state_dict
 from medmamba_jax.predictor import Predictor
 

@@ -9,8 +9,8 @@ import numpy as np
 from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.errors import MissingFileError, UserError
-from medmamba_jax.export.formats import FORMATS, as_split
-from medmamba_jax.export.meaning import NO_LICENCE, Meaning, Training
+from medmamba_jax.exports.formats import FORMATS, as_split
+from medmamba_jax.exports.meaning import NO_LICENCE, Meaning, Training
 from medmamba_jax.files import expanded, require_writable, write_atomically
 from medmamba_jax.predictor import Predictor
 
