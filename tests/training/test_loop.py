@@ -11,6 +11,7 @@ import pytest
 
 import medmamba_jax as mm
 from medmamba_jax import predictor
+from medmamba_jax.assessment.curves import CURVES
 from medmamba_jax.errors import NonFiniteLossError
 from medmamba_jax.runs import CheckpointStore, Progress, RunDescription
 from medmamba_jax.training import loop as loop_module
@@ -258,7 +259,7 @@ def test_without_a_test_split_val_is_reported(config, images, tmp_path, capsys, 
     run = mm.load_run(tmp_path)
     assert list(results) == ["val"] and run.evaluate(dataset) == results
     written = {path.name for path in (tmp_path / "results").iterdir()}
-    assert written == {"val.json", "val_predictions.csv"}
+    assert written == {"val.json", *(f"val_{name}.csv" for name in ("predictions", *CURVES))}
     assert "no test images: the run reports the metrics of the validation images" in caplog.text
     assert "images      SYNTHETIC, 20 train, 10 val, 32x32 px" in capsys.readouterr().out
 
