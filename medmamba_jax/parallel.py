@@ -108,6 +108,6 @@ def on_first_host(action: Callable[[], object]) -> None:
         with jax.transfer_guard("allow"):
             failed = multihost_utils.broadcast_one_to_all(np.int32(error is not None))
         if failed and error is None:
-            raise UserError("the first host could not start the run; its message says why")
+            raise UserError("the first host failed; its message says why")
     if error is not None:
         raise error

@@ -81,10 +81,12 @@ def calibrate(outputs: Outputs, epoch: int) -> Calibration:
 def fit_temperature(outputs: Outputs) -> float:
     """Returns the temperature with the least cross-entropy on these images, in [0.05, 20].
 
-    Of a multi-label set the sum is over the known labels. The cross-entropy is convex in
-    1 / temperature, so that there is one minimum.
+    Of a multi-label set the sum is over the known labels; if there are none, it is 1. The
+    cross-entropy is convex in 1 / temperature, so that there is one minimum.
     """
     loss = METRICS["loss"]
+    if loss.value(outputs) is None:
+        return 1.0  # no label is known
 
     def at(inverse: float) -> float:
         value = loss.value(dataclasses.replace(outputs, logits=outputs.logits * inverse))

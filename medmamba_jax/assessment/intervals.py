@@ -23,14 +23,16 @@ class Bootstrap:
 
     Attributes:
         groups: the patient, or another group, of each image (n,); None draws single images. All
-            images of a group are drawn together.
+            images of a group are drawn together. A resample holds as many groups as the sample.
         resamples: how many resamples are drawn.
         seed: the seed of the draws. Equal seeds give equal draws for equally many units.
+        unit: what a group is, for `describe`.
     """
 
     groups: np.ndarray | None
     resamples: int = 2000
     seed: int = 0
+    unit: str = "patients"
 
     def intervals(
         self, statistic: Callable[[np.ndarray], np.ndarray], images: int
@@ -102,7 +104,7 @@ class Bootstrap:
         return {
             "level": LEVEL,
             "method": "BCa" if units <= MOST_FOR_BCA else "percentile",
-            "resampled": "images" if self.groups is None else "patients",
+            "resampled": "images" if self.groups is None else self.unit,
             "units": units,
             "resamples": self.resamples,
             "seed": self.seed,

@@ -37,17 +37,24 @@ def resampled(outputs: Outputs, weights: np.ndarray) -> np.ndarray:
         weights: how often a resample holds an image, integers (b, n).
 
     Returns:
-        float64 (m, b), a row for each of `keys(outputs)`. NaN where a metric is not defined.
+        float64 (m, b), a row for each of `keys(outputs)`. NaN where a metric is not defined. A mean
+        over classes is defined where all of the classes are that are defined for the sample, each
+        image once; else it would be the mean of other classes than the sample's.
     """
     weights = np.asarray(weights, np.float64)
     whole = _Resamples(outputs, weights)
+    sample = _Resamples(outputs, np.ones((1, len(outputs.labels))))
     found = []
     for class_name, name in keys(outputs):
         if class_name is None:
             if name in _OF_ALL:
                 found.append(_OF_ALL[name](whole))
+            elif name in _OF_CLASSES:
+                found.append(_mean(_OF_CLASSES[name](whole), _OF_CLASSES[name](sample)))
             elif name in _OF_CLASS:
-                found.append(_mean([_OF_CLASS[name](part) for part in whole.by_class.values()]))
+                found.append(
+                    _mean(*(_each_class(_OF_CLASS[name], parts) for parts in (whole, sample)))
+                )
             else:
                 found.append(_one_by_one(outputs, weights, name))
         elif name in _OF_CLASS:
@@ -199,10 +206,10 @@ class _Resamples:
         return self.average(right.all(1), known.any(1))
 
     def balanced_accuracy(self) -> np.ndarray:
-        parts = self.by_class.values()
+        """The term of each class, (k, b)."""
         if self.outputs.task == "multiclass":
-            return _mean([_sensitivity(part) for part in parts])
-        return _mean([(_sensitivity(part) + _specificity(part)) / 2 for part in parts])
+            return _each_class(_sensitivity, self)
+        return _each_class(lambda part: (_sensitivity(part) + _specificity(part)) / 2, self)
 
     def top_2_accuracy(self) -> np.ndarray:
         if len(self.outputs.class_names) < 3:
@@ -284,18 +291,34 @@ def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     )
 
 
-def _mean(values: list[np.ndarray]) -> np.ndarray:
-    """The mean over classes, without those where a value is not defined."""
-    table = np.stack(values)
-    return _ratio(np.nansum(table, axis=0), (~np.isnan(table)).sum(0))
+def _each_class(
+    metric: Callable[[_ClassResamples], np.ndarray], resamples: _Resamples
+) -> np.ndarray:
+    """The metric of each class, (k, b)."""
+    return np.stack([metric(part) for part in resamples.by_class.values()])
+
+
+def _mean(values: np.ndarray, of_sample: np.ndarray) -> np.ndarray:
+    """The mean over the classes that are defined for the sample; NaN without any.
+
+    Args:
+        values: (k, b).
+        of_sample: the same of the sample, (k, 1).
+    """
+    defined = values[~np.isnan(of_sample[:, 0])]
+    return defined.mean(0) if len(defined) else np.full(values.shape[1], np.nan)
 
 
 _OF_ALL: dict[str, Callable[[_Resamples], np.ndarray]] = {
     name: getattr(_Resamples, name)
     for name in (
-        *("loss", "accuracy", "label_accuracy", "subset_accuracy", "balanced_accuracy"),
+        *("loss", "accuracy", "label_accuracy", "subset_accuracy"),
         *("top_2_accuracy", "kappa", "weighted_kappa", "mcc", "brier", "ece"),
     )
+}
+# Means over classes of terms that are no metric of a class.
+_OF_CLASSES: dict[str, Callable[[_Resamples], np.ndarray]] = {
+    "balanced_accuracy": _Resamples.balanced_accuracy
 }
 _OF_CLASS: dict[str, Callable[[_ClassResamples], np.ndarray]] = {
     "sensitivity": _sensitivity,

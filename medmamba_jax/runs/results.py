@@ -30,7 +30,8 @@ def assess(
 
     Args:
         outputs: labels and logits of the images.
-        images: the images; their groups, if they are known, are the units of the bootstrap.
+        images: the images. Their groups are the units of the bootstrap; if these are not known, the
+            files that hold several images are; else the images.
         settings: how results are computed.
         calibration: what was fitted on other images. None leaves out all that needs it.
 
@@ -40,7 +41,10 @@ def assess(
         the temperature changes, and of a multi-class set `prediction_sets`: level ->
         `prediction_sets.assess_sets`.
     """
-    bootstrap = Bootstrap(images.groups, settings.resamples, settings.seed)
+    units, unit = images.groups, "patients"
+    if units is None and images.files is not None:  # frames of a file are no independent images
+        units, unit = images.files, "files"
+    bootstrap = Bootstrap(units, settings.resamples, settings.seed, unit)
     found = measure(outputs) | {"intervals": metric_intervals(outputs, bootstrap)}
     if calibration is None:
         return found
@@ -78,14 +82,16 @@ def write_results(
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{prefix.rstrip('_') or 'results'}.json"
+    # It is removed first and written last, so that it never stands beside tables of other results.
+    path.unlink(missing_ok=True)
     write_predictions(folder / f"{prefix}predictions.csv", images, outputs)
     for name, curve in CURVES.items():
         header, rows = curve(outputs)
+        (folder / f"{prefix}{name}.csv").unlink(missing_ok=True)
         if rows:
             cells = [
                 [f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row] for row in rows
             ]
             write_csv_table(folder / f"{prefix}{name}.csv", header, cells)
-    # The last one, so that results are there only with the tables that they belong to.
     write_atomically(path, json.dumps(results, indent=2) + "\n")
     return path

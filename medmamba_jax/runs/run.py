@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,7 +34,7 @@ from medmamba_jax.files import expanded
 from medmamba_jax.interop import read_weights
 from medmamba_jax.metrics import Outputs
 from medmamba_jax.models import MedMambaConfig, abstract_model, split_model
-from medmamba_jax.parallel import DataParallel, is_first_host, say
+from medmamba_jax.parallel import DataParallel, is_first_host, on_first_host, say
 from medmamba_jax.predictor import Predictor
 from medmamba_jax.runs.description import RunDescription
 from medmamba_jax.runs.results import assess, write_results
@@ -71,11 +72,10 @@ class Run:
         # that training printed.
         own = description.config["train"]["batch_size"]
         self.batch_size = own if batch_size is None else batch_size
-        self._fitted: Calibration | None = None  # on the validation split, by this object
         results = description.config.get("results", {})  # early runs have none
         self.settings = ResultsConfig.from_dict(results, ignored=[])
 
-    @functools.cached_property
+    @property
     def predictor(self) -> Predictor:
         """The model of the best checkpoint; it is read when it is first used.
 
@@ -161,10 +161,25 @@ class Run:
             num_workers: processes that read images; 0 reads in threads of this process.
             write: whether to write results into the run's folder.
         """
-        return {
-            name: self._report(name, dataset, num_workers, write=write)
-            for name in _evaluated(dataset)
-        }
+        results, fitted = {}, None
+        splits = _evaluated(dataset)
+        for name, split in splits.items():
+            outputs = labelled_outputs(self.predictor, split, num_workers=num_workers)
+            calibration = fitted or self.calibration
+            if name == "val":
+                fitted, calibration = calibrate(outputs, self.epoch), None
+                if write:
+                    on_first_host(functools.partial(write_calibration, self.workdir, fitted))
+                    self.calibration = fitted
+            results[name] = self.assessed(
+                split,
+                outputs,
+                {"split": name, "dataset": dataset.name},
+                calibration,
+                (self.workdir / RESULTS, f"{name}_") if write else None,
+                pictures=name == list(splits)[-1],  # the split that the report is about
+            )
+        return results
 
     def _changed(self, changes: Mapping[str, Any]) -> DataConfig:
         """Takes changed settings; returns the section `data`."""
@@ -208,23 +223,6 @@ class Run:
             raise UserError(f"{dataset.name!r} has no split val or test to evaluate")
         return not differences
 
-    def _report(
-        self, name: str, dataset: Dataset, num_workers: int, *, write: bool
-    ) -> dict[str, Any]:
-        split = dataset.splits[name]
-        outputs = labelled_outputs(self.predictor, split, num_workers=num_workers)
-        calibration = None
-        if name == "val":
-            self._fitted = calibrate(outputs, self.epoch)
-            if write and is_first_host():
-                write_calibration(self.workdir, self._fitted)
-        else:
-            calibration = self._fitted or self.calibration
-        facts = {"split": name, "dataset": dataset.name}
-        place = (self.workdir / RESULTS, f"{name}_") if write else None
-        pictures = name == list(_evaluated(dataset))[-1]  # the split that the report is about
-        return self.assessed(split, outputs, facts, calibration, place, pictures=pictures)
-
     def assessed(
         self,
         images: LabelledImages,
@@ -262,11 +260,15 @@ class Run:
             f" {run.best_metric}: epoch {self.epoch})"
         )
         say(f"\n{table(results, title)}")
-        if place and is_first_host():
-            say(str(write_results(*place, results, images, outputs)))
-        if place and pictures and self.settings.report:
-            folder, prefix = place
-            self._write_gallery(folder / f"{prefix}{GALLERY}", images, outputs)
+        if place is None:
+            return results
+        on_first_host(lambda: say(str(write_results(*place, results, images, outputs))))
+        folder, prefix = place
+        gallery = folder / f"{prefix}{GALLERY}"
+        if is_first_host():  # the pictures of an earlier call may be of other images
+            shutil.rmtree(gallery, ignore_errors=True)
+        if pictures and self.settings.report:
+            self._write_gallery(gallery, images, outputs)
         return results
 
     def _write_gallery(

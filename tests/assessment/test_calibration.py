@@ -173,3 +173,9 @@ def test_logits_and_probabilities_agree():
     outputs = multiclass(3)
     p = np.exp(outputs.logits - logsumexp(outputs.logits, axis=1, keepdims=True))
     np.testing.assert_allclose(outputs.by_class["b"].probability, p[:, 1])
+
+
+def test_without_a_known_label_the_temperature_is_one():
+    outputs = multilabel()
+    nothing = Outputs("multilabel", ("a", "b"), np.full((400, 2), np.nan), outputs.logits)
+    assert fit_temperature(nothing) == 1.0

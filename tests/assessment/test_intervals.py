@@ -93,3 +93,15 @@ def test_many_units_take_percentiles(monkeypatch):
     ).confidence_interval
     np.testing.assert_allclose(found["metrics"]["accuracy"], wanted)
     assert found["method"] == "percentile"
+
+
+def test_a_mean_over_classes_has_an_interval_of_the_same_classes():
+    """A resample without the rare class, which is never recognised, says nothing of the mean."""
+    labels = np.repeat([0, 1, 2], [60, 60, 2])
+    logits = np.eye(3)[np.where(labels == 2, 0, labels)] * 4.0
+    logits[::7] = logits[::7, [1, 0, 2]]
+    outputs = Outputs("multiclass", ("a", "b", "rare"), labels, logits)
+    found = metric_intervals(outputs, Bootstrap(None, 300))
+    low, high = found["metrics"]["balanced_accuracy"]
+    assert high <= 2 / 3  # the rare class counts a third, and its sensitivity is 0
+    assert low < 2 / 3 * 6 / 7 < high

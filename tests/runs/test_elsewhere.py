@@ -1,6 +1,7 @@
 """A run on labelled images of another origin: `medmamba evaluate RUN --data=OTHER`."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -96,3 +97,25 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     error = capsys.readouterr().err
     assert error.startswith("error: ") and problem in error and error.count("\n") == 1
     assert not (run.workdir / "evaluations").exists()
+
+
+def test_a_second_call_leaves_nothing_of_the_first(run, images, tmp_path):
+    split = images.splits["test"]
+    folder = run.workdir / "evaluations" / "clinic"
+    evaluate_elsewhere(run, split, "clinic")
+    gallery = folder / "gallery"
+    gallery.mkdir(exist_ok=True)
+    (gallery / "01_mistake.jpg").write_bytes(b"a picture of the first images")
+    assert (folder / "roc.csv").is_file()
+    evaluate_elsewhere(run, split.take(np.flatnonzero(split.labels == 0)), "clinic")
+    assert not (folder / "roc.csv").exists() and not gallery.exists()  # one class has no curve
+
+
+def test_frames_of_a_file_are_drawn_together(run, images):
+    split = images.splits["test"]
+    frames = dataclasses.replace(split, files=np.repeat(["a", "b", "c"], 3))
+    found = evaluate_elsewhere(run, frames, "loops")["intervals"]
+    assert found["resampled"] == "files" and found["units"] == 3
+    patients = dataclasses.replace(frames, groups=np.repeat(["p", "q"], [6, 3]))
+    found = evaluate_elsewhere(run, patients, "loops")["intervals"]
+    assert found["resampled"] == "patients" and found["units"] == 2

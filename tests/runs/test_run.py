@@ -273,3 +273,24 @@ def test_the_number_of_resamples_is_a_setting(run_of_two_epochs, images):
     run = mm.load_run(run_of_two_epochs)
     found = run.evaluate(images, changes={"results.resamples": 50, "results.seed": 3})
     assert found["test"]["intervals"]["resamples"] == 50 and found["test"]["intervals"]["seed"] == 3
+
+
+def test_a_calibration_of_other_images_is_not_kept(run_of_two_epochs, images):
+    run = mm.load_run(run_of_two_epochs)
+    own = run.calibration
+    val = images.splits["val"]
+    turned = dataclasses.replace(val, labels=1 - val.labels)
+    splits = images.splits | {"val": turned}
+    found = run.evaluate(dataclasses.replace(images, splits=splits))
+    assert found["test"]["calibrated"]["temperature"] != own.temperature
+    assert run.calibration == own == mm.load_run(run_of_two_epochs).calibration
+    alone = run.evaluate({"test": images.splits["test"]})
+    assert alone["test"]["calibrated"]["temperature"] == own.temperature
+
+
+def test_a_calibration_is_used_as_soon_as_it_is_fitted(run_of_two_epochs, images):
+    (run_of_two_epochs / "calibration.json").unlink()
+    run = mm.load_run(run_of_two_epochs)
+    assert run.predictor.calibration is None
+    run.evaluate(images)
+    assert run.predictor.calibration is not None
