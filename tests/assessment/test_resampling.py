@@ -25,7 +25,7 @@ def outputs(task, classes, images=60, ties=False):
     return Outputs(task, names, labels, logits)
 
 
-def draws(images, count=8):
+def draws(images, count=4):
     rng = np.random.default_rng(7)
     weights = rng.multinomial(images, np.full(images, 1 / images), count)
     weights[0] = 1  # the sample itself

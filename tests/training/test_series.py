@@ -58,6 +58,7 @@ def test_series_that_contradict_themselves_are_refused(one_epoch, images, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_finished_runs_stay_and_an_unfinished_one_goes_on(
     one_epoch, images, one_device, tmp_path, monkeypatch, capsys
 ):
