@@ -122,7 +122,7 @@ def _training(run: RunFacts) -> str:
         f"At most {get('train.epochs')} epochs, batch {get('train.batch_size')}, optimiser"
         f" {get('train.optimizer')}, learning rate {get('train.lr')}, schedule"
         f" {get('train.schedule')}, loss {get('train.loss')}, seed {get('train.seed')}. Start:"
-        f" {start}. {len(run.log)} epochs were trained; epoch {run.epoch} was chosen by val"
+        f" {start}. {len(run.log)} epochs were trained; epoch {run.main.epoch} was chosen by val"
         f" {run.description.best_metric}."
     )
 
@@ -133,7 +133,8 @@ def _imbalance(run: RunFacts) -> str:
     shifted = (weights, sampler) != ("none", "shuffle")
     return (
         f"Class weights {weights}, sampler {sampler}."
-        + " So the probabilities are not those of the training classes' shares." * shifted
+        + " Therefore the probabilities do not reflect how common each class is in the training"
+        " images." * shifted
     )
 
 
@@ -182,9 +183,10 @@ def headline_metrics(evaluation: Evaluation) -> str:
 
 
 def _elsewhere(run: RunFacts) -> str:
-    if not run.elsewhere:
+    found = [e for e in run.others(run.main, same_checkpoint=True) if e.elsewhere]
+    if not found:
         return "The model was not evaluated on images of another origin."
-    return " ".join(f"On {e.name}: {headline_metrics(e)}." for e in run.elsewhere)
+    return " ".join(f"On {e.name}: {headline_metrics(e)}." for e in found)
 
 
 def _code(run: RunFacts) -> str:

@@ -20,7 +20,8 @@ from medmamba_jax.runs.elsewhere import EVALUATIONS
 from medmamba_jax.runs.gallery import Entry, read_gallery
 from medmamba_jax.runs.log import read_metrics
 from medmamba_jax.runs.run import EVALUATED, GALLERY, RESULTS
-from medmamba_jax.runs.workdir import DUPLICATES, SPLIT_TABLE, flat
+from medmamba_jax.runs.store import CheckpointStore
+from medmamba_jax.runs.workdir import CHECKPOINTS, DUPLICATES, SPLIT_TABLE, flat
 
 FEW_IMAGES = 100  # below which the page says that the images are few
 FEW_OF_A_CLASS = 20
@@ -45,6 +46,11 @@ class Evaluation:
     elsewhere: bool
 
     @property
+    def epoch(self) -> int:
+        """The epoch of the checkpoint that was evaluated."""
+        return self.results["epoch"]
+
+    @property
     def chose_checkpoint(self) -> bool:
         """Whether the images chose the checkpoint."""
         return not self.elsewhere and self.name == "val"
@@ -63,7 +69,7 @@ class Evaluation:
     @functools.cached_property
     def gallery(self) -> list[Entry]:
         """The chosen images."""
-        return read_gallery(self.gallery_folder, self.results["epoch"])
+        return read_gallery(self.gallery_folder, self.epoch)
 
     @property
     def gallery_folder(self) -> pathlib.Path:
@@ -106,7 +112,8 @@ class RunFacts:
         totals: split -> number of images.
         patients: split -> number of patients; empty if they are not known.
         duplicates: the pairs of equal or nearly equal images; None if nobody looked for them.
-        calibration: what was fitted on the validation split.
+        best_epoch: the epoch of the best checkpoint now.
+        calibration: what was fitted on the validation split with the checkpoint of `main`.
         own: results on the run's own images.
         elsewhere: results on other images.
     """
@@ -119,6 +126,7 @@ class RunFacts:
     totals: Mapping[str, int]
     patients: Mapping[str, int]
     duplicates: int | None
+    best_epoch: int
     calibration: Calibration | None
     own: Mapping[str, Evaluation]
     elsewhere: list[Evaluation]
@@ -128,10 +136,14 @@ class RunFacts:
         """The results that the report is about: on test, else on val."""
         return self.own["test" if "test" in self.own else "val"]
 
-    @property
-    def epoch(self) -> int:
-        """The epoch of the evaluated checkpoint."""
-        return self.main.results["epoch"]
+    def others(self, evaluation: Evaluation, *, same_checkpoint: bool) -> list[Evaluation]:
+        """Returns the other evaluations: all, or those that were made with the same checkpoint."""
+        return [
+            other
+            for other in (*self.own.values(), *self.elsewhere)
+            if other is not evaluation
+            and (other.epoch == evaluation.epoch or not same_checkpoint)
+        ]
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
@@ -164,6 +176,11 @@ def read_run(workdir: str | pathlib.Path) -> RunFacts:
             elsewhere.append(Evaluation(path.parent.name, path.parent, "", results, True))
     splits, totals, patients = _counts(workdir / SPLIT_TABLE, description)
     pairs = workdir / DUPLICATES
+    main = own.get("test", own.get("val"))
+    assert main is not None  # `own` is not empty
+    calibration = read_calibration(workdir)
+    if calibration is not None and calibration.epoch != main.epoch:
+        calibration = None
     return RunFacts(
         workdir=workdir,
         description=description,
@@ -173,10 +190,19 @@ def read_run(workdir: str | pathlib.Path) -> RunFacts:
         totals=totals,
         patients=patients,
         duplicates=_rows(pairs) if pairs.is_file() else None,
-        calibration=read_calibration(workdir),
+        best_epoch=_best_epoch(workdir) or max(found.epoch for found in own.values()),
+        calibration=calibration,
         own=own,
         elsewhere=elsewhere,
     )
+
+
+def _best_epoch(workdir: pathlib.Path) -> int | None:
+    """Returns the epoch of the best checkpoint; None if the folder holds no checkpoint."""
+    if not (workdir / CHECKPOINTS).is_dir():
+        return None
+    with CheckpointStore(workdir / CHECKPOINTS, read_only=True) as store:
+        return store.best_epoch()
 
 
 def _json(path: pathlib.Path) -> dict[str, Any] | None:

@@ -52,7 +52,10 @@ def write_report(workdir: str | pathlib.Path, defaults: Mapping[str, Any]) -> pa
     for evaluation in run.elsewhere:
         _write_page(run, evaluation, evaluation.folder, defaults)
     page = _write_page(run, run.main, run.workdir, defaults)
-    card = environment().get_template("model_card.md.j2").render(_context(run, run.main, defaults))
+    context = _context(run, run.main, defaults)
+    # A card is about one model, so that it leaves out what another checkpoint gave.
+    context["others"] = _others(run, run.main, same_checkpoint=True)
+    card = environment().get_template("model_card.md.j2").render(context)
     write_atomically(run.workdir / CARD, card)
     return page
 
@@ -163,7 +166,7 @@ def _context(run: RunFacts, evaluation: Evaluation, defaults: Mapping[str, Any])
             kind: [entry for entry in evaluation.gallery if entry.kind == kind]
             for kind in ("mistake", "near")
         },
-        "others": _others(run, evaluation),
+        "others": _others(run, evaluation, same_checkpoint=False),
         "checklist": checklist.checklist(run),
         "split_text": checklist.split_text(run),
         "duplicates_text": checklist.duplicates_text(run),
@@ -204,13 +207,13 @@ def _calibrated(evaluation: Evaluation) -> list[dict[str, Any]]:
     ]
 
 
-def _others(run: RunFacts, evaluation: Evaluation) -> list[dict[str, Any]]:
+def _others(
+    run: RunFacts, evaluation: Evaluation, *, same_checkpoint: bool
+) -> list[dict[str, Any]]:
     """Returns the other results of the run, with the link to their page where they have one."""
     found: list[tuple[Evaluation, pathlib.PurePath | None]] = []
     up = pathlib.PurePath("..", "..") if evaluation.elsewhere else pathlib.PurePath()
-    for other in [*run.own.values(), *run.elsewhere]:
-        if other is evaluation:
-            continue
+    for other in run.others(evaluation, same_checkpoint=same_checkpoint):
         link = None
         if other.elsewhere:
             link = up / other.folder.relative_to(run.workdir) / PAGE
@@ -223,6 +226,7 @@ def _others(run: RunFacts, evaluation: Evaluation) -> list[dict[str, Any]]:
             "where_from": wording.where_from(other),
             "metrics": [row for row in _metrics(other) if METRICS[row["name"]].in_headline],
             "chose": other.chose_checkpoint,
+            "epoch": other.epoch,
             "link": None if link is None else link.as_posix(),
         }
         for other, link in found

@@ -43,6 +43,11 @@ def notes(run: RunFacts, evaluation: Evaluation) -> list[str]:
         found.append(
             f"Few images: {', '.join(evaluation.few)}. A single image moves these numbers."
         )
+    if evaluation.epoch != run.best_epoch:
+        found.append(
+            f"These results were made with the checkpoint of epoch {evaluation.epoch}; the best one"
+            f" is of epoch {run.best_epoch} now: evaluate again."
+        )
     if evaluation.chose_checkpoint:
         found.append(
             "These are val images, and they chose the checkpoint. On new images the model is most"

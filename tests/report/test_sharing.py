@@ -1,0 +1,60 @@
+"""What a page and a model card say to somebody who has not made the run."""
+
+import json
+
+import pytest
+
+import medmamba_jax as mm
+from medmamba_jax.report.facts import read_run
+from medmamba_jax.report.page import write_report
+
+DEFAULTS = mm.Config().to_dict()
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    monkeypatch.setattr("medmamba_jax.report.page.draw_figures", lambda *_: {})
+
+
+def change(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def written(folder):
+    """Returns the text of the page and of the card."""
+    write_report(folder, DEFAULTS)
+    return [(folder / name).read_text() for name in ("report.html", "model_card.md")]
+
+
+def test_an_evaluation_with_an_earlier_checkpoint_says_so(write_run, tmp_path):
+    folder = write_run(tmp_path / "run", ["a", "b"], count=12, elsewhere=["old", "new"])
+    change(folder / "evaluations" / "old" / "results.json", epoch=1)
+    page, card = written(folder)
+    old, new = (
+        (folder / "evaluations" / name / "report.html").read_text() for name in ("old", "new")
+    )
+    said = (
+        "made with the checkpoint of epoch 1; the best one is of epoch 2 now: evaluate again"
+    )
+    assert "checkpoint of epoch 1, chosen by val" in old and said in old
+    assert "checkpoint of epoch 2, chosen by val" in new and "evaluate again" not in new
+    assert "“old”" in page and "with the checkpoint of epoch 1" in page
+    assert "“new”" in card and "“old”" not in card and "On old" not in card
+    assert "On new" in page and "On old" not in page
+
+
+def test_the_best_checkpoint_is_the_one_in_the_folder(run_of_two_epochs):
+    best = read_run(run_of_two_epochs).best_epoch
+    assert best == json.loads((run_of_two_epochs / "results" / "test.json").read_text())["epoch"]
+    for name in ("val", "test"):
+        change(run_of_two_epochs / "results" / f"{name}.json", epoch=9)
+    run = read_run(run_of_two_epochs)
+    assert (run.main.epoch, run.best_epoch, run.calibration) == (9, best, None)
+
+
+def test_a_calibration_of_another_checkpoint_is_not_used(write_run, tmp_path):
+    folder = write_run(tmp_path / "run", ["a", "b"], count=12)
+    assert read_run(folder).calibration.epoch == 2
+    change(folder / "calibration.json", epoch=1)
+    assert read_run(folder).calibration is None
+    assert "No temperature and no threshold was fitted" in written(folder)[1]
