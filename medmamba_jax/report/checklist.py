@@ -11,10 +11,9 @@ from typing import Any
 
 from medmamba_jax.metrics import METRICS
 from medmamba_jax.report.facts import Evaluation, RunFacts
-from medmamba_jax.report.wording import heading, number, range_text
+from medmamba_jax.report.wording import heading, number, range_text, shared_text
 
 AUTHORS = "to be filled in by the authors"
-_SIMILAR = "pairs of equal or nearly equal images"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +58,7 @@ def split_text(run: RunFacts) -> str:
     else:
         how = "As given with the images, or else drawn by a seed, stratified by class."
     if run.patients:
-        return f"{how} Patients are known."
+        return f"{how} {shared_text(run) or 'No patient is in two splits.'}"
     return f"{how} Patients are not known, so that one may be in several splits."
 
 
@@ -83,8 +82,10 @@ def exclusions_text(run: RunFacts) -> str:
 def duplicates_text(run: RunFacts) -> str:
     """Says how many similar images were found."""
     if run.duplicates is None:
-        return f"Nothing says whether there are {_SIMILAR}."
-    return f"{run.duplicates} {_SIMILAR} were found (duplicates.csv)."
+        return "The run did not look for equal or nearly equal images."
+    found = "1 pair" if run.duplicates == 1 else f"{run.duplicates} pairs"
+    were = "was" if run.duplicates == 1 else "were"
+    return f"{found} of equal or nearly equal images {were} found (duplicates.csv)."
 
 
 def _exclusions(run: RunFacts) -> str:

@@ -111,6 +111,7 @@ class RunFacts:
             class that it shows.
         totals: split -> number of images.
         patients: split -> number of patients; empty if they are not known.
+        shared_patients: the number of patients with images in two or more splits.
         duplicates: the pairs of equal or nearly equal images; None if nobody looked for them.
         best_epoch: the epoch of the best checkpoint now.
         calibration: what was fitted on the validation split with the checkpoint of `main`.
@@ -125,6 +126,7 @@ class RunFacts:
     splits: Mapping[str, Mapping[str, int]]
     totals: Mapping[str, int]
     patients: Mapping[str, int]
+    shared_patients: int
     duplicates: int | None
     best_epoch: int
     calibration: Calibration | None
@@ -141,14 +143,33 @@ class RunFacts:
         return [
             other
             for other in (*self.own.values(), *self.elsewhere)
-            if other is not evaluation
-            and (other.epoch == evaluation.epoch or not same_checkpoint)
+            if other is not evaluation and (other.epoch == evaluation.epoch or not same_checkpoint)
         ]
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
-        """Every setting, by its dotted name."""
-        return flat(self.description.config)
+        """Every setting, by its dotted name; of an absolute path only the last part."""
+        return without_folders(flat(self.description.config))
+
+
+def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings with the last part of each absolute path, because pages are for others."""
+    return {
+        name: value if name.endswith("pattern") else last_part(value)
+        for name, value in settings.items()
+    }
+
+
+def last_part(value: Any) -> Any:
+    """Returns "\u2026/scans" of an absolute path, also in a list; other values as they are."""
+    if isinstance(value, list | tuple):
+        return [last_part(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    for kind in (pathlib.PurePosixPath, pathlib.PureWindowsPath):
+        if kind(value).is_absolute():
+            return f"\u2026/{kind(value).name}"
+    return value
 
 
 def read_run(workdir: str | pathlib.Path) -> RunFacts:
@@ -174,7 +195,7 @@ def read_run(workdir: str | pathlib.Path) -> RunFacts:
         results = _json(path)
         if results is not None:
             elsewhere.append(Evaluation(path.parent.name, path.parent, "", results, True))
-    splits, totals, patients = _counts(workdir / SPLIT_TABLE, description)
+    splits, totals, patients, shared = _counts(workdir / SPLIT_TABLE, description)
     pairs = workdir / DUPLICATES
     main = own.get("test", own.get("val"))
     assert main is not None  # `own` is not empty
@@ -189,6 +210,7 @@ def read_run(workdir: str | pathlib.Path) -> RunFacts:
         splits=splits,
         totals=totals,
         patients=patients,
+        shared_patients=shared,
         duplicates=_rows(pairs) if pairs.is_file() else None,
         best_epoch=_best_epoch(workdir) or max(found.epoch for found in own.values()),
         calibration=calibration,
@@ -235,11 +257,11 @@ def _rows(path: pathlib.Path) -> int:
 
 def _counts(
     path: pathlib.Path, run: RunDescription
-) -> tuple[dict[str, dict[str, int]], dict[str, int], dict[str, int]]:
-    """Returns images by split and class, images by split, and patients by split."""
+) -> tuple[dict[str, dict[str, int]], dict[str, int], dict[str, int], int]:
+    """Returns images by split and class, images and patients by split, and shared patients."""
     table = _table(path)
     if table is None:
-        return {}, {}, {}
+        return {}, {}, {}, 0
     splits: dict[str, dict[str, int]] = {}
     groups: dict[str, set[str]] = {}
     of_image = table.column("group") if "group" in table.header else [""] * len(table.rows)
@@ -252,4 +274,7 @@ def _counts(
             if name in counts:
                 counts[name] += 1
         groups.setdefault(split, set()).add(group)
-    return splits, dict(totals), {k: len(v) for k, v in groups.items()} if named else {}
+    in_splits = collections.Counter(group for found in groups.values() for group in found if group)
+    shared = sum(count > 1 for count in in_splits.values())
+    patients = {k: len(v) for k, v in groups.items()} if named else {}
+    return splits, dict(totals), patients, shared

@@ -11,11 +11,12 @@ from typing import Any
 import jinja2
 import markupsafe
 
+from medmamba_jax.assessment.thresholds import RULES_IN_WORDS
 from medmamba_jax.data.texts import printable
 from medmamba_jax.files import write_atomically
 from medmamba_jax.metrics import METRICS, metrics_of
 from medmamba_jax.report import checklist, wording
-from medmamba_jax.report.facts import Evaluation, RunFacts, read_run
+from medmamba_jax.report.facts import Evaluation, RunFacts, last_part, read_run, without_folders
 from medmamba_jax.report.figures import FIGURES, as_svg, draw_figures, write_figures
 from medmamba_jax.runs.workdir import flat
 from medmamba_jax.version import __version__
@@ -23,11 +24,6 @@ from medmamba_jax.version import __version__
 PAGE = "report.html"
 CARD = "model_card.md"
 FIGURES_FOLDER = "figures"
-_RULES = {
-    "youden": "largest sensitivity + specificity (Youden)",
-    "sensitivity_90": "sensitivity of 90 % on val",
-    "sensitivity_95": "sensitivity of 95 % on val",
-}
 
 
 def write_report(workdir: str | pathlib.Path, defaults: Mapping[str, Any]) -> pathlib.Path:
@@ -103,6 +99,7 @@ def environment() -> jinja2.Environment:
         "md": _as_markdown,
         "link": lambda path: urllib.parse.quote(str(path)),
         "data_uri": _data_uri,
+        "last_part": last_part,
     }
     found.globals["version"] = __version__
     return found
@@ -160,7 +157,7 @@ def _context(run: RunFacts, evaluation: Evaluation, defaults: Mapping[str, Any])
             if metric.of_class and not metric.in_table
         },
         "class_intervals": evaluation.results.get("intervals", {}).get("per_class", {}),
-        "rules": _RULES,
+        "rules": RULES_IN_WORDS,
         "calibrated": _calibrated(evaluation),
         "gallery": {
             kind: [entry for entry in evaluation.gallery if entry.kind == kind]
@@ -172,7 +169,7 @@ def _context(run: RunFacts, evaluation: Evaluation, defaults: Mapping[str, Any])
         "duplicates_text": checklist.duplicates_text(run),
         "exclusions_text": checklist.exclusions_text(run),
         "settings": run.settings,
-        "differing": _differing(run.settings, flat(defaults)),
+        "differing": _differing(run.settings, without_folders(flat(defaults))),
         "speed": _speed(run),
         "figures": [],
     }

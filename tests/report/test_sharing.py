@@ -5,6 +5,7 @@ import json
 import pytest
 
 import medmamba_jax as mm
+from medmamba_jax.report.checklist import duplicates_text
 from medmamba_jax.report.facts import read_run
 from medmamba_jax.report.page import write_report
 
@@ -33,9 +34,7 @@ def test_an_evaluation_with_an_earlier_checkpoint_says_so(write_run, tmp_path):
     old, new = (
         (folder / "evaluations" / name / "report.html").read_text() for name in ("old", "new")
     )
-    said = (
-        "made with the checkpoint of epoch 1; the best one is of epoch 2 now: evaluate again"
-    )
+    said = "made with the checkpoint of epoch 1; the best one is of epoch 2 now: evaluate again"
     assert "checkpoint of epoch 1, chosen by val" in old and said in old
     assert "checkpoint of epoch 2, chosen by val" in new and "evaluate again" not in new
     assert "“old”" in page and "with the checkpoint of epoch 1" in page
@@ -58,3 +57,33 @@ def test_a_calibration_of_another_checkpoint_is_not_used(write_run, tmp_path):
     change(folder / "calibration.json", epoch=1)
     assert read_run(folder).calibration is None
     assert "No temperature and no threshold was fitted" in written(folder)[1]
+
+
+def test_no_absolute_path_is_shown(write_run, tmp_path):
+    folder = write_run(tmp_path / "run", ["a", "b"], count=12, init_from="/home/doctor/start.pth")
+    run = json.loads((folder / "run.json").read_text())
+    given = {"path": "/home/doctor/scans", "split_file": "/home/doctor/s.csv"}
+    run["config"]["data"].update(given | {"exclude": "C:\\doctor\\out.txt"})
+    (folder / "run.json").write_text(json.dumps(run))
+    for text in written(folder):
+        assert "doctor" not in text and str(tmp_path) not in text
+        assert "start" in text and "out" in text and "…/" in text
+    assert "…/scans" in (folder / "report.html").read_text()
+
+
+def test_patients_in_two_splits_are_counted(write_run, tmp_path):
+    folder = write_run(tmp_path / "run", ["a", "b"], count=12)
+    assert all("No patient is in two splits" in text for text in written(folder))
+    table = (folder / "split.csv").read_text()
+    one = table.replace("1-0", "0-0")
+    for changed, said in ((one, "1 patient has"), (one.replace("2-3", "0-3"), "2 patients have")):
+        (folder / "split.csv").write_text(changed)
+        for text in written(folder):
+            assert text.count(f"{said} images in two or more splits") == 3  # note, data, item
+
+
+def test_one_pair_is_one_pair(write_run, tmp_path):
+    folder = write_run(tmp_path / "run", ["a", "b"], count=12)
+    assert "The run did not look for equal" in written(folder)[1]
+    (folder / "duplicates.csv").write_text("first,second\na,b\n")
+    assert "1 pair of equal or nearly equal images was found" in duplicates_text(read_run(folder))
