@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from absl import logging
 
 from medmamba_jax.assessment.calibration import Calibration, read_calibration
@@ -220,8 +221,9 @@ def read_run(workdir: str | pathlib.Path) -> RunFacts:
 
 
 def _best_epoch(workdir: pathlib.Path) -> int | None:
-    """Returns the epoch of the best checkpoint; None if the folder holds no checkpoint."""
-    if not (workdir / CHECKPOINTS).is_dir():
+    """Returns the epoch of the best checkpoint; None if it is not known."""
+    # With several processes, only the first one writes a report, and a store waits for all of them.
+    if jax.process_count() > 1 or not (workdir / CHECKPOINTS).is_dir():
         return None
     with CheckpointStore(workdir / CHECKPOINTS, read_only=True) as store:
         return store.best_epoch()

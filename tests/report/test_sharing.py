@@ -5,6 +5,7 @@ import json
 import pytest
 
 import medmamba_jax as mm
+from medmamba_jax.assessment.thresholds import RULES, RULES_IN_WORDS
 from medmamba_jax.report.checklist import duplicates_text
 from medmamba_jax.report.facts import read_run
 from medmamba_jax.report.page import write_report
@@ -42,13 +43,16 @@ def test_an_evaluation_with_an_earlier_checkpoint_says_so(write_run, tmp_path):
     assert "On new" in page and "On old" not in page
 
 
-def test_the_best_checkpoint_is_the_one_in_the_folder(run_of_two_epochs):
+def test_the_best_checkpoint_is_the_one_in_the_folder(run_of_two_epochs, monkeypatch):
     best = read_run(run_of_two_epochs).best_epoch
     assert best == json.loads((run_of_two_epochs / "results" / "test.json").read_text())["epoch"]
     for name in ("val", "test"):
         change(run_of_two_epochs / "results" / f"{name}.json", epoch=9)
     run = read_run(run_of_two_epochs)
     assert (run.main.epoch, run.best_epoch, run.calibration) == (9, best, None)
+    monkeypatch.setattr("jax.process_count", lambda: 2)  # which a store would wait for
+    monkeypatch.setattr("medmamba_jax.report.facts.CheckpointStore", None)
+    assert read_run(run_of_two_epochs).best_epoch == 9
 
 
 def test_a_calibration_of_another_checkpoint_is_not_used(write_run, tmp_path):
@@ -87,3 +91,17 @@ def test_one_pair_is_one_pair(write_run, tmp_path):
     assert "The run did not look for equal" in written(folder)[1]
     (folder / "duplicates.csv").write_text("first,second\na,b\n")
     assert "1 pair of equal or nearly equal images was found" in duplicates_text(read_run(folder))
+
+
+def test_each_rule_has_words():
+    assert RULES_IN_WORDS.keys() == RULES.keys()
+
+
+def test_a_dash_without_resamples_is_explained(write_run, tmp_path):
+    folder = write_run(tmp_path / "run", ["a", "b"], count=12)
+    assert "the same in every resample" in written(folder)[0]
+    results = json.loads((folder / "results" / "test.json").read_text())
+    results["intervals"]["resamples"] = 0
+    change(folder / "results" / "test.json", **results)
+    page = written(folder)[0]
+    assert "results.resamples is 0" in page and "the same in every resample" not in page
