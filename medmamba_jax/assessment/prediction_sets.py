@@ -1,9 +1,11 @@
 """Prediction sets by split conformal prediction (Vovk et al. 2005; Sadinle et al. 2019).
 
 The score of an image is 1 minus the probability of its class. A set holds the classes whose score
-is at most a quantile of the scores of the validation images. If the new images are exchangeable
-with these, the set holds the true class at least as often as the level says. That is true on
-average over images; with a quantile for each class, it is true within each class.
+is at most a quantile of the scores of the validation images. If the new images are like these
+(exchangeable with them), the set holds the true class about as often as the level says: on average
+over images, and with a quantile for each class within each class. The theory promises "at least as
+often", but for a model that did not use the validation images in any way. Here they also chose the
+checkpoint, so the share can be a little lower.
 """
 
 import dataclasses

@@ -43,6 +43,11 @@ RULES: dict[str, Callable[[ClassOutputs], float | None]] = {
     "sensitivity_90": functools.partial(with_sensitivity, 0.9),
     "sensitivity_95": functools.partial(with_sensitivity, 0.95),
 }
+RULES_IN_WORDS = {
+    "youden": "largest sensitivity + specificity (Youden)",
+    "sensitivity_90": "sensitivity of 90 % on val",
+    "sensitivity_95": "sensitivity of 95 % on val",
+}
 
 
 def at_thresholds(

@@ -124,12 +124,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             text = f"the file is larger than {LIMIT // 2**20} MiB"
             self._fail(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
             return
+        content = self.rfile.read(int(length))  # before the lock, because a sender may be slow
         if not self.server.one_at_a_time.acquire(blocking=False):
             text = "another image is being looked at: try again"
             self._fail(HTTPStatus.SERVICE_UNAVAILABLE, text)
             return
         try:
-            self._answer(self.rfile.read(int(length)))
+            self._answer(content)
         finally:
             self.server.one_at_a_time.release()
 

@@ -11,10 +11,9 @@ from typing import Any
 
 from medmamba_jax.metrics import METRICS
 from medmamba_jax.report.facts import Evaluation, RunFacts
-from medmamba_jax.report.wording import heading, number, range_text
+from medmamba_jax.report.wording import heading, number, range_text, shared_text
 
 AUTHORS = "to be filled in by the authors"
-_SIMILAR = "pairs of equal or nearly equal images"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +58,7 @@ def split_text(run: RunFacts) -> str:
     else:
         how = "As given with the images, or else drawn by a seed, stratified by class."
     if run.patients:
-        return f"{how} Patients are known."
+        return f"{how} {shared_text(run) or 'No patient is in two splits.'}"
     return f"{how} Patients are not known, so that one may be in several splits."
 
 
@@ -83,8 +82,10 @@ def exclusions_text(run: RunFacts) -> str:
 def duplicates_text(run: RunFacts) -> str:
     """Says how many similar images were found."""
     if run.duplicates is None:
-        return f"Nothing says whether there are {_SIMILAR}."
-    return f"{run.duplicates} {_SIMILAR} were found (duplicates.csv)."
+        return "The run did not look for equal or nearly equal images."
+    found = "1 pair" if run.duplicates == 1 else f"{run.duplicates} pairs"
+    were = "was" if run.duplicates == 1 else "were"
+    return f"{found} of equal or nearly equal images {were} found (duplicates.csv)."
 
 
 def _exclusions(run: RunFacts) -> str:
@@ -122,7 +123,7 @@ def _training(run: RunFacts) -> str:
         f"At most {get('train.epochs')} epochs, batch {get('train.batch_size')}, optimiser"
         f" {get('train.optimizer')}, learning rate {get('train.lr')}, schedule"
         f" {get('train.schedule')}, loss {get('train.loss')}, seed {get('train.seed')}. Start:"
-        f" {start}. {len(run.log)} epochs were trained; epoch {run.epoch} was chosen by val"
+        f" {start}. {len(run.log)} epochs were trained; epoch {run.main.epoch} was chosen by val"
         f" {run.description.best_metric}."
     )
 
@@ -133,7 +134,8 @@ def _imbalance(run: RunFacts) -> str:
     shifted = (weights, sampler) != ("none", "shuffle")
     return (
         f"Class weights {weights}, sampler {sampler}."
-        + " So the probabilities are not those of the training classes' shares." * shifted
+        + " Therefore the probabilities do not reflect how common each class is in the training"
+        " images." * shifted
     )
 
 
@@ -182,9 +184,10 @@ def headline_metrics(evaluation: Evaluation) -> str:
 
 
 def _elsewhere(run: RunFacts) -> str:
-    if not run.elsewhere:
+    found = [e for e in run.others(run.main, same_checkpoint=True) if e.elsewhere]
+    if not found:
         return "The model was not evaluated on images of another origin."
-    return " ".join(f"On {e.name}: {headline_metrics(e)}." for e in run.elsewhere)
+    return " ".join(f"On {e.name}: {headline_metrics(e)}." for e in found)
 
 
 def _code(run: RunFacts) -> str:

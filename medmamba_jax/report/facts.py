@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from absl import logging
 
 from medmamba_jax.assessment.calibration import Calibration, read_calibration
@@ -20,7 +21,8 @@ from medmamba_jax.runs.elsewhere import EVALUATIONS
 from medmamba_jax.runs.gallery import Entry, read_gallery
 from medmamba_jax.runs.log import read_metrics
 from medmamba_jax.runs.run import EVALUATED, GALLERY, RESULTS
-from medmamba_jax.runs.workdir import DUPLICATES, SPLIT_TABLE, flat
+from medmamba_jax.runs.store import CheckpointStore
+from medmamba_jax.runs.workdir import CHECKPOINTS, DUPLICATES, SPLIT_TABLE, flat
 
 FEW_IMAGES = 100  # below which the page says that the images are few
 FEW_OF_A_CLASS = 20
@@ -45,6 +47,11 @@ class Evaluation:
     elsewhere: bool
 
     @property
+    def epoch(self) -> int:
+        """The epoch of the checkpoint that was evaluated."""
+        return self.results["epoch"]
+
+    @property
     def chose_checkpoint(self) -> bool:
         """Whether the images chose the checkpoint."""
         return not self.elsewhere and self.name == "val"
@@ -63,7 +70,7 @@ class Evaluation:
     @functools.cached_property
     def gallery(self) -> list[Entry]:
         """The chosen images."""
-        return read_gallery(self.gallery_folder, self.results["epoch"])
+        return read_gallery(self.gallery_folder, self.epoch)
 
     @property
     def gallery_folder(self) -> pathlib.Path:
@@ -105,8 +112,10 @@ class RunFacts:
             class that it shows.
         totals: split -> number of images.
         patients: split -> number of patients; empty if they are not known.
+        shared_patients: the number of patients with images in two or more splits.
         duplicates: the pairs of equal or nearly equal images; None if nobody looked for them.
-        calibration: what was fitted on the validation split.
+        best_epoch: the epoch of the best checkpoint now.
+        calibration: what was fitted on the validation split with the checkpoint of `main`.
         own: results on the run's own images.
         elsewhere: results on other images.
     """
@@ -118,7 +127,9 @@ class RunFacts:
     splits: Mapping[str, Mapping[str, int]]
     totals: Mapping[str, int]
     patients: Mapping[str, int]
+    shared_patients: int
     duplicates: int | None
+    best_epoch: int
     calibration: Calibration | None
     own: Mapping[str, Evaluation]
     elsewhere: list[Evaluation]
@@ -128,15 +139,38 @@ class RunFacts:
         """The results that the report is about: on test, else on val."""
         return self.own["test" if "test" in self.own else "val"]
 
-    @property
-    def epoch(self) -> int:
-        """The epoch of the evaluated checkpoint."""
-        return self.main.results["epoch"]
+    def others(self, evaluation: Evaluation, *, same_checkpoint: bool) -> list[Evaluation]:
+        """Returns the other evaluations: all, or those that were made with the same checkpoint."""
+        return [
+            other
+            for other in (*self.own.values(), *self.elsewhere)
+            if other is not evaluation and (other.epoch == evaluation.epoch or not same_checkpoint)
+        ]
 
     @functools.cached_property
     def settings(self) -> dict[str, Any]:
-        """Every setting, by its dotted name."""
-        return flat(self.description.config)
+        """Every setting, by its dotted name; of an absolute path only the last part."""
+        return without_folders(flat(self.description.config))
+
+
+def without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings with the last part of each absolute path, because pages are for others."""
+    return {
+        name: value if name.endswith("pattern") else last_part(value)
+        for name, value in settings.items()
+    }
+
+
+def last_part(value: Any) -> Any:
+    """Returns "\u2026/scans" of an absolute path, also in a list; other values as they are."""
+    if isinstance(value, list | tuple):
+        return [last_part(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    for kind in (pathlib.PurePosixPath, pathlib.PureWindowsPath):
+        if kind(value).is_absolute():
+            return f"\u2026/{kind(value).name}"
+    return value
 
 
 def read_run(workdir: str | pathlib.Path) -> RunFacts:
@@ -162,8 +196,13 @@ def read_run(workdir: str | pathlib.Path) -> RunFacts:
         results = _json(path)
         if results is not None:
             elsewhere.append(Evaluation(path.parent.name, path.parent, "", results, True))
-    splits, totals, patients = _counts(workdir / SPLIT_TABLE, description)
+    splits, totals, patients, shared = _counts(workdir / SPLIT_TABLE, description)
     pairs = workdir / DUPLICATES
+    main = own.get("test", own.get("val"))
+    assert main is not None  # `own` is not empty
+    calibration = read_calibration(workdir)
+    if calibration is not None and calibration.epoch != main.epoch:
+        calibration = None
     return RunFacts(
         workdir=workdir,
         description=description,
@@ -172,11 +211,22 @@ def read_run(workdir: str | pathlib.Path) -> RunFacts:
         splits=splits,
         totals=totals,
         patients=patients,
+        shared_patients=shared,
         duplicates=_rows(pairs) if pairs.is_file() else None,
-        calibration=read_calibration(workdir),
+        best_epoch=_best_epoch(workdir) or max(found.epoch for found in own.values()),
+        calibration=calibration,
         own=own,
         elsewhere=elsewhere,
     )
+
+
+def _best_epoch(workdir: pathlib.Path) -> int | None:
+    """Returns the epoch of the best checkpoint; None if it is not known."""
+    # With several processes, only the first one writes a report, and a store waits for all of them.
+    if jax.process_count() > 1 or not (workdir / CHECKPOINTS).is_dir():
+        return None
+    with CheckpointStore(workdir / CHECKPOINTS, read_only=True) as store:
+        return store.best_epoch()
 
 
 def _json(path: pathlib.Path) -> dict[str, Any] | None:
@@ -209,11 +259,11 @@ def _rows(path: pathlib.Path) -> int:
 
 def _counts(
     path: pathlib.Path, run: RunDescription
-) -> tuple[dict[str, dict[str, int]], dict[str, int], dict[str, int]]:
-    """Returns images by split and class, images by split, and patients by split."""
+) -> tuple[dict[str, dict[str, int]], dict[str, int], dict[str, int], int]:
+    """Returns images by split and class, images and patients by split, and shared patients."""
     table = _table(path)
     if table is None:
-        return {}, {}, {}
+        return {}, {}, {}, 0
     splits: dict[str, dict[str, int]] = {}
     groups: dict[str, set[str]] = {}
     of_image = table.column("group") if "group" in table.header else [""] * len(table.rows)
@@ -226,4 +276,7 @@ def _counts(
             if name in counts:
                 counts[name] += 1
         groups.setdefault(split, set()).add(group)
-    return splits, dict(totals), {k: len(v) for k, v in groups.items()} if named else {}
+    in_splits = collections.Counter(group for found in groups.values() for group in found if group)
+    shared = sum(count > 1 for count in in_splits.values())
+    patients = {k: len(v) for k, v in groups.items()} if named else {}
+    return splits, dict(totals), patients, shared

@@ -131,10 +131,10 @@ def _training_curves(run: RunFacts, evaluation: Evaluation) -> Figure | None:
             values = [_or_nan(row.get(f"{split}/{name}")) for row in run.log]
             marker = "o" if len(epochs) < 12 else None
             axes.plot(epochs, values, line, color=colour, label=split, marker=marker, ms=4)
-        axes.axvline(run.epoch, color="#777777", lw=1, ls=":")
+        axes.axvline(run.best_epoch, color="#777777", lw=1, ls=":")
         axes.annotate(
             "best checkpoint",
-            (run.epoch, 1),
+            (run.best_epoch, 1),
             (-3, -3),
             xycoords=("data", "axes fraction"),
             textcoords="offset points",

@@ -11,11 +11,12 @@ from typing import Any
 import jinja2
 import markupsafe
 
+from medmamba_jax.assessment.thresholds import RULES_IN_WORDS
 from medmamba_jax.data.texts import printable
 from medmamba_jax.files import write_atomically
 from medmamba_jax.metrics import METRICS, metrics_of
 from medmamba_jax.report import checklist, wording
-from medmamba_jax.report.facts import Evaluation, RunFacts, read_run
+from medmamba_jax.report.facts import Evaluation, RunFacts, last_part, read_run, without_folders
 from medmamba_jax.report.figures import FIGURES, as_svg, draw_figures, write_figures
 from medmamba_jax.runs.workdir import flat
 from medmamba_jax.version import __version__
@@ -23,11 +24,6 @@ from medmamba_jax.version import __version__
 PAGE = "report.html"
 CARD = "model_card.md"
 FIGURES_FOLDER = "figures"
-_RULES = {
-    "youden": "largest sensitivity + specificity (Youden)",
-    "sensitivity_90": "sensitivity of 90 % on val",
-    "sensitivity_95": "sensitivity of 95 % on val",
-}
 
 
 def write_report(workdir: str | pathlib.Path, defaults: Mapping[str, Any]) -> pathlib.Path:
@@ -52,7 +48,10 @@ def write_report(workdir: str | pathlib.Path, defaults: Mapping[str, Any]) -> pa
     for evaluation in run.elsewhere:
         _write_page(run, evaluation, evaluation.folder, defaults)
     page = _write_page(run, run.main, run.workdir, defaults)
-    card = environment().get_template("model_card.md.j2").render(_context(run, run.main, defaults))
+    context = _context(run, run.main, defaults)
+    # A card is about one model, so that it leaves out what another checkpoint gave.
+    context["others"] = _others(run, run.main, same_checkpoint=True)
+    card = environment().get_template("model_card.md.j2").render(context)
     write_atomically(run.workdir / CARD, card)
     return page
 
@@ -100,6 +99,7 @@ def environment() -> jinja2.Environment:
         "md": _as_markdown,
         "link": lambda path: urllib.parse.quote(str(path)),
         "data_uri": _data_uri,
+        "last_part": last_part,
     }
     found.globals["version"] = __version__
     return found
@@ -157,19 +157,19 @@ def _context(run: RunFacts, evaluation: Evaluation, defaults: Mapping[str, Any])
             if metric.of_class and not metric.in_table
         },
         "class_intervals": evaluation.results.get("intervals", {}).get("per_class", {}),
-        "rules": _RULES,
+        "rules": RULES_IN_WORDS,
         "calibrated": _calibrated(evaluation),
         "gallery": {
             kind: [entry for entry in evaluation.gallery if entry.kind == kind]
             for kind in ("mistake", "near")
         },
-        "others": _others(run, evaluation),
+        "others": _others(run, evaluation, same_checkpoint=False),
         "checklist": checklist.checklist(run),
         "split_text": checklist.split_text(run),
         "duplicates_text": checklist.duplicates_text(run),
         "exclusions_text": checklist.exclusions_text(run),
         "settings": run.settings,
-        "differing": _differing(run.settings, flat(defaults)),
+        "differing": _differing(run.settings, without_folders(flat(defaults))),
         "speed": _speed(run),
         "figures": [],
     }
@@ -204,13 +204,13 @@ def _calibrated(evaluation: Evaluation) -> list[dict[str, Any]]:
     ]
 
 
-def _others(run: RunFacts, evaluation: Evaluation) -> list[dict[str, Any]]:
+def _others(
+    run: RunFacts, evaluation: Evaluation, *, same_checkpoint: bool
+) -> list[dict[str, Any]]:
     """Returns the other results of the run, with the link to their page where they have one."""
     found: list[tuple[Evaluation, pathlib.PurePath | None]] = []
     up = pathlib.PurePath("..", "..") if evaluation.elsewhere else pathlib.PurePath()
-    for other in [*run.own.values(), *run.elsewhere]:
-        if other is evaluation:
-            continue
+    for other in run.others(evaluation, same_checkpoint=same_checkpoint):
         link = None
         if other.elsewhere:
             link = up / other.folder.relative_to(run.workdir) / PAGE
@@ -223,6 +223,7 @@ def _others(run: RunFacts, evaluation: Evaluation) -> list[dict[str, Any]]:
             "where_from": wording.where_from(other),
             "metrics": [row for row in _metrics(other) if METRICS[row["name"]].in_headline],
             "chose": other.chose_checkpoint,
+            "epoch": other.epoch,
             "link": None if link is None else link.as_posix(),
         }
         for other, link in found

@@ -43,6 +43,13 @@ def notes(run: RunFacts, evaluation: Evaluation) -> list[str]:
         found.append(
             f"Few images: {', '.join(evaluation.few)}. A single image moves these numbers."
         )
+    if evaluation.epoch != run.best_epoch:
+        found.append(
+            f"These results were made with the checkpoint of epoch {evaluation.epoch}; the best one"
+            f" is of epoch {run.best_epoch} now: evaluate again."
+        )
+    if not evaluation.elsewhere and (shared := shared_text(run)):
+        found.append(f"{shared} The numbers can be too good.")
     if evaluation.chose_checkpoint:
         found.append(
             "These are val images, and they chose the checkpoint. On new images the model is most"
@@ -64,6 +71,15 @@ def notes(run: RunFacts, evaluation: Evaluation) -> list[str]:
             "An earlier version wrote these results, without intervals: evaluate the run again."
         )
     return found
+
+
+def shared_text(run: RunFacts) -> str:
+    """Says how many patients are in two splits; "" if none is known to be."""
+    if not run.shared_patients:
+        return ""
+    one = run.shared_patients == 1
+    subject = "1 patient has" if one else f"{run.shared_patients} patients have"
+    return f"{subject} images in two or more splits."
 
 
 def hundred(share: float) -> str:

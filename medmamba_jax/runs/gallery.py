@@ -137,15 +137,23 @@ def read_gallery(folder: pathlib.Path, epoch: int) -> list[Entry]:
     """Reads what `write_gallery` wrote.
 
     Returns:
-        The images; none if there is no gallery, or if it is damaged or of another checkpoint.
+        The images; none if there is no gallery, or if it is damaged or of another checkpoint. An
+        entry is left out if its pictures are not files of this folder: a run's folder that somebody
+        else made must not bring other files of this machine into a report.
     """
     try:
         content = json.loads((folder / FILE).read_text(encoding="utf-8"))
         if content["epoch"] != epoch:
             return []
-        return [Entry(**entry | {"size": tuple(entry["size"])}) for entry in content["entries"]]
+        entries = [Entry(**entry | {"size": tuple(entry["size"])}) for entry in content["entries"]]
+        return [e for e in entries if _is_own(folder, e.image) and _is_own(folder, e.heat)]
     except (OSError, ValueError, KeyError, TypeError):
         return []
+
+
+def _is_own(folder: pathlib.Path, name: str) -> bool:
+    bare = not any(c in name for c in "/\\:") and name not in ("", ".", "..")
+    return bare and not (folder / name).is_symlink()
 
 
 def _maps(

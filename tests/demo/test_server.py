@@ -4,6 +4,7 @@ import dataclasses
 import http.client
 import logging
 import re
+import time
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def test_prediction_sets_of_a_calibrated_model(predictor, png, images):
         shown = re.search(rf"<dt>{float(level) * 100:.0f} %</dt>\s*<dd>(.*?)</dd>", text)[1]
         assert shown.count("bright") == list(names).count("bright")
         assert shown.count("onerror") == list(names).count(predictor.class_names[0])
-    assert "images like the\n  10 validation images" in text
+    assert "images are like the\n  10 validation images" in text
 
 
 def test_the_page_says_what_it_is_and_loads_nothing(server, predictor):
@@ -124,6 +125,19 @@ def test_one_image_at_a_time(server, png):
     with server.one_at_a_time:
         assert ask(server, body=png)[0] == 503
     assert ask(server, body=png)[0] == 200
+
+
+def test_a_slow_sender_stops_nobody(server, png):
+    slow = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=30)
+    slow.putrequest("POST", "/answer")
+    slow.putheader("Content-Type", "application/octet-stream")
+    slow.putheader("Content-Length", str(len(png)))
+    slow.endheaders(png[:10])
+    time.sleep(0.3)  # in which the server starts to read
+    assert ask(server, body=png)[0] == 200
+    slow.send(png[10:])
+    assert slow.getresponse().status == 200
+    slow.close()
 
 
 def test_addresses():

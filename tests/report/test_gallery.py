@@ -1,5 +1,8 @@
 """Which images a report shows, and their pictures."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,7 +12,7 @@ from medmamba_jax.evaluation import labelled_outputs
 from medmamba_jax.metrics import Outputs
 from medmamba_jax.report.facts import read_run
 from medmamba_jax.report.page import write_report
-from medmamba_jax.runs.gallery import OF_A_KIND, choose, read_gallery, write_gallery
+from medmamba_jax.runs.gallery import OF_A_KIND, Entry, choose, read_gallery, write_gallery
 
 
 def test_confident_mistakes_and_near_decisions_by_hand():
@@ -88,3 +91,22 @@ def test_a_multi_label_map_explains_the_class_that_is_wrong(
         shows = "shows" if split.labels[row, of] == 1 else "does not show"
         assert entry.label == f"{shows} {entry.explained}"
         assert entry.label != entry.answer or entry.kind == "near"
+
+
+def test_a_gallery_shows_no_file_of_another_folder(tmp_path):
+    folder, secret = tmp_path / "gallery", tmp_path / "x.jpg"
+    folder.mkdir()
+    for path in (secret, folder / "plain.jpg", folder / "map.jpg"):
+        Image.new("RGB", (8, 8)).save(path)
+    (folder / "link.jpg").symlink_to(secret)
+    names = ["plain.jpg", "../x.jpg", str(secret), "link.jpg", "..", "..\\x.jpg", ""]
+    entry = Entry("near", "n", "a", "a", "a", 0.5, "plain.jpg", "map.jpg", (8, 8))
+    entries = [
+        dataclasses.asdict(entry) | {key: name} for name in names for key in ("image", "heat")
+    ]
+    (folder / "gallery.json").write_text(json.dumps({"epoch": 2, "entries": entries}))
+    found = read_gallery(folder, 2)
+    assert [(e.image, e.heat) for e in found] == [
+        ("plain.jpg", "map.jpg"),
+        ("plain.jpg", "plain.jpg"),
+    ]

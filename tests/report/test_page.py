@@ -1,5 +1,6 @@
 """The page of a run: its numbers against the results, and names that look like code."""
 
+import dataclasses
 import html.parser
 import json
 import re
@@ -19,9 +20,11 @@ from medmamba_jax.report.figures import FIGURES, draw_figures, write_figures
 from medmamba_jax.report.page import write_report
 from medmamba_jax.report.summary import write_summary_report
 from medmamba_jax.report.wording import headline, hundred, notes
+from medmamba_jax.runs.gallery import Entry
 from medmamba_jax.runs.summary import summarize
 
 IMAGE, MATHS = "<img src=x onerror=alert(1)>", r"$\frac{1}{2}$"
+NAME = '"><b onclick="x">'  # of an image in the gallery
 DEFAULTS = mm.Config().to_dict()
 
 
@@ -59,6 +62,11 @@ def hostile(write_run, tmp_path_factory):
     """A run whose names look like HTML, like mathematics, and like the end of an attribute."""
     folder = tmp_path_factory.mktemp("runs") / 'a "run" <b>'
     write_run(folder, [IMAGE, MATHS, "plain"], elsewhere=['clinic "B" <i>'])
+    entry = Entry("near", NAME, NAME, NAME, NAME, 0.5, "plain.jpg", "map.jpg", (8, 8))
+    gallery = folder / "results" / "test_gallery"
+    gallery.mkdir()
+    content = {"epoch": 2, "entries": [dataclasses.asdict(entry)]}
+    (gallery / "gallery.json").write_text(json.dumps(content))
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr("medmamba_jax.report.page.write_figures", lambda *_: None)
         write_report(folder, DEFAULTS)
@@ -83,7 +91,11 @@ def test_names_that_look_like_code_do_nothing(hostile):
     for page in hostile.rglob("report.html"):
         parsed = Parsed(page)
         tags = {tag for tag, _ in parsed.elements}
-        assert not tags & {"img", "script", "iframe", "object", "b", "i", "form"}
+        assert not tags & {"script", "iframe", "object", "b", "i", "form"}
+        pictures = [attrs for tag, attrs in parsed.elements if tag == "img"]
+        own = page.parent == hostile  # the page with the gallery
+        assert [a["src"] for a in pictures] == ["", ""] * own  # whose files are not there
+        assert parsed.text.count(NAME) == 4 * own
         assert not [a for _, attrs in parsed.elements for a in attrs if a.startswith("on")]
         links = {a["href"] for _, a in parsed.elements if a.get("href")}
         assert not [link for link in links if ":" in link and not link.startswith("data:")]

@@ -1,0 +1,107 @@
+"""What a page and a model card say to somebody who has not made the run."""
+
+import json
+
+import pytest
+
+import medmamba_jax as mm
+from medmamba_jax.assessment.thresholds import RULES, RULES_IN_WORDS
+from medmamba_jax.report.checklist import duplicates_text
+from medmamba_jax.report.facts import read_run
+from medmamba_jax.report.page import write_report
+
+DEFAULTS = mm.Config().to_dict()
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    monkeypatch.setattr("medmamba_jax.report.page.draw_figures", lambda *_: {})
+
+
+def change(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def written(folder):
+    """Returns the text of the page and of the card."""
+    write_report(folder, DEFAULTS)
+    return [(folder / name).read_text() for name in ("report.html", "model_card.md")]
+
+
+def test_an_evaluation_with_an_earlier_checkpoint_says_so(write_run, tmp_path):
+    folder = write_run(tmp_path / "run", ["a", "b"], count=12, elsewhere=["old", "new"])
+    change(folder / "evaluations" / "old" / "results.json", epoch=1)
+    page, card = written(folder)
+    old, new = (
+        (folder / "evaluations" / name / "report.html").read_text() for name in ("old", "new")
+    )
+    said = "made with the checkpoint of epoch 1; the best one is of epoch 2 now: evaluate again"
+    assert "checkpoint of epoch 1, chosen by val" in old and said in old
+    assert "checkpoint of epoch 2, chosen by val" in new and "evaluate again" not in new
+    assert "“old”" in page and "with the checkpoint of epoch 1" in page
+    assert "“new”" in card and "“old”" not in card and "On old" not in card
+    assert "On new" in page and "On old" not in page
+
+
+def test_the_best_checkpoint_is_the_one_in_the_folder(run_of_two_epochs, monkeypatch):
+    best = read_run(run_of_two_epochs).best_epoch
+    assert best == json.loads((run_of_two_epochs / "results" / "test.json").read_text())["epoch"]
+    for name in ("val", "test"):
+        change(run_of_two_epochs / "results" / f"{name}.json", epoch=9)
+    run = read_run(run_of_two_epochs)
+    assert (run.main.epoch, run.best_epoch, run.calibration) == (9, best, None)
+    monkeypatch.setattr("jax.process_count", lambda: 2)  # which a store would wait for
+    monkeypatch.setattr("medmamba_jax.report.facts.CheckpointStore", None)
+    assert read_run(run_of_two_epochs).best_epoch == 9
+
+
+def test_a_calibration_of_another_checkpoint_is_not_used(write_run, tmp_path):
+    folder = write_run(tmp_path / "run", ["a", "b"], count=12)
+    assert read_run(folder).calibration.epoch == 2
+    change(folder / "calibration.json", epoch=1)
+    assert read_run(folder).calibration is None
+    assert "No temperature and no threshold was fitted" in written(folder)[1]
+
+
+def test_no_absolute_path_is_shown(write_run, tmp_path):
+    folder = write_run(tmp_path / "run", ["a", "b"], count=12, init_from="/home/doctor/start.pth")
+    run = json.loads((folder / "run.json").read_text())
+    given = {"path": "/home/doctor/scans", "split_file": "/home/doctor/s.csv"}
+    run["config"]["data"].update(given | {"exclude": "C:\\doctor\\out.txt"})
+    (folder / "run.json").write_text(json.dumps(run))
+    for text in written(folder):
+        assert "doctor" not in text and str(tmp_path) not in text
+        assert "start" in text and "out" in text and "…/" in text
+    assert "…/scans" in (folder / "report.html").read_text()
+
+
+def test_patients_in_two_splits_are_counted(write_run, tmp_path):
+    folder = write_run(tmp_path / "run", ["a", "b"], count=12)
+    assert all("No patient is in two splits" in text for text in written(folder))
+    table = (folder / "split.csv").read_text()
+    one = table.replace("1-0", "0-0")
+    for changed, said in ((one, "1 patient has"), (one.replace("2-3", "0-3"), "2 patients have")):
+        (folder / "split.csv").write_text(changed)
+        for text in written(folder):
+            assert text.count(f"{said} images in two or more splits") == 3  # note, data, item
+
+
+def test_one_pair_is_one_pair(write_run, tmp_path):
+    folder = write_run(tmp_path / "run", ["a", "b"], count=12)
+    assert "The run did not look for equal" in written(folder)[1]
+    (folder / "duplicates.csv").write_text("first,second\na,b\n")
+    assert "1 pair of equal or nearly equal images was found" in duplicates_text(read_run(folder))
+
+
+def test_each_rule_has_words():
+    assert RULES_IN_WORDS.keys() == RULES.keys()
+
+
+def test_a_dash_without_resamples_is_explained(write_run, tmp_path):
+    folder = write_run(tmp_path / "run", ["a", "b"], count=12)
+    assert "the same in every resample" in written(folder)[0]
+    results = json.loads((folder / "results" / "test.json").read_text())
+    results["intervals"]["resamples"] = 0
+    change(folder / "results" / "test.json", **results)
+    page = written(folder)[0]
+    assert "results.resamples is 0" in page and "the same in every resample" not in page
