@@ -141,7 +141,7 @@ def _comparison_text(pair: Mapping[str, Any], summary: Mapping[str, Any]) -> str
         f"{key} {first!r} and {second!r}" for key, (first, second) in pair["settings"].items()
     )
     title = f"{pair['first']} (first) and {pair['second']} (second) on the same images"
-    return f"{title}\nsettings that differ: {differing or 'none'}\n{_aligned(header, rows)}"
+    return f"{title}\nwhat differs: {differing or 'none'}\n{_aligned(header, rows)}"
 
 
 def _value(value: float | None, metric: Metric, *, sign: bool = False) -> str:
