@@ -81,8 +81,8 @@ class _Model:
 
     Attributes:
         results: the runs, by seed and fold.
-        stored: outputs for the same images, in the same order: of each run; or of each seed, where
-            the folds' test images are put together.
+        stored: outputs for the same images, in the same order: of each run, which is a seed or a
+            fold; or of each seed, where the folds' test images are put together.
         pooled: whether folds are put together.
         name: a short name of the runs' folders.
     """
@@ -96,8 +96,10 @@ class _Model:
     def kind(self) -> str:
         if len(self.results) == 1:
             return "run"
+        if not self.results[0].fold:
+            return "seeds"
         if not self.pooled:
-            return "seeds" if len({result.seed for result in self.results}) > 1 else "folds"
+            return "folds"
         return "folds" if len(self.stored) == 1 else "folds of several seeds"
 
     @property
@@ -443,6 +445,7 @@ def _comparison(one: _Model, other: _Model, bootstrap: Bootstrap) -> dict[str, A
     """Returns the entry of two models in `summary.json`."""
     settings = [model.results[0].settings for model in (one, other)]
     images = [model.training_images for model in (one, other)]
+    folds = any(model.results[0].fold and not model.pooled for model in (one, other))
     differing = {
         key: [values.get(key) for values in settings]
         for key in dict.fromkeys([*settings[0], *settings[1]])
@@ -452,8 +455,8 @@ def _comparison(one: _Model, other: _Model, bootstrap: Bootstrap) -> dict[str, A
         "first": one.name,
         "second": other.name,
         "settings": differing | ({_IMAGES: images} if images[0] != images[1] else {}),
-        "seeds": [len(one.stored), len(other.stored)],
-        **_nested(compare_models(one.outputs, other.outputs, bootstrap)),
+        "seeds": [len({result.seed for result in model.results}) for model in (one, other)],
+        **_nested(compare_models(one.outputs, other.outputs, bootstrap, folds=folds)),
     }
 
 
@@ -483,15 +486,18 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
             "Patients are not known, so that every image counts as another patient. If a patient"
             " has several images, intervals are too narrow and p-values too small."
         )
-    if any("seeds" in kind for kind in kinds):
+    if kinds & {"seeds", "folds of several seeds"}:
         notes.append(
             "The s.d. says how far training with another seed changes a value. The interval says"
             " how far other patients change the mean of these seeds."
         )
-    if any("folds" in kind for kind in kinds) and not summary["elsewhere"]:
+    if kinds & {"folds", "folds of several seeds"}:
+        of = "those of all folds' test images together"
+        if summary["elsewhere"]:
+            of = "means over the folds' models"
         notes.append(
-            "Values with an interval are those of all folds' test images together. The models of"
-            " the folds share training images, so that their s.d. is no standard error."
+            f"Values of folds with an interval are {of}. The models of the folds share training"
+            " images, so that their s.d. is no standard error."
         )
     if any(min(pair["seeds"]) == 1 for pair in summary["comparisons"]):
         notes.append(

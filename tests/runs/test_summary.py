@@ -236,6 +236,36 @@ def test_evaluations_elsewhere_are_compared_by_name(write_run):
         summarize(folders)
 
 
+def test_models_of_folds_elsewhere_are_no_independent_seeds(write_run):
+    ps = {(lr, k): probabilities(10 * lr, k) for lr in (0.1, 0.2) for k in (1, 2)}
+    folders = [
+        write_run(f"cv{lr}_{k}", p, lr=lr, fold=f"{k}/2", images=f"{k}", where="evaluations/clinic")
+        for (lr, k), p in ps.items()
+    ]
+    found = summarize(folders, evaluation="clinic", settings=ResultsConfig(resamples=20))
+    assert [model["kind"] for model in found["models"]] == ["folds", "folds"]
+    values = [auc(p) for (lr, _), p in ps.items() if lr == 0.1]
+    entry = found["models"][0]["metrics"]["auc"]
+    assert (entry["mean"], entry["sd"]) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
+    (pair,) = found["comparisons"]
+    assert pair["seeds"] == [1, 1] and pair["metrics"]["auc"]["p"] is None
+    assert "seeds_low" not in pair["metrics"]["auc"]
+    printed = summary_text(found)
+    assert "seeds" not in printed and "all folds" not in printed and "(folds, 2 runs)" in printed
+    assert "share training images, so that their s.d. is no standard error" in printed
+
+    again = [
+        write_run(
+            f"again_{k}", p, lr=lr, fold=f"{k}/2", images=f"{k}", seed=1, where="evaluations/clinic"
+        )
+        for (lr, k), p in ps.items()
+        if lr == 0.1
+    ]
+    found = summarize([*folders, *again], evaluation="clinic", settings=ResultsConfig(resamples=20))
+    assert found["models"][0]["kind"] == "folds" and found["comparisons"][0]["seeds"] == [2, 1]
+    assert "seeds_low" not in found["comparisons"][0]["metrics"]["auc"]
+
+
 def test_other_images_or_labels_are_refused(write_run, tmp_path):
     p = probabilities(1, 0)
     one = write_run("one", p)
