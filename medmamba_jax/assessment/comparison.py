@@ -22,16 +22,17 @@ class AucDifference:
     Attributes:
         first: AUC of the first model.
         second: AUC of the second model.
-        low: lower end of the interval for the difference, first minus second.
-        high: its upper end.
-        p: two-sided p-value of the hypothesis that the true AUCs are equal. None where both AUCs
-            have no variance and differ, such as 1 and 0: the normal approximation fails there.
+        low: lower end of the interval for the difference, first minus second. None where the
+            estimated variance of the difference is 0, such as for two AUCs of 1: these images say
+            nothing about its uncertainty.
+        high: its upper end, or None likewise.
+        p: two-sided p-value of the hypothesis that the true AUCs are equal, or None likewise.
     """
 
     first: float
     second: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     p: float | None
 
     @property
@@ -82,14 +83,14 @@ def compare_aucs(
     if found is None:
         return None
     aucs, covariance = found
-    difference = float(aucs[0] - aucs[1])
+    first_auc, second_auc = aucs.tolist()
+    difference = first_auc - second_auc
     error = float(np.sqrt(max(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1], 0)))
     if error < 1e-12:  # rounding; one image among 10^5 changes an AUC by more
-        p, error = (1.0 if abs(difference) < 1e-12 else None), 0.0
-    else:
-        p = float(2 * stats.norm.sf(abs(difference) / error))
+        return AucDifference(first_auc, second_auc, None, None, None)
+    p = float(2 * stats.norm.sf(abs(difference) / error))
     reach = float(stats.norm.ppf((1 + level) / 2)) * error
-    return AucDifference(float(aucs[0]), float(aucs[1]), difference - reach, difference + reach, p)
+    return AucDifference(first_auc, second_auc, difference - reach, difference + reach, p)
 
 
 def auc_covariance(
@@ -205,7 +206,11 @@ def difference_intervals(
 
 
 def compare_models(
-    first: Sequence[Outputs], second: Sequence[Outputs], bootstrap: Bootstrap
+    first: Sequence[Outputs],
+    second: Sequence[Outputs],
+    bootstrap: Bootstrap,
+    *,
+    folds: bool = False,
 ) -> dict[Key, dict[str, object]]:
     """Compares two models by all metrics, on the same images.
 
@@ -216,11 +221,13 @@ def compare_models(
 
     Args:
         first, second, bootstrap: as in `difference_intervals`.
+        folds: whether the rows of outputs of a model are of folds in place of seeds. The models of
+            folds share training images, so that no interval rests on how they differ.
 
     Returns:
         The metric and perhaps the class -> `first` and `second`, means over seeds; `difference`;
         `low` and `high`, the interval of the difference for other patients like these; `p`, and
-        `method`, how interval and p-value were computed. With two seeds or more of both,
+        `method`, how interval and p-value were computed. With two seeds or more of both, no folds,
         `seeds_low` and `seeds_high` are the interval of the difference of means for other seeds
         and the same images (Welch 1947). What is not defined is None.
     """
@@ -239,7 +246,7 @@ def compare_models(
             "p": None,
             "method": "paired bootstrap" if intervals[key] else "no interval",
         }
-        if min(len(first), len(second)) > 1:
+        if min(len(first), len(second)) > 1 and not folds:
             ends = _welch([len(first), len(second)], a - b, [s[row] for s in spreads])
             entry |= dict(zip(("seeds_low", "seeds_high"), ends, strict=True))
         found[key] = entry
@@ -261,7 +268,7 @@ def _add_tests(
         other = second.by_class[name]
         patients = None if groups is None else groups[known]
         aucs = compare_aucs(one.actual, one.score, other.score, patients)
-        if aucs is None:
+        if aucs is None or aucs.low is None:  # the entry of the bootstrap stays
             continue
         entry = {"low": aucs.low, "high": aucs.high, "p": aucs.p, "method": "DeLong"}
         found[name, "auc"] |= entry

@@ -73,9 +73,12 @@ class Meaning:
     ) -> "Meaning":
         """Returns the meaning of a predictor's weights.
 
-        Settings of the computation stay behind, because they depend on the reader's machine.
+        Settings of the computation stay behind, because they depend on the reader's machine. An
+        exported model computes in float32, in which it was checked.
         """
-        model = dataclasses.replace(predictor.model, scan_implementation=None, remat=False)
+        model = dataclasses.replace(
+            predictor.model, compute_dtype="float32", scan_implementation=None, remat=False
+        )
         return cls(
             model,
             predictor.preprocessing,

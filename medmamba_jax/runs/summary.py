@@ -29,6 +29,7 @@ from medmamba_jax.runs.run import RESULTS
 from medmamba_jax.runs.summary_tables import write_summary_csv
 from medmamba_jax.runs.workdir import MAY_CHANGE, flat
 
+_IMAGES = "training images"  # among the settings that differ
 _SEED, _FOLD = "train.seed", "data.fold"
 # Settings that may differ between runs of one model. Those of training are no such settings.
 _NOT_OF_MODEL = {name for name in MAY_CHANGE if not name.startswith("train.")} | {_SEED, _FOLD}
@@ -63,10 +64,15 @@ class _Result:
 
     @property
     def model(self) -> str:
-        """A text that all runs of one model share."""
+        """A text that all runs of one model share.
+
+        It holds the digest of the training images, which differs from fold to fold and is then
+        left out; see `require_same_images`.
+        """
         kept = {k: v for k, v in self.settings.items() if k not in _NOT_OF_MODEL}
         kept[_FOLD] = self.fold.partition("/")[2]
-        return json.dumps(kept, sort_keys=True)
+        images = "" if self.fold else _training_images(self.description)
+        return json.dumps([kept, images], sort_keys=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +81,8 @@ class _Model:
 
     Attributes:
         results: the runs, by seed and fold.
-        stored: outputs for the same images, in the same order: of each run; or of each seed, where
-            the folds' test images are put together.
+        stored: outputs for the same images, in the same order: of each run, which is a seed or a
+            fold; or of each seed, where the folds' test images are put together.
         pooled: whether folds are put together.
         name: a short name of the runs' folders.
     """
@@ -90,13 +96,21 @@ class _Model:
     def kind(self) -> str:
         if len(self.results) == 1:
             return "run"
+        if not self.results[0].fold:
+            return "seeds"
         if not self.pooled:
-            return "seeds" if len({result.seed for result in self.results}) > 1 else "folds"
+            return "folds"
         return "folds" if len(self.stored) == 1 else "folds of several seeds"
 
     @property
     def outputs(self) -> list[Outputs]:
         return [stored.outputs for stored in self.stored]
+
+    @property
+    def training_images(self) -> str:
+        """The start of the digest of the training images; of each fold, where there are folds."""
+        of = {_number(run.fold): _training_images(run.description)[:12] for run in self.results}
+        return ", ".join(of[fold] for fold in sorted(of))
 
 
 def summarize(
@@ -108,7 +122,8 @@ def summarize(
 ) -> dict[str, Any]:
     """Summarises runs, and compares the models among them.
 
-    Runs that differ only in `train.seed` and `data.fold` are one model. The folds' test images are
+    Runs on the same training images that differ only in `train.seed` and `data.fold` are one model.
+    The folds' test images are
     put together, so that each image counts once. Two models are compared on the same images, which
     are matched by path. The images are the test images where every run has some, else val.
 
@@ -128,7 +143,8 @@ def summarize(
     Raises:
         FileNotFoundError: there is no such run, or it has no results.
         UserError: the runs do not have the same classes or images, a fold is missing or there
-            twice, or a table of predictions is damaged.
+            twice or has other training images with another seed, or a table of predictions is
+            damaged.
     """
     places = _run_folders([expanded(folder) for folder in folders])
     descriptions = {place: RunDescription.read(place) for place in places}
@@ -194,6 +210,24 @@ def _require_same_classes(descriptions: Mapping[pathlib.Path, RunDescription]) -
             )
 
 
+def require_same_images(descriptions: Mapping[pathlib.Path, RunDescription]) -> None:
+    """Raises UserError unless all runs, or all runs of the same fold, share training images."""
+    first: dict[str, tuple[pathlib.Path, RunDescription]] = {}
+    for place, run in descriptions.items():
+        fold = flat(run.config).get(_FOLD, "")
+        other, expected = first.setdefault(fold, (place, run))
+        if _training_images(run) != _training_images(expected):
+            raise UserError(
+                f"{other} and {place} were trained on different images"
+                f"{f' of the same fold {fold}' if fold else ''}, so they are no seeds of one model:"
+                " train one of them again, in a new folder, on the images of the other"
+            )
+
+
+def _training_images(description: RunDescription) -> str:
+    return description.images_sha256.get("train", "")
+
+
 def _common_split(descriptions: Mapping[pathlib.Path, RunDescription]) -> str:
     """Returns "test" where every run has test images, else "val"."""
     have = [place for place, run in descriptions.items() if "test" in run.images_sha256]
@@ -230,6 +264,7 @@ def _models(found: Sequence[_Result], *, pooled: bool) -> list[_Model]:
         groups.setdefault(result.model, []).append(result)
     models = []
     for group in groups.values():
+        require_same_images({result.folder: result.description for result in group})
         results = tuple(sorted(group, key=lambda result: (result.seed, _number(result.fold))))
         for one, other in itertools.pairwise(results):
             if (one.seed, one.fold) == (other.seed, other.fold):
@@ -409,6 +444,8 @@ def _summary_of(model: _Model, bootstrap: Bootstrap) -> dict[str, Any]:
 def _comparison(one: _Model, other: _Model, bootstrap: Bootstrap) -> dict[str, Any]:
     """Returns the entry of two models in `summary.json`."""
     settings = [model.results[0].settings for model in (one, other)]
+    images = [model.training_images for model in (one, other)]
+    folds = any(model.results[0].fold and not model.pooled for model in (one, other))
     differing = {
         key: [values.get(key) for values in settings]
         for key in dict.fromkeys([*settings[0], *settings[1]])
@@ -417,9 +454,9 @@ def _comparison(one: _Model, other: _Model, bootstrap: Bootstrap) -> dict[str, A
     return {
         "first": one.name,
         "second": other.name,
-        "settings": differing,
-        "seeds": [len(one.stored), len(other.stored)],
-        **_nested(compare_models(one.outputs, other.outputs, bootstrap)),
+        "settings": differing | ({_IMAGES: images} if images[0] != images[1] else {}),
+        "seeds": [len({result.seed for result in model.results}) for model in (one, other)],
+        **_nested(compare_models(one.outputs, other.outputs, bootstrap, folds=folds)),
     }
 
 
@@ -449,15 +486,18 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
             "Patients are not known, so that every image counts as another patient. If a patient"
             " has several images, intervals are too narrow and p-values too small."
         )
-    if any("seeds" in kind for kind in kinds):
+    if kinds & {"seeds", "folds of several seeds"}:
         notes.append(
             "The s.d. says how far training with another seed changes a value. The interval says"
             " how far other patients change the mean of these seeds."
         )
-    if any("folds" in kind for kind in kinds) and not summary["elsewhere"]:
+    if kinds & {"folds", "folds of several seeds"}:
+        of = "those of all folds' test images together"
+        if summary["elsewhere"]:
+            of = "means over the folds' models"
         notes.append(
-            "Values with an interval are those of all folds' test images together. The models of"
-            " the folds share training images, so that their s.d. is no standard error."
+            f"Values of folds with an interval are {of}. The models of the folds share training"
+            " images, so that their s.d. is no standard error."
         )
     if any(min(pair["seeds"]) == 1 for pair in summary["comparisons"]):
         notes.append(

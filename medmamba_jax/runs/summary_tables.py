@@ -24,7 +24,7 @@ def summary_text(summary: Mapping[str, Any]) -> str:
         f"{summary['images']}: {summary['num_examples']} {synthetic}images{of}; intervals are 95 %,"
         f" from {boot['resamples']} resamples of {boot['resampled']}"
     ]
-    parts += [_model_text(model, summary["task"]) for model in summary["models"]]
+    parts += [_model_text(model, summary) for model in summary["models"]]
     parts += [_comparison_text(pair, summary) for pair in summary["comparisons"]]
     parts += [f"note: {note}" for note in summary["notes"]]
     return "\n\n".join(parts)
@@ -66,18 +66,19 @@ def _entries(found: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
             yield class_name, metric, entry
 
 
-def _model_text(model: Mapping[str, Any], task: str) -> str:
+def _model_text(model: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     runs = model["runs"]
     several = len(runs) > 1
     each = {_run_name(run, runs): run["metrics"] for run in runs} if several else {}
     if len(each) > _MOST_RUNS:
         each = {}
     spread = ["mean", "s.d.", "range"] if several else []
-    # The value of seeds is their mean.
-    whole = [] if model["kind"] == "seeds" else ["all folds" if several else "value"]
+    # The value of several runs on the same images is their mean.
+    mean = several and (model["kind"] == "seeds" or summary["elsewhere"])
+    whole = [] if mean else ["all folds" if several else "value"]
     header = ["metric", *each, *spread, *whole, "interval"]
     rows = []
-    for name, metric in _shown(task, model["metrics"], "value"):
+    for name, metric in _shown(summary["task"], model["metrics"], "value"):
         entry = model["metrics"][name]
         row = [metric.heading, *(_value(values[name], metric) for values in each.values())]
         if several:
@@ -141,7 +142,7 @@ def _comparison_text(pair: Mapping[str, Any], summary: Mapping[str, Any]) -> str
         f"{key} {first!r} and {second!r}" for key, (first, second) in pair["settings"].items()
     )
     title = f"{pair['first']} (first) and {pair['second']} (second) on the same images"
-    return f"{title}\nsettings that differ: {differing or 'none'}\n{_aligned(header, rows)}"
+    return f"{title}\nwhat differs: {differing or 'none'}\n{_aligned(header, rows)}"
 
 
 def _value(value: float | None, metric: Metric, *, sign: bool = False) -> str:

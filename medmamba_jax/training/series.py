@@ -13,9 +13,9 @@ from medmamba_jax.files import expanded
 from medmamba_jax.parallel import on_first_host, say
 from medmamba_jax.report import summary_report_after
 from medmamba_jax.runs import CheckpointStore
-from medmamba_jax.runs.description import FILE
+from medmamba_jax.runs.description import FILE, RunDescription
 from medmamba_jax.runs.run import has_results
-from medmamba_jax.runs.summary import summarize
+from medmamba_jax.runs.summary import require_same_images, summarize
 from medmamba_jax.runs.summary_tables import summary_text
 from medmamba_jax.runs.workdir import CHECKPOINTS, check_same_settings
 from medmamba_jax.training.config import Config
@@ -49,7 +49,8 @@ def train_series(
 
     Raises:
         UserError: `config` sets `data.fold` beside `folds`, or `data` is split already; a seed
-            comes twice; or a folder holds a run with other settings.
+            comes twice; a folder holds a run with other settings; or the images changed between
+            the training of two seeds.
         Otherwise as `train`, with the first run that fails. Earlier runs are intact.
     """
     config = Config.of(config).with_absolute_paths()
@@ -70,6 +71,7 @@ def train_series(
     summary: dict[str, Any] = {}
 
     def write() -> None:
+        require_same_images({folder: RunDescription.read(folder) for folder in runs})
         summary.update(summarize(list(runs), workdir, settings=config.results))
 
     on_first_host(write)

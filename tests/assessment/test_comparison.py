@@ -90,9 +90,20 @@ def test_what_cannot_be_tested_is_not_tested():
     assert compare_aucs(one, *scores) is None and compare_aucs(~one, *scores) is None
     assert compare_aucs(actual, *scores, patients=np.where(actual, 0, np.arange(60))) is None
     equal = compare_aucs(actual, scores[0], scores[0])
-    assert (equal.low, equal.high, equal.p) == (0, 0, 1)
+    assert (equal.difference, equal.low, equal.high, equal.p) == (0, None, None, None)
     opposite = compare_aucs(actual, actual, ~actual)
-    assert opposite.difference == 1 and opposite.p is None
+    assert opposite.difference == 1 and opposite.low is opposite.high is opposite.p is None
+
+
+def test_two_perfect_models_have_no_interval():
+    labels = np.repeat([0, 1], 10)
+    perfect = Outputs("multiclass", ("no", "yes"), labels, 5.0 * np.eye(2)[labels])
+    found = compare_models([perfect], [perfect], Bootstrap(None, 50))
+    for key in ((None, "auc"), ("yes", "auc"), ("no", "auc")):
+        entry = found[key]
+        assert (entry["first"], entry["difference"]) == (1, 0), key
+        assert entry["low"] is entry["high"] is entry["p"] is None, key
+        assert entry["method"] == "no interval", key
 
 
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (3, 9), (10, 10), (40, 70), (900, 1000)])

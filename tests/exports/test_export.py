@@ -80,6 +80,7 @@ def test_it_is_read_back_to_the_last_bit(predictor, exported):
 
 def test_settings_of_one_machine_stay_behind(predictor):
     here = dataclasses.replace(predictor.model, scan_implementation="pallas_gpu", remat=True)
+    here = dataclasses.replace(here, compute_dtype="bfloat16")
     meaning = Meaning.of(dataclasses.replace(predictor, model=here))
     assert meaning.model == predictor.model
     read = Meaning.from_json(meaning.to_json(), "x")

@@ -38,7 +38,17 @@ def write_run(config, tmp_path):
     """Returns a function that writes what a finished run leaves, and returns its folder."""
 
     def write_run(
-        name, p, *, seed=0, fold="", rows=None, labels=LABELS, where="", patients=True, **train
+        name,
+        p,
+        *,
+        seed=0,
+        fold="",
+        rows=None,
+        labels=LABELS,
+        where="",
+        patients=True,
+        images="a",
+        **train,
     ):
         rows = np.arange(len(NAMES)) if rows is None else rows
         settings = config(seed=seed, **train)
@@ -54,7 +64,7 @@ def write_run(config, tmp_path):
             task="multiclass",
             best_metric="auc",
             dataset="clinic",
-            images_sha256={"train": "a", "val": "b", "test": "c"},
+            images_sha256={"train": images, "val": "b", "test": "c"},
             synthetic=False,
         ).write(folder)
         header = ["path", *(["patient"] if patients else []), "label", "predicted"]
@@ -136,6 +146,32 @@ def test_folds_are_pooled_so_that_each_image_counts_once(write_run):
         summarize([folders[0], other, folders[2]])
 
 
+def test_runs_on_different_training_images_are_different_models(write_run):
+    p = probabilities(1.5, 0)
+    one = write_run("one", p, images="a" * 64)
+    two = write_run("two", p, seed=1, images="b" * 64)
+    found = summarize([one, two], settings=ResultsConfig(resamples=20))
+    assert [model["name"] for model in found["models"]] == ["one", "two"]
+    (pair,) = found["comparisons"]
+    assert pair["settings"] == {"training images": ["a" * 12, "b" * 12]}
+    assert f"what differs: training images '{'a' * 12}' and 'bbb" in summary_text(found)
+
+
+def test_a_fold_has_the_same_training_images_with_each_seed(write_run):
+    p = probabilities(1.5, 0)
+    parts = np.array_split(np.arange(60), 2)
+    folders = {
+        (seed, k): write_run(f"{seed}_{k}", p, seed=seed, fold=f"{k}/2", rows=part, images=f"i{k}")
+        for seed in (0, 1)
+        for k, part in enumerate(parts, start=1)
+    }
+    (model,) = summarize([*folders.values()], settings=ResultsConfig(resamples=20))["models"]
+    assert model["kind"] == "folds of several seeds"
+    other = write_run("other", p, seed=1, fold="2/2", rows=parts[1], images="new")
+    with pytest.raises(mm.UserError, match=r"0_2 and .*other were trained on different images of"):
+        summarize([folders[0, 1], folders[0, 2], folders[1, 1], other])
+
+
 def test_two_models_are_compared_by_delong_mcnemar_and_bootstrap(write_run, capsys):
     ps = [probabilities(2.0, 0), probabilities(1.0, 1)]
     shuffled = np.random.default_rng(2).permutation(60)
@@ -143,7 +179,7 @@ def test_two_models_are_compared_by_delong_mcnemar_and_bootstrap(write_run, caps
     two = write_run("two", ps[1], rows=shuffled, lr=0.5)
     assert cli.main(["summarize", str(one), str(two), f"--output={one.parent / 'out'}"]) == 0
     printed = capsys.readouterr().out
-    assert "settings that differ: train.lr 0.001 and 0.5" in printed and "McNemar" in printed
+    assert "what differs: train.lr 0.001 and 0.5" in printed and "McNemar" in printed
     (pair,) = json.loads((one.parent / "out" / "summary.json").read_text())["comparisons"]
     assert (pair["first"], pair["second"]) == ("one", "two")
     assert pair["settings"] == {"train.lr": [0.001, 0.5]}
@@ -198,6 +234,36 @@ def test_evaluations_elsewhere_are_compared_by_name(write_run):
         summarize(folders, evaluation="city")
     with pytest.raises(mm.UserError, match=r"has no results/test.json: train it to the end"):
         summarize(folders)
+
+
+def test_models_of_folds_elsewhere_are_no_independent_seeds(write_run):
+    ps = {(lr, k): probabilities(10 * lr, k) for lr in (0.1, 0.2) for k in (1, 2)}
+    folders = [
+        write_run(f"cv{lr}_{k}", p, lr=lr, fold=f"{k}/2", images=f"{k}", where="evaluations/clinic")
+        for (lr, k), p in ps.items()
+    ]
+    found = summarize(folders, evaluation="clinic", settings=ResultsConfig(resamples=20))
+    assert [model["kind"] for model in found["models"]] == ["folds", "folds"]
+    values = [auc(p) for (lr, _), p in ps.items() if lr == 0.1]
+    entry = found["models"][0]["metrics"]["auc"]
+    assert (entry["mean"], entry["sd"]) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
+    (pair,) = found["comparisons"]
+    assert pair["seeds"] == [1, 1] and pair["metrics"]["auc"]["p"] is None
+    assert "seeds_low" not in pair["metrics"]["auc"]
+    printed = summary_text(found)
+    assert "seeds" not in printed and "all folds" not in printed and "(folds, 2 runs)" in printed
+    assert "share training images, so that their s.d. is no standard error" in printed
+
+    again = [
+        write_run(
+            f"again_{k}", p, lr=lr, fold=f"{k}/2", images=f"{k}", seed=1, where="evaluations/clinic"
+        )
+        for (lr, k), p in ps.items()
+        if lr == 0.1
+    ]
+    found = summarize([*folders, *again], evaluation="clinic", settings=ResultsConfig(resamples=20))
+    assert found["models"][0]["kind"] == "folds" and found["comparisons"][0]["seeds"] == [2, 1]
+    assert "seeds_low" not in found["comparisons"][0]["metrics"]["auc"]
 
 
 def test_other_images_or_labels_are_refused(write_run, tmp_path):

@@ -15,6 +15,7 @@ import pytest
 
 import medmamba_jax as mm
 from medmamba_jax.assessment.config import ResultsConfig
+from medmamba_jax.runs import RunDescription
 from medmamba_jax.training import series as module
 from medmamba_jax.training.series import series, train_series
 
@@ -86,6 +87,11 @@ def test_finished_runs_stay_and_an_unfinished_one_goes_on(
     (tmp_path / "s" / "seed_1" / "results" / "test.json").unlink()
     assert train_series(one_epoch, tmp_path / "s", images, seeds=(0, 1)) == found
     assert trained == ["seed_1"]
+    description = RunDescription.read(tmp_path / "s" / "seed_0")
+    digests = description.images_sha256 | {"train": "of other images"}
+    dataclasses.replace(description, images_sha256=digests).write(tmp_path / "s" / "seed_0")
+    with pytest.raises(mm.UserError, match=r"seed_0 and .*seed_1 were trained on different images"):
+        train_series(one_epoch, tmp_path / "s", images, seeds=(0, 1))
     other = dataclasses.replace(one_epoch, train=dataclasses.replace(one_epoch.train, lr=0.5))
     with pytest.raises(mm.UserError, match=r"seed_0 holds another run: train\.lr was 0\.001"):
         train_series(other, tmp_path / "s", images, seeds=(0, 1))
