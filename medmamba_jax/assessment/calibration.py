@@ -53,7 +53,10 @@ class Calibration:
         """
         try:
             sets = {level: SetThresholds(**value) for level, value in values["sets"].items()}
-            return cls(**{**values, "sets": sets})
+            found = cls(**{**values, "sets": sets})
+            if not _RANGE[0] / 2 <= found.temperature <= _RANGE[1] * 2:
+                raise KeyError("temperature")
+            return found
         except (AttributeError, KeyError, TypeError) as error:
             raise UserError(
                 "the calibration is damaged, or another version wrote it: evaluate the run again"

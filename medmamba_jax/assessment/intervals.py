@@ -49,8 +49,8 @@ class Bootstrap:
 
         Returns:
             The intervals. None where the statistic is not defined, or where it has the same value
-            in all resamples, such as the sensitivity where every image is recognised: then
-            resampling says nothing about its uncertainty.
+            in all resamples, such as the sensitivity where every image is recognised, or where the
+            interval does not hold the value: then resampling says nothing about its uncertainty.
         """
         unit_of, units = self._units(images)
         if units < 2 or self.resamples < 1:
@@ -95,7 +95,10 @@ class Bootstrap:
                 continue
             if np.isnan(low) or np.isnan(high):
                 low, high = np.quantile(draws, tails)
-            intervals.append((float(low), float(high)))
+            # The bootstrap of a strongly biased statistic, such as the ECE of few images, can miss
+            # the value itself. Then it says nothing, either.
+            holds = low - 1e-9 <= value <= high + 1e-9
+            intervals.append((float(low), float(high)) if holds else None)
         return intervals
 
     def describe(self, images: int) -> dict[str, Any]:

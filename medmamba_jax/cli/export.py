@@ -7,7 +7,7 @@ from typing import Any
 from medmamba_jax.cli.convert import check_free
 from medmamba_jax.data import LabelledImages
 from medmamba_jax.errors import DataUnavailableError, UserError
-from medmamba_jax.exports import FORMATS, check_target, export
+from medmamba_jax.exports import FORMATS, check_target, export, files_of
 from medmamba_jax.files import expanded
 from medmamba_jax.runs.sources import (
     SOURCES_OF_MODELS,
@@ -42,7 +42,8 @@ def _run(options: argparse.Namespace) -> str:
     """
     path = expanded(options.output)
     check_target(options.to, path)
-    check_free(path, expanded(options.source), options.overwrite)
+    for file in files_of(options.to, path):
+        check_free(file, expanded(options.source), options.overwrite)
     trained = load_trained(options.source)
     images, reason = _images(trained)
     found = export(

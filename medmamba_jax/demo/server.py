@@ -130,23 +130,24 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._fail(HTTPStatus.SERVICE_UNAVAILABLE, text)
             return
         try:
-            self._answer(content)
+            status, text = self._answer(content)
         finally:
-            self.server.one_at_a_time.release()
+            self.server.one_at_a_time.release()  # before a slow receiver has taken the answer
+        if status is HTTPStatus.OK:
+            self._send(status, text, "text/html")
+        else:
+            self._fail(status, text)
 
-    def _answer(self, content: bytes) -> None:
+    def _answer(self, content: bytes) -> tuple[HTTPStatus, str]:
         try:
             if not content:
                 raise UserError("the file is empty")
-            text = self.server.answers.answer(content)
+            return HTTPStatus.OK, self.server.answers.answer(content)
         except (UserError, DataUnavailableError, OSError, NonFiniteLossError) as error:
-            self._fail(HTTPStatus.UNPROCESSABLE_ENTITY, " ".join(str(error).split()))
+            return HTTPStatus.UNPROCESSABLE_ENTITY, " ".join(str(error).split())
         except Exception:
             absl_logging.exception("an image could not be looked at")
-            text = "the program failed; its terminal says more"
-            self._fail(HTTPStatus.INTERNAL_SERVER_ERROR, text)
-        else:
-            self._send(HTTPStatus.OK, text, "text/html")
+            return HTTPStatus.INTERNAL_SERVER_ERROR, "the program failed; its terminal says more"
 
     def _is_allowed(self) -> bool:
         """Refuses what another site asks for, by its name or from its pages."""

@@ -1,6 +1,6 @@
 """A trained model as a file for others, with its meaning; and the way back."""
 
-from medmamba_jax.exports.exporting import Exported, check_target, export
+from medmamba_jax.exports.exporting import Exported, check_target, export, files_of
 from medmamba_jax.exports.formats import FORMATS
 from medmamba_jax.exports.meaning import KEY, NO_LICENCE, Meaning, Training
 from medmamba_jax.exports.reading import read_exported
@@ -14,5 +14,6 @@ __all__ = [
     "Training",
     "check_target",
     "export",
+    "files_of",
     "read_exported",
 ]

@@ -53,7 +53,7 @@ def export(
     Args:
         predictor: the model.
         to: a name in `FORMATS`: "safetensors", "torch", "stablehlo" or "onnx".
-        path: the file, which is replaced if it exists.
+        path: the file, which is replaced if it exists, as is the JSON file beside it.
         images: images to check with, of which the first four are taken; without them the program
             draws noise.
         training: how the model was trained.
@@ -81,12 +81,19 @@ def export(
             f" ({TOLERANCE:.0e} is allowed). Export in another format ({', '.join(FORMATS)}), and"
             " report this as a fault"
         )
-    files = [path]
+    files = files_of(to, path)
+    for old in files:  # so that a kill leaves no weights beside the meaning of others
+        old.unlink(missing_ok=True)
     write_atomically(path, content)
     if row.json_beside:
-        files.append(path.with_name(path.name + ".json"))
         write_atomically(files[1], meaning.to_json())
-    return Exported(tuple(files), len(pixels), images is None, difference)
+    return Exported(files, len(pixels), images is None, difference)
+
+
+def files_of(to: str, path: pathlib.Path) -> tuple[pathlib.Path, ...]:
+    """Returns the files that `export` writes: the path, and for some formats `<path>.json`."""
+    beside = path.with_name(path.name + ".json")
+    return (path, beside) if FORMATS[to].json_beside else (path,)
 
 
 def check_target(to: str, path: pathlib.Path) -> None:

@@ -130,11 +130,13 @@ class Meaning:
         Raises:
             UserError: it is damaged, or a later version with another format wrote it.
         """
+        written_in = None
         try:
             values: dict[str, Any] = json.loads(text)
-            if (written_in := values.pop("format")) > FORMAT:
+            written_in = values.pop("format")
+            if written_in > FORMAT:
                 raise UserError(
-                    f"a later version of medmamba_jax wrote it (format {written_in}, and this"
+                    f"a later version of medmamba_jax wrote {source} (format {written_in}, and this"
                     f" version reads up to {FORMAT}): install a later version"
                 )
             calibration, training = values["calibration"], values["training"]
@@ -149,6 +151,8 @@ class Meaning:
                 }
             )
         except _SIGNS_OF_DAMAGE as error:
+            if isinstance(written_in, int) and written_in > FORMAT:
+                raise
             reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}"
             raise UserError(
                 f"what {source} says of its model cannot be read ({reason}): export it again"

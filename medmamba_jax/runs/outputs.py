@@ -50,7 +50,8 @@ def read_outputs(path: pathlib.Path, task: str, class_names: Sequence[str]) -> S
 
     Raises:
         FileNotFoundError: there is no such file.
-        UserError: the table does not have the columns that the run's classes need.
+        UserError: the table does not have the columns that the run's classes need, or it is
+            damaged.
     """
     table = read_csv_table(path)
     count = len(class_names)
@@ -77,6 +78,14 @@ def read_outputs(path: pathlib.Path, task: str, class_names: Sequence[str]) -> S
             labels = np.array([spelled.index(text) for text in cells[:, start]], np.int64)
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): write it again") from error
+    wrong = ~((p >= 0) & (p <= 1)).all(1)  # NaN, too
+    if task == "multiclass":
+        wrong |= abs(p.sum(1) - 1) > 1e-3
+    for row in np.flatnonzero(wrong)[:1]:
+        raise UserError(
+            f"{path} is damaged: the probabilities of {cells[row, 0]} are"
+            f" {', '.join(cells[row, -count:])}: write it again with medmamba evaluate"
+        )
     least, most = np.finfo(np.float64).tiny, 1 - np.finfo(np.float64).epsneg
     p = p.clip(least, most if task == "multilabel" else 1)
     logits = np.log(p) - np.log1p(-p) if task == "multilabel" else np.log(p)

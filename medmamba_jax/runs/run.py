@@ -93,10 +93,13 @@ class Run:
     def calibration(self) -> Calibration | None:
         """What was fitted on the validation split with the best checkpoint; None if it is missing.
 
-        Raises:
-            UserError: `calibration.json` is damaged.
+        A damaged `calibration.json` is named in a warning; predictions without it go on.
         """
-        found = read_calibration(self.workdir)
+        try:
+            found = read_calibration(self.workdir)
+        except UserError as error:
+            logging.warning("%s: %s", self.workdir / CALIBRATION, error)
+            return None
         if found is not None and found.epoch != self.epoch:
             logging.warning(
                 "%s was fitted with the checkpoint of epoch %d, and the best one is of epoch %d"

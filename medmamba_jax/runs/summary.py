@@ -250,8 +250,15 @@ def _read(place: pathlib.Path, description: RunDescription, split: str, evaluati
     try:
         values = json.loads(results.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{results} is damaged ({error}): write it again") from error
+        raise UserError(
+            f"{results} is damaged ({error}): write it again with medmamba evaluate"
+        ) from error
     stored = read_outputs(table, description.task, description.class_names)
+    if len(stored.names) != values["num_examples"]:
+        raise UserError(
+            f"{table} has {len(stored.names)} images, and {results.name} is of"
+            f" {values['num_examples']}: write them again with medmamba evaluate"
+        )
     if len(set(stored.names)) < len(stored.names):
         raise UserError(f"{table} names an image twice, so that images cannot be matched by path")
     return _Result(place, description, values, stored)

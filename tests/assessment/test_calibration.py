@@ -162,6 +162,10 @@ def test_a_calibration_survives_the_trip_to_the_disk(tmp_path):
     (tmp_path / FILE).write_text(json.dumps({"epoch": 7}))
     with pytest.raises(mm.UserError, match="evaluate the run again"):
         read_calibration(tmp_path)
+    turned = {**calibration.to_dict(), "temperature": -1.0}  # it would turn every answer round
+    (tmp_path / FILE).write_text(json.dumps(turned))
+    with pytest.raises(mm.UserError, match="damaged"):
+        read_calibration(tmp_path)
     (tmp_path / FILE).write_text("{")
     with pytest.raises(mm.UserError, match="damaged"):
         read_calibration(tmp_path)

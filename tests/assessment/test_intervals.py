@@ -6,7 +6,7 @@ from scipy import stats
 
 from medmamba_jax.assessment import intervals
 from medmamba_jax.assessment.intervals import Bootstrap, metric_intervals
-from medmamba_jax.metrics import Outputs
+from medmamba_jax.metrics import METRICS, Outputs
 
 
 def binary(labels, right):
@@ -105,3 +105,18 @@ def test_a_mean_over_classes_has_an_interval_of_the_same_classes():
     low, high = found["metrics"]["balanced_accuracy"]
     assert high <= 2 / 3  # the rare class counts a third, and its sensitivity is 0
     assert low < 2 / 3 * 6 / 7 < high
+
+
+def test_an_interval_holds_its_value():
+    """The ECE of resamples is larger than that of the sample, because it is a mean of distances."""
+    rng = np.random.default_rng(0)
+    for trial in range(20):
+        outputs = Outputs(
+            "multiclass", ("a", "b"), rng.integers(0, 2, 36), rng.standard_normal((36, 2)) / 20
+        )
+        found = metric_intervals(outputs, Bootstrap(None, 200, trial))["metrics"]
+        for name, interval in found.items():
+            if interval is not None:
+                value = METRICS[name].value(outputs)
+                assert interval[0] - 1e-9 <= value <= interval[1] + 1e-9, name
+        assert found["accuracy"] is not None

@@ -116,7 +116,7 @@ def test_the_command_predicts_with_an_exported_file_and_a_shipped_model(
     [
         (lambda text: "{", "JSONDecodeError"),
         (lambda text: "[]", "TypeError"),
-        (changed(format=2), "a later version of medmamba_jax wrote it"),
+        (changed(format=2), "reads up to 1): install a later version\n"),
         (changed(task="fortune"), "a predictor's task must be one of"),
         (changed(class_names=["a"]), "has 1 names"),
         (changed(model={"depths": "many"}), "depths must be a sequence"),

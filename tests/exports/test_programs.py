@@ -1,6 +1,7 @@
 """Exported files as other programs use them: PyTorch, JAX without this package, onnxruntime."""
 
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -103,3 +104,12 @@ def test_onnx_runs_in_onnxruntime(predictor, expected, tmp_path, capfd):
     assert_close(probabilities, powers / powers.sum(1, keepdims=True), 1e-5, "probabilities")
     said = json.loads(session.get_modelmeta().custom_metadata_map[KEY])
     assert said["class_names"] == ["a", "=b", "ç"] and said["calibration"]["temperature"] == 1.7
+
+
+@pytest.mark.slow
+def test_a_program_names_no_file_of_the_machine_that_exported_it(predictor, tmp_path):
+    path = tmp_path / "x.stablehlo"
+    mm.export(predictor, "stablehlo", path)
+    content = path.read_bytes()
+    for text in (b"medmamba_jax/", b"site-packages", str(pathlib.Path.home()).encode() + b"/"):
+        assert text not in content

@@ -53,7 +53,7 @@ def with_pictures(one_device, run_of_two_epochs, images):
 
 def test_pictures_of_a_trained_model(with_pictures, page_only, images):
     workdir, outputs, folder = with_pictures
-    epoch = read_run(workdir).epoch
+    epoch = read_run(workdir).best_epoch
     entries, test = read_gallery(folder, epoch), images.splits["test"]
     chosen = choose(outputs)
     assert [test.names.index(entry.name) for entry in entries] == [row for _, row, _ in chosen]

@@ -78,7 +78,8 @@ def write_run(config, tmp_path):
         ends = (
             ("results.json", "predictions.csv") if where else ("test.json", "test_predictions.csv")
         )
-        (results / ends[0]).write_text(json.dumps({"epoch": 3, "synthetic": False}))
+        facts = {"epoch": 3, "synthetic": False, "num_examples": len(cells)}
+        (results / ends[0]).write_text(json.dumps(facts))
         write_csv_table(results / ends[1], [*header, *(f"p_{x}" for x in CLASSES)], cells)
         return folder
 
@@ -312,3 +313,19 @@ def test_stored_outputs_are_what_was_written(tmp_path):
         np.testing.assert_array_equal(found.outputs.predicted, outputs.predicted)
     with pytest.raises(mm.UserError, match="the run's classes need label, predicted, p_c, p_d"):
         read_outputs(tmp_path / "p.csv", "multiclass", ("c", "d"))
+
+
+def test_a_table_of_predictions_that_cannot_be_right_is_refused(write_run, capsys):
+    runs = [write_run(f"run_{seed}", probabilities(1, seed), seed=seed) for seed in (0, 1)]
+    table = runs[0] / "results" / "test_predictions.csv"
+    whole = table.read_bytes()
+    lines = whole.decode("utf-8-sig").splitlines(keepends=True)
+    for changed, problem in (
+        ("".join(lines[:2]), "has 1 images, and test.json is of 60"),
+        ("".join([lines[0], lines[1].rsplit(",", 1)[0] + ",7.5\n", *lines[2:]]), "7.5"),
+        ("".join([lines[0], lines[1].rsplit(",", 1)[0] + ",nan\n", *lines[2:]]), "nan"),
+    ):
+        table.write_text(changed, encoding="utf-8")
+        with pytest.raises(mm.UserError, match="with medmamba evaluate") as error:
+            summarize(runs)
+        assert problem in str(error.value)
