@@ -144,7 +144,7 @@ def tables():
 @pytest.mark.parametrize(
     "section",
     [
-        pytest.param(x, marks=pytest.mark.slow) if x == "Model" else x
+        pytest.param(x, marks=pytest.mark.nightly) if x == "Model" else x
         for x in EXAMPLES
         if x not in COMPILING
     ],

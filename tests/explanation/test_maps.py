@@ -13,7 +13,7 @@ from medmamba_jax.explanation import METHODS
 
 # The others compile for longer.
 ALL = [
-    name if name == "grad_cam" else pytest.param(name, marks=pytest.mark.slow) for name in METHODS
+    pytest.param(name, marks=[] if name == "grad_cam" else pytest.mark.nightly) for name in METHODS
 ]
 
 
@@ -68,6 +68,7 @@ def test_what_is_returned(predictor, pixels, method):
     assert found.names == tuple(f"image {i}" for i in range(5))
 
 
+@pytest.mark.nightly
 def test_one_image_batches_and_a_named_class(predictor, pixels):
     whole = mm.explain(predictor, pixels, class_name="bright")
     assert whole.explained == ("bright",) * 5
@@ -80,6 +81,7 @@ def test_one_image_batches_and_a_named_class(predictor, pixels):
     assert not np.allclose(other.maps, whole.maps, atol=1e-4)
 
 
+@pytest.mark.nightly
 def test_stages_have_maps_of_their_own(predictor, pixels):
     first, last = (mm.explain(predictor, pixels, stage=stage).maps for stage in (0, 1))
     np.testing.assert_array_equal(last, mm.explain(predictor, pixels).maps)

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import re
 
+import pytest
+
 import medmamba_jax as mm
 from medmamba_jax.runs.elsewhere import evaluate_elsewhere
 
@@ -43,6 +45,7 @@ def test_results_stay_if_pictures_and_page_fail(
     assert not (run_of_two_epochs / "report.html").exists()
 
 
+@pytest.mark.nightly
 def test_training_images_elsewhere_are_counted(images, run_of_two_epochs, one_device):
     run = mm.load_run(run_of_two_epochs)
     found = evaluate_elsewhere(run, images.splits["train"].take([0, 1, 2]), "again")

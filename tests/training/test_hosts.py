@@ -85,7 +85,7 @@ def read_predictions(folder):
         return list(csv.reader(file))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_hosts_train_as_one_with_two_devices(tmp_path):
     (alone,), _ = run(tmp_path / "one", hosts=1, devices=2)
     hosts, printed = run(tmp_path / "two", hosts=2, devices=1)

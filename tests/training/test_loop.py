@@ -94,7 +94,7 @@ def test_what_a_run_leaves_behind(config, images, tmp_path, capsys, one_trace_ea
     assert mm.load_run(tmp_path).evaluate(images) == results
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_one_and_eight_devices_give_the_same_losses(config, images, trained, tmp_path, monkeypatch):
     monkeypatch.undo()
     assert len(jax.devices()) == 8

@@ -44,6 +44,7 @@ def require_classes(names: Iterable[str], where: str, hint: str = "") -> None:
     """
     names = sorted(names)
     if len(names) < 2:
+        hint = hint or ": add images of another class, or give the place that holds all classes"
         raise UserError(
             f"{where} has images of {len(names)} class(es) {names}; two or more are needed{hint}"
         )
