@@ -110,7 +110,7 @@ def get_config():
     config.data.image_size = 32
     config.data.phantom.images = 60
     config.train.batch_size = 8
-    config.train.epochs = 4
+    config.train.epochs = 8
     config.results.update(resamples=100, report=False)
     return config
 """
@@ -130,7 +130,8 @@ def test_a_series_that_was_killed_ends_as_if_it_never_was(tmp_path):
     killed = subprocess.Popen(command("killed"), **process, **silent)
     deadline = time.monotonic() + 300
     metrics = tmp_path / "killed" / "fold_2" / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
+    # The third row is written after the first checkpoint is complete.
+    while not (metrics.exists() and metrics.read_text().count("\n") >= 3):
         assert killed.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
