@@ -321,30 +321,19 @@ METRICS: dict[str, Metric] = {
     "average_precision": Metric(
         "average precision", of_class=_average_precision, needs_both_sides=True
     ),
-    "sensitivity_at_specificity_90": Metric(
-        "sensitivity at 90 % specificity",
-        of_class=functools.partial(_sensitivity_at, 0.9),
-        needs_both_sides=True,
-        in_table=False,
-    ),
-    "sensitivity_at_specificity_95": Metric(
-        "sensitivity at 95 % specificity",
-        of_class=functools.partial(_sensitivity_at, 0.95),
-        needs_both_sides=True,
-        in_table=False,
-    ),
-    "specificity_at_sensitivity_90": Metric(
-        "specificity at 90 % sensitivity",
-        of_class=functools.partial(_specificity_at, 0.9),
-        needs_both_sides=True,
-        in_table=False,
-    ),
-    "specificity_at_sensitivity_95": Metric(
-        "specificity at 95 % sensitivity",
-        of_class=functools.partial(_specificity_at, 0.95),
-        needs_both_sides=True,
-        in_table=False,
-    ),
+    **{
+        f"{reached}_at_{fixed}_{percent}": Metric(
+            f"{reached} at {percent} % {fixed}",
+            of_class=functools.partial(compute, percent / 100),
+            needs_both_sides=True,
+            in_table=False,
+        )
+        for reached, fixed, compute in (
+            ("sensitivity", "specificity", _sensitivity_at),
+            ("specificity", "sensitivity", _specificity_at),
+        )
+        for percent in (90, 95)
+    },
     "top_2_accuracy": Metric("top-2 accuracy", _top_2_accuracy, tasks=("multiclass",)),
     "kappa": Metric("Cohen's kappa", _kappa, tasks=("multiclass",)),
     "mcc": Metric("MCC", _mcc, tasks=("multiclass",)),

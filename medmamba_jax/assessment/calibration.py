@@ -21,7 +21,7 @@ _RANGE = (0.05, 20.0)  # of the temperature
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """What was chosen on the validation split of a run, for its best checkpoint.
+    """The values that were chosen on a run's validation split, for its best checkpoint.
 
     Attributes:
         epoch: the epoch of the checkpoint.

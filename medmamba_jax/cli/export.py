@@ -66,7 +66,7 @@ def _run(options: argparse.Namespace) -> str:
 
 
 def _images(trained: Trained) -> tuple[LabelledImages | None, str]:
-    """Returns the run's validation images; or why there are none."""
+    """Returns the run's validation images, or None and the reason why they cannot be read."""
     if trained.run is None:
         return None, "the model is not in a run's folder"
     try:

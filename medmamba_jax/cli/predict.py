@@ -62,7 +62,7 @@ def add_predict(subcommands: Any) -> None:
         "--set",
         type=float,
         metavar="LEVEL",
-        help="add the prediction set, which holds the true class in 0.9 or 0.95 of cases",
+        help="0.9 or 0.95: add the set of classes that holds the true one in about so many cases",
     )
     parser.add_argument(
         "--batch-size",

@@ -42,7 +42,7 @@ def assess(
         `prediction_sets.assess_sets`.
     """
     units, unit = images.groups, "patients"
-    if units is None and images.files is not None:  # frames of a file are no independent images
+    if units is None and images.files is not None:  # frames of one file depend on each other
         units, unit = images.files, "files"
     bootstrap = Bootstrap(units, settings.resamples, settings.seed, unit)
     found = measure(outputs) | {"intervals": metric_intervals(outputs, bootstrap)}
