@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from medmamba_jax.models.layers import BatchNorm, conv, drop_path, layer_norm
+from medmamba_jax.models.layers import BatchNorm, Conv, LayerNorm, drop_path
 from medmamba_jax.models.ss2d import SS2D
 
 
@@ -34,12 +34,12 @@ class SSConvSSM(nnx.Module):
     ) -> None:
         half = features // 2
         self.norm0 = BatchNorm(half, dtype, rngs)
-        self.conv1 = conv(half, half, 3, dtype, rngs)
-        self.norm1 = BatchNorm(half, dtype, rngs)
-        self.conv2 = conv(half, half, 3, dtype, rngs)
-        self.norm2 = BatchNorm(half, dtype, rngs)
-        self.conv3 = conv(half, half, 1, dtype, rngs)
-        self.norm = layer_norm(half, dtype, rngs)
+        self.conv1 = Conv(half, half, 3, dtype, rngs)
+        self.norm1 = BatchNorm(half, dtype, rngs, relu=True)
+        self.conv2 = Conv(half, half, 3, dtype, rngs)
+        self.norm2 = BatchNorm(half, dtype, rngs, relu=True)
+        self.conv3 = Conv(half, half, 1, dtype, rngs)
+        self.norm = LayerNorm(half, dtype, rngs)
         self.ss2d = SS2D(half, dtype=dtype, rngs=rngs, **ss2d_options)
 
     def __call__(self, x: jax.Array, drop_path_rate: jax.Array, key: jax.Array | None) -> jax.Array:
@@ -51,8 +51,8 @@ class SSConvSSM(nnx.Module):
           key: random key for dropout and drop path; None turns both off.
         """
         left, right = jnp.split(x, 2, axis=-1)
-        left = nnx.relu(self.norm1(self.conv1(self.norm0(left))))
-        left = nnx.relu(self.norm2(self.conv2(left)))
+        left = self.norm1(self.conv1(self.norm0(left)))
+        left = self.norm2(self.conv2(left))
         left = nnx.relu(self.conv3(left))
         right = _scanned(self.ss2d, self.norm(right), drop_path_rate, key)
         # A channel shuffle with two groups interleaves the halves: even channels are convolved.
@@ -74,20 +74,20 @@ class ConvSSM(nnx.Module):
         self, features: int, *, dtype: DTypeLike, rngs: nnx.Rngs, **ss2d_options: Any
     ) -> None:
         half = features // 2
-        self.conv1 = conv(half, half, 3, dtype, rngs)
-        self.norm1 = BatchNorm(half, dtype, rngs)
-        self.conv2 = conv(half, half, 3, dtype, rngs)
-        self.norm2 = BatchNorm(half, dtype, rngs)
-        self.conv3 = conv(half, half, 1, dtype, rngs)
-        self.norm = layer_norm(half, dtype, rngs)
+        self.conv1 = Conv(half, half, 3, dtype, rngs)
+        self.norm1 = BatchNorm(half, dtype, rngs, relu=True)
+        self.conv2 = Conv(half, half, 3, dtype, rngs)
+        self.norm2 = BatchNorm(half, dtype, rngs, relu=True)
+        self.conv3 = Conv(half, half, 1, dtype, rngs)
+        self.norm = LayerNorm(half, dtype, rngs)
         self.ss2d = SS2D(half, dtype=dtype, rngs=rngs, **ss2d_options)
-        self.final_conv = conv(features, features, 1, dtype, rngs)
+        self.final_conv = Conv(features, features, 1, dtype, rngs)
 
     def __call__(self, x: jax.Array, drop_path_rate: jax.Array, key: jax.Array | None) -> jax.Array:
         """As `SSConvSSM.__call__`."""
         left, right = jnp.split(x, 2, axis=-1)
-        left = nnx.relu(self.norm1(self.conv1(left)))
-        left = nnx.relu(self.norm2(self.conv2(left)))
+        left = self.norm1(self.conv1(left))
+        left = self.norm2(self.conv2(left))
         left = self.conv3(left)
         right = right + _scanned(self.ss2d, self.norm(right), drop_path_rate, key)
         return self.final_conv(jnp.concatenate([left, right], axis=-1)) + x

@@ -6,15 +6,25 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from medmamba_jax.models import initializers
+from medmamba_jax.ops import norms
 from medmamba_jax.ops.depthwise_conv import depthwise_conv
 
 
-def layer_norm(features: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm with PyTorch's epsilon and two-pass variance; the statistics are float32.
+class LayerNorm(nnx.Module):
+    """Layer normalisation with PyTorch's epsilon, by `ops.norms.layer_norm`."""
 
-    The one-pass variance E[x^2] - E[x]^2 loses its digits where the mean is large.
-    """
-    return nnx.LayerNorm(features, epsilon=1e-5, use_fast_variance=False, dtype=dtype, rngs=rngs)
+    epsilon = 1e-5
+
+    def __init__(self, features: int, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+        del rngs  # Nothing here is random, but all layers take the same arguments.
+        self.scale = nnx.Param(jnp.ones(features))
+        self.bias = nnx.Param(jnp.zeros(features))
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array, gate: jax.Array | None = None) -> jax.Array:
+        """(..., c) to the same shape, times SiLU of the gate (..., c) if there is one."""
+        x = x.astype(self.dtype)
+        return norms.layer_norm(x, self.scale[...], self.bias[...], gate, epsilon=self.epsilon)
 
 
 def linear(
@@ -26,21 +36,53 @@ def linear(
     )
 
 
-def conv(
-    n_in: int, n_out: int, side: int, dtype: DTypeLike, rngs: nnx.Rngs, *, stride: int = 1
-) -> nnx.Conv:
-    """Square convolution with bias and the official initialisation; no padding if stride > 1."""
-    return nnx.Conv(
-        n_in,
-        n_out,
-        (side, side),
-        strides=stride,
-        padding="SAME" if stride == 1 else "VALID",
-        dtype=dtype,
-        kernel_init=initializers.conv,
-        bias_init=initializers.fan_in_uniform(n_in * side * side),
-        rngs=rngs,
-    )
+class Conv(nnx.Module):
+    """Square convolution with bias and the official initialisation.
+
+    A convolution whose windows do not overlap is a matrix product of windows and kernel: it is
+    computed as that, because XLA's convolution takes longer.
+
+    Args:
+      n_in, n_out: channels.
+      side: of the window; with `patches` False an odd number.
+      patches: whether the windows tile the image, without padding, and a remainder is cropped.
+        Otherwise the window moves by one pixel and zeros pad the image, so that its size stays.
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        side: int,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        *,
+        patches: bool = False,
+    ) -> None:
+        self.kernel = nnx.Param(initializers.conv(rngs.params(), (side, side, n_in, n_out)))
+        bias = initializers.fan_in_uniform(n_in * side * side)(rngs.params(), (n_out,))
+        self.bias = nnx.Param(bias)
+        self.patches = patches
+        self.dtype = dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(b, h, w, n_in) to (b, h, w, n_out); with patches, to (b, h // side, w // side, n_out)."""
+        kernel, x = self.kernel[...].astype(self.dtype), x.astype(self.dtype)
+        side = kernel.shape[0]
+        if self.patches or side == 1:
+            x = jnp.einsum("bhiwjc,ijco->bhwo", _windows(x, side), kernel)
+        else:
+            x = jax.lax.conv_general_dilated(
+                x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+        return x + self.bias[...].astype(self.dtype)
+
+
+def _windows(x: jax.Array, side: int) -> jax.Array:
+    """Cuts images (b, h, w, c) into windows (b, h // side, side, w // side, side, c)."""
+    b, h, w, c = x.shape
+    h, w = h // side, w // side
+    return x[:, : h * side, : w * side].reshape(b, h, side, w, side, c)
 
 
 class DepthwiseConv(nnx.Module):
@@ -64,7 +106,7 @@ class BatchNorm(nnx.Module):
     In training, the biased variance of the batch normalises the batch, but the running variance
     follows the unbiased variance (in Flax it follows the biased one). Momentum is 0.1 by PyTorch's
     definition, and epsilon is 1e-5. Under `jit` with a sharded batch the statistics are those of
-    the global batch.
+    the global batch. ReLU follows if `relu` is True.
 
     With `use_running_average` True, the layer normalises by its running statistics and does not
     update them. Evaluation mode uses this, and a frozen layer uses it in training.
@@ -73,7 +115,9 @@ class BatchNorm(nnx.Module):
     momentum = 0.1
     epsilon = 1e-5
 
-    def __init__(self, features: int, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, features: int, dtype: DTypeLike, rngs: nnx.Rngs, *, relu: bool = False
+    ) -> None:
         del rngs  # Nothing here is random, but all layers take the same arguments.
         self.scale = nnx.Param(jnp.ones(features))
         self.bias = nnx.Param(jnp.zeros(features))
@@ -82,6 +126,7 @@ class BatchNorm(nnx.Module):
         self.num_batches_tracked = nnx.BatchStat(jnp.zeros((), jnp.int32))
         self.use_running_average = False
         self.dtype = dtype
+        self.relu = relu
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """Sets the mode; `nnx.view` calls this on a copy of the module."""
@@ -90,19 +135,19 @@ class BatchNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(b, h, w, c) to the same shape in the compute dtype. Training updates the statistics."""
-        x = x.astype(jnp.float32)
+        x = x.astype(self.dtype)
+        scale, bias = self.scale[...], self.bias[...]
         if self.use_running_average:
-            mean, var = self.mean[...], self.var[...]
-        else:
-            mean = x.mean((0, 1, 2))
-            var = jnp.square(x - mean).mean((0, 1, 2))
-            count = x.size // x.shape[-1]
-            unbiased = var * (count / max(count - 1, 1))
-            self.mean[...] += self.momentum * (mean - self.mean[...])
-            self.var[...] += self.momentum * (unbiased - self.var[...])
-            self.num_batches_tracked[...] += 1
-        x = (x - mean) * (jax.lax.rsqrt(var + self.epsilon) * self.scale[...]) + self.bias[...]
-        return x.astype(self.dtype)
+            factor = jax.lax.rsqrt(self.var[...] + self.epsilon) * scale
+            y = (x.astype(jnp.float32) - self.mean[...]) * factor + bias
+            return (nnx.relu(y) if self.relu else y).astype(self.dtype)
+        y, mean, var = norms.batch_norm(x, scale, bias, epsilon=self.epsilon, relu=self.relu)
+        count = x.size // x.shape[-1]
+        unbiased = var * (count / max(count - 1, 1))
+        self.mean[...] += self.momentum * (mean - self.mean[...])
+        self.var[...] += self.momentum * (unbiased - self.var[...])
+        self.num_batches_tracked[...] += 1
+        return y
 
 
 def batch_norms(module: nnx.Module) -> dict[str, BatchNorm | nnx.BatchNorm]:

@@ -37,6 +37,7 @@ class Stage(nnx.Module):
 
         self.blocks = make_blocks(rngs)
         self.drop_path_rates = config.drop_path_rates(stage)
+        self.unroll = True
         self.remat = config.remat[stage]  # type: ignore[index]  # __post_init__ made a tuple
 
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
@@ -51,9 +52,18 @@ class Stage(nnx.Module):
 
         if self.remat:
             run_block = jax.checkpoint(run_block)
+        depth = len(self.drop_path_rates)
         rates = jnp.array(self.drop_path_rates, jnp.float32)
-        keys = None if key is None else jax.random.split(key, len(self.drop_path_rates))
-        x, statistics = jax.lax.scan(run_block, x, (params, statistics, rates, keys))
+        keys = None if key is None else jax.random.split(key, depth)
+        blocks = (params, statistics, rates, keys)
+        if self.unroll:
+            after = []
+            for i in range(depth):
+                x, one = run_block(x, jax.tree.map(lambda leaf, i=i: leaf[i], blocks))
+                after.append(one)
+            statistics = jax.tree.map(lambda *leaves: jnp.stack(leaves), *after)
+        else:
+            x, statistics = jax.lax.scan(run_block, x, blocks)
         if not all(norm.use_running_average for norm in batch_norms(self.blocks).values()):
             # If every norm uses its running statistics, nothing is written, so that `jax.jit` may
             # close over a model in evaluation mode. A frozen norm returns its statistics unchanged.

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from medmamba_jax.models.layers import conv, layer_norm, linear
+from medmamba_jax.models.layers import Conv, LayerNorm, linear
 
 
 class PatchEmbed(nnx.Module):
@@ -14,8 +14,8 @@ class PatchEmbed(nnx.Module):
     def __init__(
         self, in_channels: int, features: int, patch_size: int, dtype: DTypeLike, rngs: nnx.Rngs
     ) -> None:
-        self.proj = conv(in_channels, features, patch_size, dtype, rngs, stride=patch_size)
-        self.norm = layer_norm(features, dtype, rngs)
+        self.proj = Conv(in_channels, features, patch_size, dtype, rngs, patches=True)
+        self.norm = LayerNorm(features, dtype, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(b, h, w, in_channels) to (b, h // patch_size, w // patch_size, c)."""
@@ -26,7 +26,7 @@ class PatchMerging(nnx.Module):
     """Halves the map and doubles its channels: 2x2 pixels concatenated, LayerNorm, Linear."""
 
     def __init__(self, features: int, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
-        self.norm = layer_norm(4 * features, dtype, rngs)
+        self.norm = LayerNorm(4 * features, dtype, rngs)
         self.reduction = linear(4 * features, 2 * features, dtype, rngs, use_bias=False)
 
     def __call__(self, x: jax.Array) -> jax.Array:

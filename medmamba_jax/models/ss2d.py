@@ -6,7 +6,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from medmamba_jax.models import initializers
-from medmamba_jax.models.layers import DepthwiseConv, dropout, layer_norm, linear
+from medmamba_jax.models.layers import DepthwiseConv, LayerNorm, dropout, linear
 from medmamba_jax.ops.ss2d_scan import NUM_DIRECTIONS, ss2d_scan
 
 
@@ -46,7 +46,7 @@ class SS2D(nnx.Module):
         self.dt_bias = nnx.Param(initializers.dt_bias(rngs.params(), (k, d)))
         self.A_log = nnx.Param(initializers.A_log(rngs.params(), (k, d, n)))
         self.D = nnx.Param(jnp.ones((k, d)))
-        self.out_norm = layer_norm(d, dtype, rngs)
+        self.out_norm = LayerNorm(d, dtype, rngs)
         self.out_proj = linear(d, features, dtype, rngs, use_bias=False)
         self.splits = (r, r + n)
         self.drop_rate = drop_rate
@@ -55,7 +55,9 @@ class SS2D(nnx.Module):
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Mixes (b, h, w, c) to the same shape; `key` None means no dropout."""
-        x, z = jnp.split(self.in_proj(x), 2, axis=-1)
+        # Two products, because their results go to different places: one product of twice the
+        # width would be cut in two by a copy.
+        x, z = (x @ half for half in jnp.split(self.in_proj.kernel[...].astype(self.dtype), 2, 1))
         x = nnx.silu(self.conv(x))
         # The projection acts on each pixel alone, so the order of the pixels does not matter. One
         # projection of the image is enough for all four directions.
@@ -72,7 +74,7 @@ class SS2D(nnx.Module):
             D=self.D[...],
             implementation=self.scan_implementation,
         )
-        y = self.out_proj(self.out_norm(y) * nnx.silu(z))
+        y = self.out_proj(self.out_norm(y, gate=z))
         if key is not None and self.drop_rate > 0:
             y = dropout(y, self.drop_rate, key)
         return y

@@ -59,6 +59,7 @@ class _Chunk:
     exponent_s: Any
     dbc_s: Any
     du_s: Any
+    dstep_s: Any
     sums_s: Any
 
     @property
@@ -79,7 +80,7 @@ class _Chunk:
             t = self.walk.pixel(self.k, i)
             _, _, dy = self._vectors(self.tile, t)
             dC = self.tile.base.sum_over_channels(h * self.tile.spread(dy, 1))
-            self.dbc_s[:, t, pl.ds(STATES, STATES)] = dC
+            self.dbc_s[:, t, pl.ds(STATES, STATES)] = dC.astype(self.walk.problem.dtype)
             return h
 
         def pair(i, h):
@@ -105,7 +106,7 @@ class _Chunk:
             dt, u, dy = self._vectors(self.tile, t)
             dh = dh + self.tile.spread(dy, 1) * self._C(t)
             dB = self.tile.base.sum_over_channels(dh * self.tile.spread(dt * u, 1))
-            self.dbc_s[:, t, pl.ds(0, STATES)] = dB
+            self.dbc_s[:, t, pl.ds(0, STATES)] = dB.astype(self.walk.problem.dtype)
             self.drive_s[:, t] = self.tile.base.sum_over_states(dh * self._B(t))
             d_exponent = dh * decayed
             self.exponent_s[:, t] = self.tile.base.sum_over_states(d_exponent * self.A)
@@ -144,7 +145,7 @@ class _Chunk:
                 d_step = d_dt * sigmoid_of_softplus(dt)  # 0 past the real pixels, like dt
             else:
                 d_step = d_dt if real_pixels is None else d_dt * (t < real_pixels)
-            self.exponent_s[:, t] = d_step
+            self.dstep_s[:, t] = d_step.astype(p.dtype)
             return dD + dy * u, dbias + d_step
 
         sums = (lane.load(self.sums_s.at[0], 1), lane.load(self.sums_s.at[1], 1))
@@ -224,7 +225,7 @@ def make_backward(problem: Problem, *, interpret: bool) -> Callable[..., Sequenc
     pairs = T // 2
     groups = p.tiles * (p.b // IMAGES)  # tiles of channels and images; a warpgroup takes one
 
-    def body(*refs, barrier, step_s=None, du_s=None, **scratch):
+    def body(*refs, barrier, step_s=None, du_s=None, dstep_s=None, **scratch):
         dy_ref, u_ref, packed_ref, step_ref, bias_ref, A_ref, D_ref, states_ref, *refs = refs
         ends_refs = (refs.pop(0), refs.pop(0)) if segmented else None
         du_ref, dstep_ref, dBC_ref, dA_ref, dD_ref, dbias_ref = refs
@@ -243,6 +244,7 @@ def make_backward(problem: Problem, *, interpret: bool) -> Callable[..., Sequenc
         step_s = step_s.at[me] if reads_steps else None
         # du leaves by bulk copy from where d_drive was, if the two have one dtype.
         du_s = du_s.at[me] if narrow else drive_s
+        dstep_s = dstep_s.at[me] if narrow else exponent_s
 
         # Registers for the whole walk: A, and in the carry dh, dA and the next boundary state.
         tile = TileOps(interpret, BY_BOTH)
@@ -270,7 +272,7 @@ def make_backward(problem: Problem, *, interpret: bool) -> Callable[..., Sequenc
         )
 
         def boundary_state(c):  # the state before chunk c
-            return tile.load(states_ref.at[images, k, c, d])
+            return tile.load(states_ref.at[images, k, c, d]).astype(jnp.float32)
 
         def walk_chunk(j, carry):
             """Stages the step sizes, runs the passes and sends the chunk's gradients away."""
@@ -300,6 +302,7 @@ def make_backward(problem: Problem, *, interpret: bool) -> Callable[..., Sequenc
                 exponent_s=exponent_s,
                 dbc_s=dBC_s,
                 du_s=du_s,
+                dstep_s=dstep_s,
                 sums_s=sums_s,
             )
             chunk.pass_a(h)
@@ -316,7 +319,7 @@ def make_backward(problem: Problem, *, interpret: bool) -> Callable[..., Sequenc
                 c,
                 [
                     (du_s, at_pixels(du_ref, images, k, channels)),
-                    (exponent_s, at_pixels(dstep_ref, images, k, channels)),
+                    (dstep_s, at_pixels(dstep_ref, images, k, channels)),
                     (dBC_s, at_pixels(dBC_ref, images, k, part)),
                 ],
             )
@@ -351,19 +354,20 @@ def make_backward(problem: Problem, *, interpret: bool) -> Callable[..., Sequenc
         "packed_s": shared(SLOTS, IMAGES, T, p.packed),
         "stash": shared(pairs + T % 2, IMAGES, STATES, CHANNELS),
         "vectors_s": shared(3, *vector),  # three in one, since each array is padded to a KiB
-        "dBC_s": shared(IMAGES, T, 2 * STATES),
+        "dBC_s": shared(IMAGES, T, 2 * STATES, dtype=p.dtype),
         "sums_s": shared(2, IMAGES, CHANNELS),
     }
     if reads_steps:
         scratch["step_s"] = shared(SLOTS, *vector, dtype=p.step_dtype)
     if narrow:
         scratch["du_s"] = shared(*vector, dtype=p.dtype)
+        scratch["dstep_s"] = shared(*vector, dtype=p.dtype)
     return kernel(
         body,
         out_type=[
             shape((p.b, h, w, p.k, p.d), p.dtype),
-            shape((p.b, h, w, p.k, p.d), jnp.float32),
-            shape((p.b, h, w, p.k, p.tiles * 2 * STATES), jnp.float32),
+            shape((p.b, h, w, p.k, p.d), p.dtype),
+            shape((p.b, h, w, p.k, p.tiles * 2 * STATES), p.dtype),
             shape((p.b, p.k, cut.backward_segments, STATES, p.d), jnp.float32),
             shape((p.b, p.k, cut.backward_segments, p.d), jnp.float32),
             shape((p.b, p.k, cut.backward_segments, p.d), jnp.float32),

@@ -104,7 +104,7 @@ def make_forward(
 
             for part in range(cut.forward_chunks):
                 if states:
-                    states_ref[images, k, c * cut.forward_chunks + part, d] = h
+                    states_ref[images, k, c * cut.forward_chunks + part, d] = h.astype(p.dtype)
                 h = lax.fori_loop(part * cut.chunk, (part + 1) * cut.chunk, step, h)
             plgpu.commit_smem()  # all warps are done with this slot, and y is there to be copied
             if outputs:
@@ -124,7 +124,7 @@ def make_forward(
     h, w = p.padded
     out_type = [shape((p.b, h, w, p.k, p.d), p.dtype)] if outputs else []
     if states:
-        out_type.append(shape((p.b, p.k, p.boundaries, p.tiles, STATES, CHANNELS), jnp.float32))
+        out_type.append(shape((p.b, p.k, p.boundaries, p.tiles, STATES, CHANNELS), p.dtype))
     vector = (IMAGES, T, CHANNELS)
     scratch = {
         "u_s": plgpu.SMEM((SLOTS, *vector), p.dtype),

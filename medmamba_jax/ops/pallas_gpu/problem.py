@@ -204,9 +204,9 @@ def backward_bytes(chunk: int, rank: int, dtype: np.dtype, warpgroups: int) -> i
         0 if rank else 2 * 4 * vector,  # step sizes
         4 * math.ceil(chunk / 2) * IMAGES * STATES * CHANNELS,  # states
         3 * 4 * vector,
-        4 * IMAGES * chunk * 2 * STATES,  # dB, dC
+        IMAGES * chunk * 2 * STATES * dtype.itemsize,  # dB, dC
         2 * 4 * IMAGES * CHANNELS,
-        vector * dtype.itemsize if dtype.itemsize < 4 else 0,  # du
+        *2 * [vector * dtype.itemsize if dtype.itemsize < 4 else 0],  # du, dstep
     ]
     barriers = 2 * 8 * warpgroups
     return barriers + sum(math.ceil(warpgroups * size / 1024) * 1024 for size in arrays)

@@ -279,7 +279,7 @@ def _backward(mode: Mode, u, packed, step, bias, A, D, dy, *states):
     dA /= LOG2_E  # A is already scaled
     if p.four_orders:
         du = du.astype(jnp.float32).sum(3).astype(u.dtype)
-    dpacked = dBC.reshape(b, h, w, k, p.tiles, 2 * STATES).sum(4)
+    dpacked = _float32(dBC).reshape(b, h, w, k, p.tiles, 2 * STATES).sum(4)
     if p.rank:
         dlow, dstep = _project_back(dstep, packed[..., : p.rank], step)
         dpacked = _pad(jnp.concatenate([dlow, dpacked], -1), -1, p.packed)
@@ -295,7 +295,8 @@ def _project_back(dstep, low_rank, weight):
     b, h, w, k, d = dstep.shape
     r = weight.shape[1]
     dstep = dstep.reshape(b, h * w, k * d)
-    blocks = jnp.einsum("krd,kj->kdjr", weight, jnp.eye(k)).reshape(k * d, k * r)
+    weight, low_rank = weight.astype(dstep.dtype), low_rank.astype(dstep.dtype)
+    blocks = jnp.einsum("krd,kj->kdjr", weight, jnp.eye(k, dtype=dstep.dtype)).reshape(k * d, k * r)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     dlow = product("bld,dr->blr", dstep, blocks).reshape(low_rank.shape)
     low_rank = low_rank.reshape(b, h * w, k * r)

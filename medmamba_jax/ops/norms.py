@@ -1,0 +1,142 @@
+"""Normalisations whose backward pass is written by hand: it keeps little and reads little.
+
+JAX's own gradient of a normalisation keeps several float32 arrays of the input's size, and passes
+over them once for the mean and once for the variance. Here the backward pass keeps the input in its
+own dtype and the statistics, computes all its sums in one pass, and then the gradient in another.
+Reverse mode works once, as for the scans.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def batch_norm(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, *, epsilon: float, relu: bool
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalises by the statistics of the batch, in float32 (in float64 if x is float64).
+
+    Equivalent to::
+
+        mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+        y = (x - mean) / sqrt(var + epsilon) * scale + bias
+        y = maximum(y, 0)  # only with relu
+
+    The variance is that of a second pass, because E[x^2] - E[x]^2 loses its digits where the mean
+    is large.
+
+    Source: Ioffe and Szegedy, arXiv 1502.03167.
+
+    Args:
+      x: (b, h, w, c), floating.
+      scale, bias: (c,).
+      epsilon: added to the variance.
+      relu: whether ReLU follows.
+
+    Returns:
+      y (b, h, w, c) in x's dtype, and the mean and the biased variance (c,), through which no
+      gradient flows.
+    """
+    y, mean, var = _batch_norm(epsilon, relu, x, scale, bias)
+    return y, lax.stop_gradient(mean), lax.stop_gradient(var)
+
+
+def layer_norm(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, gate: jax.Array | None, *, epsilon: float
+) -> jax.Array:
+    """Normalises the channels of each pixel in float32 (in float64 if x is float64), then gates.
+
+    Equivalent to::
+
+        y = (x - x.mean(-1)) / sqrt(x.var(-1) + epsilon) * scale + bias
+        y = y * silu(gate)  # only with a gate
+
+    The variance is that of a second pass, as in `batch_norm`. With a gate, y is rounded to x's
+    dtype once, after the product.
+
+    Source: Ba et al., arXiv 1607.06450.
+
+    Args:
+      x: (..., c), floating.
+      scale, bias: (c,).
+      gate: like x, or None.
+      epsilon: added to the variance.
+
+    Returns:
+      (..., c) in x's dtype.
+    """
+    return _layer_norm(epsilon, x, scale, bias, gate)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _batch_norm(epsilon, relu, x, scale, bias):
+    return _batch_norm_forward(epsilon, relu, x, scale, bias)[0]
+
+
+def _batch_norm_forward(epsilon, relu, x, scale, bias):
+    wide = _wide(x)
+    mean = wide.mean((0, 1, 2))
+    var = jnp.square(wide - mean).mean((0, 1, 2))
+    inverse = lax.rsqrt(var + epsilon)
+    y = (wide - mean) * (inverse * scale) + bias
+    if relu:
+        y = jnp.maximum(y, 0)
+    return (y.astype(x.dtype), mean, var), (x, scale, bias, mean, inverse)
+
+
+def _batch_norm_backward(epsilon, relu, kept, gradients):
+    x, scale, bias, mean, inverse = kept
+    dy = _wide(gradients[0])
+    normal = (_wide(x) - mean) * inverse
+    if relu:
+        dy = jnp.where(normal * scale + bias > 0, dy, 0)
+    dbias, dscale = dy.sum((0, 1, 2)), (dy * normal).sum((0, 1, 2))
+    count = x.size // x.shape[-1]
+    dx = (dy - dbias / count - normal * (dscale / count)) * (inverse * scale)
+    return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype)
+
+
+_batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _layer_norm(epsilon, x, scale, bias, gate):
+    return _layer_norm_forward(epsilon, x, scale, bias, gate)[0]
+
+
+def _layer_norm_forward(epsilon, x, scale, bias, gate):
+    wide = _wide(x)
+    mean = wide.mean(-1, keepdims=True)
+    inverse = lax.rsqrt(jnp.square(wide - mean).mean(-1, keepdims=True) + epsilon)
+    y = (wide - mean) * inverse * scale + bias
+    if gate is not None:
+        y = y * jax.nn.silu(_wide(gate))
+    return y.astype(x.dtype), (x, scale, bias, gate, mean, inverse)
+
+
+def _layer_norm_backward(epsilon, kept, dy):
+    x, scale, bias, gate, mean, inverse = kept
+    normal, dy = (_wide(x) - mean) * inverse, _wide(dy)
+    dgate = None
+    if gate is not None:
+        wide = _wide(gate)
+        sigmoid = jax.nn.sigmoid(wide)
+        # The derivative of SiLU, x sigmoid(x).
+        slope = sigmoid * (1 + wide * (1 - sigmoid))
+        dgate = (dy * (normal * scale + bias) * slope).astype(gate.dtype)
+        dy = dy * (wide * sigmoid)
+    pixels = tuple(range(x.ndim - 1))
+    dscale, dbias = (dy * normal).sum(pixels), dy.sum(pixels)
+    dnormal = dy * scale
+    dx = dnormal - dnormal.mean(-1, keepdims=True)
+    dx = (dx - normal * (dnormal * normal).mean(-1, keepdims=True)) * inverse
+    return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype), dgate
+
+
+_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
