@@ -75,7 +75,12 @@ class Conv(nnx.Module):
             x = jax.lax.conv_general_dilated(
                 x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
             )
-        return x + self.bias[...].astype(self.dtype)
+        return _plus(x, self.bias[...])
+
+
+def _plus(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """Adds in the bias's float32, so that the bias's gradient is a sum in float32, too."""
+    return (x.astype(bias.dtype) + bias).astype(x.dtype)
 
 
 def _windows(x: jax.Array, side: int) -> jax.Array:
@@ -97,7 +102,7 @@ class DepthwiseConv(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """(b, h, w, c) to the same shape."""
         kernel = self.kernel[...].astype(self.dtype)
-        return depthwise_conv(x, kernel) + self.bias[...].astype(self.dtype)
+        return _plus(depthwise_conv(x, kernel), self.bias[...])
 
 
 class BatchNorm(nnx.Module):

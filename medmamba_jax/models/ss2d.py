@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 
 from medmamba_jax.models import initializers
 from medmamba_jax.models.layers import DepthwiseConv, LayerNorm, dropout, linear
-from medmamba_jax.ops.ss2d_scan import NUM_DIRECTIONS, ss2d_scan
+from medmamba_jax.ops.ss2d_scan import NUM_DIRECTIONS, project_and_scan
 
 
 class SS2D(nnx.Module):
@@ -48,7 +48,6 @@ class SS2D(nnx.Module):
         self.D = nnx.Param(jnp.ones((k, d)))
         self.out_norm = LayerNorm(d, dtype, rngs)
         self.out_proj = linear(d, features, dtype, rngs, use_bias=False)
-        self.splits = (r, r + n)
         self.drop_rate = drop_rate
         self.dtype = dtype
         self.scan_implementation = scan_implementation
@@ -61,13 +60,9 @@ class SS2D(nnx.Module):
         x = nnx.silu(self.conv(x))
         # The projection acts on each pixel alone, so the order of the pixels does not matter. One
         # projection of the image is enough for all four directions.
-        projected = jnp.einsum("bhwd,dkc->bhwkc", x, self.x_proj[...].astype(self.dtype))
-        dt, B, C = jnp.split(projected, self.splits, axis=-1)
-        y = ss2d_scan(
+        y = project_and_scan(
             x,
-            dt,
-            B,
-            C,
+            self.x_proj[...].astype(self.dtype),
             dt_weight=self.dt_weight[...].astype(self.dtype),
             dt_bias=self.dt_bias[...],
             A=-jnp.exp(self.A_log[...]),

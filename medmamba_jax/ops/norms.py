@@ -7,6 +7,7 @@ Reverse mode works once, as for the scans.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +75,15 @@ def _wide(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def _apart(kept: Any) -> Any:
+    """Returns what was kept, so that XLA computes what depends on it again in the backward pass.
+
+    Otherwise XLA finds the same terms in the forward pass, and keeps them: wide arrays of the
+    input's size.
+    """
+    return lax.optimization_barrier(kept)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _batch_norm(epsilon, relu, x, scale, bias):
     return _batch_norm_forward(epsilon, relu, x, scale, bias)[0]
@@ -91,7 +101,8 @@ def _batch_norm_forward(epsilon, relu, x, scale, bias):
 
 
 def _batch_norm_backward(epsilon, relu, kept, gradients):
-    x, scale, bias, mean, inverse = kept
+    x, scale, bias, *statistics = kept
+    mean, inverse = _apart(statistics)
     dy = _wide(gradients[0])
     normal = (_wide(x) - mean) * inverse
     if relu:
@@ -121,7 +132,8 @@ def _layer_norm_forward(epsilon, x, scale, bias, gate):
 
 
 def _layer_norm_backward(epsilon, kept, dy):
-    x, scale, bias, gate, mean, inverse = kept
+    x, scale, bias, *others = kept
+    gate, mean, inverse = _apart(others)
     normal, dy = (_wide(x) - mean) * inverse, _wide(dy)
     dgate = None
     if gate is not None:

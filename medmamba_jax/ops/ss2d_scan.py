@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from medmamba_jax.ops.backend import default_backend
 from medmamba_jax.ops.scan.api import check_are_arrays, check_arrays
-from medmamba_jax.ops.scan.implementations import Case, implementation_of
+from medmamba_jax.ops.scan.implementations import Case, Implementation, implementation_of
 
 # Row by row, column by column, and both backwards (MedMamba, section 3.2; VMamba's cross-scan).
 NUM_DIRECTIONS = 4
@@ -58,10 +58,65 @@ def ss2d_scan(
       ValueError, NotImplementedError: as `selective_scan`.
     """
     _check(u, dt, B, C, dt_weight, dt_bias, A, D)
+    chosen = _chosen(u, A, implementation)
+    return _scan_image(chosen, u, dt, B, C, dt_weight=dt_weight, dt_bias=dt_bias, A=A, D=D)
+
+
+def project_and_scan(
+    u: jax.Array,
+    projection: jax.Array,
+    *,
+    dt_weight: jax.Array,
+    dt_bias: jax.Array,
+    A: jax.Array,
+    D: jax.Array,
+    implementation: str | None = None,
+) -> jax.Array:
+    """Projects u to dt, B and C, and scans it by `ss2d_scan`.
+
+    Equivalent to::
+
+        dt, B, C = split(einsum("bhwd,dkc->bhwkc", u, projection), (r, r + n), axis=-1)
+        ss2d_scan(u, dt, B, C, dt_weight=dt_weight, ...)
+
+    A fused kernel gets its rows from one product, in float32. Elsewhere dt, B and C have u's dtype.
+
+    Source: as `ss2d_scan`.
+
+    Args:
+      u: the image, (b, h, w, d), floating.
+      projection: (d, k, r + 2n), in u's dtype.
+      dt_weight, dt_bias, A, D, implementation: as for `ss2d_scan`.
+
+    Returns:
+      (b, h, w, d) in u's dtype.
+
+    Raises:
+      ValueError, NotImplementedError: as `ss2d_scan`.
+    """
+    chosen = _chosen(u, A, implementation)
+    parameters = {"dt_weight": dt_weight, "dt_bias": dt_bias, "A": A, "D": D}
+    if chosen.projected_image is not None:
+        return chosen.projected_image(u, projection, **parameters)
+    r, n = dt_weight.shape[1], A.shape[-1]
+    rows = jnp.einsum("bhwd,dkc->bhwkc", u, projection)
+    return _scan_image(chosen, u, *jnp.split(rows, (r, r + n), axis=-1), **parameters)
+
+
+def _chosen(u: jax.Array, A: jax.Array, implementation: str | None) -> Implementation:
     _, h, w, d = u.shape
     case = Case(default_backend(), u.dtype, h, w, d, A.shape[-1])
-    chosen = implementation_of("ss2d_scan", implementation, case)
-    parameters = {"dt_weight": dt_weight, "dt_bias": dt_bias, "A": A, "D": D}
+    return implementation_of("ss2d_scan", implementation, case)
+
+
+def _scan_image(
+    chosen: Implementation,
+    u: jax.Array,
+    dt: jax.Array,
+    B: jax.Array,
+    C: jax.Array,
+    **parameters: jax.Array,
+) -> jax.Array:
     if chosen.image is not None:
         return chosen.image(u, dt, B, C, **parameters)
     return _scan_as_sequences(chosen.scan, u, dt, B, C, **parameters)

@@ -34,6 +34,13 @@ def scan_image(*args: jax.Array, **kwargs: Any) -> jax.Array:
     return scan.scan_image(*args, **kwargs)
 
 
+def project_and_scan_image(*args: jax.Array, **kwargs: Any) -> jax.Array:
+    """Runs `project_and_scan` as one kernel for each pass; see `scan.project_and_scan_image`."""
+    from medmamba_jax.ops.pallas_gpu import scan
+
+    return scan.project_and_scan_image(*args, **kwargs)
+
+
 def scan_sequences(*args: jax.Array, **kwargs: Any) -> jax.Array:
     """Runs `selective_scan` as one kernel for each pass; see `scan.scan_sequences`."""
     from medmamba_jax.ops.pallas_gpu import scan

@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from medmamba_jax.ops.pallas_gpu.backward import make_backward
 from medmamba_jax.ops.pallas_gpu.by_image import by_image
@@ -77,23 +78,89 @@ def scan_image(
     Returns:
       (b, h, w, d) in u's dtype.
     """
-    rank = dt.shape[-1]
-    projected = rank <= LARGEST_PROJECTED_RANK
-    if projected:
-        rank = 4 if rank <= 4 else 8
-        step = _pad(_float32(dt_weight), 1, rank)
-        low_rank = [_pad(dt, -1, rank)]
-    else:
-        rank = 0
-        # Accumulated and kept in float32; the product itself has JAX's default precision, as all
-        # projections have.
-        step = jnp.einsum("bhwkr,krd->bhwkd", dt, dt_weight, preferred_element_type=jnp.float32)
-        low_rank = []
+    rank = _kernel_rank(dt.shape[-1])
     cut = config or choose_chunks(*u.shape[1:3], four_orders=True)
-    packed = _float32(jnp.concatenate([*low_rank, B, C], -1))
-    packed = _pad(packed, -1, packed_width(rank, cut.chunk))
+    packed = _float32(_row(dt, B, C, rank, cut))
+    step = _pad(_float32(dt_weight), 1, rank) if rank else _step_sizes(dt, dt_weight)
     mode = Mode(True, rank, True, cut, keep_states, interpret)
     return _scan(mode, u, packed, step, _float32(dt_bias), _scaled(A), _float32(D))
+
+
+def project_and_scan_image(
+    u: jax.Array,
+    projection: jax.Array,
+    *,
+    dt_weight: jax.Array,
+    dt_bias: jax.Array,
+    A: jax.Array,
+    D: jax.Array,
+    keep_states: bool = True,
+    interpret: bool = False,
+) -> jax.Array:
+    """Runs `project_and_scan` in the kernels.
+
+    The projection writes the kernels' packed rows: its columns are arranged and padded as they are,
+    so that no pass over the image packs them.
+
+    Args:
+      u, projection, dt_weight, dt_bias, A, D: as for `project_and_scan`.
+      keep_states, interpret: as in `Mode`.
+
+    Returns:
+      (b, h, w, d) in u's dtype.
+    """
+    r = dt_weight.shape[1]
+    rank = _kernel_rank(r)
+    cut = choose_chunks(*u.shape[1:3], four_orders=True)
+    low_rank, B, C = jnp.split(projection, (r, r + STATES), -1)
+    packed = _project(u, _row(low_rank, B, C, rank, cut))
+    if rank:
+        step = _pad(_float32(dt_weight), 1, rank)
+    else:
+        step = _step_sizes(jnp.einsum("bhwd,dkr->bhwkr", u, low_rank), dt_weight)
+    mode = Mode(True, rank, True, cut, keep_states, interpret)
+    return _scan(mode, u, packed, step, _float32(dt_bias), _scaled(A), _float32(D))
+
+
+def _kernel_rank(rank: int) -> int:
+    """Returns the padded rank that the kernel projects the step size from, or 0 if it does not."""
+    return 0 if rank > LARGEST_PROJECTED_RANK else math.ceil(rank / 4) * 4
+
+
+def _row(low_rank, B, C, rank: int, cut: Chunks):
+    """Arranges (..., r), (..., n) and (..., n) as the kernels' packed rows, (..., p)."""
+    parts = [_pad(low_rank, -1, rank), B, C] if rank else [B, C]
+    return _pad(jnp.concatenate(parts, -1), -1, packed_width(rank, cut.chunk))
+
+
+def _step_sizes(dt, dt_weight):
+    """Projects (b, h, w, k, r) to step sizes (b, h, w, k, d).
+
+    They are accumulated and kept in float32. The product itself has JAX's default precision, as all
+    projections have.
+    """
+    return jnp.einsum("bhwkr,krd->bhwkd", dt, dt_weight, preferred_element_type=jnp.float32)
+
+
+@jax.custom_vjp
+def _project(u, weight):
+    """Projects u (b, h, w, d) by weight (d, k, p) to float32 rows (b, h, w, k, p)."""
+    return jnp.einsum("bhwd,dkp->bhwkp", u, weight, preferred_element_type=jnp.float32)
+
+
+def _project_forward(u, weight):
+    return _project(u, weight), (u, weight)
+
+
+def _project_backward(kept, drows):
+    u, weight = kept
+    # In u's dtype: with float32 rows, the products would not run on the bfloat16 tensor cores.
+    drows = drows.astype(u.dtype)
+    du = jnp.einsum("bhwkp,dkp->bhwd", drows, weight)
+    return du, jnp.einsum("bhwd,bhwkp->dkp", u, drows)
+
+
+_project.defvjp(_project_forward, _project_backward)
 
 
 def scan_sequences(
@@ -246,7 +313,9 @@ def _forward(mode: Mode, u, packed, step, bias, A, D):
     if p.four_orders:
         y = y.astype(jnp.float32)
         y = y[..., 0, :] + y[..., 2, :] + y[..., 1, :] + y[..., 3, :]  # the official order
-    return y.astype(u.dtype), *(x[:b] for x in states)
+        # Without the barrier, XLA would read the four directions again wherever the sum is used.
+        y = lax.optimization_barrier(y.astype(u.dtype))
+    return y, *(x[:b] for x in states)
 
 
 def _forward_ends(p: Problem, mode: Mode, u, packed, step, bias, A, D):

@@ -49,12 +49,15 @@ class Implementation:
       scan: takes the arguments of `selective_scan`, already checked, and returns y.
       image: takes the arguments of `ss2d_scan`, already checked, and returns y. None means that
         `ss2d_scan` makes four sequences of the image and gives them to `scan`.
+      projected_image: the same for `project_and_scan`. None means that `project_and_scan` projects
+        the image and then does what `ss2d_scan` does.
       refusal: returns the reason why it cannot take a case, or None if it can.
       automatic: returns whether `implementation=None` may choose it for a case.
     """
 
     scan: Callable[..., jax.Array]
     image: Callable[..., jax.Array] | None = None
+    projected_image: Callable[..., jax.Array] | None = None
     refusal: Callable[[Case], str | None] = lambda case: None
     automatic: Callable[[Case], bool] = lambda case: True
 
@@ -102,11 +105,15 @@ def _refuse_on_tpu(case: Case) -> str | None:
 # first row that is automatic and takes the case.
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "pallas_gpu": Implementation(
-        pallas_gpu.scan_sequences, pallas_gpu.scan_image, pallas_gpu.refusal
+        pallas_gpu.scan_sequences,
+        pallas_gpu.scan_image,
+        pallas_gpu.project_and_scan_image,
+        pallas_gpu.refusal,
     ),
     "pallas_gpu_recompute": Implementation(
         functools.partial(pallas_gpu.scan_sequences, keep_states=False),
         functools.partial(pallas_gpu.scan_image, keep_states=False),
+        functools.partial(pallas_gpu.project_and_scan_image, keep_states=False),
         pallas_gpu.refusal,
         automatic=lambda case: False,  # a little slower; for users who need the memory
     ),
