@@ -47,7 +47,9 @@ class Stage(nnx.Module):
         def run_block(x: jax.Array, inputs: Any) -> tuple[jax.Array, Any]:
             params, statistics, rate, key = inputs
             block = nnx.merge(graphdef, params, statistics)
-            x = block(x, rate, key)
+            # XLA must write a block's input and its gradient once. Otherwise each of their readers,
+            # such as the sums of a norm, computes the end of the block before again.
+            x = block(jax.lax.optimization_barrier(x), rate, key)
             return x, nnx.state(block, nnx.Not(nnx.Param))
 
         if self.remat:

@@ -68,7 +68,10 @@ def layer_norm(
     Returns:
       (..., c) in x's dtype.
     """
-    return _layer_norm(epsilon, x, scale, bias, gate)
+    # XLA's fusions of a norm are several times faster on a matrix than on four axes.
+    pixels = x.reshape(-1, x.shape[-1])
+    gates = None if gate is None else gate.reshape(pixels.shape)
+    return _layer_norm(epsilon, pixels, scale, bias, gates).reshape(x.shape)
 
 
 def _wide(x: jax.Array) -> jax.Array:
@@ -142,9 +145,9 @@ def _layer_norm_backward(epsilon, kept, dy):
         # The derivative of SiLU, x sigmoid(x).
         slope = sigmoid * (1 + wide * (1 - sigmoid))
         dgate = (dy * (normal * scale + bias) * slope).astype(gate.dtype)
-        dy = dy * (wide * sigmoid)
-    pixels = tuple(range(x.ndim - 1))
-    dscale, dbias = (dy * normal).sum(pixels), dy.sum(pixels)
+        # One narrow array passes from the sums over pixels to the sums over channels.
+        dy = _wide(_apart((dy * (wide * sigmoid)).astype(x.dtype)))
+    dscale, dbias = (dy * normal).sum(0), dy.sum(0)
     dnormal = dy * scale
     dx = dnormal - dnormal.mean(-1, keepdims=True)
     dx = (dx - normal * (dnormal * normal).mean(-1, keepdims=True)) * inverse

@@ -15,7 +15,7 @@ MULTIPROCESSORS = 132  # of an H100 SXM and an H200
 SEGMENTS = (1, 2, 3, 4, 6, 8, 12, 16, 22, 32)
 # The kernel projects the low-rank step size up to this rank. Above it, one XLA matrix product on
 # the tensor cores is cheaper; the kernel then reads its result (docs/kernels.md).
-LARGEST_PROJECTED_RANK = 8
+LARGEST_PROJECTED_RANK = 12
 
 
 @dataclasses.dataclass(frozen=True)
