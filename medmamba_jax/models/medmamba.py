@@ -10,13 +10,16 @@ from medmamba_jax.models.blocks import BLOCKS
 from medmamba_jax.models.config import MedMambaConfig
 from medmamba_jax.models.layers import batch_norms, dropout, linear
 from medmamba_jax.models.patch import PatchEmbed, PatchMerging
+from medmamba_jax.ops.backend import default_backend
 
 
 class Stage(nnx.Module):
-    """Blocks of one resolution, run by one `lax.scan` over their stacked parameters.
+    """Blocks of one resolution, whose parameters are stacked.
 
-    Every tensor of `blocks` has a leading axis `depth`. So XLA compiles the block once for any
-    depth, and an optimiser handles a third of the leaves.
+    Every tensor of `blocks` has a leading axis `depth`, so that an optimiser handles a third of the
+    leaves. On a CPU one `lax.scan` runs the blocks, and XLA compiles the block once for any depth.
+    Elsewhere they run one after another: a loop would copy all that a block keeps for the backward
+    pass into and out of a stack (docs/performance.md).
     """
 
     def __init__(self, config: MedMambaConfig, stage: int, rngs: nnx.Rngs) -> None:
@@ -37,7 +40,6 @@ class Stage(nnx.Module):
 
         self.blocks = make_blocks(rngs)
         self.drop_path_rates = config.drop_path_rates(stage)
-        self.unroll = True
         self.remat = config.remat[stage]  # type: ignore[index]  # __post_init__ made a tuple
 
     def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
@@ -57,20 +59,22 @@ class Stage(nnx.Module):
         depth = len(self.drop_path_rates)
         rates = jnp.array(self.drop_path_rates, jnp.float32)
         keys = None if key is None else jax.random.split(key, depth)
-        blocks = (params, statistics, rates, keys)
-        if self.unroll:
-            after = []
-            for i in range(depth):
-                x, one = run_block(x, jax.tree.map(lambda leaf, i=i: leaf[i], blocks))
-                after.append(one)
-            statistics = jax.tree.map(lambda *leaves: jnp.stack(leaves), *after)
-        else:
-            x, statistics = jax.lax.scan(run_block, x, blocks)
+        run = jax.lax.scan if default_backend() == "cpu" else _run_one_by_one
+        x, statistics = run(run_block, x, (params, statistics, rates, keys))
         if not all(norm.use_running_average for norm in batch_norms(self.blocks).values()):
             # If every norm uses its running statistics, nothing is written, so that `jax.jit` may
             # close over a model in evaluation mode. A frozen norm returns its statistics unchanged.
             nnx.update(self.blocks, statistics)
         return x
+
+
+def _run_one_by_one(run_block: Any, x: jax.Array, blocks: Any) -> tuple[jax.Array, Any]:
+    """Does what `jax.lax.scan` does, without a loop in the compiled program."""
+    outputs = []
+    for i in range(len(jax.tree.leaves(blocks)[0])):
+        x, output = run_block(x, jax.tree.map(lambda leaf, i=i: leaf[i], blocks))
+        outputs.append(output)
+    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
 
 class MedMamba(nnx.Module):

@@ -92,7 +92,8 @@ def project_and_scan(
       (b, h, w, d) in u's dtype.
 
     Raises:
-      ValueError, NotImplementedError: as `ss2d_scan`.
+      ValueError, NotImplementedError: the implementation cannot run, as for `ss2d_scan`. The shapes
+        are not checked, because a model makes all arguments.
     """
     chosen = _chosen(u, A, implementation)
     parameters = {"dt_weight": dt_weight, "dt_bias": dt_bias, "A": A, "D": D}

@@ -23,8 +23,8 @@ def kernels_anywhere(monkeypatch):
 
     def register(**mode):
         row = IMPLEMENTATIONS["pallas_gpu"]
-        image = functools.partial(row.image, **mode)
-        row = dataclasses.replace(row, image=image, refusal=pallas_gpu.refusal_of_shape)
+        image = functools.partial(row.projected_image, **mode)
+        row = dataclasses.replace(row, projected_image=image, refusal=pallas_gpu.refusal_of_shape)
         monkeypatch.setitem(IMPLEMENTATIONS, "pallas_gpu", row)
 
     return register

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from medmamba_jax.models.blocks import SSConvSSM
-from medmamba_jax.models.layers import BatchNorm, drop_path, dropout
+from medmamba_jax.models.layers import BatchNorm, Conv, drop_path, dropout
 from medmamba_jax.models.patch import PatchEmbed, PatchMerging
 
 
@@ -51,6 +51,18 @@ def test_patch_merging_reads_down_the_first_column_first():
     assert merged.shape == (1, 2, 2, 4)
     np.testing.assert_array_equal(merged[0, 0, 0], [0, 5, 1, 6])
     np.testing.assert_array_equal(merged[0, 1, 1], [12, 17, 13, 18])
+
+
+@pytest.mark.parametrize(
+    ("side", "patches", "strides", "padding"),
+    [(3, False, 1, "SAME"), (1, False, 1, "SAME"), (4, True, 4, "VALID")],
+)
+def test_a_convolution_is_that_of_flax(side, patches, strides, padding):
+    ours = Conv(3, 5, side, jnp.float32, nnx.Rngs(0), patches=patches)
+    theirs = nnx.Conv(3, 5, (side, side), strides=strides, padding=padding, rngs=nnx.Rngs(1))
+    theirs.kernel[...], theirs.bias[...] = ours.kernel[...], ours.bias[...]
+    x = jax.random.normal(jax.random.key(0), (2, 9, 10, 3))
+    np.testing.assert_allclose(ours(x), theirs(x), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("height", "width"), [(224, 225), (33, 47)])

@@ -13,7 +13,7 @@ from flax import nnx
 from golden import recipe_model
 
 import medmamba_jax as mm
-from medmamba_jax.models import abstract_model
+from medmamba_jax.models import abstract_model, medmamba
 
 SMALL = {"depths": (2, 1), "dims": (8, 16), "num_classes": 3, "d_state": 2}
 ONE_STAGE = {"depths": (2,), "dims": (8,)}  # compiles in half of the time
@@ -219,8 +219,26 @@ def test_rematerialised_stages_hold_a_checkpoint():
     assert [count - found[0] for count in found] == [0, 1, 2]
 
 
+@pytest.mark.slow
+def test_blocks_that_run_one_after_another_give_what_the_loop_gives(monkeypatch):
+    """Backends other than a CPU run them so. Dropout and drop path draw the same numbers, too."""
+    model = make(**ONE_STAGE, drop_path_rate=0.5, attn_drop_rate=0.1)
+    graphdef, state = nnx.split(model)
+    results = []
+    for backend in ("cpu", "gpu"):
+        monkeypatch.setattr(medmamba, "default_backend", lambda backend=backend: backend)
+        # A new function each time, because JAX keeps what it has traced.
+        run = jax.jit(lambda state, x: _call.__wrapped__(graphdef, state, x))
+        logits, after = run(state, images(4, 8, 8, 3))
+        results.append(
+            [logits, *jax.tree.leaves(nnx.to_pure_dict(nnx.filter_state(after, nnx.BatchStat)))]
+        )
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.nightly
-def test_the_program_does_not_grow_with_depth():
+def test_the_program_for_a_cpu_does_not_grow_with_depth():
     def size(depths):
         config = mm.MedMambaConfig(depths=depths, dims=(8, 16, 32, 64), num_classes=3, d_state=2)
         model = abstract_model(config)

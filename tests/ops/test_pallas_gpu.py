@@ -176,7 +176,7 @@ def check_image(case: ImageCase):
     [
         pytest.param(ImageCase(2, 4, 5, 32, 3), id="narrow", marks=nightly),
         pytest.param(
-            ImageCase(1, 5, 4, 32, 12, keep_states=False), id="steps read, recompute", marks=nightly
+            ImageCase(1, 5, 4, 32, 20, keep_states=False), id="steps read, recompute", marks=nightly
         ),
         pytest.param(ImageCase(2, 4, 4, 32, 8, "bfloat16"), id="bfloat16", marks=nightly),
         pytest.param(

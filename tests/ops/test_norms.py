@@ -1,0 +1,99 @@
+"""The norms and their gradients against the definition, in float64, and against their own dtype."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from closeness import assert_close
+
+from medmamba_jax.ops import norms
+
+EPSILON = 1e-3
+
+
+def definition(x, axes, scale, bias):
+    deviation = x - x.mean(axes, keepdims=True)
+    return (
+        deviation / jnp.sqrt(jnp.square(deviation).mean(axes, keepdims=True) + EPSILON) * scale
+        + bias
+    )
+
+
+def batch_norm(relu, x, scale, bias):
+    return norms.batch_norm(x, scale, bias, epsilon=EPSILON, relu=relu)[0]
+
+
+def plain_batch_norm(relu, x, scale, bias):
+    y = definition(x, (0, 1, 2), scale, bias)
+    return jnp.maximum(y, 0) if relu else y
+
+
+def layer_norm(gated, x, scale, bias, gate):
+    return norms.layer_norm(x, scale, bias, gate if gated else None, epsilon=EPSILON)
+
+
+def plain_layer_norm(gated, x, scale, bias, gate):
+    y = definition(x, -1, scale, bias)
+    return y * gate / (1 + jnp.exp(-gate)) if gated else y
+
+
+def arrays(*, channels=7, dtype=np.float64):
+    """x, scale, bias and gate; 4 x 4 x 6 pixels, of which 16 share a row where channels are few."""
+    rng = np.random.default_rng(channels)
+    shape = (4, 4, 6, channels)
+    x, gate = rng.normal(2, 3, shape).astype(dtype), rng.normal(0, 2, shape).astype(dtype)
+    return x, rng.normal(1, 0.3, channels), rng.normal(0, 0.3, channels), gate
+
+
+CASES = {
+    "batch norm": (batch_norm, plain_batch_norm, False, 3),
+    "batch norm and ReLU": (batch_norm, plain_batch_norm, True, 3),
+    "layer norm": (layer_norm, plain_layer_norm, False, 4),
+    "gated layer norm": (layer_norm, plain_layer_norm, True, 4),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("channels", [7, 130])
+def test_a_norm_and_its_gradients_follow_the_definition(case, channels):
+    ours, plain, option, count = case
+    with jax.enable_x64(True):
+        inputs = [jnp.asarray(x) for x in arrays(channels=channels)[:count]]
+        dy = jnp.asarray(np.random.default_rng(1).standard_normal(inputs[0].shape))
+        y, pull = jax.vjp(lambda *x: ours(option, *x), *inputs)
+        expected, pull_expected = jax.vjp(lambda *x: plain(option, *x), *inputs)
+        assert y.dtype == jnp.float64
+        assert_close(y, expected, 1e-13, "y")
+        for i, (gradient, wanted) in enumerate(zip(pull(dy), pull_expected(dy), strict=True)):
+            assert_close(gradient, wanted, 1e-12, f"gradient of argument {i}")
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_bfloat16_is_rounded_once_and_its_sums_are_float32(case):
+    ours, plain, option, count = case
+    x, scale, bias, gate = arrays(dtype=jnp.bfloat16)
+    inputs = [x, scale.astype(np.float32), bias.astype(np.float32), gate][:count]
+    dy = np.random.default_rng(1).standard_normal(x.shape).astype(jnp.bfloat16)
+    y, pull = jax.vjp(lambda *x: ours(option, *x), *map(jnp.asarray, inputs))
+    gradients = pull(jnp.asarray(dy))
+    assert y.dtype == jnp.bfloat16
+    assert [g.dtype for g in gradients] == [x.dtype for x in inputs]
+    with jax.enable_x64(True):
+        exact = [jnp.asarray(np.asarray(x, np.float64)) for x in inputs]
+        expected, pull_expected = jax.vjp(lambda *x: plain(option, *x), *exact)
+        wanted = pull_expected(jnp.asarray(np.asarray(dy, np.float64)))
+    assert_close(y, expected, 2.0**-8, "y")
+    for i, gradient in enumerate(gradients):
+        # Behind a gate, the norm's gradient is rounded once more.
+        narrow = gradient.dtype == jnp.bfloat16 or (option and ours is layer_norm)
+        assert_close(gradient, wanted[i], 2 * 2.0**-8 if narrow else 1e-5, f"argument {i}")
+
+
+def test_no_gradient_flows_through_the_statistics():
+    x, scale, bias, _ = (jnp.asarray(a, jnp.float32) for a in arrays())
+
+    def statistics(x):
+        _, mean, var = norms.batch_norm(x, scale, bias, epsilon=EPSILON, relu=False)
+        return mean.sum() + var.sum()
+
+    np.testing.assert_array_equal(jax.grad(statistics)(x), 0)
