@@ -116,4 +116,4 @@ def test_every_host_stops_where_the_first_cannot_lock_the_workdir(tmp_path):
     lock.close()
     assert codes == [1, 1]
     assert "another process is training in" in printed[0]
-    assert "the first host could not start the run" in printed[1]
+    assert "the first host failed; its message says why" in printed[1]
