@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from medmamba_jax.data.inspection.sheets import as_picture
+from medmamba_jax.data.images.drawing import as_picture
 from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.texts import printable
 from medmamba_jax.explanation import explain
