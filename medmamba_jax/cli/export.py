@@ -4,11 +4,10 @@ import argparse
 import pathlib
 from typing import Any
 
-from medmamba_jax.cli.convert import check_free
 from medmamba_jax.data import LabelledImages
 from medmamba_jax.errors import DataUnavailableError, UserError
 from medmamba_jax.exports import FORMATS, check_target, export, files_of
-from medmamba_jax.files import expanded
+from medmamba_jax.files import check_free, expanded
 from medmamba_jax.runs.sources import (
     SOURCES_OF_MODELS,
     Trained,

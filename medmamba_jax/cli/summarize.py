@@ -30,10 +30,10 @@ def add_summarize(subcommands: Any) -> None:
         metavar="NAME",
         help="compare RUN/evaluations/NAME of each run, which medmamba evaluate --data has written",
     )
-    parser.set_defaults(run=run_summarize)
+    parser.set_defaults(run=_run)
 
 
-def run_summarize(options: argparse.Namespace) -> str:
+def _run(options: argparse.Namespace) -> str:
     """Summarises runs, writes the summary and returns it as text; see `summarize`."""
     summary = summarize(options.run_folders, options.output, evaluation=options.evaluation)
     text = summary_text(summary)
