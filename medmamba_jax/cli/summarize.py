@@ -4,8 +4,7 @@ import argparse
 from typing import Any
 
 from medmamba_jax.files import expanded
-from medmamba_jax.runs.summary import summarize
-from medmamba_jax.runs.summary_tables import summary_text
+from medmamba_jax.runs.summaries import summarize, summary_text
 
 
 def add_summarize(subcommands: Any) -> None:

@@ -15,8 +15,7 @@ from medmamba_jax.report import summary_report_after
 from medmamba_jax.runs import CheckpointStore
 from medmamba_jax.runs.description import FILE, RunDescription
 from medmamba_jax.runs.run import has_results
-from medmamba_jax.runs.summary import require_same_images, summarize
-from medmamba_jax.runs.summary_tables import summary_text
+from medmamba_jax.runs.summaries import require_same_images, summarize, summary_text
 from medmamba_jax.runs.workdir import CHECKPOINTS, check_same_settings
 from medmamba_jax.training.config import Config
 from medmamba_jax.training.loop import train
@@ -45,7 +44,7 @@ def train_series(
         folds: the number of folds of the cross-validation, 2 or more; 0 means none.
 
     Returns:
-        As `runs.summary.summarize`.
+        As `runs.summaries.summarize`.
 
     Raises:
         UserError: `config` sets `data.fold` beside `folds`, or `data` is split already; a seed

@@ -1,4 +1,4 @@
-"""A summary of runs as text for the terminal and as a CSV table; see `runs.summary.summarize`."""
+"""A summary of runs as text for the terminal and as a CSV table; see `runs.summaries.summarize`."""
 
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
