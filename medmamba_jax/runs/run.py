@@ -268,10 +268,10 @@ class Run:
         on_first_host(lambda: say(str(write_results(*place, results, images, outputs))))
         folder, prefix = place
         gallery = folder / f"{prefix}{GALLERY}"
-        if is_first_host():  # the pictures of an earlier call may be of other images
-            shutil.rmtree(gallery, ignore_errors=True)
-        if pictures and self.settings.report:
-            self._write_gallery(gallery, images, outputs)
+        if is_first_host():
+            shutil.rmtree(gallery, ignore_errors=True)  # its pictures may be of other images
+            if pictures and self.settings.report:
+                self._write_gallery(gallery, images, outputs)
         return results
 
     def _write_gallery(
@@ -281,7 +281,9 @@ class Run:
         from medmamba_jax.runs.gallery import write_gallery
 
         try:
-            write_gallery(folder, self.predictor, images, outputs, self.epoch)
+            # Without the other hosts, which would wait for this one if it failed.
+            predictor = self.predictor.on_this_host()
+            write_gallery(folder, predictor, images, outputs, self.epoch)
         except Exception as error:  # the results are there; pictures may fail, as memory may end
             logging.warning(
                 "the pictures in %s could not be made (%s: %s); the results are complete",
@@ -295,18 +297,31 @@ def _evaluated(dataset: Dataset) -> dict[str, LabelledImages]:
     return {name: dataset.splits[name] for name in EVALUATED if name in dataset.splits}
 
 
-def has_results(workdir: pathlib.Path, description: RunDescription, epoch: int) -> bool:
-    """Whether a run's folder has the results of all its images, from this epoch's checkpoint."""
+def has_results(
+    workdir: pathlib.Path, description: RunDescription, epoch: int, settings: ResultsConfig
+) -> bool:
+    """Whether a run's folder has what `Run.report` would write again.
+
+    Args:
+        workdir: the run's folder.
+        description: the run there.
+        epoch: the epoch of its best checkpoint.
+        settings: how results are to be computed. Pictures must be there if a report is wanted.
+    """
+    wanted = epoch, settings.resamples, settings.seed
+    gallery = None
     for name in EVALUATED:
-        path = workdir / RESULTS / f"{name}.json"
         if name not in description.images_sha256:
             continue
         try:
-            if json.loads(path.read_text(encoding="utf-8"))["epoch"] != epoch:
+            found = json.loads((workdir / RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+            intervals = found["intervals"]
+            if (found["epoch"], intervals["resamples"], intervals["seed"]) != wanted:
                 return False
-        except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
+        except (OSError, ValueError, KeyError, TypeError):  # missing, damaged, or without intervals
             return False
-    return True
+        gallery = workdir / RESULTS / f"{name}_{GALLERY}"
+    return gallery is None or gallery.is_dir() or not settings.report
 
 
 def load_run(workdir: str | pathlib.Path, *, batch_size: int | None = None) -> Run:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from medmamba_jax.data import Dataset, OwnData
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded
-from medmamba_jax.parallel import on_first_host, say
+from medmamba_jax.parallel import as_on_first_host, on_first_host, say
 from medmamba_jax.report import summary_report_after
 from medmamba_jax.runs import CheckpointStore
 from medmamba_jax.runs.description import FILE, RunDescription
@@ -59,10 +59,10 @@ def train_series(
     if (workdir / FILE).exists():
         raise UserError(f"{workdir} holds a single run: give the series another --workdir")
     runs = {workdir / name: member for name, member in series(config, seeds, folds).items()}
-    finished = [folder for folder, member in runs.items() if _is_finished(folder, member)]
+    finished = as_on_first_host([_is_finished(folder, member) for folder, member in runs.items()])
     for i, (folder, member) in enumerate(runs.items()):
         name = folder.relative_to(workdir)
-        if folder in finished:
+        if finished[i]:
             say(f"run {i + 1} of {len(runs)}, {name}: finished before")
             continue
         say(f"\nrun {i + 1} of {len(runs)}, {name}:")
@@ -126,4 +126,4 @@ def _is_finished(folder: pathlib.Path, config: Config) -> bool:
         progress = store.progress(epoch)
     description = check_same_settings(folder, config.to_dict(), defaults=Config().to_dict())
     at_end = is_finished(progress, config.train.epochs, config.train.patience)
-    return at_end and has_results(folder, description, progress.best_epoch)
+    return at_end and has_results(folder, description, progress.best_epoch, config.results)
