@@ -91,7 +91,7 @@ def table(results: Mapping[str, Any], title: str) -> str:
 
 def _interval(results: Mapping[str, Any], name: str, metric: Metric) -> str:
     bounds = results.get("intervals", {}).get("metrics", {}).get(name)
-    return "" if bounds is None else f" ({metric.text(bounds[0])} to {metric.text(bounds[1])})"
+    return "" if bounds is None else f" ({metric.range_text(bounds)})"
 
 
 def write_predictions(path: pathlib.Path, images: LabelledImages, outputs: Outputs) -> None:

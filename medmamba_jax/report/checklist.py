@@ -11,7 +11,7 @@ from typing import Any
 
 from medmamba_jax.metrics import METRICS
 from medmamba_jax.report.facts import Evaluation, RunFacts
-from medmamba_jax.report.wording import heading, number, range_text, shared_text
+from medmamba_jax.report.wording import heading, interval, number, shared_text
 
 AUTHORS = "to be filled in by the authors"
 
@@ -177,7 +177,7 @@ def headline_metrics(evaluation: Evaluation) -> str:
     results: Mapping[str, Any] = evaluation.results
     intervals = results.get("intervals", {}).get("metrics", {})
     return ", ".join(
-        f"{heading(name)} {number(results[name], name)} ({range_text(intervals.get(name), name)})"
+        f"{heading(name)} {number(results[name], name)} ({interval(intervals.get(name), name)})"
         for name, metric in METRICS.items()
         if metric.in_headline and name in results
     )
