@@ -30,8 +30,9 @@ from medmamba_jax.data import (
 from medmamba_jax.data.build import as_given
 from medmamba_jax.errors import MissingFileError, UserError
 from medmamba_jax.evaluation import labelled_outputs, table
+from medmamba_jax.exports import KEY, read_exported
 from medmamba_jax.files import expanded
-from medmamba_jax.interop import read_weights
+from medmamba_jax.interop import read_metadata, read_weights
 from medmamba_jax.metrics import Outputs
 from medmamba_jax.models import MedMambaConfig, abstract_model, split_model
 from medmamba_jax.parallel import DataParallel, is_first_host, on_first_host, say
@@ -360,10 +361,11 @@ class TrainedWeights:
 
 
 def read_trained_weights(source: str | pathlib.Path) -> TrainedWeights:
-    """Reads the best checkpoint of a run, or an official file of weights.
+    """Reads the best checkpoint of a run, or a file of weights.
 
     Args:
-        source: a run's folder, or a file of weights that `interop.read_weights` reads.
+        source: a run's folder, or a file of weights that `interop.read_weights` reads. One that
+            `medmamba export` wrote names its classes and its preprocessing.
 
     Raises:
         FileNotFoundError: there is no such run or file.
@@ -373,9 +375,12 @@ def read_trained_weights(source: str | pathlib.Path) -> TrainedWeights:
     source = expanded(source)
     if not source.exists():
         raise MissingFileError(f"there is no {source}: give a run's folder or a file of weights")
-    if not source.is_dir():
+    if source.is_dir():
+        predictor = load_run(source).predictor
+    elif KEY in read_metadata(source):
+        predictor, _ = read_exported(source)
+    else:
         return TrainedWeights(*read_weights(source))
-    predictor = load_run(source).predictor
     params, statistics = jax.device_get((predictor.params, predictor.statistics))
     return TrainedWeights(
         predictor.model,
