@@ -45,6 +45,7 @@ def test_results_stay_if_pictures_and_page_fail(
     assert not (run_of_two_epochs / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_results_are_written_again_where_their_settings_changed(
     config, images, run_of_two_epochs, one_device, monkeypatch
 ):
