@@ -101,7 +101,9 @@ def _may_change() -> str:
         "## What may change when a run is continued\n\n"
         f"{keys}. `train.epochs` may not change with `train.schedule=cosine`, because that"
         " schedule ends with the last epoch. `medmamba evaluate` takes those that begin with"
-        " `data.` or `results.` as flags, such as `--data.path`."
+        " `data.` or `results.` as flags, such as `--data.path`.\n\n"
+        "The same line with other `results.` settings also evaluates a finished run again, and"
+        " replaces its results. `run.json` keeps the settings of the training."
     )
 
 

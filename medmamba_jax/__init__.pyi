@@ -19,7 +19,7 @@ from .predictor import Predictor as Predictor
 from .predictor import load_torch as load_torch
 from .runs import load_predictor as load_predictor
 from .runs import load_run as load_run
-from .runs.summary import summarize as summarize
+from .runs.summaries import summarize as summarize
 from .training import Config as Config
 from .training import at_size as at_size
 from .training import default_config as default_config

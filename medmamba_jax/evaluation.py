@@ -91,17 +91,18 @@ def table(results: Mapping[str, Any], title: str) -> str:
 
 def _interval(results: Mapping[str, Any], name: str, metric: Metric) -> str:
     bounds = results.get("intervals", {}).get("metrics", {}).get(name)
-    return "" if bounds is None else f" ({metric.text(bounds[0])} to {metric.text(bounds[1])})"
+    return "" if bounds is None else f" ({metric.range_text(bounds)})"
 
 
 def write_predictions(path: pathlib.Path, images: LabelledImages, outputs: Outputs) -> None:
     """Writes a CSV file with a row for each image of a split, in its order.
 
-    The columns are path (or another name of the image), patient if the groups of the images are
-    known, label and predicted, by name of the class, and the probability of each class,
-    `p_<class>`, with nine digits. Of a multi-label set, where an image shows any
-    number of classes, label and predicted are a column for each class: `label_<class>`, 1, 0 or
-    empty for not known, and `predicted_<class>`, 1 where the probability is above 0.5.
+    The columns are path (or another name of the image); patient, if the groups of the images are
+    known; file, if a file holds several images; content (`LabelledImages.contents`), which shows
+    whether two tables are of the same images; label and predicted, by name of the class; and the
+    probability of each class, `p_<class>`, with nine digits. Of a multi-label set, where an image
+    shows any number of classes, label and predicted are a column for each class: `label_<class>`,
+    1, 0 or empty for not known, and `predicted_<class>`, 1 where the probability is above 0.5.
 
     Args:
         path: the file; its folder exists.
@@ -121,17 +122,12 @@ def write_predictions(path: pathlib.Path, images: LabelledImages, outputs: Outpu
             [names[label], names[predicted]]
             for label, predicted in zip(outputs.labels, outputs.predicted, strict=True)
         ]
-    header = ["path", *columns, *(f"p_{name}" for name in names)]
-    groups = images.groups
-    if groups is not None:
-        header.insert(1, "patient")
+    facts = {"patient": images.groups, "file": images.files, "content": images.contents}
+    known = {column: values for column, values in facts.items() if values is not None}
     rows = [
-        [
-            images.names[row],
-            *([] if groups is None else [groups[row]]),
-            *answer,
-            *(f"{value:.9g}" for value in p),
-        ]
-        for row, (answer, p) in enumerate(zip(cells, outputs.probabilities, strict=True))
+        [name, *fact, *answer, *(f"{value:.9g}" for value in p)]
+        for name, *fact, answer, p in zip(
+            images.names, *known.values(), cells, outputs.probabilities, strict=True
+        )
     ]
-    write_csv_table(path, header, rows)
+    write_csv_table(path, ["path", *known, *columns, *(f"p_{name}" for name in names)], rows)

@@ -1,4 +1,4 @@
-"""Paths as users write them; a file that is written completely or not at all."""
+"""Paths as users write them; files that are written completely or not at all."""
 
 import os
 import pathlib
@@ -58,3 +58,18 @@ def require_writable(folder: pathlib.Path) -> None:
             pass
     except OSError as error:
         raise type(error)(error.errno, error.strerror, str(folder)) from error
+
+
+def check_free(target: pathlib.Path, source: pathlib.Path, overwrite: bool) -> None:
+    """Raises FileExistsError if the target exists, unless it may be replaced.
+
+    Args:
+        target: the file that will be written.
+        source: the file or folder that is read; it is never replaced.
+        overwrite: whether another file may be replaced.
+    """
+    if target.exists():
+        if source.exists() and target.samefile(source):
+            raise FileExistsError(f"{target} is the input too; give another file")
+        if not overwrite:
+            raise FileExistsError(f"{target} exists; give another file, or --overwrite")

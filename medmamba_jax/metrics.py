@@ -145,11 +145,29 @@ class Metric:
         assert self.of_class is not None  # a row has one or the other; a test checks it
         return _mean(self.of_class(row) for row in outputs.by_class.values())
 
-    def text(self, value: float | None) -> str:
-        """Returns a value for people."""
-        if value is None:
-            return "undefined"
-        return f"{value:.1%}" if self.percent else f"{value:.4f}"
+    def text(self, value: float | None, **style: Any) -> str:
+        """Returns a value for people; see `value_text`."""
+        return value_text(value, percent=self.percent, **style)
+
+    def range_text(self, ends: Sequence[float | None] | None, **style: Any) -> str:
+        """Returns an interval, or another range of values, for people; see `range_text`."""
+        return range_text(ends, percent=self.percent, **style)
+
+
+def value_text(
+    value: float | None, *, percent: bool = False, digits: int = 4, sign: bool = False
+) -> str:
+    """Returns a value for people: so many decimals, or percent, and perhaps always with a sign."""
+    if value is None:
+        return "undefined"
+    return f"{value:{'+' if sign else ''}.{'1%' if percent else f'{digits}f'}}"
+
+
+def range_text(ends: Sequence[float | None] | None, **style: Any) -> str:
+    """Returns both ends as `value_text` does; "-" where there is no range."""
+    if ends is None or None in ends:
+        return "-"
+    return " to ".join(value_text(end, **style) for end in ends)
 
 
 def _accuracy(outputs: Outputs) -> float:

@@ -6,7 +6,7 @@ writes the files of the run's folder, and all write checkpoints together.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -37,6 +37,26 @@ class DataParallel:
         # Sorted by host, because the images that a host reads lie together in the batch.
         by_host = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
         return cls(tuple(by_host))
+
+    @property
+    def host(self) -> int:
+        """The index of this host among those of the devices: the part of a batch that it reads."""
+        return sum(index < jax.process_index() for index in self._indices)
+
+    @property
+    def hosts(self) -> int:
+        """The number of hosts that the devices belong to."""
+        return len(self._indices)
+
+    @property
+    def _indices(self) -> set[int]:
+        return {device.process_index for device in self.devices}
+
+    @property
+    def of_this_host(self) -> "DataParallel":
+        """The devices of this host alone. A program on them does not wait for other hosts."""
+        here = jax.process_index()
+        return DataParallel(tuple(d for d in self.devices if d.process_index == here))
 
     @functools.cached_property
     def replicated(self) -> NamedSharding:
@@ -89,6 +109,17 @@ def say(text: str) -> None:
         print(for_terminal(text), flush=True)
 
 
+def as_on_first_host(decisions: Sequence[bool]) -> list[bool]:
+    """Returns on every host what the first host has decided, so that all go the same way.
+
+    Files, for example, can appear on one host later than on another.
+    """
+    if jax.process_count() == 1:
+        return list(decisions)
+    with jax.transfer_guard("allow"):
+        return multihost_utils.broadcast_one_to_all(np.array(decisions, bool)).tolist()
+
+
 def on_first_host(action: Callable[[], object]) -> None:
     """Runs a function on the first host. If it fails, every host stops.
 
@@ -104,10 +135,8 @@ def on_first_host(action: Callable[[], object]) -> None:
             action()
         except Exception as caught:  # raised again below, after the other hosts know of it
             error = caught
-    if jax.process_count() > 1:
-        with jax.transfer_guard("allow"):
-            failed = multihost_utils.broadcast_one_to_all(np.int32(error is not None))
-        if failed and error is None:
-            raise UserError("the first host failed; its message says why")
+    (failed,) = as_on_first_host([error is not None])
+    if failed and error is None:
+        raise UserError("the first host failed; its message says why")
     if error is not None:
         raise error

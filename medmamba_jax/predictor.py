@@ -45,7 +45,7 @@ class Predictor:
         task: "multiclass": the probabilities of an image add up to 1. "multilabel": each
             probability stands for itself.
         batch_size: the most images in a batch. If the device cannot hold so many, batches are
-            halved until it can.
+            halved until it can, unless the devices belong to several hosts.
         parallel: the devices. A batch is split over them.
         calibration: what was fitted on validation images: the temperature, thresholds and
             prediction sets. None if there is none.
@@ -183,6 +183,15 @@ class Predictor:
         """Returns the network itself, in evaluation mode, for code that calls it on arrays."""
         return nnx.merge(evaluation_graphdef(self.model), self.params, self.statistics)
 
+    def on_this_host(self) -> "Predictor":
+        """Returns the model on the devices of this host, which then needs no other host."""
+        parallel = self.parallel.of_this_host
+        if parallel == self.parallel:
+            return self
+        weights = jax.device_get((self.params, self.statistics))
+        params, statistics = jax.device_put(weights, parallel.of_state(weights))
+        return dataclasses.replace(self, params=params, statistics=statistics, parallel=parallel)
+
     def outputs(self, images: LabelledImages, *, num_workers: int = 0) -> Outputs:
         """Returns labels and logits of every image of a split, in its order, for the metrics."""
         logits = self.logits(images, num_workers=num_workers)
@@ -197,14 +206,19 @@ class Predictor:
         return self._run("features", images, num_workers)
 
     def _run(self, what: str, images: LabelledImages, num_workers: int) -> np.ndarray:
-        """Runs the model on every image. A batch that the device cannot hold is halved."""
+        """Runs the model on every image. A batch that the device cannot hold is halved.
+
+        On several hosts it is not: a host that fails alone would leave the others with batches of
+        another size, for whose results all would wait forever.
+        """
         size, devices = self.batch_size_for(len(images)), len(self.parallel.devices)
         while True:
             try:
                 return self._run_batches(what, images, num_workers, size)
             except jax.errors.JaxRuntimeError as error:
                 smaller = size // 2 // devices * devices
-                if "RESOURCE_EXHAUSTED" not in str(error) or not smaller:
+                exhausted = "RESOURCE_EXHAUSTED" in str(error)
+                if not (exhausted and smaller and self.parallel.hosts == 1):
                     raise
                 logging.warning(
                     "the memory of the device does not hold a batch of %d images: the batches have"
@@ -224,8 +238,8 @@ class Predictor:
             self.preprocessing,
             batch_size=batch_size,
             num_workers=num_workers,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=self.parallel.host,
+            process_count=self.parallel.hosts,
         )
         with batches:
             found = [

@@ -265,16 +265,24 @@ def test_a_batch_that_the_device_cannot_hold_is_halved(run, images, monkeypatch,
     assert sizes == [8, 4, 4, 4] and "a batch of 8 images: the batches have 4" in caplog.text
 
 
-def test_another_fault_of_the_device_is_no_reason_to_try_again(run, images, monkeypatch):
+@pytest.mark.parametrize(("problem", "hosts"), [("INTERNAL", 1), ("RESOURCE_EXHAUSTED", 2)])
+def test_another_fault_or_another_host_is_no_reason_to_try_again(
+    run, images, monkeypatch, problem, hosts
+):
+    calls = []
+
     def broken(*arguments):
         def on_device(*arguments):
-            raise jax.errors.JaxRuntimeError("INTERNAL: broken")
+            calls.append(None)
+            raise jax.errors.JaxRuntimeError(f"{problem}: broken")
 
         return on_device
 
     monkeypatch.setattr(predictor_module, "_compiled", broken)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+    monkeypatch.setattr(predictor_module.DataParallel, "hosts", hosts)
+    with pytest.raises(jax.errors.JaxRuntimeError, match=problem):
         run.predictor.logits(images.splits["test"])
+    assert len(calls) == 1
 
 
 def test_calibrated_probabilities_and_sets(run, images, folder, capsys):

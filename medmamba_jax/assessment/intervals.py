@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from medmamba_jax.assessment.config import ResultsConfig
 from medmamba_jax.assessment.resampling import keys, resampled
 from medmamba_jax.metrics import Outputs
 
@@ -33,6 +34,23 @@ class Bootstrap:
     resamples: int = 2000
     seed: int = 0
     unit: str = "patients"
+
+    @classmethod
+    def over(
+        cls, patients: np.ndarray | None, files: np.ndarray | None, settings: ResultsConfig
+    ) -> "Bootstrap":
+        """Draws patients where they are known; else files, if files hold several images.
+
+        Frames of one file depend on each other. Without patients and files, single images are
+        drawn.
+
+        Args:
+            patients: the patient of each image (n,), or None.
+            files: the file of each image (n,), or None.
+            settings: number and seed of the resamples.
+        """
+        groups, unit = (files, "files") if patients is None else (patients, "patients")
+        return cls(groups, settings.resamples, settings.seed, unit)
 
     def intervals(
         self, statistic: Callable[[np.ndarray], np.ndarray], images: int

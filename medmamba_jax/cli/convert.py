@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from medmamba_jax.errors import MissingFileError, UserError
+from medmamba_jax.files import check_free
 from medmamba_jax.interop import (
     check_writable,
     read_weights,
@@ -69,18 +70,3 @@ def add_convert(subcommands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> str:
     return convert(options.source, options.target, overwrite=options.overwrite)
-
-
-def check_free(target: pathlib.Path, source: pathlib.Path, overwrite: bool) -> None:
-    """Raises FileExistsError if the target exists, unless it may be replaced.
-
-    Args:
-        target: the file that will be written.
-        source: the file or folder that is read; it is never replaced.
-        overwrite: whether another file may be replaced.
-    """
-    if target.exists():
-        if source.exists() and target.samefile(source):
-            raise FileExistsError(f"{target} is the input too; give another file")
-        if not overwrite:
-            raise FileExistsError(f"{target} exists; give another file, or --overwrite")

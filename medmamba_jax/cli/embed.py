@@ -1,39 +1,25 @@
 """`medmamba embed RUN PATH...`: the features of images, and which of them are alike."""
 
 import argparse
-import sys
 from typing import Any
 
-from tqdm import tqdm
-
+from medmamba_jax.cli.images import add_command, ended, progress
 from medmamba_jax.data.inputs import image_paths, known_classes
-from medmamba_jax.data.texts import for_terminal, printable
 from medmamba_jax.explanation.embedding import embed_files
 from medmamba_jax.files import expanded
-from medmamba_jax.runs import SOURCES_OF_MODELS, load_predictor
+from medmamba_jax.runs import load_predictor
 
 
 def add_embed(subcommands: Any) -> None:
     """Adds `embed` to the subcommands of a parser."""
-    parser = subcommands.add_parser(
-        "embed", help="write the features of images, and draw which images are alike"
-    )
-    parser.add_argument("source", metavar="RUN", help=SOURCES_OF_MODELS)
-    parser.add_argument(
-        "places",
-        nargs="+",
-        metavar="PATH",
-        help="images, folders, patterns in quotes, or CSV tables with the column path; folders"
-        " with the names of classes, or the column label, give the colours",
+    parser = add_command(
+        subcommands,
+        "embed",
+        "write the features of images, and draw which images are alike",
+        "; folders with the names of classes, or the column label, give the colours",
     )
     parser.add_argument(
         "--output", required=True, metavar="FOLDER", help="a new folder for what is written"
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        metavar="N",
-        help="images in a batch; by default the run's own number",
     )
     parser.set_defaults(run=embed)
 
@@ -51,9 +37,6 @@ def embed(options: argparse.Namespace) -> tuple[str, int]:
     predictor = load_predictor(options.source, batch_size=options.batch_size)
     paths, folder = image_paths(options.places), expanded(options.output)
     classes = known_classes(options.places, paths, predictor.class_names)
-    with tqdm(total=len(paths), desc="embedding", unit="image", leave=False, disable=None) as bar:
+    with progress(len(paths), "embedding") as bar:
         written = embed_files(predictor, paths, folder, classes, bar.update)
-    for name, reason in written.unreadable.items():
-        line = f"not embedded: {printable(name)}: {' '.join(reason.split())}"
-        print(for_terminal(line), file=sys.stderr)
-    return f"{written.count} images in {options.output}", int(bool(written.unreadable))
+    return ended(f"{written.count} images in {options.output}", written.unreadable, "embedded")

@@ -1,31 +1,19 @@
 """`medmamba explain RUN PATH...`: heat maps of what the best checkpoint's answers depend on."""
 
 import argparse
-import sys
 from typing import Any
 
-from tqdm import tqdm
-
+from medmamba_jax.cli.images import add_command, ended, progress
 from medmamba_jax.data.inputs import image_paths
-from medmamba_jax.data.texts import for_terminal, printable
 from medmamba_jax.explanation.files import explain_files
 from medmamba_jax.explanation.methods import METHODS
 from medmamba_jax.files import expanded
-from medmamba_jax.runs import SOURCES_OF_MODELS, load_predictor
+from medmamba_jax.runs import load_predictor
 
 
 def add_explain(subcommands: Any) -> None:
     """Adds `explain` to the subcommands of a parser."""
-    parser = subcommands.add_parser(
-        "explain", help="draw heat maps of what a run's answers depend on"
-    )
-    parser.add_argument("source", metavar="RUN", help=SOURCES_OF_MODELS)
-    parser.add_argument(
-        "places",
-        nargs="+",
-        metavar="PATH",
-        help="images, folders, patterns in quotes, or CSV tables with the column path",
-    )
+    parser = add_command(subcommands, "explain", "draw heat maps of what a run's answers depend on")
     parser.add_argument(
         "--output", required=True, metavar="FOLDER", help="a new folder for maps and pictures"
     )
@@ -46,16 +34,10 @@ def add_explain(subcommands: Any) -> None:
         help="the stage that grad_cam, grad_cam++ and receptive_field look at, from 0; by default"
         " the last one",
     )
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        metavar="N",
-        help="images in a batch; by default the run's own number",
-    )
-    parser.set_defaults(run=run_explain)
+    parser.set_defaults(run=explain)
 
 
-def run_explain(options: argparse.Namespace) -> tuple[str, int]:
+def explain(options: argparse.Namespace) -> tuple[str, int]:
     """Explains images, and writes what `explain_files` says.
 
     Returns:
@@ -67,7 +49,7 @@ def run_explain(options: argparse.Namespace) -> tuple[str, int]:
     """
     predictor = load_predictor(options.source, batch_size=options.batch_size)
     paths, folder = image_paths(options.places), expanded(options.output)
-    with tqdm(total=len(paths), desc="explaining", unit="image", leave=False, disable=None) as bar:
+    with progress(len(paths), "explaining") as bar:
         written = explain_files(
             predictor,
             paths,
@@ -77,8 +59,4 @@ def run_explain(options: argparse.Namespace) -> tuple[str, int]:
             stage=options.stage,
             progress=bar.update,
         )
-    for name, reason in written.unreadable.items():
-        line = f"not explained: {printable(name)}: {' '.join(reason.split())}"
-        print(for_terminal(line), file=sys.stderr)
-    text = f"{written.count} images in {options.output}"
-    return text, int(bool(written.unreadable))
+    return ended(f"{written.count} images in {options.output}", written.unreadable, "explained")

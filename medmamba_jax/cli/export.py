@@ -4,17 +4,19 @@ import argparse
 import pathlib
 from typing import Any
 
-from medmamba_jax.cli.convert import check_free
 from medmamba_jax.data import LabelledImages
+from medmamba_jax.data.texts import printable
 from medmamba_jax.errors import DataUnavailableError, UserError
 from medmamba_jax.exports import FORMATS, check_target, export, files_of
-from medmamba_jax.files import expanded
+from medmamba_jax.files import check_free, expanded
 from medmamba_jax.runs.sources import (
     SOURCES_OF_MODELS,
     Trained,
     load_trained,
     validation_images,
 )
+
+_SHOWN = 3  # images that could not be read
 
 
 def add_export(subcommands: Any) -> None:
@@ -56,8 +58,11 @@ def _run(options: argparse.Namespace) -> str:
     )
     which = "validation images of the run"
     if found.drawn:
-        which = f"images of noise that the program drew ({reason})"
+        which = f"images of noise that the program drew ({reason or 'none of the run can be read'})"
     lines = [f"written: {file}" for file in found.files]
+    lines += [f"not read: {printable(text)}" for text in found.unreadable[:_SHOWN]]
+    if (more := len(found.unreadable) - _SHOWN) > 0:
+        lines.append(f"not read: {more} more images")
     lines.append(
         f"checked: on {found.images} {which} its logits differ by at most {found.difference:.1e}"
         " from those of the model"

@@ -1,33 +1,25 @@
 """`medmamba predict RUN PATH...`: the best checkpoint of a run on images without labels."""
 
 import argparse
-import sys
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from medmamba_jax.cli.images import add_command, ended, progress
 from medmamba_jax.data.images.augmentation import MIRRORING
 from medmamba_jax.data.inputs import image_paths
-from medmamba_jax.data.texts import for_terminal, printable
+from medmamba_jax.data.texts import printable
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded
 from medmamba_jax.prediction import Predictions, as_rows, predict_files, set_thresholds, writer_of
-from medmamba_jax.runs import SOURCES_OF_MODELS, load_trained
+from medmamba_jax.runs import load_trained
 
 _SHOWN = 3  # classes in a line of the terminal
 
 
 def add_predict(subcommands: Any) -> None:
     """Adds `predict` to the subcommands of a parser."""
-    parser = subcommands.add_parser("predict", help="classify images with a run's best checkpoint")
-    parser.add_argument("source", metavar="RUN", help=SOURCES_OF_MODELS)
-    parser.add_argument(
-        "places",
-        nargs="+",
-        metavar="PATH",
-        help="images, folders, patterns in quotes, or CSV tables with the column path",
-    )
+    parser = add_command(subcommands, "predict", "classify images with a run's best checkpoint")
     parser.add_argument(
         "--output", metavar="FILE", help="write a table, FILE.csv, or JSON lines, FILE.jsonl"
     )
@@ -64,12 +56,6 @@ def add_predict(subcommands: Any) -> None:
         metavar="LEVEL",
         help="0.9 or 0.95: add the set of classes that holds the true one in about so many cases",
     )
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        metavar="N",
-        help="images in a batch; by default the run's own number",
-    )
     parser.set_defaults(run=predict)
 
 
@@ -100,7 +86,7 @@ def predict(options: argparse.Namespace) -> tuple[str, int]:
     write = writer_of(expanded(options.output)) if options.output else None
     paths = image_paths(options.places)
     total = len(paths) * (2 if options.mirror else 1)
-    with tqdm(total=total, desc="classifying", unit="image", leave=False, disable=None) as bar:
+    with progress(total, "classifying") as bar:
         found = predict_files(
             predictor,
             paths,
@@ -116,10 +102,7 @@ def predict(options: argparse.Namespace) -> tuple[str, int]:
     else:
         write(header, rows)
         lines.append(f"{len(rows)} images in {options.output}")
-    for name, reason in found.unreadable.items():
-        line = f"not classified: {printable(name)}: {' '.join(reason.split())}"
-        print(for_terminal(line), file=sys.stderr)
-    return "\n".join(lines), int(bool(found.unreadable))
+    return ended("\n".join(lines), found.unreadable, "classified")
 
 
 def _lines(found: Predictions, answers: list[str]) -> list[str]:

@@ -4,8 +4,7 @@ import argparse
 from typing import Any
 
 from medmamba_jax.files import expanded
-from medmamba_jax.runs.summary import summarize
-from medmamba_jax.runs.summary_tables import summary_text
+from medmamba_jax.runs.summaries import summarize, summary_text
 
 
 def add_summarize(subcommands: Any) -> None:
@@ -30,10 +29,10 @@ def add_summarize(subcommands: Any) -> None:
         metavar="NAME",
         help="compare RUN/evaluations/NAME of each run, which medmamba evaluate --data has written",
     )
-    parser.set_defaults(run=run_summarize)
+    parser.set_defaults(run=_run)
 
 
-def run_summarize(options: argparse.Namespace) -> str:
+def _run(options: argparse.Namespace) -> str:
     """Summarises runs, writes the summary and returns it as text; see `summarize`."""
     summary = summarize(options.run_folders, options.output, evaluation=options.evaluation)
     text = summary_text(summary)

@@ -1,6 +1,7 @@
 """Labelled images: the value that sources return, of which splits and subsets are rows."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +17,7 @@ from medmamba_jax.errors import UserError
 TASKS = ("multiclass", "multilabel")
 
 _BETWEEN_CLASSES = "|"
+_HALF = 32  # digits of a hash
 
 
 class Images(Protocol):
@@ -189,6 +191,19 @@ class LabelledImages:
         if known is not None:
             return known(int(self.places[row]), image)
         return self.read(row) if image is None else image
+
+    @functools.cached_property
+    def contents(self) -> tuple[str, ...]:
+        """Half of the content hash of each image's file, as text (n,).
+
+        Files whose content hash is not known yet are read. It is only half, because
+        `header_patients` makes the key that hides patients of whole hashes.
+        """
+        if self.files is None:
+            return tuple(self.identity(row).hex()[:_HALF] for row in range(len(self)))
+        rows = {file: row for row, file in enumerate(self.files.tolist())}
+        of = {file: content_hash(self.file(row)).hex()[:_HALF] for file, row in rows.items()}
+        return tuple(of[file] for file in self.files.tolist())
 
     def digest(self) -> str:
         """Returns a hash of the content of the images, the labels and the weights in their order.

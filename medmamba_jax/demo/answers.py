@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from medmamba_jax.assessment.prediction_sets import members
-from medmamba_jax.data.inspection.sheets import as_picture
+from medmamba_jax.data.images.drawing import as_picture
 from medmamba_jax.explanation.maps import explain
 from medmamba_jax.explanation.methods import METHODS
 from medmamba_jax.explanation.pictures import as_png, overlay

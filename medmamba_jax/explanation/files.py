@@ -10,12 +10,19 @@ import numpy as np
 from PIL import Image
 
 from medmamba_jax.data.csv_table import write_csv_table
-from medmamba_jax.data.inspection.sheets import as_picture, captioned_sheet
+from medmamba_jax.data.images.drawing import as_picture
 from medmamba_jax.data.texts import printable
 from medmamba_jax.errors import UserError
 from medmamba_jax.explanation.maps import Explanation, check_request, explain
 from medmamba_jax.explanation.methods import METHODS
-from medmamba_jax.explanation.pictures import GROUND, as_png, legend, overlay, with_legend
+from medmamba_jax.explanation.pictures import (
+    GROUND,
+    as_png,
+    captioned_sheet,
+    legend,
+    overlay,
+    with_legend,
+)
 from medmamba_jax.files import require_writable, write_atomically
 from medmamba_jax.prediction import Predictions, decoded_batches
 from medmamba_jax.predictor import Predictor

@@ -87,8 +87,8 @@ def explain(
         labelled,
         predictor.preprocessing,
         batch_size=predictor.batch_size_for(len(split)),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=predictor.parallel.host,
+        process_count=predictor.parallel.hosts,
     )
     with batches:
         found = []

@@ -1,12 +1,21 @@
-"""Draws heat maps over images, with a legend."""
+"""Draws heat maps over images, with a legend, and sheets of such pictures."""
 
 import io
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
-from medmamba_jax.data.inspection.sheets import BACKGROUND, INK, as_picture, font, shortened
+from medmamba_jax.data.images.drawing import (
+    BACKGROUND,
+    INK,
+    MARGIN,
+    as_picture,
+    font,
+    shortened,
+    warn_of_missing,
+)
 from medmamba_jax.explanation.methods import METHODS
 
 _COLOURS = {False: "inferno", True: "RdBu_r"}  # by whether values can be negative
@@ -16,6 +25,7 @@ _LONGEST, _SHORTEST = 1024, 384  # pixels, the longer side of an overlay
 _UNKNOWN = (128, 128, 128)  # what the model did not see
 _BAR, _GAP = 14, 6  # pixels
 _NARROWEST = 440  # pixels, of a legend with a title
+_SPACE, _TILE, _LINE = 4, 160, 20  # pixels, of a sheet: between tiles, a tile, a line of text
 GROUND = 128  # the grey under the colours of a legend
 
 
@@ -85,6 +95,41 @@ def legend(width: int, method: str, title: str, limit: float | None = None) -> I
     draw.text((width / 2, y), row.unit, INK, small, anchor="ma")
     draw.text((width - _GAP, y), ends[1], INK, small, anchor="ra")
     return drawn
+
+
+def captioned_sheet(
+    cells: Sequence[tuple[Sequence[Image.Image], Sequence[str]]], columns: int, foot: Image.Image
+) -> Image.Image:
+    """Draws pictures side by side in cells, with lines of text under each cell.
+
+    A picture keeps its aspect ratio. A line that is too long ends in an ellipsis.
+
+    Args:
+        cells: the pictures and the lines of each cell; every cell has as many of both.
+        columns: cells side by side.
+        foot: is drawn below all of them.
+    """
+    pictures, lines = len(cells[0][0]), len(cells[0][1])
+    width = pictures * (_TILE + _SPACE) - _SPACE
+    step = (width + 3 * _SPACE, _TILE + lines * _LINE + 3 * _SPACE)
+    columns = min(columns, len(cells))
+    rows = -(-len(cells) // columns)
+    size = (max(columns * step[0], foot.width) + _SPACE, rows * step[1] + foot.height + 2 * _SPACE)
+    sheet = Image.new("RGB", size, BACKGROUND)
+    draw, letters = ImageDraw.Draw(sheet), font()
+    warn_of_missing("".join(line for _, of_cell in cells for line in of_cell), letters)
+    for place, (drawn, of_cell) in enumerate(cells):
+        top, left = (
+            n * s + _SPACE for n, s in zip(divmod(place, columns), step[::-1], strict=True)
+        )
+        for column, picture in enumerate(drawn):
+            tile = ImageOps.pad(picture, (_TILE,) * 2, Image.Resampling.LANCZOS, MARGIN)
+            sheet.paste(tile, (left + column * (_TILE + _SPACE), top))
+        for row, line in enumerate(of_cell):
+            y = top + _TILE + row * _LINE
+            draw.text((left, y), shortened(line, width, letters), INK, letters)
+    sheet.paste(foot, (_SPACE, rows * step[1] + _SPACE))
+    return sheet
 
 
 def as_png(picture: Image.Image) -> bytes:

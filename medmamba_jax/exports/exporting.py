@@ -8,7 +8,7 @@ import numpy as np
 
 from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.data.labelled_images import LabelledImages
-from medmamba_jax.errors import MissingFileError, UserError
+from medmamba_jax.errors import DataUnavailableError, MissingFileError, UserError
 from medmamba_jax.exports.formats import FORMATS, as_split
 from medmamba_jax.exports.meaning import NO_LICENCE, Meaning, Training
 from medmamba_jax.files import expanded, require_writable, write_atomically
@@ -25,6 +25,7 @@ class Exported:
     Attributes:
         files: the file, and the JSON file beside it where the format has one.
         images: how many images it was checked on.
+        unreadable: why other images could not be read, with their names.
         drawn: whether the program drew them.
         difference: the largest difference of a logit from the model's; relative to the largest
             logit if that is above 1.
@@ -32,6 +33,7 @@ class Exported:
 
     files: tuple[pathlib.Path, ...]
     images: int
+    unreadable: tuple[str, ...]
     drawn: bool
     difference: float
 
@@ -54,8 +56,8 @@ def export(
         predictor: the model.
         to: a name in `FORMATS`: "safetensors", "torch", "stablehlo" or "onnx".
         path: the file, which is replaced if it exists, as is the JSON file beside it.
-        images: images to check with, of which the first four are taken; without them the program
-            draws noise.
+        images: images to check with, of which the first four are taken that can be read; without
+            any the program draws noise.
         training: how the model was trained.
         licence: under which terms the weights may be used.
 
@@ -68,7 +70,8 @@ def export(
     path = expanded(path)
     check_target(to, path)
     row = FORMATS[to]
-    pixels = _pixels(images, predictor.preprocessing)
+    real, unreadable = _pixels(images, predictor.preprocessing) if images else ([], [])
+    pixels = np.stack(real) if real else _noise(predictor.preprocessing)
     meaning = Meaning.of(predictor, training, licence)
     with jax.default_matmul_precision("highest"):
         content = row.encode(predictor, meaning, path)
@@ -87,7 +90,7 @@ def export(
     write_atomically(path, content)
     if row.json_beside:
         write_atomically(files[1], meaning.to_json())
-    return Exported(files, len(pixels), images is None, difference)
+    return Exported(files, len(pixels), tuple(unreadable), not real, difference)
 
 
 def files_of(to: str, path: pathlib.Path) -> tuple[pathlib.Path, ...]:
@@ -109,13 +112,26 @@ def check_target(to: str, path: pathlib.Path) -> None:
     require_writable(path.parent)
 
 
-def _pixels(images: LabelledImages | None, preprocessing: Preprocessing) -> np.ndarray:
-    """Returns images as a batch holds them, uint8 (n, h, w, c)."""
-    if images is None:
-        shape = (_CHECKED, *preprocessing.image_size, preprocessing.channels)
-        return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    rows = range(min(_CHECKED, len(images)))
-    return np.stack([preprocessing.resize(preprocessing.decode(images.read(i))) for i in rows])
+def _pixels(
+    images: LabelledImages, preprocessing: Preprocessing
+) -> tuple[list[np.ndarray], list[str]]:
+    """Returns images as a batch holds them, uint8 (h, w, c), and why others are not among them."""
+    found: list[np.ndarray] = []
+    unreadable: list[str] = []
+    for row in range(len(images)):
+        try:
+            found.append(preprocessing.resize(preprocessing.decode(images.read(row))))
+        except (OSError, ValueError, DataUnavailableError) as error:
+            unreadable.append(f"{images.describe(row)}: {error}")
+        if len(found) == _CHECKED:
+            break
+    return found, unreadable
+
+
+def _noise(preprocessing: Preprocessing) -> np.ndarray:
+    """Returns images that the program draws, uint8 (n, h, w, c)."""
+    shape = (_CHECKED, *preprocessing.image_size, preprocessing.channels)
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
 def _difference(found: np.ndarray, expected: np.ndarray) -> float:

@@ -1,8 +1,8 @@
 """What was done, item by item, as reporting guidelines for prediction models ask.
 
-The items and their numbers are those of TRIPOD+AI (Collins et al. 2024, BMJ 385, e078378). CLAIM
-(Tejani et al. 2024, Radiology: Artificial Intelligence 6, e240300) asks for the same topics. The
-words are our own.
+The items and their numbers are those of TRIPOD+AI (Collins et al. 2024, BMJ 385, e078378; the text
+is free at Europe PMC, PMC11019967). CLAIM (Tejani et al. 2024, Radiology: Artificial Intelligence
+6, e240300) asks for the same topics. The words are our own.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Any
 
 from medmamba_jax.metrics import METRICS
 from medmamba_jax.report.facts import Evaluation, RunFacts
-from medmamba_jax.report.wording import heading, number, range_text, shared_text
+from medmamba_jax.report.wording import heading, interval, number, shared_text
 
 AUTHORS = "to be filled in by the authors"
 
@@ -177,7 +177,7 @@ def headline_metrics(evaluation: Evaluation) -> str:
     results: Mapping[str, Any] = evaluation.results
     intervals = results.get("intervals", {}).get("metrics", {})
     return ", ".join(
-        f"{heading(name)} {number(results[name], name)} ({range_text(intervals.get(name), name)})"
+        f"{heading(name)} {number(results[name], name)} ({interval(intervals.get(name), name)})"
         for name, metric in METRICS.items()
         if metric.in_headline and name in results
     )
@@ -202,30 +202,33 @@ def _few(values: Any) -> str:
 
 
 ITEMS: tuple[Item, ...] = (
-    Item("3a\u2013c", "Medical context, intended use, intended users"),
+    Item("3a\u2013b", "Medical context, intended use, intended users"),
+    Item("3c, 14", "Known inequalities between groups of people; fairness"),
+    Item("4", "Objectives"),
     Item("5a\u2013b", "Source and dates of the data", _source),
     Item("6a\u2013b", "Setting, centres, eligibility of patients"),
-    Item("6b, 20a", "Exclusions, duplicates", _exclusions),
-    Item("7", "Preparation of the images", _preparation),
+    Item("7, 11, 20a", "Duplicates, exclusions", _exclusions),
+    Item("7, 12b", "Preparation of the images", _preparation),
     Item("8a", "Outcome: the classes", _outcome),
     Item("8a\u2013c", "Who labelled the images, how, and what they knew (reference standard)"),
     Item("10", "Reasons for the number of images"),
     Item("11", "Missing data, and how they were handled"),
     Item("12a", "Partition of the data", split_text),
-    Item("12a, 21", "Images and patients", counts_text),
+    Item("21", "Images and patients", counts_text),
     Item("21", "Images of each class", _events),
     Item("12c, 22", "Model", _model),
     Item("12c", "Training", _training),
     Item("12e", "Measures of performance", _measures),
     Item("12g, 15", "Outputs and thresholds", _thresholds),
     Item("13", "Class imbalance", _imbalance),
-    Item("14, 23b", "Fairness: performance by sex, age, device, centre"),
+    Item("12d, 23", "Performance by sex, age, device, centre"),
     Item("17", "Ethical approval, consent"),
     Item("18a\u2013d", "Funding, conflicts of interest, protocol, registration"),
     Item("18e", "Availability of the data"),
     Item("18f", "Code and versions", _code),
-    Item("20b", "Characteristics of the patients"),
+    Item("19", "Involvement of patients and the public"),
+    Item("20b\u2013c", "Characteristics of the patients, also beside those of training"),
     Item("23a", "Performance", _performance),
-    Item("16, 23", "Validation elsewhere", _elsewhere),
+    Item("16, 23a", "Validation elsewhere", _elsewhere),
     Item("25\u201327", "Interpretation, limitations, use in practice"),
 )

@@ -95,7 +95,7 @@ def environment() -> jinja2.Environment:
     found.filters |= {
         "num": _as_data,
         "plain": wording.number,
-        "ends": wording.range_text,
+        "ends": wording.interval,
         "md": _as_markdown,
         "link": lambda path: urllib.parse.quote(str(path)),
         "data_uri": _data_uri,
@@ -221,6 +221,7 @@ def _others(
         {
             "name": other.name,
             "where_from": wording.where_from(other),
+            "headline": checklist.headline_metrics(other),
             "metrics": [row for row in _metrics(other) if METRICS[row["name"]].in_headline],
             "chose": other.chose_checkpoint,
             "epoch": other.epoch,

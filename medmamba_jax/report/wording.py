@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medmamba_jax.metrics import METRICS
+from medmamba_jax.metrics import METRICS, range_text, value_text
 from medmamba_jax.report.facts import Evaluation, RunFacts
 
 _HEADINGS = {"precision": "PPV (precision)", "sensitivity": "sensitivity (recall)"}
@@ -99,15 +99,17 @@ def heading(metric: str) -> str:
 
 def number(value: float | None, metric: str = "") -> str:
     """Returns a value with three decimals, or in percent where the metric is one."""
-    if value is None:
-        return "undefined"
-    percent = metric in METRICS and METRICS[metric].percent
-    return f"{value:.1%}".replace("%", " %") if percent else f"{value:.3f}"
+    return value_text(value, **_style(metric)).replace("%", " %")
 
 
-def range_text(ends: Sequence[float] | None, metric: str = "") -> str:
-    """Returns an interval as text; a dash where there is none."""
-    return "\u2013" if not ends else f"{number(ends[0], metric)} to {number(ends[1], metric)}"
+def interval(ends: Sequence[float | None] | None, metric: str = "") -> str:
+    """Returns an interval likewise; a dash where there is none."""
+    text = range_text(ends, **_style(metric)).replace("%", " %")
+    return "\u2013" if text == "-" else text
+
+
+def _style(metric: str) -> dict[str, Any]:
+    return {"percent": metric in METRICS and METRICS[metric].percent, "digits": 3}
 
 
 def _of_two(evaluation: Evaluation, negative: str, positive: str) -> list[str]:

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from medmamba_jax.data.inspection.sheets import as_picture
+from medmamba_jax.data.images.drawing import as_picture
 from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.texts import printable
 from medmamba_jax.explanation import explain
 from medmamba_jax.explanation.pictures import overlay
 from medmamba_jax.files import write_atomically
 from medmamba_jax.metrics import Outputs
-from medmamba_jax.parallel import is_first_host
 from medmamba_jax.predictor import Predictor
 
 FILE = "gallery.json"
@@ -90,19 +89,17 @@ def choose(outputs: Outputs) -> list[tuple[str, int, int]]:
 def write_gallery(
     folder: pathlib.Path, predictor: Predictor, images: LabelledImages, outputs: Outputs, epoch: int
 ) -> None:
-    """Writes the pictures, and `gallery.json`, which says what they show. All hosts must call it.
+    """Writes the pictures, and `gallery.json`, which says what they show.
 
     Args:
         folder: is made; the pictures of an earlier call are replaced.
-        predictor: the model, which computes the maps.
+        predictor: the model, which computes the maps; on several hosts `on_this_host`.
         images: the evaluated images.
         outputs: labels and logits of these.
         epoch: the epoch of the checkpoint, by which `read_gallery` knows an old gallery.
     """
     chosen = choose(outputs)
     maps = _maps(predictor, images, chosen)
-    if not is_first_host():
-        return
     folder.mkdir(parents=True, exist_ok=True)
     for old in (folder / FILE, *folder.glob("*.jpg")):
         old.unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -11,8 +11,6 @@ from medmamba_jax.data.texts import composed
 from medmamba_jax.errors import UserError
 from medmamba_jax.metrics import Outputs
 
-_PATIENT = "patient"
-
 
 @dataclasses.dataclass(frozen=True)
 class StoredOutputs:
@@ -20,28 +18,38 @@ class StoredOutputs:
 
     Attributes:
         names: the path, or another name, of each image (n).
-        patients: the patient of each image, texts (n,); None if they are not known.
+        facts: what the table knows of "patient", "file" and "content", texts (n,) each; see
+            `write_predictions`.
         outputs: labels and logits (n). Only differences of logits mean something.
     """
 
     names: tuple[str, ...]
-    patients: np.ndarray | None
+    facts: Mapping[str, np.ndarray]
     outputs: Outputs
 
     def take(self, rows: np.ndarray) -> "StoredOutputs":
         """Returns the images of these rows, in this order."""
-        return StoredOutputs(
-            tuple(self.names[row] for row in rows),
-            None if self.patients is None else self.patients[rows],
-            self.outputs.take(rows),
+        facts = {name: values[rows] for name, values in self.facts.items()}
+        return StoredOutputs(tuple(self.names[row] for row in rows), facts, self.outputs.take(rows))
+
+    @classmethod
+    def joined(cls, parts: Sequence["StoredOutputs"]) -> "StoredOutputs":
+        """Returns the images of all parts, with the facts that all of them know."""
+        known = [name for name in parts[0].facts if all(name in part.facts for part in parts)]
+        outputs = dataclasses.replace(
+            parts[0].outputs,
+            labels=np.concatenate([part.outputs.labels for part in parts]),
+            logits=np.concatenate([part.outputs.logits for part in parts]),
         )
+        facts = {name: np.concatenate([part.facts[name] for part in parts]) for name in known}
+        return cls(tuple(name for part in parts for name in part.names), facts, outputs)
 
 
 def read_outputs(path: pathlib.Path, task: str, class_names: Sequence[str]) -> StoredOutputs:
     """Reads a table of predictions.
 
     The table has nine digits of each probability, so that metrics can differ from those of the
-    model's own outputs in the last digits. Tables of earlier versions have six, and no patients.
+    model's own outputs in the last digits. Tables of earlier versions have six, and no content.
 
     Args:
         path: the table.
@@ -89,7 +97,7 @@ def read_outputs(path: pathlib.Path, task: str, class_names: Sequence[str]) -> S
     least, most = np.finfo(np.float64).tiny, 1 - np.finfo(np.float64).epsneg
     p = p.clip(least, most if task == "multilabel" else 1)
     logits = np.log(p) - np.log1p(-p) if task == "multilabel" else np.log(p)
-    patients = cells[:, 1].astype(str) if table.header[1] == _PATIENT and start > 1 else None
+    facts = {name: cells[:, i].astype(str) for i, name in enumerate(table.header[:start]) if i}
     return StoredOutputs(
-        tuple(cells[:, 0]), patients, Outputs(task, tuple(class_names), labels, logits)
+        tuple(cells[:, 0]), facts, Outputs(task, tuple(class_names), labels, logits)
     )

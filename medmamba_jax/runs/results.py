@@ -30,8 +30,7 @@ def assess(
 
     Args:
         outputs: labels and logits of the images.
-        images: the images. Their groups are the units of the bootstrap; if these are not known, the
-            files that hold several images are; else the images.
+        images: the images. `Bootstrap.over` says which units are resampled.
         settings: how results are computed.
         calibration: what was fitted on other images. None leaves out all that needs it.
 
@@ -41,10 +40,7 @@ def assess(
         the temperature changes, and of a multi-class set `prediction_sets`: level ->
         `prediction_sets.assess_sets`.
     """
-    units, unit = images.groups, "patients"
-    if units is None and images.files is not None:  # frames of one file depend on each other
-        units, unit = images.files, "files"
-    bootstrap = Bootstrap(units, settings.resamples, settings.seed, unit)
+    bootstrap = Bootstrap.over(images.groups, images.files, settings)
     found = measure(outputs) | {"intervals": metric_intervals(outputs, bootstrap)}
     if calibration is None:
         return found

@@ -30,8 +30,9 @@ from medmamba_jax.data import (
 from medmamba_jax.data.build import as_given
 from medmamba_jax.errors import MissingFileError, UserError
 from medmamba_jax.evaluation import labelled_outputs, table
+from medmamba_jax.exports import KEY, read_exported
 from medmamba_jax.files import expanded
-from medmamba_jax.interop import read_weights
+from medmamba_jax.interop import read_metadata, read_weights
 from medmamba_jax.metrics import Outputs
 from medmamba_jax.models import MedMambaConfig, abstract_model, split_model
 from medmamba_jax.parallel import DataParallel, is_first_host, on_first_host, say
@@ -268,10 +269,10 @@ class Run:
         on_first_host(lambda: say(str(write_results(*place, results, images, outputs))))
         folder, prefix = place
         gallery = folder / f"{prefix}{GALLERY}"
-        if is_first_host():  # the pictures of an earlier call may be of other images
-            shutil.rmtree(gallery, ignore_errors=True)
-        if pictures and self.settings.report:
-            self._write_gallery(gallery, images, outputs)
+        if is_first_host():
+            shutil.rmtree(gallery, ignore_errors=True)  # its pictures may be of other images
+            if pictures and self.settings.report:
+                self._write_gallery(gallery, images, outputs)
         return results
 
     def _write_gallery(
@@ -281,7 +282,9 @@ class Run:
         from medmamba_jax.runs.gallery import write_gallery
 
         try:
-            write_gallery(folder, self.predictor, images, outputs, self.epoch)
+            # Without the other hosts, which would wait for this one if it failed.
+            predictor = self.predictor.on_this_host()
+            write_gallery(folder, predictor, images, outputs, self.epoch)
         except Exception as error:  # the results are there; pictures may fail, as memory may end
             logging.warning(
                 "the pictures in %s could not be made (%s: %s); the results are complete",
@@ -295,18 +298,31 @@ def _evaluated(dataset: Dataset) -> dict[str, LabelledImages]:
     return {name: dataset.splits[name] for name in EVALUATED if name in dataset.splits}
 
 
-def has_results(workdir: pathlib.Path, description: RunDescription, epoch: int) -> bool:
-    """Whether a run's folder has the results of all its images, from this epoch's checkpoint."""
+def has_results(
+    workdir: pathlib.Path, description: RunDescription, epoch: int, settings: ResultsConfig
+) -> bool:
+    """Whether a run's folder has what `Run.report` would write again.
+
+    Args:
+        workdir: the run's folder.
+        description: the run there.
+        epoch: the epoch of its best checkpoint.
+        settings: how results are to be computed. Pictures must be there if a report is wanted.
+    """
+    wanted = epoch, settings.resamples, settings.seed
+    gallery = None
     for name in EVALUATED:
-        path = workdir / RESULTS / f"{name}.json"
         if name not in description.images_sha256:
             continue
         try:
-            if json.loads(path.read_text(encoding="utf-8"))["epoch"] != epoch:
+            found = json.loads((workdir / RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+            intervals = found["intervals"]
+            if (found["epoch"], intervals["resamples"], intervals["seed"]) != wanted:
                 return False
-        except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
+        except (OSError, ValueError, KeyError, TypeError):  # missing, damaged, or without intervals
             return False
-    return True
+        gallery = workdir / RESULTS / f"{name}_{GALLERY}"
+    return gallery is None or gallery.is_dir() or not settings.report
 
 
 def load_run(workdir: str | pathlib.Path, *, batch_size: int | None = None) -> Run:
@@ -345,10 +361,11 @@ class TrainedWeights:
 
 
 def read_trained_weights(source: str | pathlib.Path) -> TrainedWeights:
-    """Reads the best checkpoint of a run, or an official file of weights.
+    """Reads the best checkpoint of a run, or a file of weights.
 
     Args:
-        source: a run's folder, or a file of weights that `interop.read_weights` reads.
+        source: a run's folder, or a file of weights that `interop.read_weights` reads. One that
+            `medmamba export` wrote names its classes and its preprocessing.
 
     Raises:
         FileNotFoundError: there is no such run or file.
@@ -358,9 +375,12 @@ def read_trained_weights(source: str | pathlib.Path) -> TrainedWeights:
     source = expanded(source)
     if not source.exists():
         raise MissingFileError(f"there is no {source}: give a run's folder or a file of weights")
-    if not source.is_dir():
+    if source.is_dir():
+        predictor = load_run(source).predictor
+    elif KEY in read_metadata(source):
+        predictor, _ = read_exported(source)
+    else:
         return TrainedWeights(*read_weights(source))
-    predictor = load_run(source).predictor
     params, statistics = jax.device_get((predictor.params, predictor.statistics))
     return TrainedWeights(
         predictor.model,

@@ -49,9 +49,10 @@ def initial_weights(
     """Returns the tensors that a new model takes from a trained one, by dotted name.
 
     A tensor of the same name and shape is loaded. The head is drawn anew where the classes or the
-    task differ. A patch embedding for other input channels is adapted: from 3 to 1 by the sum, from
-    1 to 3 by a third for each, so that a grey image gives the same features; for other numbers it
-    is drawn anew.
+    task differ. A file that does not name its classes may have other ones: its head is loaded where
+    it has the right size, with a warning. A patch embedding for other input channels is adapted:
+    from 3 to 1 by the sum, from 1 to 3 by a third for each, so that a grey image gives the same
+    features; for other numbers it is drawn anew.
 
     Args:
         source: a run's folder, or an official file of weights.
@@ -96,6 +97,13 @@ def initial_weights(
             f"train.init_from={source!r} has another architecture than this run's model; choose the"
             " model.variant, and other settings in model, that it was trained with:\n  "
             + "\n  ".join(problems)
+        )
+    if trained.outputs is None and HEAD + "kernel" in loaded:
+        logging.warning(
+            "%s does not name its classes, and has as many as this run: its head is taken for %s,"
+            " in this order",
+            source,
+            ", ".join(description.class_names),
         )
     _warn_of_other_pixels(trained.preprocessing, description.preprocessing, source)
     return loaded, Report(source, fates)

@@ -15,7 +15,7 @@ from medmamba_jax.data.reading.loading import BatchIterator
 from medmamba_jax.errors import NonFiniteLossError
 from medmamba_jax.evaluation import evaluate
 from medmamba_jax.metrics import Outputs, metrics_of, values
-from medmamba_jax.parallel import say
+from medmamba_jax.parallel import as_on_first_host, say
 from medmamba_jax.report import report_after
 from medmamba_jax.runs import Run
 from medmamba_jax.runs.run import has_results
@@ -88,10 +88,13 @@ def fit(run: TrainingRun) -> dict[str, dict[str, Any]]:
             )
     run.store.wait()
     evaluated = Run(run.workdir, run.description)
-    written = has_results(run.workdir, run.description, run.progress.best_epoch)
+    settings = run.config.results
+    (written,) = as_on_first_host(
+        [has_results(run.workdir, run.description, run.progress.best_epoch, settings)]
+    )
     write = not (nothing_left and written)
     results = evaluated.report(run.dataset, run.config.data.num_workers, write=write)
-    report_after(run.workdir, Config().to_dict(), wanted=run.config.results.report)
+    report_after(run.workdir, Config().to_dict(), wanted=settings.report)
     return results
 
 
@@ -111,8 +114,8 @@ def batches_of(run: TrainingRun) -> BatchIterator:
         sampler=config.train.sampler,
         start_step=run.progress.epoch * run.steps,
         num_workers=config.data.num_workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=run.parallel.host,
+        process_count=run.parallel.hosts,
     )
 
 

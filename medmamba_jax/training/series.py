@@ -10,13 +10,12 @@ from ml_collections import ConfigDict
 from medmamba_jax.data import Dataset, OwnData
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded
-from medmamba_jax.parallel import on_first_host, say
+from medmamba_jax.parallel import as_on_first_host, on_first_host, say
 from medmamba_jax.report import summary_report_after
 from medmamba_jax.runs import CheckpointStore
 from medmamba_jax.runs.description import FILE, RunDescription
 from medmamba_jax.runs.run import has_results
-from medmamba_jax.runs.summary import require_same_images, summarize
-from medmamba_jax.runs.summary_tables import summary_text
+from medmamba_jax.runs.summaries import require_same_images, summarize, summary_text
 from medmamba_jax.runs.workdir import CHECKPOINTS, check_same_settings
 from medmamba_jax.training.config import Config
 from medmamba_jax.training.loop import train
@@ -45,7 +44,7 @@ def train_series(
         folds: the number of folds of the cross-validation, 2 or more; 0 means none.
 
     Returns:
-        As `runs.summary.summarize`.
+        As `runs.summaries.summarize`.
 
     Raises:
         UserError: `config` sets `data.fold` beside `folds`, or `data` is split already; a seed
@@ -60,10 +59,10 @@ def train_series(
     if (workdir / FILE).exists():
         raise UserError(f"{workdir} holds a single run: give the series another --workdir")
     runs = {workdir / name: member for name, member in series(config, seeds, folds).items()}
-    finished = [folder for folder, member in runs.items() if _is_finished(folder, member)]
+    finished = as_on_first_host([_is_finished(folder, member) for folder, member in runs.items()])
     for i, (folder, member) in enumerate(runs.items()):
         name = folder.relative_to(workdir)
-        if folder in finished:
+        if finished[i]:
             say(f"run {i + 1} of {len(runs)}, {name}: finished before")
             continue
         say(f"\nrun {i + 1} of {len(runs)}, {name}:")
@@ -127,4 +126,4 @@ def _is_finished(folder: pathlib.Path, config: Config) -> bool:
         progress = store.progress(epoch)
     description = check_same_settings(folder, config.to_dict(), defaults=Config().to_dict())
     at_end = is_finished(progress, config.train.epochs, config.train.patience)
-    return at_end and has_results(folder, description, progress.best_epoch)
+    return at_end and has_results(folder, description, progress.best_epoch, config.results)

@@ -10,7 +10,7 @@ import pytest
 from closeness import assert_close
 
 import medmamba_jax as mm
-from medmamba_jax.exports import KEY
+from medmamba_jax.exports import FORMATS, KEY, Meaning
 
 PIXELS = np.random.default_rng(2).integers(0, 256, (5, 32, 40, 1), np.uint8)
 
@@ -106,10 +106,23 @@ def test_onnx_runs_in_onnxruntime(predictor, expected, tmp_path, capfd):
     assert said["class_names"] == ["a", "=b", "ç"] and said["calibration"]["temperature"] == 1.7
 
 
-@pytest.mark.slow
-def test_a_program_names_no_file_of_the_machine_that_exported_it(predictor, tmp_path):
-    path = tmp_path / "x.stablehlo"
-    mm.export(predictor, "stablehlo", path)
-    content = path.read_bytes()
-    for text in (b"medmamba_jax/", b"site-packages", str(pathlib.Path.home()).encode() + b"/"):
-        assert text not in content
+@pytest.mark.parametrize(
+    "to",
+    [
+        "safetensors",
+        "torch",
+        pytest.param("stablehlo", marks=pytest.mark.slow),
+        pytest.param("onnx", marks=pytest.mark.nightly),
+    ],
+)
+def test_a_file_names_no_file_of_the_machine_that_exported_it(predictor, training, tmp_path, to):
+    row, path = FORMATS[to], tmp_path / f"x{FORMATS[to].endings[0]}"
+    try:
+        row.require(path)
+    except ImportError as error:
+        pytest.skip(str(error))
+    meaning = Meaning.of(predictor, training)
+    content = row.encode(predictor, meaning, path) + meaning.to_json().encode()
+    folders = [tmp_path, pathlib.Path.cwd(), pathlib.Path.home(), pathlib.Path(sys.prefix)]
+    for text in ("medmamba_jax/", "site-packages", *(f"{folder}/" for folder in folders)):
+        assert text.encode() not in content, text

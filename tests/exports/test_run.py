@@ -79,15 +79,25 @@ def test_the_best_checkpoint_leaves_the_folder(run, tmp_path, capsys):
         store.save(Progress(epoch=1, best_epoch=1), parts)
         worse = jax.tree.map(lambda x: x + 1 if x.dtype == np.float32 else x, parts)
         store.save(Progress(epoch=2, best_epoch=1), worse)
+    unreadable = tmp_path / "images" / "a" / "1.png"
+    unreadable.write_bytes(b"no image")
     path = tmp_path / "best.safetensors"
     command = ["export", str(run.workdir), "--to=safetensors", f"--output={path}"]
     assert cli.main(command) == 0
     printed = capsys.readouterr().out
     assert f"written: {path}" in printed and "on 4 validation images of the run" in printed
+    assert f"not read: {unreadable}: " in printed
     tensors, expected = safetensors.numpy.load_file(path), mm.to_torch_state_dict(model)
     assert tensors.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(tensors[name], array, err_msg=name)
+
+    for file in (tmp_path / "images").rglob("*.png"):
+        file.write_bytes(b"no image")
+    assert cli.main([*command, "--overwrite"]) == 0
+    printed = capsys.readouterr().out
+    assert "on 4 images of noise that the program drew (none of the run can be read)" in printed
+    assert printed.count("not read: ") == 4 and "not read: 3 more images" in printed
 
     (tmp_path / "images").rename(tmp_path / "elsewhere")
     assert cli.main([*command, "--overwrite", "--licence=CC BY 4.0"]) == 0

@@ -45,6 +45,31 @@ def test_results_stay_if_pictures_and_page_fail(
     assert not (run_of_two_epochs / "report.html").exists()
 
 
+@pytest.mark.slow
+def test_results_are_written_again_where_their_settings_changed(
+    config, images, run_of_two_epochs, one_device, monkeypatch
+):
+    path = run_of_two_epochs / "results" / "test.json"
+    pictures = run_of_two_epochs / "results" / "test_gallery"
+    monkeypatch.setattr(
+        "medmamba_jax.runs.gallery.write_gallery", lambda folder, *_: folder.mkdir()
+    )
+    monkeypatch.setattr("medmamba_jax.report.page.write_report", lambda *_: "page")
+    for changes in ({"resamples": 7}, {"resamples": 7, "seed": 3}, {"report": True}):
+        settings = config(epochs=2)
+        results = dataclasses.replace(settings.results, **{"resamples": 20, **changes})
+        settings = dataclasses.replace(settings, results=results)
+        found = mm.train(settings, run_of_two_epochs, images)
+        stored = json.loads(path.read_text())
+        assert stored == json.loads(json.dumps(found["test"]))
+        used = {name: stored["intervals"][name] for name in ("resamples", "seed")}
+        assert used == {"resamples": results.resamples, "seed": results.seed}
+        assert pictures.exists() == results.report
+        written = path.stat().st_mtime_ns
+        mm.train(settings, run_of_two_epochs, images)
+        assert path.stat().st_mtime_ns == written
+
+
 @pytest.mark.nightly
 def test_training_images_elsewhere_are_counted(images, run_of_two_epochs, one_device):
     run = mm.load_run(run_of_two_epochs)

@@ -12,7 +12,7 @@ from medmamba_jax.assessment.config import ResultsConfig
 from medmamba_jax.report.page import write_report
 from medmamba_jax.report.summary import write_summary_report
 from medmamba_jax.runs.gallery import Entry
-from medmamba_jax.runs.summary import summarize
+from medmamba_jax.runs.summaries import summarize
 
 NAMES = ("<img src=x onerror=alert(1)>", r"$\frac{1}{2}$", "a_long_name_of_a_class" * 4)
 

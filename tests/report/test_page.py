@@ -21,7 +21,7 @@ from medmamba_jax.report.page import write_report
 from medmamba_jax.report.summary import write_summary_report
 from medmamba_jax.report.wording import headline, hundred, notes
 from medmamba_jax.runs.gallery import Entry
-from medmamba_jax.runs.summary import summarize
+from medmamba_jax.runs.summaries import summarize
 
 IMAGE, MATHS = "<img src=x onerror=alert(1)>", r"$\frac{1}{2}$"
 NAME = '"><b onclick="x">'  # of an image in the gallery

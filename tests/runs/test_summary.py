@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import hashlib
 import json
 
 import numpy as np
@@ -18,14 +19,14 @@ from medmamba_jax.evaluation import write_predictions
 from medmamba_jax.metrics import Outputs
 from medmamba_jax.runs import RunDescription
 from medmamba_jax.runs.outputs import read_outputs
-from medmamba_jax.runs.summary import summarize
-from medmamba_jax.runs.summary_tables import summary_text
+from medmamba_jax.runs.summaries import summarize, summary_text
 
 CLASSES = ("=healthy", "ill", "very ill")
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 3, 60)
 NAMES = [f"{row}.png" for row in range(60)]
 PATIENTS = [f"P{row // 2}" for row in range(60)]
+FILES = [f"{row // 3}.dcm" for row in range(60)]
 
 
 def probabilities(skill, seed, labels=LABELS):
@@ -46,10 +47,16 @@ def write_run(config, tmp_path):
         rows=None,
         labels=LABELS,
         where="",
-        patients=True,
+        facts=("patient", "content"),
+        content="",
         images="a",
         **train,
     ):
+        columns = {
+            "patient": PATIENTS,
+            "file": FILES,
+            "content": [f"{content}{row}" for row in range(60)],
+        }
         rows = np.arange(len(NAMES)) if rows is None else rows
         settings = config(seed=seed, **train)
         settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, fold=fold))
@@ -67,10 +74,10 @@ def write_run(config, tmp_path):
             images_sha256={"train": images, "val": "b", "test": "c"},
             synthetic=False,
         ).write(folder)
-        header = ["path", *(["patient"] if patients else []), "label", "predicted"]
+        header = ["path", *facts, "label", "predicted"]
         cells = [
             [
-                *(NAMES[row], *([PATIENTS[row]] if patients else []), CLASSES[labels[row]]),
+                *(NAMES[row], *(columns[fact][row] for fact in facts), CLASSES[labels[row]]),
                 *(CLASSES[p[row].argmax()], *(f"{x:.9g}" for x in p[row])),
             ]
             for row in rows
@@ -78,8 +85,8 @@ def write_run(config, tmp_path):
         ends = (
             ("results.json", "predictions.csv") if where else ("test.json", "test_predictions.csv")
         )
-        facts = {"epoch": 3, "synthetic": False, "num_examples": len(cells)}
-        (results / ends[0]).write_text(json.dumps(facts))
+        values = {"epoch": 3, "synthetic": False, "num_examples": len(cells)}
+        (results / ends[0]).write_text(json.dumps(values))
         write_csv_table(results / ends[1], [*header, *(f"p_{x}" for x in CLASSES)], cells)
         return folder
 
@@ -224,13 +231,16 @@ def test_seeds_of_two_models_are_compared_by_their_means(write_run):
 def test_evaluations_elsewhere_are_compared_by_name(write_run):
     ps = [probabilities(2.0, 0), probabilities(1.0, 1)]
     folders = [
-        write_run(f"lr{lr}", p, lr=lr, where="evaluations/clinic", patients=False)
+        write_run(f"lr{lr}", p, lr=lr, where="evaluations/clinic", facts=())
         for lr, p in zip((0.1, 0.2), ps, strict=True)
     ]
     found = summarize(folders, evaluation="clinic", settings=ResultsConfig(resamples=100))
     assert found["images"] == "clinic" and found["num_patients"] is None
     assert found["models"][1]["metrics"]["auc"]["value"] == pytest.approx(auc(ps[1]))
     assert any("Patients are not known" in note for note in found["notes"])
+    # Earlier versions wrote no content.
+    assert any("matched by path only" in note for note in found["notes"])
+    assert found["matched_by"] == "path"
     with pytest.raises(mm.UserError, match=r"has no evaluations/city/results.json: medmamba eval"):
         summarize(folders, evaluation="city")
     with pytest.raises(mm.UserError, match=r"has no results/test.json: train it to the end"):
@@ -284,6 +294,41 @@ def test_other_images_or_labels_are_refused(write_run, tmp_path):
         summarize([tmp_path / "empty"])
 
 
+def test_an_image_of_another_content_is_not_the_same_image(write_run):
+    p = probabilities(1, 0)
+    one, older = write_run("one", p), write_run("older", p, lr=0.5, facts=())
+    two = write_run("two", p, lr=0.1, content="other")
+    same = write_run("same", p, lr=0.2, rows=np.arange(60)[::-1])
+    few = ResultsConfig(resamples=5)
+    found = summarize([one, same], settings=few)
+    assert found["matched_by"] == "path and content"
+    assert not any("matched by path only" in note for note in found["notes"])
+    assert summarize([one], settings=few)["matched_by"] is None
+    for runs in ([one, two], [older, one, two]):
+        with pytest.raises(mm.UserError, match=r"60 images of two .* of one, .*: 0.png; 1.png"):
+            summarize(runs, settings=few)
+
+
+def test_frames_of_a_file_are_compared_together(write_run):
+    ps = [probabilities(2.0, 0), probabilities(1.0, 1)]
+    facts = ("file", "content")
+    runs = [write_run(f"{lr}", p, lr=lr, facts=facts) for lr, p in zip((0.1, 0.2), ps, strict=True)]
+    found = summarize(runs, settings=ResultsConfig(resamples=500))
+    boot = found["bootstrap"]
+    assert (boot["resampled"], boot["units"], found["num_patients"]) == ("files", 20, None)
+    assert "every file counts as another patient" in " ".join(found["notes"])
+    (pair,) = found["comparisons"]
+    files = np.array(FILES)
+    expected = compare_aucs(LABELS == 1, ps[0][:, 1], ps[1][:, 1], files)
+    assert pair["per_class"]["ill"]["auc"]["p"] == pytest.approx(expected.p)
+    right = [p.argmax(1) == LABELS for p in ps]
+    accuracy = pair["metrics"]["accuracy"]
+    assert accuracy["p"] == pytest.approx(compare_answers(*right, files).p)
+    gain = (right[0].astype(float) - right[1]).reshape(20, 3).mean(1)
+    interval = stats.bootstrap((gain,), np.mean, n_resamples=500, rng=0).confidence_interval
+    assert (accuracy["low"], accuracy["high"]) == pytest.approx(tuple(interval), abs=0.03)
+
+
 def test_a_real_run_is_summarised_as_it_was_evaluated(trained):
     workdir, results = trained
     (model,) = summarize([workdir], settings=ResultsConfig(resamples=50))["models"]
@@ -301,13 +346,16 @@ def test_stored_outputs_are_what_was_written(tmp_path):
         ("multilabel", marks, ("patient", "@x")),
     ):
         images = mm.LabelledImages(
-            np.zeros((20, 4, 4), np.uint8), labels, names, groups=np.arange(20) // 2
+            [bytes([row]) for row in range(20)], labels, names, groups=np.arange(20) // 2
         )
         outputs = Outputs(task, names, labels, 20 * rng.normal(size=(20, 2)).astype(np.float32))
         write_predictions(tmp_path / "p.csv", images, outputs)
         found = read_outputs(tmp_path / "p.csv", task, names)
         assert found.names == images.names
-        assert found.patients.tolist() == images.groups.tolist()
+        assert found.facts.keys() == {"patient", "content"}
+        assert found.facts["patient"].tolist() == images.groups.tolist()
+        contents = [hashlib.sha256(bytes([row])).hexdigest()[:32] for row in range(20)]
+        assert found.facts["content"].tolist() == contents
         np.testing.assert_array_equal(found.outputs.labels, labels)
         np.testing.assert_allclose(found.outputs.probabilities, outputs.probabilities, rtol=1e-8)
         np.testing.assert_array_equal(found.outputs.predicted, outputs.predicted)

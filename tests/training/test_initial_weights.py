@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 import medmamba_jax as mm
+from medmamba_jax.exports import FORMATS, Meaning
 from medmamba_jax.interop import weights_to_state_dict, write_state_dict
 from medmamba_jax.models.structure import by_name
 from medmamba_jax.training.initial_weights import initial_weights
@@ -99,14 +100,24 @@ def test_on_other_classes_the_features_are_the_runs_and_only_the_head_is_new(
 
 
 def test_a_head_of_more_classes_and_another_task(
-    loaded, images, marked_images, mamba_run, official
+    loaded, images, marked_images, mamba_run, official, caplog
 ):
     three = with_classes(images, "a", "b", "c")
     for source, dataset in ((mamba_run, three), (official, three), (mamba_run, marked_images)):
         tensors, report = loaded(source, dataset)
         assert fates(report)["drawn anew"] == HEAD and not HEAD & set(tensors)
-    # A file does not name its classes: two of the new set's may be the same.
+    assert caplog.text == ""
+    # An official file does not name its classes: two of the new set's may be the same.
     assert HEAD <= set(loaded(official, marked_images)[0])
+    assert "does not name its classes, and has as many as this run" in caplog.text
+
+
+def test_an_exported_file_names_its_classes(loaded, images, mamba_run, tmp_path, caplog):
+    predictor, path = mm.load_run(mamba_run).predictor, tmp_path / "exported.safetensors"
+    path.write_bytes(FORMATS["safetensors"].encode(predictor, Meaning.of(predictor), path))
+    assert HEAD <= set(loaded(path)[0])
+    assert not HEAD & set(loaded(path, with_classes(images, "benign", "malignant"))[0])
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize(("old", "new"), [(3, 1), (1, 3)])

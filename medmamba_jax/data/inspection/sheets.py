@@ -1,26 +1,26 @@
-"""Pictures of images, in rows of tiles."""
+"""Pictures that `medmamba inspect` draws: images in rows of tiles."""
 
-import importlib.util
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-from absl import logging
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 from medmamba_jax.data.images.augmentation import POLICIES
+from medmamba_jax.data.images.drawing import (
+    BACKGROUND,
+    INK,
+    MARGIN,
+    as_picture,
+    font,
+    warn_of_missing,
+)
 from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.errors import UserError
 
 _GAP = 4  # pixels between tiles
 _TILE = 128  # pixels, both sides, of a contact sheet
 _HEADING = 22
-_FONT_SIZE = 15
-_LINE = 20  # pixels from one line of text to the next
-_NO_CHARACTER = "\U0010ffff"
-BACKGROUND, INK, _MARGIN = "white", "black", "gainsboro"
-_LARGE_TILE = 160  # pixels, both sides, of the other sheets
+_LARGE_TILE = 160  # pixels, both sides, of the sheet of augmented images
 _DRAWS = 6  # augmented versions of each image
 
 
@@ -42,85 +42,16 @@ def contact_sheet(rows: Mapping[str, Sequence[np.ndarray]]) -> Image.Image:
     height = _HEADING + _TILE + _GAP
     sheet = Image.new("RGB", (columns * (_TILE + _GAP) + _GAP, height * len(rows)), BACKGROUND)
     draw, letters = ImageDraw.Draw(sheet), font()
-    _warn_of_missing("".join(rows), letters)
+    warn_of_missing("".join(rows), letters)
     for i, (heading, images) in enumerate(rows.items()):
         draw.text((_GAP, i * height + 2), heading, INK, letters)
         for column, pixels in enumerate(images):
             place = (_GAP + column * (_TILE + _GAP), i * height + _HEADING)
             tile = ImageOps.pad(
-                as_picture(pixels), (_TILE, _TILE), Image.Resampling.LANCZOS, _MARGIN
+                as_picture(pixels), (_TILE, _TILE), Image.Resampling.LANCZOS, MARGIN
             )
             sheet.paste(tile, place)
     return sheet
-
-
-def captioned_sheet(
-    cells: Sequence[tuple[Sequence[Image.Image], Sequence[str]]], columns: int, foot: Image.Image
-) -> Image.Image:
-    """Draws pictures side by side in cells, with lines of text under each cell.
-
-    A picture keeps its aspect ratio. A line that is too long ends in an ellipsis.
-
-    Args:
-        cells: the pictures and the lines of each cell; every cell has as many of both.
-        columns: cells side by side.
-        foot: is drawn below all of them.
-    """
-    pictures, lines = len(cells[0][0]), len(cells[0][1])
-    width = pictures * (_LARGE_TILE + _GAP) - _GAP
-    step = (width + 3 * _GAP, _LARGE_TILE + lines * _LINE + 3 * _GAP)
-    columns = min(columns, len(cells))
-    rows = -(-len(cells) // columns)
-    size = (max(columns * step[0], foot.width) + _GAP, rows * step[1] + foot.height + 2 * _GAP)
-    sheet = Image.new("RGB", size, BACKGROUND)
-    draw, letters = ImageDraw.Draw(sheet), font()
-    _warn_of_missing("".join(line for _, of_cell in cells for line in of_cell), letters)
-    for place, (drawn, of_cell) in enumerate(cells):
-        top, left = (n * s + _GAP for n, s in zip(divmod(place, columns), step[::-1], strict=True))
-        for column, picture in enumerate(drawn):
-            tile = ImageOps.pad(picture, (_LARGE_TILE,) * 2, Image.Resampling.LANCZOS, _MARGIN)
-            sheet.paste(tile, (left + column * (_LARGE_TILE + _GAP), top))
-        for row, line in enumerate(of_cell):
-            y = top + _LARGE_TILE + row * _LINE
-            draw.text((left, y), shortened(line, width, letters), INK, letters)
-    sheet.paste(foot, (_GAP, rows * step[1] + _GAP))
-    return sheet
-
-
-def shortened(text: str, width: int, letters: Any) -> str:
-    """Returns a text that is at most `width` pixels wide; an ellipsis replaces its middle."""
-    shown, kept = text, len(text)
-    while kept and letters.getlength(shown) > width:
-        kept -= 1
-        shown = f"{text[: kept - kept // 2]}\u2026{text[len(text) - kept // 2 :]}"
-    return shown
-
-
-def font(size: int = _FONT_SIZE) -> Any:
-    """Returns DejaVu Sans, which has the letters of most scripts; matplotlib brings it."""
-    found = importlib.util.find_spec("matplotlib")
-    assert found is not None and found.origin is not None
-    path = Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
-    return ImageFont.truetype(str(path), size)
-
-
-def _warn_of_missing(text: str, letters: Any) -> None:
-    """Warns of the characters that the font draws as its sign for an unknown character."""
-    unknown = bytes(letters.getmask(_NO_CHARACTER))
-    characters = sorted({c for c in text if c.isprintable() and not c.isspace()})
-    missing = [c for c in characters if bytes(letters.getmask(c)) == unknown]
-    if missing:
-        logging.warning(
-            "the picture cannot show the characters %s of names: the font %s lacks them",
-            " ".join(missing),
-            " ".join(letters.getname()),
-        )
-
-
-def as_picture(pixels: np.ndarray) -> Image.Image:
-    """Returns an image, uint8 (h, w, c), in RGB: its first three channels, or the first one."""
-    shown = pixels[..., :3] if pixels.shape[2] in (3, 4) else pixels[..., 0]
-    return Image.fromarray(np.ascontiguousarray(shown)).convert("RGB")
 
 
 def augmentation_sheet(
@@ -146,7 +77,7 @@ def augmentation_sheet(
         raise UserError("no images to show the augmentation on")
     step = _LARGE_TILE + _GAP
     size = (step * (1 + _DRAWS) - _GAP, step * len(images) - _GAP)
-    sheet = Image.new("RGB", size, "white")
+    sheet = Image.new("RGB", size, BACKGROUND)
     for row, pixels in enumerate(images):
         height, width, _ = pixels.shape
         rng = np.random.default_rng((seed, row))

@@ -10,7 +10,7 @@ from absl import logging
 
 from medmamba_jax.data.csv_table import read_csv_table, write_csv_table
 from medmamba_jax.data.dataset import Dataset
-from medmamba_jax.data.labelled_images import LabelledImages, content_hash
+from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.split_names import split_named
 from medmamba_jax.errors import UserError
@@ -21,9 +21,8 @@ _CONTENT = "content"
 def write_split_table(path: Path, dataset: Dataset) -> None:
     """Writes a row for each image, or for each file with several frames.
 
-    The columns are path, split, label, group and content, the first half of the hash of the file,
-    by which another run or set finds the images that were trained on. Files whose content hash is
-    not known are read.
+    The columns are path, split, label, group and content (`LabelledImages.contents`), by which
+    another run or set finds the images that were trained on.
 
     If an image is not a file, the path is another name of the image. The label is the name of the
     class. In a multi-label set, it is the names of all classes that the image shows, with "|"
@@ -34,7 +33,7 @@ def write_split_table(path: Path, dataset: Dataset) -> None:
         files = np.asarray(split.names) if split.files is None else split.files
         for row in np.sort(np.unique(files, return_index=True)[1]).tolist():
             group = "" if split.groups is None else split.groups[row]
-            rows.append([files[row], name, split.label_name(row), group, _content(split, row)])
+            rows.append([files[row], name, split.label_name(row), group, split.contents[row]])
     write_csv_table(path, ["path", "split", "label", "group", _CONTENT], rows)
 
 
@@ -46,7 +45,7 @@ def trained_on(path: Path, splits: Mapping[str, LabelledImages]) -> dict[str, li
 
     Args:
         path: `split.csv` of a run.
-        splits: any images. Files whose content hash is not known are read.
+        splits: any images, whose `LabelledImages.contents` are found out.
 
     Returns:
         Name of a split -> its rows that were trained on.
@@ -60,24 +59,10 @@ def trained_on(path: Path, splits: Mapping[str, LabelledImages]) -> dict[str, li
         return {name: [] for name in splits}
     pairs = zip(table.column("split"), table.column(_CONTENT), strict=True)
     known = {content for name, content in pairs if name == "train"}
-    found = {}
-    for name, split in splits.items():
-        seen: dict[str, bool] = {}  # file -> whether it was trained on
-        files = split.names if split.files is None else split.files.tolist()
-        for row, file in enumerate(files):
-            if file not in seen or split.files is None:
-                seen[file] = _content(split, row) in known
-        found[name] = [row for row, file in enumerate(files) if seen[file]]
-    return found
-
-
-def _content(split: LabelledImages, row: int) -> str:
-    """Returns half of the hash of a file.
-
-    Only half, because `header_patients` makes the key that hides patients of whole hashes.
-    """
-    whole = split.identity(row) if split.files is None else content_hash(split.file(row))
-    return whole.hex()[:32]
+    return {
+        name: [row for row, content in enumerate(split.contents) if content in known]
+        for name, split in splits.items()
+    }
 
 
 def read_split_table(

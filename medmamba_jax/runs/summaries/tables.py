@@ -1,4 +1,4 @@
-"""A summary of runs as text for the terminal and as a CSV table; see `runs.summary.summarize`."""
+"""A summary of runs as text for the terminal and as a CSV table; see `runs.summaries.summarize`."""
 
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -80,16 +80,12 @@ def _model_text(model: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     rows = []
     for name, metric in _shown(summary["task"], model["metrics"], "value"):
         entry = model["metrics"][name]
-        row = [metric.heading, *(_value(values[name], metric) for values in each.values())]
+        row = [metric.heading, *(metric.text(values[name]) for values in each.values())]
         if several:
-            ends = f"{_value(entry['min'], metric)} to {_value(entry['max'], metric)}"
-            row += [
-                _value(entry["mean"], metric),
-                _value(entry["sd"], metric),
-                "-" if entry["min"] is None else ends,
-            ]
-        row += [_value(entry["value"], metric)] if whole else []
-        rows.append([*row, _interval(entry["low"], entry["high"], metric)])
+            row += [metric.text(entry["mean"]), metric.text(entry["sd"])]
+            row.append(metric.range_text([entry["min"], entry["max"]]))
+        row += [metric.text(entry["value"])] if whole else []
+        rows.append([*row, metric.range_text([entry["low"], entry["high"]])])
     what = "run" if not several else f"{model['kind']}, {len(runs)} runs"
     return f"{model['name']} ({what})\n{_aligned(header, rows)}"
 
@@ -128,11 +124,11 @@ def _comparison_text(pair: Mapping[str, Any], summary: Mapping[str, Any]) -> str
         rows.append(
             [
                 heading,
-                _value(entry["first"], metric),
-                _value(entry["second"], metric),
-                _value(entry["difference"], metric, sign=True),
-                _interval(entry["low"], entry["high"], metric, sign=True),
-                _interval(entry["seeds_low"], entry["seeds_high"], metric, sign=True)
+                metric.text(entry["first"]),
+                metric.text(entry["second"]),
+                metric.text(entry["difference"], sign=True),
+                metric.range_text([entry["low"], entry["high"]], sign=True),
+                metric.range_text([entry["seeds_low"], entry["seeds_high"]], sign=True)
                 if seeds
                 else _p(entry["p"]),
                 entry["method"],
@@ -143,18 +139,6 @@ def _comparison_text(pair: Mapping[str, Any], summary: Mapping[str, Any]) -> str
     )
     title = f"{pair['first']} (first) and {pair['second']} (second) on the same images"
     return f"{title}\nwhat differs: {differing or 'none'}\n{_aligned(header, rows)}"
-
-
-def _value(value: float | None, metric: Metric, *, sign: bool = False) -> str:
-    if value is None:
-        return "-"
-    return f"{value:{'+' if sign else ''}.{'1%' if metric.percent else '4f'}}"
-
-
-def _interval(low: float | None, high: float | None, metric: Metric, *, sign: bool = False) -> str:
-    if low is None or high is None:
-        return "-"
-    return f"{_value(low, metric, sign=sign)} to {_value(high, metric, sign=sign)}"
 
 
 def _p(p: float | None) -> str:
