@@ -66,7 +66,7 @@ class Conv(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(b, h, w, n_in) to (b, h, w, n_out), or to (b, h // side, w // side, n_out) of patches."""
+        """(b, h, w, n_in) to (b, h, w, n_out); patches give (b, h // side, w // side, n_out)."""
         kernel, x = self.kernel[...].astype(self.dtype), x.astype(self.dtype)
         side = kernel.shape[0]
         if self.patches or side == 1:
