@@ -145,7 +145,7 @@ class _Chunk:
                 d_step = d_dt * sigmoid_of_softplus(dt)  # 0 past the real pixels, like dt
             else:
                 d_step = d_dt if real_pixels is None else d_dt * (t < real_pixels)
-            self.dstep_s[:, t] = d_step.astype(p.dtype)
+            self.dstep_s[:, t] = d_step.astype(p.dstep_dtype)
             return dD + dy * u, dbias + d_step
 
         sums = (lane.load(self.sums_s.at[0], 1), lane.load(self.sums_s.at[1], 1))
@@ -199,7 +199,7 @@ def make_backward(problem: Problem, *, interpret: bool) -> Callable[..., Sequenc
     `_Chunk.pass_a`, `_Chunk.pass_b` and `_Chunk.epilogue`. A warp has one image's tile as 4 x 8
     lanes (mosaic.py), which makes the sums over channels cheap.
 
-    Numerics: float32 throughout; du is rounded to u's dtype once. h comes from a chunk's boundary
+    Numerics: float32 throughout; du, d_step, dB and dC are rounded to their dtypes once. h comes from a chunk's boundary
     state and is never recovered from a later state, and nothing is divided. exp is ex2, 2 units in
     the last place; the softplus's derivative is right to 1e-6 of itself. Sums over channels outside
     the tile and over images are made outside the kernel in a fixed order. There are no atomics, so
@@ -214,14 +214,15 @@ def make_backward(problem: Problem, *, interpret: bool) -> Callable[..., Sequenc
 
     The arrays are those of `make_forward`, and: dy like the map, (b, h, w, d) or (b, h, w, k, d);
     with several segments, ends and totals of the adjoint `make_segment_ends`. The results are du
-    (b, h, w, k, d) in u's dtype and, in float32, d_step (b, h, w, k, d); dB and dC side by side,
-    (b, h, w, k, tiles * 2n), a part for each tile of channels; dA (b, k, segments, n, d), dD and
-    d_bias (b, k, segments, d), a part for each image and segment.
+    (b, h, w, k, d) in u's dtype; d_step (b, h, w, k, d) in the dtype of the step sizes that the
+    kernel reads, else in u's; dB and dC side by side, (b, h, w, k, tiles * 2n), a part for each
+    tile of channels, in u's dtype; and in float32 dA (b, k, segments, n, d), dD and d_bias
+    (b, k, segments, d), a part for each image and segment.
     """
     p, cut = problem, problem.config
     walk = Walk(p, cut.chunk)
     T, W, segmented, reads_steps = walk.chunk, cut.warpgroups, cut.backward_segments > 1, not p.rank
-    narrow = jnp.dtype(p.dtype).itemsize < 4
+    narrow, narrow_step = p.dtype.itemsize < 4, p.dstep_dtype.itemsize < 4
     pairs = T // 2
     groups = p.tiles * (p.b // IMAGES)  # tiles of channels and images; a warpgroup takes one
 
@@ -242,9 +243,10 @@ def make_backward(problem: Problem, *, interpret: bool) -> Callable[..., Sequenc
         )
         dt_s, drive_s, exponent_s = (vectors_s.at[i] for i in range(3))
         step_s = step_s.at[me] if reads_steps else None
-        # du leaves by bulk copy from where d_drive was, if the two have one dtype.
+        # du leaves by bulk copy from where d_drive was, and d_step from where d_exponent was, if
+        # the two have one dtype.
         du_s = du_s.at[me] if narrow else drive_s
-        dstep_s = dstep_s.at[me] if narrow else exponent_s
+        dstep_s = dstep_s.at[me] if narrow_step else exponent_s
 
         # Registers for the whole walk: A, and in the carry dh, dA and the next boundary state.
         tile = TileOps(interpret, BY_BOTH)
@@ -361,12 +363,13 @@ def make_backward(problem: Problem, *, interpret: bool) -> Callable[..., Sequenc
         scratch["step_s"] = shared(SLOTS, *vector, dtype=p.step_dtype)
     if narrow:
         scratch["du_s"] = shared(*vector, dtype=p.dtype)
-        scratch["dstep_s"] = shared(*vector, dtype=p.dtype)
+    if narrow_step:
+        scratch["dstep_s"] = shared(*vector, dtype=p.dstep_dtype)
     return kernel(
         body,
         out_type=[
             shape((p.b, h, w, p.k, p.d), p.dtype),
-            shape((p.b, h, w, p.k, p.d), p.dtype),
+            shape((p.b, h, w, p.k, p.d), p.dstep_dtype),
             shape((p.b, h, w, p.k, p.tiles * 2 * STATES), p.dtype),
             shape((p.b, p.k, cut.backward_segments, STATES, p.d), jnp.float32),
             shape((p.b, p.k, cut.backward_segments, p.d), jnp.float32),

@@ -48,7 +48,8 @@ def make_forward(
     float32; step, the projection's weights (k, rank, d) or step sizes (b, h, w, k, d); bias and D
     (k, d); A (k, n, d); with several segments, ends and totals of `make_segment_ends`. The results
     are y (b, h, w, k, d) and the boundary states (b, k, boundaries, tiles, n, 32), each of them the
-    state before a backward chunk, 2 KiB in one piece for a tile. h and w are the padded sides.
+    state before a backward chunk, in one piece for a tile, in u's dtype. h and w are the padded
+    sides.
     """
     p, cut = problem, problem.config
     walk = Walk(p, cut.forward_chunk)
@@ -104,7 +105,8 @@ def make_forward(
 
             for part in range(cut.forward_chunks):
                 if states:
-                    states_ref[images, k, c * cut.forward_chunks + part, d] = h.astype(p.dtype)
+                    boundary = c * cut.forward_chunks + part
+                    tile.store(h.astype(p.dtype), states_ref.at[images, k, boundary, d])
                 h = lax.fori_loop(part * cut.chunk, (part + 1) * cut.chunk, step, h)
             plgpu.commit_smem()  # all warps are done with this slot, and y is there to be copied
             if outputs:

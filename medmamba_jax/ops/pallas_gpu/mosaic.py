@@ -17,8 +17,9 @@ same in plain JAX, for Pallas's interpreter, which has no layouts.
 #     which a scan inside a model does not have.
 # Private, and why each is needed:
 #   fragmented_array: `FragmentedArray` is a tile in registers. Code inside `inline_mgpu` calls its
-#     `load_untiled` and `broadcast_in_dim` and reads and sets its registers (`_registers`), because
-#     Pallas can neither choose the layout of a load nor exchange values between lanes.
+#     `load_untiled`, `store_untiled` and `broadcast_in_dim` and reads and sets its registers
+#     (`_registers`), because Pallas can neither choose the layout of a load nor exchange values
+#     between lanes.
 #   utils: the shuffle between lanes, constants and MLIR types.
 #   jaxlib.mlir.dialects: the arithmetic on single registers between the shuffles.
 #   InterpretGPUParams: jax 0.10.2 has no public name for it; jax 0.12.0.1 has one in `plgpu`.
@@ -140,6 +141,11 @@ class Device:
         return _load(ref.shape, jnp.dtype(ref.dtype), layout)(ref)
 
     @staticmethod
+    def store(x: jax.Array, ref: Ref, layout: Layout) -> None:
+        """Writes registers with this layout to a whole reference in shared or device memory."""
+        _store(layout)(x, ref)
+
+    @staticmethod
     def zeros(shape: tuple[int, ...], layout: Layout) -> jax.Array:
         return plgpu.layout_cast(jnp.zeros(shape, jnp.float32), layout)
 
@@ -186,6 +192,10 @@ class Interpreter:
         return ref[...]
 
     @staticmethod
+    def store(x: jax.Array, ref: Ref, layout: Layout) -> None:
+        ref[...] = x
+
+    @staticmethod
     def zeros(shape: tuple[int, ...], layout: Layout) -> jax.Array:
         return jnp.zeros(shape, jnp.float32)
 
@@ -229,6 +239,10 @@ class TileOps:
         layout = self.layout.reduce(missing) if missing else self.layout
         return self.base.load(ref, layout)
 
+    def store(self, x: jax.Array, ref: Ref) -> None:
+        """Writes a tile."""
+        self.base.store(x, ref, self.layout)
+
     def spread(self, x: jax.Array, missing: int) -> jax.Array:
         """Broadcasts x, a tile without one axis, to the tile."""
         kept = tuple(axis for axis in range(3) if axis != missing)
@@ -260,6 +274,17 @@ def _load(shape, dtype, layout):
         return fa.FragmentedArray.load_untiled(ref, layout=layout.to_mgpu(), optimized=False)
 
     return load
+
+
+@functools.cache
+def _store(layout):
+    """Stores an array. It is inlined because jax 0.12 refuses to store 2 bytes from each lane."""
+
+    @plgpu.inline_mgpu(arg_types=(layout, plgpu.RefType()))
+    def store(ctx, x, ref):
+        x.store_untiled(ref, optimized=False)
+
+    return store
 
 
 @functools.cache

@@ -87,6 +87,11 @@ class Problem:
     config: KernelConfig
 
     @property
+    def dstep_dtype(self) -> np.dtype:
+        """The dtype of the step sizes' gradient: that of the step sizes read, else that of u."""
+        return self.dtype if self.rank else self.step_dtype
+
+    @property
     def packed(self) -> int:
         """Width of a pixel's packed row, see `packed_width`."""
         return packed_width(self.rank, self.config.chunk)
@@ -206,7 +211,7 @@ def backward_bytes(chunk: int, rank: int, dtype: np.dtype, warpgroups: int) -> i
         3 * 4 * vector,
         IMAGES * chunk * 2 * STATES * dtype.itemsize,  # dB, dC
         2 * 4 * IMAGES * CHANNELS,
-        *2 * [vector * dtype.itemsize if dtype.itemsize < 4 else 0],  # du, dstep
+        *2 * [vector * dtype.itemsize if dtype.itemsize < 4 else 0],  # du, d_step
     ]
     barriers = 2 * 8 * warpgroups
     return barriers + sum(math.ceil(warpgroups * size / 1024) * 1024 for size in arrays)
