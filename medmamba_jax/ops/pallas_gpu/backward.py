@@ -199,11 +199,11 @@ def make_backward(problem: Problem, *, interpret: bool) -> Callable[..., Sequenc
     `_Chunk.pass_a`, `_Chunk.pass_b` and `_Chunk.epilogue`. A warp has one image's tile as 4 x 8
     lanes (mosaic.py), which makes the sums over channels cheap.
 
-    Numerics: float32 throughout; du, d_step, dB and dC are rounded to their dtypes once. h comes from a chunk's boundary
-    state and is never recovered from a later state, and nothing is divided. exp is ex2, 2 units in
-    the last place; the softplus's derivative is right to 1e-6 of itself. Sums over channels outside
-    the tile and over images are made outside the kernel in a fixed order. There are no atomics, so
-    two runs give the same bits.
+    Numerics: float32 throughout; du, d_step, dB and dC are rounded to their dtypes once. h comes
+    from a chunk's boundary state and is never recovered from a later state, and nothing is divided.
+    exp is ex2, 2 units in the last place; the softplus's derivative is right to 1e-6 of itself.
+    Sums over channels outside the tile and over images are made outside the kernel in a fixed
+    order. There are no atomics, so two runs give the same bits.
 
     Speed: the floor is the issue rate, some 250 instructions for each step of a tile
     (docs/kernels.md counts them).
