@@ -15,15 +15,11 @@ from medmamba_jax.assessment.thresholds import RULES_IN_WORDS
 from medmamba_jax.data.texts import printable
 from medmamba_jax.files import write_atomically
 from medmamba_jax.metrics import METRICS, metrics_of
-from medmamba_jax.report import checklist, wording
+from medmamba_jax.report import CARD, FIGURES_FOLDER, PAGE, checklist, wording
 from medmamba_jax.report.facts import Evaluation, RunFacts, last_part, read_run, without_folders
 from medmamba_jax.report.figures import FIGURES, as_svg, draw_figures, write_figures
 from medmamba_jax.runs.workdir import flat
 from medmamba_jax.version import __version__
-
-PAGE = "report.html"
-CARD = "model_card.md"
-FIGURES_FOLDER = "figures"
 
 
 def write_report(workdir: str | pathlib.Path, defaults: Mapping[str, Any]) -> pathlib.Path:
@@ -178,15 +174,17 @@ def _context(run: RunFacts, evaluation: Evaluation, defaults: Mapping[str, Any])
 def _metrics(evaluation: Evaluation) -> list[dict[str, Any]]:
     results = evaluation.results
     intervals = results.get("intervals", {}).get("metrics", {})
+    undefined = results.get("undefined", {})  # earlier results have none
     return [
         {
             "name": name,
             "heading": wording.heading(name),
             "value": results[name],
             "interval": intervals.get(name),
+            "why": undefined.get(name, ""),
         }
         for name, metric in metrics_of(results["task"]).items()
-        if results.get(name) is not None
+        if results.get(name) is not None or name in undefined or metric.in_headline
     ]
 
 

@@ -91,7 +91,8 @@ def fit(run: TrainingRun) -> dict[str, dict[str, Any]]:
     written = has_results(run.workdir, run.description, run.progress.best_epoch)
     write = not (nothing_left and written)
     results = evaluated.report(run.dataset, run.config.data.num_workers, write=write)
-    report_after(run.workdir, Config().to_dict(), wanted=run.config.results.report)
+    if write or run.config.results.report:
+        report_after(run.workdir, Config().to_dict(), wanted=run.config.results.report)
     return results
 
 
