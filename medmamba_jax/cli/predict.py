@@ -5,8 +5,10 @@ import sys
 from typing import Any
 
 import numpy as np
+from absl import logging
 from tqdm import tqdm
 
+from medmamba_jax.assessment.calibration import doubt_about
 from medmamba_jax.data.images.augmentation import MIRRORING
 from medmamba_jax.data.inputs import image_paths
 from medmamba_jax.data.texts import for_terminal, printable
@@ -94,7 +96,9 @@ def predict(options: argparse.Namespace) -> tuple[str, int]:
     decision = {"threshold": options.threshold, "abstain_below": options.abstain_below}
     nothing = Predictions.none(predictor.task, predictor.class_names)
     as_rows(nothing, top=options.top, **decision)  # a mistake shows before any image is read
-    predictor.temperature(options.calibrated)
+    temperature = predictor.temperature(options.calibrated)
+    if doubt := doubt_about(temperature):
+        logging.warning("%s", doubt)
     if options.set is not None:
         set_thresholds(predictor, options.set)
     write = writer_of(expanded(options.output)) if options.output else None

@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 import markupsafe
 
+from medmamba_jax.assessment.calibration import doubt_about
 from medmamba_jax.assessment.thresholds import RULES_IN_WORDS
 from medmamba_jax.data.texts import printable
 from medmamba_jax.files import write_atomically
@@ -96,6 +97,7 @@ def environment() -> jinja2.Environment:
         "link": lambda path: urllib.parse.quote(str(path)),
         "data_uri": _data_uri,
         "last_part": last_part,
+        "doubt": doubt_about,
     }
     found.globals["version"] = __version__
     return found

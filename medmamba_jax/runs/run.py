@@ -15,6 +15,7 @@ from medmamba_jax.assessment.calibration import FILE as CALIBRATION
 from medmamba_jax.assessment.calibration import (
     Calibration,
     calibrate,
+    doubt_about,
     read_calibration,
     write_calibration,
 )
@@ -171,6 +172,8 @@ class Run:
             calibration = fitted or self.calibration
             if name == "val":
                 fitted, calibration = calibrate(outputs, self.epoch), None
+                if doubt := doubt_about(fitted.temperature):
+                    logging.warning("%s", doubt)
                 if write:
                     on_first_host(functools.partial(write_calibration, self.workdir, fitted))
                     self.calibration = fitted

@@ -68,6 +68,18 @@ def test_a_report_of_earlier_results_does_not_stay(
     assert f"medmamba report {folder}" in said
 
 
+def test_a_temperature_at_its_bound_is_marked(write_run, tmp_path):
+    folder = write_run(tmp_path / "run", ["a", "b"], count=12)
+    assert not [text for text in written(folder) if "not to be trusted" in text]
+    change(folder / "calibration.json", temperature=19.98)
+    results = folder / "results" / "test.json"
+    change(results, calibrated=json.loads(results.read_text())["calibrated"] | {"temperature": 20})
+    page, card = written(folder)
+    said = "at an end of the range in which it is searched"
+    assert page.count(said) == 2 and '<div class="note" role="note"><p>The temperature 20' in page
+    assert card.count(said) == 2  # of the calibration, and in the list of what was done
+
+
 def test_an_evaluation_elsewhere_prints_its_own_page(write_run, tmp_path, capsys):
     folder = write_run(tmp_path / "run", ["a", "b"], count=12, elsewhere=["ward"])
     report_after(folder, DEFAULTS, wanted=True, evaluated="ward")
