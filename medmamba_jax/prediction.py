@@ -16,7 +16,7 @@ from medmamba_jax.data.labelled_images import Files, LabelledImages
 from medmamba_jax.data.sources.frames import all_frames
 from medmamba_jax.data.texts import printable
 from medmamba_jax.errors import NonFiniteLossError, UserError
-from medmamba_jax.files import require_writable, write_atomically
+from medmamba_jax.files import require_free, require_writable, write_atomically
 from medmamba_jax.metrics import probabilities
 from medmamba_jax.predictor import Predictor
 
@@ -309,15 +309,19 @@ WRITERS: dict[str, Callable[[Sequence[str], Sequence[Sequence[Any]]], str]] = {
 }
 
 
-def writer_of(path: pathlib.Path) -> Callable[[Sequence[str], Sequence[Sequence[Any]]], None]:
+def writer_of(
+    path: pathlib.Path, *, overwrite: bool = False
+) -> Callable[[Sequence[str], Sequence[Sequence[Any]]], None]:
     """Makes the folder of the file, and returns the function that writes rows into the file.
 
     Raises:
+        FileExistsError: the file exists, and it may not be replaced.
         OSError: the folder cannot be made, or not be written to.
         UserError: the ending is not in `WRITERS`.
     """
     if (ending := path.suffix.lower()) not in WRITERS:
         raise UserError(f"{path} must end in {' or '.join(WRITERS)}")
+    require_free(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     require_writable(path.parent)
 

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from medmamba_jax.errors import MissingFileError, UserError
+from medmamba_jax.files import require_free
 from medmamba_jax.interop import (
     check_writable,
     read_weights,
@@ -47,7 +48,7 @@ def convert(
     check_writable(target)
     if not target.parent.is_dir():
         raise MissingFileError(f"{target.parent} is not a folder; make it first")
-    check_free(target, source, overwrite)
+    require_free(target, overwrite=overwrite, source=source)
     config, params, statistics = read_weights(source)
     write_state_dict(weights_to_state_dict(config, params, statistics), target)
     lines = [f"{field}: {getattr(config, field)}" for field in SHOWN]
@@ -69,18 +70,3 @@ def add_convert(subcommands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> str:
     return convert(options.source, options.target, overwrite=options.overwrite)
-
-
-def check_free(target: pathlib.Path, source: pathlib.Path, overwrite: bool) -> None:
-    """Raises FileExistsError if the target exists, unless it may be replaced.
-
-    Args:
-        target: the file that will be written.
-        source: the file or folder that is read; it is never replaced.
-        overwrite: whether another file may be replaced.
-    """
-    if target.exists():
-        if source.exists() and target.samefile(source):
-            raise FileExistsError(f"{target} is the input too; give another file")
-        if not overwrite:
-            raise FileExistsError(f"{target} exists; give another file, or --overwrite")

@@ -30,6 +30,9 @@ def add_embed(subcommands: Any) -> None:
         "--output", required=True, metavar="FOLDER", help="a new folder for what is written"
     )
     parser.add_argument(
+        "--overwrite", action="store_true", help="replace what an earlier call wrote into FOLDER"
+    )
+    parser.add_argument(
         "--batch-size",
         type=int,
         metavar="N",
@@ -45,14 +48,16 @@ def embed(options: argparse.Namespace) -> tuple[str, int]:
         The text to print, and the exit code: 1 if a file could not be read, else 0.
 
     Raises:
+        FileExistsError: the folder is not empty, and `--overwrite` is not given.
         FileNotFoundError: there is no such run or image.
-        UserError: the folder is not empty.
     """
     predictor = load_predictor(options.source, batch_size=options.batch_size)
     paths, folder = image_paths(options.places), expanded(options.output)
     classes = known_classes(options.places, paths, predictor.class_names)
     with tqdm(total=len(paths), desc="embedding", unit="image", leave=False, disable=None) as bar:
-        written = embed_files(predictor, paths, folder, classes, bar.update)
+        written = embed_files(
+            predictor, paths, folder, classes, bar.update, overwrite=options.overwrite
+        )
     for name, reason in written.unreadable.items():
         line = f"not embedded: {printable(name)}: {' '.join(reason.split())}"
         print(for_terminal(line), file=sys.stderr)

@@ -4,11 +4,10 @@ import argparse
 import pathlib
 from typing import Any
 
-from medmamba_jax.cli.convert import check_free
 from medmamba_jax.data import LabelledImages
 from medmamba_jax.errors import DataUnavailableError, UserError
 from medmamba_jax.exports import FORMATS, check_target, export, files_of
-from medmamba_jax.files import expanded
+from medmamba_jax.files import expanded, require_free
 from medmamba_jax.runs.sources import (
     SOURCES_OF_MODELS,
     Trained,
@@ -43,7 +42,7 @@ def _run(options: argparse.Namespace) -> str:
     path = expanded(options.output)
     check_target(options.to, path)
     for file in files_of(options.to, path):
-        check_free(file, expanded(options.source), options.overwrite)
+        require_free(file, overwrite=options.overwrite, source=expanded(options.source))
     trained = load_trained(options.source)
     images, reason = _images(trained)
     found = export(

@@ -33,6 +33,7 @@ def add_predict(subcommands: Any) -> None:
     parser.add_argument(
         "--output", metavar="FILE", help="write a table, FILE.csv, or JSON lines, FILE.jsonl"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE where it exists")
     parser.add_argument(
         "--top", type=int, default=0, metavar="N", help="columns for the N likeliest classes"
     )
@@ -82,6 +83,7 @@ def predict(options: argparse.Namespace) -> tuple[str, int]:
         The text to print, and the exit code: 1 if a file could not be read, else 0.
 
     Raises:
+        FileExistsError: the file for the table exists, and `--overwrite` is not given.
         FileNotFoundError: there is no such run or image.
         UserError: an argument does not fit the run.
     """
@@ -101,7 +103,9 @@ def predict(options: argparse.Namespace) -> tuple[str, int]:
         logging.warning("%s", doubt)
     if options.set is not None:
         set_thresholds(predictor, options.set)
-    write = writer_of(expanded(options.output)) if options.output else None
+    write = None
+    if options.output:
+        write = writer_of(expanded(options.output), overwrite=options.overwrite)
     paths = image_paths(options.places)
     total = len(paths) * (2 if options.mirror else 1)
     with tqdm(total=total, desc="classifying", unit="image", leave=False, disable=None) as bar:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from medmamba_jax.data import LabelledImages
 from medmamba_jax.errors import UserError
@@ -44,6 +45,11 @@ def evaluate_elsewhere(
         raise UserError(f"{name!r} is no name for a folder of results: give another one (--name)")
     description = run.description
     images = _with_classes(images, description.task, description.class_names, classes or {})
+    folder = run.workdir / EVALUATIONS / name
+    if (folder / "results.json").is_file():
+        logging.warning(
+            "the results of an earlier evaluation %r are replaced; another --name keeps both", name
+        )
     trained = warn_of_trained_images(run.workdir, {name: images})
     outputs = labelled_outputs(run.predictor, images)
     return run.assessed(
@@ -51,7 +57,7 @@ def evaluate_elsewhere(
         outputs,
         {"evaluated": name, "training_images": trained.get(name, 0)},
         run.calibration,
-        (run.workdir / EVALUATIONS / name, ""),
+        (folder, ""),
     )
 
 
