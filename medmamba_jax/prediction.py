@@ -21,6 +21,7 @@ from medmamba_jax.metrics import probabilities
 from medmamba_jax.predictor import Predictor
 
 UNDECIDED = "undecided"
+_NAMED = 8  # classes that a sentence names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Predictions:
                 if len(names) != 2:
                     raise UserError(
                         f"a threshold is for two classes or a multi-label model, and this model has"
-                        f" {len(names)} classes: use abstain_below"
+                        f" {len(names)} classes: use abstain_below (--abstain-below)"
                     )
                 chosen = (p[:, 1] >= threshold).astype(int)
             answers = [names[k] for k in chosen]
@@ -141,6 +142,15 @@ def predict_files(
         row = int(np.isfinite(table).all(1).argmin())
         raise NonFiniteLossError(f"the model's outputs for {images.names[row]} are not finite")
     return Predictions(predictor.task, predictor.class_names, images.names, table, unreadable, sets)
+
+
+def what_it_knows(predictor: Predictor) -> str:
+    """Says that a model knows nothing but its classes; nothing looks for images of another kind."""
+    names = predictor.class_names
+    known = ", ".join(names) if len(names) <= _NAMED else f"its {len(names)} classes"
+    if predictor.task == "multilabel":
+        return f"the model knows nothing but {known}, and judges every image by these"
+    return f"the model knows nothing but {known}, and gives every image one of these names"
 
 
 def set_thresholds(predictor: Predictor, level: float) -> SetThresholds:

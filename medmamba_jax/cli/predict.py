@@ -14,7 +14,14 @@ from medmamba_jax.data.inputs import image_paths
 from medmamba_jax.data.texts import for_terminal, printable
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded
-from medmamba_jax.prediction import Predictions, as_rows, predict_files, set_thresholds, writer_of
+from medmamba_jax.prediction import (
+    Predictions,
+    as_rows,
+    predict_files,
+    set_thresholds,
+    what_it_knows,
+    writer_of,
+)
 from medmamba_jax.runs import SOURCES_OF_MODELS, load_trained
 
 _SHOWN = 3  # classes in a line of the terminal
@@ -127,6 +134,8 @@ def predict(options: argparse.Namespace) -> tuple[str, int]:
     for name, reason in found.unreadable.items():
         line = f"not classified: {printable(name)}: {' '.join(reason.split())}"
         print(for_terminal(line), file=sys.stderr)
+    if found.names:
+        print(for_terminal(f"note: {what_it_knows(predictor)}"), file=sys.stderr)
     return "\n".join(lines), int(bool(found.unreadable))
 
 

@@ -186,12 +186,12 @@ def _labelled_files(folder: Path, *, is_split: bool) -> list[tuple[Path, str]]:
             "%s: skipped %d entries that are no images: %s",
             folder,
             len(skipped),
-            _by_ending(skipped, folder),
+            by_ending(skipped, folder),
         )
     return files
 
 
-def _by_ending(paths: Sequence[Path], folder: Path) -> str:
+def by_ending(paths: Sequence[Path], folder: Path) -> str:
     """Returns the number and an example of each ending, the most frequent first."""
     examples: dict[str, list[str]] = {}
     for path in paths:
