@@ -10,6 +10,7 @@ from absl import logging
 from medmamba_jax.data import LabelledImages
 from medmamba_jax.errors import UserError
 from medmamba_jax.evaluation import labelled_outputs
+from medmamba_jax.files import require_writable
 from medmamba_jax.runs.run import Run
 from medmamba_jax.runs.workdir import warn_of_trained_images
 
@@ -37,6 +38,7 @@ def evaluate_elsewhere(
 
     Raises:
         NonFiniteLossError: an output of the model is NaN or infinite.
+        OSError: the run's folder cannot be written to.
         UserError: the images have another task, or a class that the run does not have; or the name
             is no name of a folder.
     """
@@ -46,6 +48,7 @@ def evaluate_elsewhere(
     description = run.description
     images = _with_classes(images, description.task, description.class_names, classes or {})
     folder = run.workdir / EVALUATIONS / name
+    require_writable(folder)  # before the images are read
     if (folder / "results.json").is_file():
         logging.warning(
             "the results of an earlier evaluation %r are replaced; another --name keeps both", name

@@ -124,6 +124,15 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     assert not (run.workdir / "evaluations").exists()
 
 
+def test_a_place_that_cannot_be_written_to_is_found_before_an_image_is_read(
+    run, images, monkeypatch
+):
+    (run.workdir / "evaluations").write_text("a file in the place of the folder")
+    monkeypatch.setattr("medmamba_jax.runs.elsewhere.labelled_outputs", None)
+    with pytest.raises(OSError, match="evaluations"):
+        evaluate_elsewhere(run, images.splits["test"], "clinic")
+
+
 def test_a_second_call_leaves_nothing_of_the_first(run, images, tmp_path):
     split = images.splits["test"]
     folder = run.workdir / "evaluations" / "clinic"
