@@ -72,8 +72,8 @@ def evaluate(options: argparse.Namespace) -> None:
     )
     classes = {}
     if options.classes:
-        found = read_csv_table(expanded(options.classes))
-        classes = dict(zip(found.column("other"), found.column("run"), strict=True))
+        table = read_csv_table(expanded(options.classes))
+        classes = dict(zip(table.column("other"), table.column("run"), strict=True))
     found = evaluate_elsewhere(run, _images(run, options.data), options.name, classes)
     _report(run, found["evaluated"])
 
