@@ -44,6 +44,12 @@ def labelled_outputs(
             f"the model is for {predictor.task} labels, and the images have {images.task} ones"
         )
     check_labels(labels, len(predictor.class_names), "the labels to evaluate")
+    if len(images.class_names) != len(predictor.class_names):
+        raise UserError(
+            f"the images have the classes {', '.join(images.class_names)}, and the model"
+            f" {', '.join(predictor.class_names)}, which the labels must index: give the images the"
+            " class_names of the model"
+        )
     outputs = predictor.outputs(images, num_workers=num_workers)
     finite = np.isfinite(outputs.logits).all(1)
     if not finite.all():
@@ -86,7 +92,32 @@ def table(results: Mapping[str, Any], title: str) -> str:
             text = "undefined" if row[name] is None else f"{row[name]:.3f}"
             cells += f"{text:>{widths[name]}}"
         lines.append(f"  {class_name:<{width}}{cells}")
+    if text := of_missing_classes(results):
+        lines.append(f"  {text}")
     return "\n".join(lines)
+
+
+def of_missing_classes(results: Mapping[str, Any]) -> str:
+    """Says what is not defined because no image shows some class; "" if there is an image of each.
+
+    Args:
+        results: what `evaluate` returned.
+    """
+    counts = {name: row["num_examples"] for name, row in results["per_class"].items()}
+    missing = [name for name, count in counts.items() if not count]
+    if not missing:
+        return ""
+    known = [name for name, count in counts.items() if count]
+    if results["task"] == "multiclass" and len(known) == 1:
+        return (
+            f"All images show {known[0]}. So what compares classes is undefined, such as the AUC"
+            " and PPV (precision). The accuracy is the sensitivity."
+        )
+    return (
+        f"No image shows {', '.join(missing)}. So sensitivity, PPV (precision) and AUC of"
+        f" {'this class' if len(missing) == 1 else 'these classes'} are undefined, and means over"
+        " classes leave them out."
+    )
 
 
 def _interval(results: Mapping[str, Any], name: str, metric: Metric) -> str:

@@ -1,9 +1,14 @@
-"""Paths as users write them; files that are written completely or not at all."""
+"""Paths as users write them; what may be replaced; a file that is written completely or not at all.
+
+One rule holds for everything that a command writes where `--output` says: it replaces nothing that
+is there, unless `--overwrite` is given.
+"""
 
 import os
 import pathlib
 import tempfile
 import uuid
+from collections.abc import Sequence
 
 from medmamba_jax.errors import UserError
 
@@ -50,6 +55,62 @@ def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+def require_free(
+    path: pathlib.Path, *, overwrite: bool, source: pathlib.Path | None = None
+) -> None:
+    """Checks that a file may be written.
+
+    Args:
+        path: the file.
+        overwrite: whether another file may be replaced.
+        source: the file or folder that is read; it is never replaced.
+
+    Raises:
+        FileExistsError: there is such a file, and it may not be replaced.
+        UserError: there is a folder of this name.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a file in it")
+    if path.exists():
+        if source is not None and source.exists() and path.samefile(source):
+            raise FileExistsError(f"{path} is the input too; give another file")
+        if not overwrite:
+            raise FileExistsError(f"{path} exists; give another file, or --overwrite")
+
+
+def make_output_folder(
+    folder: pathlib.Path, written: Sequence[str], *, overwrite: bool = False
+) -> None:
+    """Makes the folder for what a command writes, unless it is there and empty.
+
+    Args:
+        folder: the folder.
+        written: patterns of the names of the files that the command writes. The first file is
+            always among them, and is written last.
+        overwrite: whether to remove the files of an earlier call, which the first file shows. Other
+            files stay.
+
+    Raises:
+        FileExistsError: it is a folder with files, which may not be removed.
+        OSError: the folder cannot be made or written to.
+        UserError: it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: name a folder")
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / written[0]).is_file():
+            raise FileExistsError(
+                f"{folder} holds other files than an earlier call has written; give a new folder"
+            )
+        if not overwrite:
+            raise FileExistsError(f"{folder} is not empty; give a new folder, or --overwrite")
+    require_writable(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for pattern in reversed(written):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
 def require_writable(folder: pathlib.Path) -> None:
     """Raises OSError unless files can be made in the folder, or where it will be made."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
@@ -58,18 +119,3 @@ def require_writable(folder: pathlib.Path) -> None:
             pass
     except OSError as error:
         raise type(error)(error.errno, error.strerror, str(folder)) from error
-
-
-def check_free(target: pathlib.Path, source: pathlib.Path, overwrite: bool) -> None:
-    """Raises FileExistsError if the target exists, unless it may be replaced.
-
-    Args:
-        target: the file that will be written.
-        source: the file or folder that is read; it is never replaced.
-        overwrite: whether another file may be replaced.
-    """
-    if target.exists():
-        if source.exists() and target.samefile(source):
-            raise FileExistsError(f"{target} is the input too; give another file")
-        if not overwrite:
-            raise FileExistsError(f"{target} exists; give another file, or --overwrite")

@@ -74,6 +74,13 @@ class Outputs:
         return self.scores.argmax(1) if self.task == "multiclass" else self.scores > 0
 
     @functools.cached_property
+    def only_class(self) -> str | None:
+        """The class that all images of a multi-class set show; None if they show several."""
+        if self.task != "multiclass" or len(shown := np.unique(self.labels)) != 1:
+            return None
+        return self.class_names[shown[0]]
+
+    @functools.cached_property
     def by_class(self) -> dict[str, ClassOutputs]:
         """Class name -> the class against the rest."""
         found = {}
@@ -123,6 +130,7 @@ class Metric:
         tasks: the tasks it is for.
         higher_is_better: the direction.
         needs_both_sides: whether it needs a class that some images show and others do not.
+        fewest_classes: a set with fewer classes does not have it.
         in_headline: whether the epoch's line and the table's title show it.
         in_table: whether the printed table has a column for it, if a class has it.
         percent: whether the epoch's line shows it in percent.
@@ -134,12 +142,22 @@ class Metric:
     tasks: tuple[str, ...] = TASKS
     higher_is_better: bool = True
     needs_both_sides: bool = False
+    fewest_classes: int = 1
     in_headline: bool = False
     in_table: bool = True
     percent: bool = False
 
+    @property
+    def compares_classes(self) -> bool:
+        """Whether images of a single class say nothing about it, as it is a mean over classes."""
+        return self.needs_both_sides or self.of_class is not None
+
     def value(self, outputs: Outputs) -> float | None:
-        """Returns the metric over all images."""
+        """Returns the metric over all images; None where it is not defined."""
+        if len(outputs.class_names) < self.fewest_classes:
+            return None
+        if self.compares_classes and outputs.only_class is not None:
+            return None
         if self.compute is not None:
             return self.compute(outputs)
         assert self.of_class is not None  # a row has one or the other; a test checks it
@@ -205,25 +223,17 @@ def _loss(outputs: Outputs) -> float | None:
     return _mean(np.logaddexp(0, np.where(labels == 1, -logits, logits))[~np.isnan(labels)])
 
 
-def _top_2_accuracy(outputs: Outputs) -> float | None:
-    if len(outputs.class_names) < 3:
-        return None  # it would be 1
+def _top_2_accuracy(outputs: Outputs) -> float:
     best = np.argsort(-outputs.scores, axis=1, kind="stable")[:, :2]
     return float((best == outputs.labels[:, None]).any(1).mean())
 
 
-def _kappa(outputs: Outputs) -> float | None:
-    if len({*outputs.labels.tolist(), *outputs.predicted.tolist()}) < 2:
-        return None  # 0 / 0
+def _kappa(outputs: Outputs) -> float:
     return float(metrics.cohen_kappa_score(outputs.labels, outputs.predicted))
 
 
-def _weighted_kappa(outputs: Outputs) -> float | None:
+def _weighted_kappa(outputs: Outputs) -> float:
     """Cohen's kappa with quadratic weights, for classes whose order counts (Cohen 1968)."""
-    if len(outputs.class_names) < 3:
-        return None  # it would be the plain one
-    if len({*outputs.labels.tolist(), *outputs.predicted.tolist()}) < 2:
-        return None  # 0 / 0
     classes = np.arange(len(outputs.class_names))
     return float(
         metrics.cohen_kappa_score(
@@ -233,7 +243,7 @@ def _weighted_kappa(outputs: Outputs) -> float | None:
 
 
 def _mcc(outputs: Outputs) -> float | None:
-    if min(len(np.unique(outputs.labels)), len(np.unique(outputs.predicted))) < 2:
+    if len(np.unique(outputs.predicted)) < 2:
         return None  # 0 / 0
     return float(metrics.matthews_corrcoef(outputs.labels, outputs.predicted))
 
@@ -272,19 +282,20 @@ def _specificity(row: ClassOutputs) -> float | None:
 
 
 def _precision(row: ClassOutputs) -> float | None:
-    if not row.predicted.any():
+    # Of a class that all images or none show, it would be 1 or 0 for any model.
+    if not (row.predicted.any() and row.has_both_sides):
         return None
     return float(metrics.precision_score(row.actual, row.predicted))
 
 
 def _negative_predictive_value(row: ClassOutputs) -> float | None:
-    if row.predicted.all():
+    if row.predicted.all() or not row.has_both_sides:
         return None
     return float(metrics.precision_score(~row.actual, ~row.predicted))
 
 
 def _f1(row: ClassOutputs) -> float | None:
-    if not (row.actual.any() or row.predicted.any()):
+    if not row.has_both_sides:
         return None
     return float(metrics.f1_score(row.actual, row.predicted))
 
@@ -329,12 +340,14 @@ METRICS: dict[str, Metric] = {
         "label accuracy", _label_accuracy, tasks=("multilabel",), in_headline=True, percent=True
     ),
     "subset_accuracy": Metric("subset accuracy", _subset_accuracy, tasks=("multilabel",)),
-    "balanced_accuracy": Metric("balanced accuracy", _balanced_accuracy, in_headline=True),
+    "balanced_accuracy": Metric(
+        "balanced accuracy", _balanced_accuracy, needs_both_sides=True, in_headline=True
+    ),
     "sensitivity": Metric("sensitivity", of_class=_sensitivity),
     "specificity": Metric("specificity", of_class=_specificity),
-    "precision": Metric("precision", of_class=_precision),
-    "npv": Metric("NPV", of_class=_negative_predictive_value),
-    "f1": Metric("F1", of_class=_f1),
+    "precision": Metric("precision", of_class=_precision, needs_both_sides=True),
+    "npv": Metric("NPV", of_class=_negative_predictive_value, needs_both_sides=True),
+    "f1": Metric("F1", of_class=_f1, needs_both_sides=True),
     "auc": Metric("AUC", of_class=_auc, needs_both_sides=True, in_headline=True),
     "average_precision": Metric(
         "average precision", of_class=_average_precision, needs_both_sides=True
@@ -352,10 +365,19 @@ METRICS: dict[str, Metric] = {
         )
         for percent in (90, 95)
     },
-    "top_2_accuracy": Metric("top-2 accuracy", _top_2_accuracy, tasks=("multiclass",)),
-    "kappa": Metric("Cohen's kappa", _kappa, tasks=("multiclass",)),
-    "mcc": Metric("MCC", _mcc, tasks=("multiclass",)),
-    "weighted_kappa": Metric("quadratic kappa", _weighted_kappa, tasks=("multiclass",)),
+    # Of two classes the first would be 1, and the last the plain kappa.
+    "top_2_accuracy": Metric(
+        "top-2 accuracy", _top_2_accuracy, tasks=("multiclass",), fewest_classes=3
+    ),
+    "kappa": Metric("Cohen's kappa", _kappa, tasks=("multiclass",), needs_both_sides=True),
+    "mcc": Metric("MCC", _mcc, tasks=("multiclass",), needs_both_sides=True),
+    "weighted_kappa": Metric(
+        "quadratic kappa",
+        _weighted_kappa,
+        tasks=("multiclass",),
+        needs_both_sides=True,
+        fewest_classes=3,
+    ),
     "brier": Metric("Brier score", _brier, higher_is_better=False),
     "ece": Metric("ECE (equal-mass)", _ece, tasks=("multiclass",), higher_is_better=False),
 }
@@ -380,7 +402,8 @@ def measure(outputs: Outputs) -> dict[str, Any]:
         (multi-label), the images for which the label is known; and the metrics that one class has.
         `confusion_matrix[i][j]` (multi-class) counts images of class i for which the model
         predicts class j. A metric that is not defined, such as the AUC of a class that every image
-        shows, is None; means over classes leave it out.
+        shows, is None; means over classes leave it out. `undefined` says why, for metrics over all
+        images.
     """
     rows = metrics_of(outputs.task)
     per_class: dict[str, dict[str, Any]] = {}
@@ -392,6 +415,11 @@ def measure(outputs: Outputs) -> dict[str, Any]:
             key: metric.of_class(row) for key, metric in rows.items() if metric.of_class
         }
     found: dict[str, Any] = {"task": outputs.task, **values(outputs), "per_class": per_class}
+    found["undefined"] = {
+        name: _why_undefined(metric, outputs)
+        for name, metric in rows.items()
+        if found[name] is None and len(outputs.class_names) >= metric.fewest_classes
+    }
     if outputs.task == "multiclass":
         classes = np.arange(len(outputs.class_names))
         confusion = metrics.confusion_matrix(outputs.labels, outputs.predicted, labels=classes)
@@ -400,6 +428,17 @@ def measure(outputs: Outputs) -> dict[str, Any]:
         "num_examples": len(outputs.labels),
         "class_names": list(outputs.class_names),
     }
+
+
+def _why_undefined(metric: Metric, outputs: Outputs) -> str:
+    """Says why a metric over all images is None."""
+    if outputs.only_class is not None and metric.compares_classes:
+        return f"all images show {outputs.only_class}"
+    if outputs.task == "multilabel":
+        if np.isnan(outputs.labels).all():
+            return "no label is known"
+        return "no class is shown by some images and not by others"
+    return "the model predicts one class for all images"
 
 
 def _mean(values: Any) -> float | None:

@@ -16,11 +16,12 @@ from medmamba_jax.data.labelled_images import Files, LabelledImages
 from medmamba_jax.data.sources.frames import all_frames
 from medmamba_jax.data.texts import printable
 from medmamba_jax.errors import NonFiniteLossError, UserError
-from medmamba_jax.files import require_writable, write_atomically
+from medmamba_jax.files import require_free, require_writable, write_atomically
 from medmamba_jax.metrics import probabilities
 from medmamba_jax.predictor import Predictor
 
 UNDECIDED = "undecided"
+_NAMED = 8  # classes that a sentence names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Predictions:
                 if len(names) != 2:
                     raise UserError(
                         f"a threshold is for two classes or a multi-label model, and this model has"
-                        f" {len(names)} classes: use abstain_below"
+                        f" {len(names)} classes: use abstain_below (--abstain-below)"
                     )
                 chosen = (p[:, 1] >= threshold).astype(int)
             answers = [names[k] for k in chosen]
@@ -141,6 +142,15 @@ def predict_files(
         row = int(np.isfinite(table).all(1).argmin())
         raise NonFiniteLossError(f"the model's outputs for {images.names[row]} are not finite")
     return Predictions(predictor.task, predictor.class_names, images.names, table, unreadable, sets)
+
+
+def what_it_knows(predictor: Predictor) -> str:
+    """Says that a model knows nothing but its classes; nothing looks for images of another kind."""
+    names = predictor.class_names
+    known = ", ".join(names) if len(names) <= _NAMED else f"its {len(names)} classes"
+    if predictor.task == "multilabel":
+        return f"the model knows nothing but {known}, and judges every image by these"
+    return f"the model knows nothing but {known}, and gives every image one of these names"
 
 
 def set_thresholds(predictor: Predictor, level: float) -> SetThresholds:
@@ -309,15 +319,19 @@ WRITERS: dict[str, Callable[[Sequence[str], Sequence[Sequence[Any]]], str]] = {
 }
 
 
-def writer_of(path: pathlib.Path) -> Callable[[Sequence[str], Sequence[Sequence[Any]]], None]:
+def writer_of(
+    path: pathlib.Path, *, overwrite: bool = False
+) -> Callable[[Sequence[str], Sequence[Sequence[Any]]], None]:
     """Makes the folder of the file, and returns the function that writes rows into the file.
 
     Raises:
+        FileExistsError: the file exists, and it may not be replaced.
         OSError: the folder cannot be made, or not be written to.
         UserError: the ending is not in `WRITERS`.
     """
     if (ending := path.suffix.lower()) not in WRITERS:
         raise UserError(f"{path} must end in {' or '.join(WRITERS)}")
+    require_free(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     require_writable(path.parent)
 

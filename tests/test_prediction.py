@@ -128,12 +128,13 @@ def test_tables_for_spreadsheets_and_programs():
         as_rows(found, top=3)
 
 
-def test_files_folders_patterns_and_tables_are_inputs(folder, tmp_path, monkeypatch):
+def test_files_folders_patterns_and_tables_are_inputs(folder, tmp_path, caplog):
     (folder / "notes.txt").write_text("")
     (folder / ".hidden.png").write_text("")
     (tmp_path / "table.csv").write_text("path;who\nscans/3.png;me\nscans/0.png;you\n")
     names = [path.name for path in image_paths([folder])]
     assert names == [*(f"{i}.png" for i in range(7)), "7.png", "8.png"]
+    assert "left out 1 files that are no images: 1 .txt (notes.txt)" in caplog.text
     assert [path.name for path in image_paths([tmp_path / "table.csv"])] == ["3.png", "0.png"]
     assert len(image_paths([str(folder / "**" / "*.png"), folder])) == 9  # each once
     assert image_paths([folder / "notes.txt"]) == [folder / "notes.txt"]  # named, so wanted
@@ -151,7 +152,7 @@ def test_files_folders_patterns_and_tables_are_inputs(folder, tmp_path, monkeypa
         with pytest.raises(mm.UserError, match=problem):
             image_paths([tmp_path / "table.csv"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(mm.UserError, match="holds no image file, but 0 others"):
+    with pytest.raises(mm.UserError, match="holds no image file; check the path"):
         image_paths([tmp_path / "empty"])
 
 

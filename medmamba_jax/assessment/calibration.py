@@ -16,7 +16,10 @@ from medmamba_jax.files import write_atomically
 from medmamba_jax.metrics import METRICS, Outputs
 
 FILE = "calibration.json"
+_AT_BOUND = "temperature_at_bound"  # in the file; it follows from the temperature
 _RANGE = (0.05, 20.0)  # of the temperature
+_NEAR = 0.01  # relative distance from an end of it that counts as the end
+_FLAT = 1e-9  # difference of the cross-entropy, in nats, that means nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Calibration:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns nested dictionaries that JSON can hold."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {_AT_BOUND: is_at_bound(self.temperature)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Calibration":
@@ -53,7 +56,8 @@ class Calibration:
         """
         try:
             sets = {level: SetThresholds(**value) for level, value in values["sets"].items()}
-            found = cls(**{**values, "sets": sets})
+            kept = {name: value for name, value in values.items() if name != _AT_BOUND}
+            found = cls(**{**kept, "sets": sets})
             if not _RANGE[0] / 2 <= found.temperature <= _RANGE[1] * 2:
                 raise KeyError("temperature")
             return found
@@ -97,7 +101,26 @@ def fit_temperature(outputs: Outputs) -> float:
 
     low, high = 1 / _RANGE[1], 1 / _RANGE[0]
     found = minimize_scalar(at, bounds=(low, high), method="bounded", options={"xatol": 1e-4})
-    return float(1 / found.x)
+    # The search ends before a bound, also where the loss does not rise any more towards it.
+    at_ends = [end for end in (low, high) if at(end) <= found.fun + _FLAT]
+    return float(1 / (at_ends[0] if at_ends else found.x))
+
+
+def is_at_bound(temperature: float) -> bool:
+    """Whether a fitted temperature lies at an end of the range in which it is searched."""
+    low, high = _RANGE
+    return temperature <= low * (1 + _NEAR) or temperature >= high * (1 - _NEAR)
+
+
+def doubt_about(temperature: float) -> str:
+    """Returns a sentence that warns of a fitted temperature at a bound; else ""."""
+    if not is_at_bound(temperature):
+        return ""
+    return (
+        f"The temperature {temperature:.3g} lies at an end of the range in which it is searched"
+        f" ({_RANGE[0]:g} to {_RANGE[1]:g}), so that it is not to be trusted: the validation images"
+        " are too few, or the model separates them perfectly or not at all."
+    )
 
 
 def at_temperature(outputs: Outputs, temperature: float) -> Outputs:

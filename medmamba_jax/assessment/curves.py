@@ -63,7 +63,7 @@ def decision_curve(outputs: Outputs) -> Table:
     """Returns the net benefit at each threshold (Vickers and Elkin 2006).
 
     It is about two classes, of which the second one would be treated, or about each class of a
-    multi-label set. Of more classes it has no rows.
+    multi-label set. Of more classes it has no rows, nor of a class that all images or none show.
     """
     names = list(outputs.class_names)
     if outputs.task == "multiclass":
@@ -72,7 +72,7 @@ def decision_curve(outputs: Outputs) -> Table:
     for name in names:
         part = outputs.by_class[name]
         count = len(part.actual)
-        for threshold in _THRESHOLDS if count else ():
+        for threshold in _THRESHOLDS if part.has_both_sides else ():
             odds = threshold / (1 - threshold)
             treated = part.probability >= threshold
             right, wrong = (treated & part.actual).sum(), (treated & ~part.actual).sum()

@@ -47,7 +47,10 @@ def resampled(outputs: Outputs, weights: np.ndarray) -> np.ndarray:
     found = []
     for class_name, name in keys(outputs):
         if class_name is None:
-            if name in _OF_ALL:
+            metric = metrics_of(outputs.task)[name]
+            if len(outputs.class_names) < metric.fewest_classes:
+                found.append(np.full(len(weights), np.nan))
+            elif name in _OF_ALL:
                 found.append(_OF_ALL[name](whole))
             elif name in _OF_CLASSES:
                 found.append(_mean(_OF_CLASSES[name](whole), _OF_CLASSES[name](sample)))
@@ -57,6 +60,8 @@ def resampled(outputs: Outputs, weights: np.ndarray) -> np.ndarray:
                 )
             else:
                 found.append(_one_by_one(outputs, weights, name))
+            if outputs.task == "multiclass" and metric.compares_classes:
+                found[-1] = np.where(whole.one_class, np.nan, found[-1])
         elif name in _OF_CLASS:
             found.append(_OF_CLASS[name](whole.by_class[class_name]))
         else:
@@ -145,16 +150,16 @@ class _ClassResamples:
         """The largest sensitivity of a threshold with at least this specificity."""
         above, wrong = self.curve
         allowed = wrong <= _within(self.negatives * (1 - specificity))
-        return _ratio(np.where(allowed, above, 0).max(1, initial=0), self._both(self.positives))
+        return _ratio(np.where(allowed, above, 0).max(1, initial=0), self.both(self.positives))
 
     def specificity_at(self, sensitivity: float) -> np.ndarray:
         """The largest specificity of a threshold with at least this sensitivity."""
         above, wrong = self.curve
         reached = above >= -_within(-self.positives * sensitivity)
         fewest = np.where(reached, wrong, np.inf).min(1, initial=np.inf)
-        return _ratio(self.negatives - fewest, self._both(self.negatives))
+        return _ratio(self.negatives - fewest, self.both(self.negatives))
 
-    def _both(self, denominator: np.ndarray) -> np.ndarray:
+    def both(self, denominator: np.ndarray) -> np.ndarray:
         """The denominator where a resample has images of both sides, else 0."""
         return np.where((self.positives > 0) & (self.negatives > 0), denominator, 0)
 
@@ -177,6 +182,11 @@ class _Resamples:
             name: _ClassResamples(row, self.weights[:, self.outputs.known(name)])
             for name, row in self.outputs.by_class.items()
         }
+
+    @functools.cached_property
+    def one_class(self) -> np.ndarray:
+        """Whether all images of a resample show the same class (multi-class), bool (b,)."""
+        return sum(part.positives > 0 for part in self.by_class.values()) < 2
 
     @functools.cached_property
     def confusion(self) -> np.ndarray:
@@ -212,8 +222,6 @@ class _Resamples:
         return _each_class(lambda part: (_sensitivity(part) + _specificity(part)) / 2, self)
 
     def top_2_accuracy(self) -> np.ndarray:
-        if len(self.outputs.class_names) < 3:
-            return np.full(len(self.weights), np.nan)
         best = np.argsort(-self.outputs.scores, axis=1, kind="stable")[:, :2]
         return self.average((best == self.outputs.labels[:, None]).any(1).astype(float))
 
@@ -243,8 +251,6 @@ class _Resamples:
         return 1 - _ratio(observed, (expected * cost).sum((1, 2)))
 
     def weighted_kappa(self) -> np.ndarray:
-        if len(self.outputs.class_names) < 3:
-            return np.full(len(self.weights), np.nan)
         return self.kappa(quadratic=True)
 
     def mcc(self) -> np.ndarray:
@@ -323,9 +329,9 @@ _OF_CLASSES: dict[str, Callable[[_Resamples], np.ndarray]] = {
 _OF_CLASS: dict[str, Callable[[_ClassResamples], np.ndarray]] = {
     "sensitivity": _sensitivity,
     "specificity": _specificity,
-    "precision": lambda part: _ratio(part.true_positives, part.predicted),
-    "npv": lambda part: _ratio(part.true_negatives, part.all - part.predicted),
-    "f1": lambda part: _ratio(2 * part.true_positives, part.positives + part.predicted),
+    "precision": lambda part: _ratio(part.true_positives, part.both(part.predicted)),
+    "npv": lambda part: _ratio(part.true_negatives, part.both(part.all - part.predicted)),
+    "f1": lambda part: _ratio(2 * part.true_positives, part.both(part.positives + part.predicted)),
     "auc": _ClassResamples.auc,
     "average_precision": _ClassResamples.average_precision,
     "sensitivity_at_specificity_90": lambda part: part.sensitivity_at(0.9),

@@ -68,6 +68,10 @@ class _Parser(argparse.ArgumentParser):
         return options, unknown
 
     def error(self, message: str) -> NoReturn:
+        """Ends in one line; if an argument is missing, the line has them all in their order."""
+        names = [str(action.metavar) for action in self._actions if not action.option_strings]
+        if "are required" in message and len(names) > 1:
+            message += f" (write {self.prog} {' '.join(names)})"
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 

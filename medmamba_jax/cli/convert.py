@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from medmamba_jax.errors import MissingFileError, UserError
-from medmamba_jax.files import check_free
+from medmamba_jax.files import require_free
 from medmamba_jax.interop import (
     check_writable,
     read_weights,
@@ -48,7 +48,7 @@ def convert(
     check_writable(target)
     if not target.parent.is_dir():
         raise MissingFileError(f"{target.parent} is not a folder; make it first")
-    check_free(target, source, overwrite)
+    require_free(target, overwrite=overwrite, source=source)
     config, params, statistics = read_weights(source)
     write_state_dict(weights_to_state_dict(config, params, statistics), target)
     lines = [f"{field}: {getattr(config, field)}" for field in SHOWN]

@@ -21,6 +21,9 @@ def add_embed(subcommands: Any) -> None:
     parser.add_argument(
         "--output", required=True, metavar="FOLDER", help="a new folder for what is written"
     )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what an earlier call wrote into FOLDER"
+    )
     parser.set_defaults(run=embed)
 
 
@@ -31,12 +34,14 @@ def embed(options: argparse.Namespace) -> tuple[str, int]:
         The text to print, and the exit code: 1 if a file could not be read, else 0.
 
     Raises:
+        FileExistsError: the folder is not empty, and `--overwrite` is not given.
         FileNotFoundError: there is no such run or image.
-        UserError: the folder is not empty.
     """
     predictor = load_predictor(options.source, batch_size=options.batch_size)
     paths, folder = image_paths(options.places), expanded(options.output)
     classes = known_classes(options.places, paths, predictor.class_names)
     with progress(len(paths), "embedding") as bar:
-        written = embed_files(predictor, paths, folder, classes, bar.update)
+        written = embed_files(
+            predictor, paths, folder, classes, bar.update, overwrite=options.overwrite
+        )
     return ended(f"{written.count} images in {options.output}", written.unreadable, "embedded")

@@ -72,14 +72,14 @@ def evaluate(options: argparse.Namespace) -> None:
     )
     classes = {}
     if options.classes:
-        found = read_csv_table(expanded(options.classes))
-        classes = dict(zip(found.column("other"), found.column("run"), strict=True))
-    evaluate_elsewhere(run, _images(run, options.data), options.name, classes)
-    _report(run)
+        table = read_csv_table(expanded(options.classes))
+        classes = dict(zip(table.column("other"), table.column("run"), strict=True))
+    found = evaluate_elsewhere(run, _images(run, options.data), options.name, classes)
+    _report(run, found["evaluated"])
 
 
-def _report(run: Run) -> None:
-    report_after(run.workdir, Config().to_dict(), wanted=run.settings.report)
+def _report(run: Run, evaluated: str = "") -> None:
+    report_after(run.workdir, Config().to_dict(), wanted=run.settings.report, evaluated=evaluated)
 
 
 def _images(run: Run, path: str) -> LabelledImages:

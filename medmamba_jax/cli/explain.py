@@ -34,6 +34,9 @@ def add_explain(subcommands: Any) -> None:
         help="the stage that grad_cam, grad_cam++ and receptive_field look at, from 0; by default"
         " the last one",
     )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace what an earlier call wrote into FOLDER"
+    )
     parser.set_defaults(run=explain)
 
 
@@ -44,8 +47,9 @@ def explain(options: argparse.Namespace) -> tuple[str, int]:
         The text to print, and the exit code: 1 if a file could not be read, else 0.
 
     Raises:
+        FileExistsError: the folder is not empty, and `--overwrite` is not given.
         FileNotFoundError: there is no such run or image.
-        UserError: an argument does not fit the run, or the folder is not empty.
+        UserError: an argument does not fit the run.
     """
     predictor = load_predictor(options.source, batch_size=options.batch_size)
     paths, folder = image_paths(options.places), expanded(options.output)
@@ -57,6 +61,7 @@ def explain(options: argparse.Namespace) -> tuple[str, int]:
             method=options.method,
             class_name=options.class_name,
             stage=options.stage,
+            overwrite=options.overwrite,
             progress=bar.update,
         )
     return ended(f"{written.count} images in {options.output}", written.unreadable, "explained")

@@ -8,7 +8,7 @@ from medmamba_jax.data import LabelledImages
 from medmamba_jax.data.texts import printable
 from medmamba_jax.errors import DataUnavailableError, UserError
 from medmamba_jax.exports import FORMATS, check_target, export, files_of
-from medmamba_jax.files import check_free, expanded
+from medmamba_jax.files import expanded, require_free
 from medmamba_jax.runs.sources import (
     SOURCES_OF_MODELS,
     Trained,
@@ -45,7 +45,7 @@ def _run(options: argparse.Namespace) -> str:
     path = expanded(options.output)
     check_target(options.to, path)
     for file in files_of(options.to, path):
-        check_free(file, expanded(options.source), options.overwrite)
+        require_free(file, overwrite=options.overwrite, source=expanded(options.source))
     trained = load_trained(options.source)
     images, reason = _images(trained)
     found = export(

@@ -1,17 +1,27 @@
 """`medmamba predict RUN PATH...`: the best checkpoint of a run on images without labels."""
 
 import argparse
+import sys
 from typing import Any
 
 import numpy as np
+from absl import logging
 
+from medmamba_jax.assessment.calibration import doubt_about
 from medmamba_jax.cli.images import add_command, ended, progress
 from medmamba_jax.data.images.augmentation import MIRRORING
 from medmamba_jax.data.inputs import image_paths
-from medmamba_jax.data.texts import printable
+from medmamba_jax.data.texts import for_terminal, printable
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded
-from medmamba_jax.prediction import Predictions, as_rows, predict_files, set_thresholds, writer_of
+from medmamba_jax.prediction import (
+    Predictions,
+    as_rows,
+    predict_files,
+    set_thresholds,
+    what_it_knows,
+    writer_of,
+)
 from medmamba_jax.runs import load_trained
 
 _SHOWN = 3  # classes in a line of the terminal
@@ -23,6 +33,7 @@ def add_predict(subcommands: Any) -> None:
     parser.add_argument(
         "--output", metavar="FILE", help="write a table, FILE.csv, or JSON lines, FILE.jsonl"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE where it exists")
     parser.add_argument(
         "--top", type=int, default=0, metavar="N", help="columns for the N likeliest classes"
     )
@@ -66,6 +77,7 @@ def predict(options: argparse.Namespace) -> tuple[str, int]:
         The text to print, and the exit code: 1 if a file could not be read, else 0.
 
     Raises:
+        FileExistsError: the file for the table exists, and `--overwrite` is not given.
         FileNotFoundError: there is no such run or image.
         UserError: an argument does not fit the run.
     """
@@ -80,10 +92,14 @@ def predict(options: argparse.Namespace) -> tuple[str, int]:
     decision = {"threshold": options.threshold, "abstain_below": options.abstain_below}
     nothing = Predictions.none(predictor.task, predictor.class_names)
     as_rows(nothing, top=options.top, **decision)  # a mistake shows before any image is read
-    predictor.temperature(options.calibrated)
+    temperature = predictor.temperature(options.calibrated)
+    if doubt := doubt_about(temperature):
+        logging.warning("%s", doubt)
     if options.set is not None:
         set_thresholds(predictor, options.set)
-    write = writer_of(expanded(options.output)) if options.output else None
+    write = None
+    if options.output:
+        write = writer_of(expanded(options.output), overwrite=options.overwrite)
     paths = image_paths(options.places)
     total = len(paths) * (2 if options.mirror else 1)
     with progress(total, "classifying") as bar:
@@ -102,7 +118,10 @@ def predict(options: argparse.Namespace) -> tuple[str, int]:
     else:
         write(header, rows)
         lines.append(f"{len(rows)} images in {options.output}")
-    return ended("\n".join(lines), found.unreadable, "classified")
+    answer = ended("\n".join(lines), found.unreadable, "classified")
+    if found.names:
+        print(for_terminal(f"note: {what_it_knows(predictor)}"), file=sys.stderr)
+    return answer
 
 
 def _lines(found: Predictions, answers: list[str]) -> list[str]:

@@ -3,8 +3,11 @@
 import argparse
 from typing import Any
 
-from medmamba_jax.files import expanded
+from medmamba_jax.files import expanded, require_free, require_writable
+from medmamba_jax.report import PAGE
 from medmamba_jax.runs.summaries import summarize, summary_text
+
+WRITTEN = ("summary.json", "summary.csv", PAGE)  # into the folder that `--output` names
 
 
 def add_summarize(subcommands: Any) -> None:
@@ -24,6 +27,9 @@ def add_summarize(subcommands: Any) -> None:
         help="write summary.json, summary.csv and report.html into this folder",
     )
     parser.add_argument(
+        "--overwrite", action="store_true", help="replace these files where they exist"
+    )
+    parser.add_argument(
         "--evaluation",
         default="",
         metavar="NAME",
@@ -33,7 +39,16 @@ def add_summarize(subcommands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> str:
-    """Summarises runs, writes the summary and returns it as text; see `summarize`."""
+    """Summarises runs, writes the summary and returns it as text; see `summarize`.
+
+    Raises:
+        FileExistsError: the folder holds a summary or a report, and `--overwrite` is not given.
+    """
+    if options.output:
+        folder = expanded(options.output)
+        for name in WRITTEN:
+            require_free(folder / name, overwrite=options.overwrite)
+        require_writable(folder)
     summary = summarize(options.run_folders, options.output, evaluation=options.evaluation)
     text = summary_text(summary)
     if options.output:

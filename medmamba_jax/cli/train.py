@@ -58,6 +58,7 @@ _INPUT = flags.DEFINE_multi_string(
     "input", [], "With --mode=predict: an image, a folder, a pattern or a CSV table; repeatable."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "With --mode=predict: a file, .csv or .jsonl.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "With --mode=predict: replace the output file.")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -145,6 +146,7 @@ def _predict(workdir: pathlib.Path) -> int:
     if not _INPUT.value:
         raise UserError("--mode=predict needs --input: an image, a folder or a CSV table")
     output = [f"--output={_OUTPUT.value}"] if _OUTPUT.value else []
+    output += ["--overwrite"] if _OVERWRITE.value else []
     return main(["predict", str(workdir), *_INPUT.value, *output])
 
 

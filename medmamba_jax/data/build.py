@@ -97,9 +97,11 @@ def find(config: DataConfig, data: OwnData | None = None) -> Dataset | LabelledI
             that reads them is missing.
         FileNotFoundError: a file or folder that the configuration names does not exist.
         UserError: no source recognises `config.path` or `config.name`, the configuration changes
-            a setting of another source, or the files or objects do not make a data set.
+            a setting of another source, the files or objects do not make a data set, or the images
+            are of one class.
     """
     if isinstance(data, Dataset):
+        require_two_classes(data)
         return data
     if data is None:
         found = find_images(config)
@@ -111,6 +113,7 @@ def find(config: DataConfig, data: OwnData | None = None) -> Dataset | LabelledI
                 f"data has the keys {list(data)}; it must have 'train', and 'val' or 'test' or both"
             )
         found = _selected(labelled(data), config)
+    require_two_classes(found)
     if config.split_file:
         found = with_split_file(found, config)
     if found.splits is not None and not config.fold:
@@ -158,6 +161,7 @@ def prepare(
     if config.allow_unreadable and facts is not None and images.root is not None:
         used = drop_unreadable(images, facts)
     part = without_empty_classes(images.take(used), images)
+    require_two_classes(part)
     if isinstance(found, Dataset):
         rows = {name: np.flatnonzero(part.splits == name) for name in found.splits}
         dataset = Dataset({name: part.take(of) for name, of in rows.items()})
@@ -220,6 +224,17 @@ def as_given(data: OwnData) -> Dataset:
         return data
     found = labelled(data)
     return Dataset({"test": found}) if found.splits is None else as_found(found)
+
+
+def require_two_classes(images: Dataset | LabelledImages) -> None:
+    """Raises UserError if a model could learn no difference, as each image shows the same class."""
+    names = images.class_names
+    if images.task == "multiclass" and len(names) < 2:
+        raise UserError(
+            f"{images.description or images.name}: all are of the class {names[0]!r}, and training"
+            " needs two or more: add images of another class, or give the place that holds all"
+            " classes"
+        )
 
 
 def find_images(config: DataConfig) -> LabelledImages:

@@ -5,8 +5,10 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from absl import logging
+
 from medmamba_jax.data.csv_table import read_csv_table
-from medmamba_jax.data.sources.image_folder import is_hidden, is_image
+from medmamba_jax.data.sources.image_folder import by_ending, is_hidden, is_image
 from medmamba_jax.data.texts import composed
 from medmamba_jax.errors import MissingFileError, UserError
 from medmamba_jax.files import expanded
@@ -85,8 +87,18 @@ def _folders(path: Path) -> list[str]:
 def _images_below(folder: Path) -> list[Path]:
     found = sorted(Path(top) / name for top, names in _walked(folder) for name in names)
     images = [path for path in found if is_image(path)]
+    known = set(images)
+    others = [path for path in found if path not in known]
     if not images:
-        raise UserError(f"{folder} holds no image file, but {len(found)} others: check the path")
+        but = f", but {len(others)} others: {by_ending(others, folder)}" if others else ""
+        raise UserError(f"{folder} holds no image file{but}; check the path")
+    if others:
+        logging.warning(
+            "%s: left out %d files that are no images: %s",
+            folder,
+            len(others),
+            by_ending(others, folder),
+        )
     return images
 
 

@@ -62,9 +62,9 @@ class LabelledImages:
         places: the place of each image (n,). None means that image i is `images[i]`.
 
     Raises:
-        UserError: the lengths differ, there are fewer than two classes (in a multi-label set fewer
-            than one), two classes share a name, a label is not of an allowed kind or has no class,
-            the group of an image is not known, or a weight is not positive and finite.
+        UserError: the lengths differ, there is no class, two classes share a name, a label is not
+            of an allowed kind or has no class, the group of an image is not known, or a weight is
+            not positive and finite.
     """
 
     images: Images
@@ -114,11 +114,9 @@ class LabelledImages:
             object.__setattr__(self, "weights", weights)
 
     def _check(self) -> None:
-        least, distinct = (1, "one") if self.task == "multilabel" else (2, "two")
-        if len(set(self.class_names)) < max(least, len(self.class_names)):
+        if len(set(self.class_names)) < max(1, len(self.class_names)):
             raise UserError(
-                f"a {self.task} data set needs {distinct} or more distinct classes; got"
-                f" {self.class_names}"
+                f"labelled images need one or more distinct classes; got {self.class_names}"
             )
         check_labels(self.labels, len(self.class_names), f"labels of {self.name}")
         if self.groups is not None:

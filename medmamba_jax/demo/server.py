@@ -6,9 +6,11 @@ import ipaddress
 import logging
 import secrets
 import socket
+import sys
 import threading
 import urllib.parse
 from http import HTTPStatus
+from typing import Any
 
 from absl import logging as absl_logging
 
@@ -60,6 +62,11 @@ class Server(http.server.ThreadingHTTPServer):
         """The address to type into a browser."""
         host = f"[{self.name}]" if ":" in self.name else self.name
         return f"http://{host}:{self.server_address[1]}/"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Keeps out of the terminal that a browser went away, which is no fault."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     def allows(self, host: str) -> bool:
         """Whether a request names this server by an address that another site cannot take.

@@ -12,8 +12,8 @@ from sklearn.manifold import TSNE
 
 from medmamba_jax.data.csv_table import write_csv_table
 from medmamba_jax.data.texts import printable
-from medmamba_jax.explanation.files import Written, make_empty
-from medmamba_jax.files import write_atomically
+from medmamba_jax.explanation.files import Written
+from medmamba_jax.files import make_output_folder, write_atomically
 from medmamba_jax.prediction import decoded_batches
 from medmamba_jax.predictor import Predictor
 
@@ -21,6 +21,7 @@ FEWEST = 5  # images of which t-SNE makes a picture
 _PERPLEXITY = 30.0  # of t-SNE, unless there are too few images
 _FEW = 300  # images
 _OTHERS = "not known"
+_WRITTEN = ("embedding.csv", "embedding.npz", "embedding.png")
 
 
 def embed_files(
@@ -29,6 +30,8 @@ def embed_files(
     folder: pathlib.Path,
     classes: Sequence[str],
     progress: Callable[[], object] = lambda: None,
+    *,
+    overwrite: bool = False,
 ) -> Written:
     """Writes the features of image files. A file that cannot be read does not stop the others.
 
@@ -43,12 +46,13 @@ def embed_files(
         folder: is made, or is empty.
         classes: the known class of each file; "" where it is not known.
         progress: is called after each image.
+        overwrite: whether to replace what an earlier call wrote into this folder.
 
     Raises:
+        FileExistsError: the folder is not empty; see `overwrite`.
         OSError: the folder cannot be written to.
-        UserError: the folder is not empty.
     """
-    make_empty(folder)
+    make_output_folder(folder, _WRITTEN, overwrite=overwrite)
     unreadable: dict[str, str] = {}
     known = dict(zip(map(str, paths), classes, strict=True))
     names: list[str] = []

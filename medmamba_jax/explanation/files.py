@@ -12,7 +12,6 @@ from PIL import Image
 from medmamba_jax.data.csv_table import write_csv_table
 from medmamba_jax.data.images.drawing import as_picture
 from medmamba_jax.data.texts import printable
-from medmamba_jax.errors import UserError
 from medmamba_jax.explanation.maps import Explanation, check_request, explain
 from medmamba_jax.explanation.methods import METHODS
 from medmamba_jax.explanation.pictures import (
@@ -23,11 +22,14 @@ from medmamba_jax.explanation.pictures import (
     overlay,
     with_legend,
 )
-from medmamba_jax.files import require_writable, write_atomically
+from medmamba_jax.files import make_output_folder, write_atomically
 from medmamba_jax.prediction import Predictions, decoded_batches
 from medmamba_jax.predictor import Predictor
 
 TABLE = "maps.csv"
+_NUMBER = "[0-9][0-9][0-9][0-9]*_*"
+# What this module writes.
+_WRITTEN = (TABLE, f"{_NUMBER}.npy", f"{_NUMBER}.png", "sheet*.png", "mean.npy", "mean.png")
 _HEADER = ("path", "predicted", "p_predicted", "class", "p_class", "map", "picture")
 _ON_A_SHEET = 60
 _COLUMNS = 4
@@ -56,6 +58,7 @@ def explain_files(
     method: str = "grad_cam",
     class_name: str | None = None,
     stage: int = -1,
+    overwrite: bool = False,
     progress: Callable[[], object] = lambda: None,
 ) -> Written:
     """Explains image files. A file that cannot be read does not stop the others.
@@ -72,15 +75,17 @@ def explain_files(
         method: see `explain`.
         class_name: see `explain`.
         stage: see `explain`.
+        overwrite: whether to replace the maps of an earlier call in this folder.
         progress: is called after each image.
 
     Raises:
+        FileExistsError: the folder is not empty; see `overwrite`.
         NonFiniteLossError: an output of the model is NaN or infinite.
         OSError: the folder cannot be written to.
-        UserError: the folder is not empty, or `explain` refuses a request.
+        UserError: `explain` refuses a request.
     """
     check_request(predictor, method, class_name, stage)
-    make_empty(folder)
+    make_output_folder(folder, _WRITTEN, overwrite=overwrite)
     unreadable: dict[str, str] = {}
     writer = _Writer(predictor, folder, method, stage)
     for names, pixels in decoded_batches(paths, predictor, unreadable, progress):
@@ -91,19 +96,6 @@ def explain_files(
             progress()
     writer.finish()
     return Written(len(writer.rows), unreadable)
-
-
-def make_empty(folder: pathlib.Path) -> None:
-    """Makes a folder for what a command writes, unless it is there and empty.
-
-    Raises:
-        OSError: the folder cannot be made or written to.
-        UserError: it is not empty.
-    """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not an empty folder: name a new one by --output")
-    require_writable(folder)
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 class _Writer:
@@ -161,7 +153,6 @@ class _Writer:
         """Writes what is of all images: the table, the last sheet, the mean."""
         if self._cells:
             self._finish_sheet()
-        write_csv_table(self._folder / TABLE, _HEADER, self.rows)
         if self._total is not None and not METHODS[self._method].of_class:
             mean = (self._total / len(self.rows)).astype(np.float32)
             _write_array(self._folder / "mean.npy", mean)
@@ -170,6 +161,7 @@ class _Writer:
             title = f"{self._title}, mean of {len(self.rows)} images"
             picture = with_legend(drawn, mean, self._method, title)
             write_atomically(self._folder / "mean.png", as_png(picture))
+        write_csv_table(self._folder / TABLE, _HEADER, self.rows)
 
     def _finish_sheet(self) -> None:
         self._sheets += 1

@@ -7,25 +7,36 @@ from typing import Any
 from absl import logging
 
 from medmamba_jax.parallel import is_first_host, say
+from medmamba_jax.runs.elsewhere import EVALUATIONS
+
+PAGE = "report.html"
+CARD = "model_card.md"
+FIGURES_FOLDER = "figures"
 
 
-def report_after(workdir: pathlib.Path, defaults: Mapping[str, Any], *, wanted: bool) -> None:
-    """Writes the report of a run whose results were just written, and prints its path.
+def report_after(
+    workdir: pathlib.Path, defaults: Mapping[str, Any], *, wanted: bool, evaluated: str = ""
+) -> None:
+    """Writes the report of a run whose results were just written, and prints the path of a page.
 
-    A failure becomes a warning, because the results are complete.
+    A failure becomes a warning, because the results are complete. Pages of earlier results do not
+    stay: without a new report they are removed.
 
     Args:
         workdir: the run's folder.
         defaults: see `page.write_report`.
         wanted: the setting `results.report`.
+        evaluated: the name of the evaluation elsewhere whose page is printed; "" prints the run's.
     """
 
     def write() -> pathlib.Path:
         from medmamba_jax.report.page import write_report  # it draws with matplotlib
 
-        return write_report(workdir, defaults)
+        write_report(workdir, defaults)
+        return workdir / EVALUATIONS / evaluated / PAGE if evaluated else workdir / PAGE
 
-    _try(write, workdir, wanted)
+    # Each page also tells the results of the others.
+    _replace(write, [workdir, *(workdir / EVALUATIONS).glob("*/")], wanted)
 
 
 def summary_report_after(folder: pathlib.Path, *, wanted: bool) -> None:
@@ -36,19 +47,43 @@ def summary_report_after(folder: pathlib.Path, *, wanted: bool) -> None:
 
         return write_summary_report(folder)
 
-    _try(write, folder, wanted)
+    _replace(write, [folder], wanted)
 
 
-def _try(write: Callable[[], pathlib.Path], folder: pathlib.Path, wanted: bool) -> None:
-    if not (wanted and is_first_host()):
+def _replace(write: Callable[[], pathlib.Path], folders: list[pathlib.Path], wanted: bool) -> None:
+    """Writes pages in place of those in the folders, of which the first one is the run's."""
+    if not is_first_host():
         return
     try:
-        say(str(write()))
+        removed = sum(map(_remove_pages, folders))
+        if wanted:
+            say(str(write()))
+        elif removed:
+            say(
+                "the report of the earlier results is removed, as results.report is off;"
+                f" `medmamba report {folders[0]}` writes a new one"
+            )
     except Exception as error:
         logging.warning(
             "the report could not be written (%s: %s); the results are complete, and"
             " `medmamba report %s` tries again",
             type(error).__name__,
             error,
-            folder,
+            folders[0],
         )
+
+
+def _remove_pages(folder: pathlib.Path) -> bool:
+    """Removes what a report consists of from a folder; returns whether there was a page."""
+    found = (folder / PAGE).is_file()
+    for path in (folder / PAGE, folder / CARD, *_figures(folder)):
+        path.unlink(missing_ok=True)
+    return found
+
+
+def _figures(folder: pathlib.Path) -> list[pathlib.Path]:
+    if not (folder / FIGURES_FOLDER).is_dir():
+        return []
+    from medmamba_jax.report.figures import files_of_figures
+
+    return files_of_figures(folder / FIGURES_FOLDER)

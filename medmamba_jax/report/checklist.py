@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from medmamba_jax.assessment.calibration import doubt_about
 from medmamba_jax.metrics import METRICS
 from medmamba_jax.report.facts import Evaluation, RunFacts
 from medmamba_jax.report.wording import heading, interval, number, shared_text
@@ -157,7 +158,8 @@ def _thresholds(run: RunFacts) -> str:
         f"Temperature {run.calibration.temperature:.3f}, thresholds and prediction sets were"
         f" fitted on {run.calibration.images} val images, and only applied to others. Without them"
         " an image gets the likeliest class, in a multi-label set each class above 0.5."
-    )
+        f" {doubt_about(run.calibration.temperature)}"
+    ).strip()
 
 
 def _events(run: RunFacts) -> str:

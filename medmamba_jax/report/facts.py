@@ -95,7 +95,7 @@ class Evaluation:
         return found + [
             f"{row['num_examples']} with {name}"
             for name, row in self.results["per_class"].items()
-            if row["num_examples"] < FEW_OF_A_CLASS
+            if 0 < row["num_examples"] < FEW_OF_A_CLASS
         ]
 
 

@@ -30,6 +30,8 @@ _MOST_IN_LEGEND = 28
 _LONGEST_NAME = 24  # characters of a class's name
 _MOST_POINTS = 600  # of a curve; the CSV table has all
 _DPI = 300
+# Ending of a figure's file -> metadata that makes the file the same in every drawing.
+_METADATA: dict[str, dict[str, Any]] = {"png": {}, "pdf": {"CreationDate": None}}
 
 # Text stays text in SVG, in the page's own fonts; ids and metadata are the same in every drawing.
 _STYLE: dict[Any, Any] = {
@@ -101,15 +103,20 @@ def as_svg(figure: Figure, name: str, alternative: str) -> str:
 def write_figures(folder: pathlib.Path, figures: Mapping[str, Figure]) -> None:
     """Writes each figure as PNG (300 dpi) and PDF; removes those that are not drawn any more."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in FIGURES.keys() - figures.keys():
-        for ending in ("png", "pdf"):
-            (folder / f"{name}.{ending}").unlink(missing_ok=True)
+    for path in files_of_figures(folder):
+        if path.stem not in figures:
+            path.unlink(missing_ok=True)
     for name, figure in figures.items():
         with matplotlib.rc_context(_STYLE):
-            for ending, metadata in (("png", {}), ("pdf", {"CreationDate": None})):
+            for ending, metadata in _METADATA.items():
                 content = io.BytesIO()
                 figure.savefig(content, format=ending, dpi=_DPI, metadata=metadata)
                 write_atomically(folder / f"{name}.{ending}", content.getvalue())
+
+
+def files_of_figures(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the files that `write_figures` can write into a folder."""
+    return [folder / f"{name}.{ending}" for name in FIGURES for ending in _METADATA]
 
 
 def shown(name: str) -> str:

@@ -11,19 +11,16 @@ from typing import Any
 import jinja2
 import markupsafe
 
+from medmamba_jax.assessment.calibration import doubt_about
 from medmamba_jax.assessment.thresholds import RULES_IN_WORDS
 from medmamba_jax.data.texts import printable
 from medmamba_jax.files import write_atomically
 from medmamba_jax.metrics import METRICS, metrics_of
-from medmamba_jax.report import checklist, wording
+from medmamba_jax.report import CARD, FIGURES_FOLDER, PAGE, checklist, wording
 from medmamba_jax.report.facts import Evaluation, RunFacts, last_part, read_run, without_folders
 from medmamba_jax.report.figures import FIGURES, as_svg, draw_figures, write_figures
 from medmamba_jax.runs.workdir import flat
 from medmamba_jax.version import __version__
-
-PAGE = "report.html"
-CARD = "model_card.md"
-FIGURES_FOLDER = "figures"
 
 
 def write_report(workdir: str | pathlib.Path, defaults: Mapping[str, Any]) -> pathlib.Path:
@@ -100,6 +97,7 @@ def environment() -> jinja2.Environment:
         "link": lambda path: urllib.parse.quote(str(path)),
         "data_uri": _data_uri,
         "last_part": last_part,
+        "doubt": doubt_about,
     }
     found.globals["version"] = __version__
     return found
@@ -178,15 +176,17 @@ def _context(run: RunFacts, evaluation: Evaluation, defaults: Mapping[str, Any])
 def _metrics(evaluation: Evaluation) -> list[dict[str, Any]]:
     results = evaluation.results
     intervals = results.get("intervals", {}).get("metrics", {})
+    undefined = results.get("undefined", {})  # earlier results have none
     return [
         {
             "name": name,
             "heading": wording.heading(name),
             "value": results[name],
             "interval": intervals.get(name),
+            "why": undefined.get(name, ""),
         }
         for name, metric in metrics_of(results["task"]).items()
-        if results.get(name) is not None
+        if results.get(name) is not None or name in undefined or metric.in_headline
     ]
 
 

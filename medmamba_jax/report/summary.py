@@ -11,8 +11,9 @@ import markupsafe
 from medmamba_jax.errors import MissingFileError, UserError
 from medmamba_jax.files import expanded, write_atomically
 from medmamba_jax.metrics import METRICS, metrics_of
+from medmamba_jax.report import PAGE
 from medmamba_jax.report.figures import as_svg, intervals_figure
-from medmamba_jax.report.page import PAGE, environment
+from medmamba_jax.report.page import environment
 
 SUMMARY = "summary.json"
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from medmamba_jax.evaluation import of_missing_classes
 from medmamba_jax.metrics import METRICS, range_text, value_text
 from medmamba_jax.report.facts import Evaluation, RunFacts
 
@@ -39,6 +40,8 @@ def notes(run: RunFacts, evaluation: Evaluation) -> list[str]:
         )
     elif run.description.synthetic:
         found.append("The model was trained on SYNTHETIC images, which a program drew.")
+    if text := of_missing_classes(results):
+        found.append(text)
     if evaluation.few:
         found.append(
             f"Few images: {', '.join(evaluation.few)}. A single image moves these numbers."
@@ -118,7 +121,8 @@ def _of_two(evaluation: Evaluation, negative: str, positive: str) -> list[str]:
         _recognised(evaluation, negative, "recognises"),
     ]
     row = evaluation.results["per_class"][positive]
-    if row["precision"] is not None and row["npv"] is not None:
+    shown_by_some = 0 < row["num_examples"] < evaluation.images
+    if shown_by_some and row["precision"] is not None and row["npv"] is not None:
         found.append(
             f"Of 100 images that it calls {positive}, {hundred(row['precision'])} are {positive};"
             f" of 100 that it calls {negative}, {hundred(row['npv'])} are {negative}. This holds"

@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from medmamba_jax.data import LabelledImages
 from medmamba_jax.errors import UserError
 from medmamba_jax.evaluation import labelled_outputs
+from medmamba_jax.files import require_writable
 from medmamba_jax.runs.run import Run
 from medmamba_jax.runs.workdir import warn_of_trained_images
 
@@ -36,6 +38,7 @@ def evaluate_elsewhere(
 
     Raises:
         NonFiniteLossError: an output of the model is NaN or infinite.
+        OSError: the run's folder cannot be written to.
         UserError: the images have another task, or a class that the run does not have; or the name
             is no name of a folder.
     """
@@ -44,6 +47,12 @@ def evaluate_elsewhere(
         raise UserError(f"{name!r} is no name for a folder of results: give another one (--name)")
     description = run.description
     images = _with_classes(images, description.task, description.class_names, classes or {})
+    folder = run.workdir / EVALUATIONS / name
+    require_writable(folder)  # before the images are read
+    if (folder / "results.json").is_file():
+        logging.warning(
+            "the results of an earlier evaluation %r are replaced; another --name keeps both", name
+        )
     trained = warn_of_trained_images(run.workdir, {name: images})
     outputs = labelled_outputs(run.predictor, images)
     return run.assessed(
@@ -51,7 +60,7 @@ def evaluate_elsewhere(
         outputs,
         {"evaluated": name, "training_images": trained.get(name, 0)},
         run.calibration,
-        (run.workdir / EVALUATIONS / name, ""),
+        (folder, ""),
     )
 
 

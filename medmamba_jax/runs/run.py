@@ -15,6 +15,7 @@ from medmamba_jax.assessment.calibration import FILE as CALIBRATION
 from medmamba_jax.assessment.calibration import (
     Calibration,
     calibrate,
+    doubt_about,
     read_calibration,
     write_calibration,
 )
@@ -31,7 +32,7 @@ from medmamba_jax.data.build import as_given
 from medmamba_jax.errors import MissingFileError, UserError
 from medmamba_jax.evaluation import labelled_outputs, table
 from medmamba_jax.exports import KEY, read_exported
-from medmamba_jax.files import expanded
+from medmamba_jax.files import expanded, require_writable
 from medmamba_jax.interop import read_metadata, read_weights
 from medmamba_jax.metrics import Outputs
 from medmamba_jax.models import MedMambaConfig, abstract_model, split_model
@@ -153,6 +154,8 @@ class Run:
         own_images = self._check(dataset, any_images=data is not None)
         if not own_images:
             warn_of_trained_images(self.workdir, _evaluated(dataset))
+        elif is_first_host():  # before the model answers
+            require_writable(self.workdir / RESULTS)
         return self.report(dataset, config.num_workers, write=own_images)
 
     def report(
@@ -172,6 +175,8 @@ class Run:
             calibration = fitted or self.calibration
             if name == "val":
                 fitted, calibration = calibrate(outputs, self.epoch), None
+                if doubt := doubt_about(fitted.temperature):
+                    logging.warning("%s", doubt)
                 if write:
                     on_first_host(functools.partial(write_calibration, self.workdir, fitted))
                     self.calibration = fitted

@@ -52,19 +52,17 @@ def _check_defined(name: str, dataset: Dataset) -> None:
         raise UserError(
             f"train.best_metric={name!r} is not measured on {task} labels; choose one of {allowed}"
         )
-    if name == "top_2_accuracy" and len(dataset.class_names) < 3:
+    if len(dataset.class_names) < METRICS[name].fewest_classes:
         raise UserError(f"train.best_metric={name!r} needs three classes; choose 'accuracy'")
     if task == "multilabel" and np.isnan(labels).all():
         raise UserError("no label of split 'val' is known; label some of its images")
-    if not METRICS[name].needs_both_sides:
-        return
     if task == "multiclass":
-        if len(np.unique(labels)) < 2:
+        if METRICS[name].compares_classes and len(np.unique(labels)) < 2:
             raise UserError(
                 f"train.best_metric={name!r} needs two classes in the validation split, which has"
                 " images of one; choose 'accuracy' or 'loss', or split the images otherwise"
             )
-    elif not ((labels == 1).any(0) & (labels == 0).any(0)).any():
+    elif METRICS[name].needs_both_sides and not ((labels == 1).any(0) & (labels == 0).any(0)).any():
         raise UserError(
             f"train.best_metric={name!r} needs a class that some images of the validation split"
             " show and others do not; choose 'loss', or split the images otherwise"

@@ -12,6 +12,7 @@ from medmamba_jax.assessment.calibration import (
     FILE,
     at_temperature,
     calibrate,
+    doubt_about,
     fit_temperature,
     read_calibration,
     write_calibration,
@@ -68,6 +69,25 @@ def test_the_temperature_of_a_multilabel_set_uses_known_labels_only():
 def test_outputs_without_an_error_have_the_smallest_temperature():
     outputs = Outputs("multiclass", ("a", "b"), np.array([0, 1]), np.array([[2.0, 0], [0, 2]]))
     assert fit_temperature(outputs) == pytest.approx(0.05, rel=0.1)
+
+
+def test_a_temperature_at_a_bound_is_doubted(tmp_path):
+    logits = np.array([[2.0, 0], [0, 2]])
+    right, wrong = (
+        Outputs("multiclass", ("a", "b"), np.array(x), logits) for x in ([0, 1], [1, 0])
+    )
+    for outputs, bound in ((right, "0.05"), (wrong, "20")):
+        calibration = calibrate(outputs, 1)
+        assert "0.05 to 20" in doubt_about(calibration.temperature)
+        assert doubt_about(calibration.temperature).startswith(f"The temperature {bound} lies at")
+        write_calibration(tmp_path, calibration)
+        assert json.loads((tmp_path / FILE).read_text())["temperature_at_bound"] is True
+        assert read_calibration(tmp_path) == calibration
+    inside = calibrate(multiclass(3), 1)
+    assert doubt_about(inside.temperature) == doubt_about(1.0) == ""
+    assert inside.to_dict()["temperature_at_bound"] is False
+    before = {k: v for k, v in inside.to_dict().items() if k != "temperature_at_bound"}
+    assert type(inside).from_dict(before) == inside  # an earlier version wrote it
 
 
 def test_thresholds_are_those_of_a_search_by_hand():

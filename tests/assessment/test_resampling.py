@@ -56,6 +56,8 @@ def classes_of(results, name):
 def test_each_metric_of_each_resample_equals_that_of_the_table(task, classes, ties):
     whole = outputs(task, classes, ties=ties)
     weights = draws(len(whole.labels))
+    if task == "multiclass":
+        weights[-2] = whole.labels == 0  # all show one class
     found = resampled(whole, weights)
     sample = measure(whole)
     assert found.shape == (len(keys(whole)), len(weights))

@@ -138,13 +138,13 @@ def no_images(folder):
     return images(folder / "empty")
 
 
-@mistake(r"1 class\(es\) \['a'\]", "two or more are needed")
+@mistake("images of the folder .*: all are of the class 'a'", "training needs two or more")
 def one_class(folder):
     (folder / "b").rename(folder.parent / "elsewhere")
     return images(folder)
 
 
-@mistake(r"1 class\(es\) \['a'\]", "'b' is a file, not a folder of images")
+@mistake("images of the folder .*: all are of the class 'a'", "training needs two or more")
 def class_folder_that_is_a_file(folder):
     (folder / "b").rename(folder.parent / "elsewhere")
     (folder / "b").write_text("")
@@ -376,14 +376,6 @@ def label_that_is_missing(folder):
 @mistake("the classes 'B' and 'b', which differ only by case", "give both one name")
 def labels_that_differ_by_case(folder):
     return table(folder, ("b/11.png,b", "b/11.png,B"))
-
-
-@mistake(r"the column 'split' of .*images\.csv has images of 1 class\(es\)")
-def labels_that_are_all_one(folder):
-    text = pathlib.Path(table(folder)["path"]).read_text()
-    text = text.replace(",val,", ",train,").replace(",test,", ",train,")
-    replace(folder / "images.csv", text.encode())
-    return {"path": str(folder / "images.csv"), "csv": {"label_column": "split"}}
 
 
 @mistake(r"images\.csv, line 2: 'label' is '2'; write 1 where", "0 where it does not")
@@ -634,7 +626,7 @@ def patient_of_an_npz_that_is_not_known(folder):
     return npz(folder, groups=np.where(np.arange(60) % 20 == 3, np.nan, np.arange(60) // 2))
 
 
-@mistake(r"arrays\.npz: the file has images of 1 class\(es\) \['0'\]", "two or more are needed")
+@mistake(r"arrays of .*arrays\.npz: all are of the class '0'", "training needs two or more")
 def labels_of_one_class(folder):
     return npz(folder, y=np.zeros(60, int))
 

@@ -140,6 +140,15 @@ def test_a_slow_sender_stops_nobody(server, png):
     slow.close()
 
 
+@pytest.mark.parametrize(("error", "shown"), [(ConnectionResetError, False), (KeyError, True)])
+def test_a_browser_that_goes_away_is_no_fault(server, capsys, error, shown):
+    try:
+        raise error("gone")
+    except error:
+        server.handle_error(None, ("127.0.0.1", 1))
+    assert ("Traceback" in capsys.readouterr().err) == shown
+
+
 def test_addresses():
     assert is_loopback("127.0.0.1") and is_loopback("localhost") and is_loopback("::1")
     assert not is_loopback("0.0.0.0") and not is_loopback("192.168.0.7")

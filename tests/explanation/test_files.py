@@ -53,7 +53,7 @@ def test_maps_pictures_a_table_and_a_sheet(trained, folder, tmp_path, capsys, on
     assert heights[0] < heights[1] == heights[2]
     # Nothing is written over.
     assert explain(trained[0], folder, output) == 2
-    assert "not an empty folder" in capsys.readouterr().err
+    assert "is not empty; give a new folder" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -67,7 +67,11 @@ def test_the_receptive_field_has_a_mean(trained, folder, tmp_path, one_device, c
 
 @pytest.mark.parametrize(
     ("option", "problem"),
-    [("--class=<b>", "no class '<b>'"), ("--stage=9", "2 stages"), (None, "not an empty folder")],
+    [
+        ("--class=<b>", "no class '<b>'"),
+        ("--stage=9", "2 stages"),
+        (None, "other files than"),
+    ],
 )
 def test_a_mistake_is_found_before_an_image_is_read(
     trained, folder, tmp_path, capsys, monkeypatch, option, problem

@@ -30,6 +30,7 @@ def write_run(config):
         splits=("val", "test"),
         patients=True,
         elsewhere=(),
+        of_one_class=False,
         synthetic=False,
         **train,
     ):
@@ -70,6 +71,8 @@ def write_run(config):
                 write_calibration(folder, calibration)
         for i, name in enumerate(elsewhere):
             others = random_images(9 + i, class_names, task, count, patients, synthetic)
+            if of_one_class:
+                others = dataclasses.replace(others, labels=np.full(count, 1, np.int32))
             outputs = random_outputs(others)
             facts = {"evaluated": name, "training_images": 3, "epoch": 2, "synthetic": synthetic}
             found = facts | assess(outputs, others, SETTINGS, calibration)

@@ -17,6 +17,18 @@ from medmamba_jax.runs.summaries import summarize
 NAMES = ("<img src=x onerror=alert(1)>", r"$\frac{1}{2}$", "a_long_name_of_a_class" * 4)
 
 
+WIDTHS = (380, 768, 1100, 1400)
+# What is wider than its place, so that a part of it is cut or has to be scrolled to.
+CUT = """
+document.querySelectorAll('details').forEach(e => e.open = true);
+const right = document.documentElement.clientWidth;
+return [...document.querySelectorAll('body *:not(svg *)')].filter(e =>
+  e.getBoundingClientRect().right > right + 1 && !e.closest('thead')
+  || e.matches('.wide') && e.scrollWidth > e.clientWidth + 1
+).map(e => e.outerHTML.slice(0, 200));
+"""
+
+
 def draw_gallery(folder):
     """Writes two pictures with hostile names, as `write_gallery` does."""
     folder.mkdir()
@@ -25,6 +37,36 @@ def draw_gallery(folder):
     entry = Entry("near", NAMES[0], *NAMES[:2], NAMES[1], 0.5, "plain.jpg", "map.jpg", (320, 200))
     content = {"epoch": 2, "entries": [dataclasses.asdict(entry)]}
     (folder / "gallery.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("task", "names"),
+    [
+        pytest.param("multiclass", ("NORMAL", "PNEUMONIA"), marks=pytest.mark.nightly),
+        pytest.param(
+            "multiclass", [f"a longer name of class {i}" for i in range(7)], marks=pytest.mark.slow
+        ),
+        pytest.param("multilabel", (*NAMES, "effusion"), marks=pytest.mark.slow),
+    ],
+    ids=["two", "seven", "labels"],
+)
+def test_no_column_is_cut(browser, write_run, page_only, monkeypatch, tmp_path, task, names):
+    monkeypatch.setattr("medmamba_jax.report.page.draw_figures", lambda *_: {})
+    runs = [
+        write_run(tmp_path / name, names, task=task, elsewhere=["clinic_B"], lr=lr)
+        for name, lr in (("run", 1e-3), ("of_another_learning_rate" * 3, 1e-4))
+    ]
+    page = write_report(runs[0], mm.Config().to_dict())
+    summarize(runs, tmp_path / "all", settings=ResultsConfig(resamples=20))
+    for path in (page, write_summary_report(tmp_path / "all")):
+        browser.get(path.as_uri())
+        for width, media in (*((width, "screen") for width in WIDTHS), (680, "print")):
+            metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media})
+            assert browser.execute_script(CUT) == [], (path, width, media)
+    for command in ("setEmulatedMedia", "clearDeviceMetricsOverride"):
+        browser.execute_cdp_cmd(f"Emulation.{command}", {})
 
 
 @pytest.mark.slow

@@ -99,8 +99,8 @@ def test_names_that_look_like_code_do_nothing(hostile):
         assert not [a for _, attrs in parsed.elements for a in attrs if a.startswith("on")]
         links = {a["href"] for _, a in parsed.elements if a.get("href")}
         assert not [link for link in links if ":" in link and not link.startswith("data:")]
-        assert parsed.texts.count(IMAGE) > 5  # in tables and in the SVG
-        assert parsed.texts.count(MATHS) > 5
+        assert parsed.texts.count(IMAGE) >= 5  # in tables and in the SVG
+        assert parsed.texts.count(MATHS) >= 5
         assert 'a "run" <b>' in parsed.text
     card = (hostile / "model_card.md").read_text()
     assert "<img" not in card and "<b>" not in card

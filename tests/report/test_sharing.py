@@ -1,11 +1,13 @@
 """What a page and a model card say to somebody who has not made the run."""
 
 import json
+import re
 
 import pytest
 
 import medmamba_jax as mm
 from medmamba_jax.assessment.thresholds import RULES, RULES_IN_WORDS
+from medmamba_jax.report import report_after
 from medmamba_jax.report.checklist import duplicates_text
 from medmamba_jax.report.facts import read_run
 from medmamba_jax.report.page import write_report
@@ -26,6 +28,63 @@ def written(folder):
     """Returns the text of the page and of the card."""
     write_report(folder, DEFAULTS)
     return [(folder / name).read_text() for name in ("report.html", "model_card.md")]
+
+
+def test_what_images_of_one_class_leave_undefined_is_said(write_run, tmp_path):
+    folder = write_run(tmp_path / "run", ["healthy", "ill"], elsewhere=["ward"], of_one_class=True)
+    main, card = written(folder)
+    page = (folder / "evaluations" / "ward" / "report.html").read_text()
+    text = "All images show ill. So what compares classes is undefined, such as the AUC"
+    assert text in page and text not in main
+    assert "No image here shows healthy." in page and "Few images: 60 images. A" in page
+    assert "that it calls" not in page  # PPV and NPV would be 1 and 0 for any model
+    (row,) = re.findall(r'<tr data-metric="auc">.*?</tr>', page)
+    assert row.endswith('undefined</span></td><td class="soft">all images show ill</td></tr>')
+    (row,) = re.findall(r'<tr data-class="healthy">.*?</tr>', page, re.DOTALL)
+    assert row.count("undefined") == 6  # all but the specificity
+    for table in re.findall(r"<table>.*?</table>", main, re.DOTALL):
+        cells = {len(re.findall("<t[dh][ >]", line)) for line in table.split("</tr>")[:-1]}
+        assert len(cells) == 1
+    assert "AUC undefined (\u2013)" in card.split("“ward”")[1]
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_a_report_of_earlier_results_does_not_stay(
+    write_run, tmp_path, monkeypatch, caplog, capsys, wanted
+):
+    folder = write_run(tmp_path / "run", ["a", "b"], count=12, elsewhere=["ward"])
+    written(folder)
+    own = folder / "figures" / "of_my_own.png"
+    for path in (own, folder / "figures" / "roc.pdf"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+    pages = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("report.html"))
+    assert pages == ["evaluations/ward/report.html", "report.html"]
+    monkeypatch.setattr("medmamba_jax.report.page.write_report", None)  # it fails
+    report_after(folder, DEFAULTS, wanted=wanted)
+    assert not [*folder.rglob("report.html"), *folder.rglob("*.md"), *folder.rglob("*.pdf")]
+    assert own.exists()
+    said = capsys.readouterr().out + caplog.text
+    assert f"medmamba report {folder}" in said
+
+
+def test_a_temperature_at_its_bound_is_marked(write_run, tmp_path):
+    folder = write_run(tmp_path / "run", ["a", "b"], count=12)
+    assert not [text for text in written(folder) if "not to be trusted" in text]
+    change(folder / "calibration.json", temperature=19.98)
+    results = folder / "results" / "test.json"
+    change(results, calibrated=json.loads(results.read_text())["calibrated"] | {"temperature": 20})
+    page, card = written(folder)
+    said = "at an end of the range in which it is searched"
+    assert page.count(said) == 2 and '<div class="note" role="note"><p>The temperature 20' in page
+    assert card.count(said) == 2  # of the calibration, and in the list of what was done
+
+
+def test_an_evaluation_elsewhere_prints_its_own_page(write_run, tmp_path, capsys):
+    folder = write_run(tmp_path / "run", ["a", "b"], count=12, elsewhere=["ward"])
+    report_after(folder, DEFAULTS, wanted=True, evaluated="ward")
+    page = folder / "evaluations" / "ward" / "report.html"
+    assert capsys.readouterr().out.split() == [str(page)] and page.is_file()
 
 
 def test_an_evaluation_with_an_earlier_checkpoint_says_so(write_run, tmp_path):

@@ -12,6 +12,7 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 import medmamba_jax as mm
 from medmamba_jax import cli
 from medmamba_jax.assessment.curves import CURVES
+from medmamba_jax.metrics import metrics_of
 from medmamba_jax.runs.elsewhere import evaluate_elsewhere
 
 
@@ -78,6 +79,30 @@ def test_two_classes_may_mean_one_and_a_class_may_lack(run, images):
     assert found["per_class"]["dark"]["num_examples"] == 9 and found["auc"] is None
 
 
+def test_images_of_one_class_are_evaluated(run, images, tmp_path, capsys):
+    split = images.splits["test"].take(np.flatnonzero(images.splits["test"].labels == 1))
+    other = folder_of(split, tmp_path / "ill", ("dark", "bright"))
+    assert [path.name for path in other.iterdir()] == ["bright"]
+    assert cli.main(["evaluate", str(run.workdir), f"--data={other}"]) == 0
+    assert (
+        "All images show bright. So what compares classes is undefined" in capsys.readouterr().out
+    )
+    found = json.loads((run.workdir / "evaluations" / "ill" / "results.json").read_text())
+    p = run.predictor.predict(split)
+    share = float((p.argmax(1) == 1).mean())
+    dark, bright = found["per_class"].values()
+    assert found["accuracy"] == bright["sensitivity"] == dark["specificity"] == share
+    assert found["loss"] == pytest.approx(-np.log(p[:, 1]).mean())
+    assert found["brier"] == pytest.approx(2 * (p[:, 0] ** 2).mean())
+    defined = {"loss", "accuracy", "brier", "ece"}
+    assert {name for name in metrics_of("multiclass") if found[name] is not None} == defined
+    for_three_classes = {"top_2_accuracy", "weighted_kappa"}
+    undefined = metrics_of("multiclass").keys() - defined - for_three_classes
+    assert found["undefined"].keys() == undefined
+    assert set(found["undefined"].values()) == {"all images show bright"}
+    assert [dark[name] for name in ("sensitivity", "precision", "npv", "f1", "auc")] == [None] * 5
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
@@ -97,6 +122,15 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     error = capsys.readouterr().err
     assert error.startswith("error: ") and problem in error and error.count("\n") == 1
     assert not (run.workdir / "evaluations").exists()
+
+
+def test_a_place_that_cannot_be_written_to_is_found_before_an_image_is_read(
+    run, images, monkeypatch
+):
+    (run.workdir / "evaluations").write_text("a file in the place of the folder")
+    monkeypatch.setattr("medmamba_jax.runs.elsewhere.labelled_outputs", None)
+    with pytest.raises(OSError, match="evaluations"):
+        evaluate_elsewhere(run, images.splits["test"], "clinic")
 
 
 def test_a_second_call_leaves_nothing_of_the_first(run, images, tmp_path):

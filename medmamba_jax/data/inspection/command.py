@@ -20,7 +20,7 @@ from medmamba_jax.data.auditing.checks import (
 )
 from medmamba_jax.data.auditing.duplicates import Duplicates, write_duplicates
 from medmamba_jax.data.auditing.fingerprints import Facts
-from medmamba_jax.data.build import find_images, source_of
+from medmamba_jax.data.build import find_images, require_two_classes, source_of
 from medmamba_jax.data.config import CsvConfig, DataConfig, FolderConfig, PublicConfig
 from medmamba_jax.data.csv_table import write_csv_table
 from medmamba_jax.data.dataset import Dataset
@@ -119,6 +119,7 @@ def inspect(options: argparse.Namespace) -> tuple[str, int]:
     """
     config = _config(options)
     found = find_images(config)
+    require_two_classes(found)
     if config.split_file:
         found = with_split_file(found, config)
     tag, few = looked_at(found, config)

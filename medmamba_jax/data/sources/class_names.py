@@ -13,49 +13,30 @@ def in_natural_order(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(names), key=_natural))
 
 
-def numbered(
-    labels: Sequence[str], where: str, hint: str = ""
-) -> tuple[tuple[str, ...], np.ndarray]:
+def numbered(labels: Sequence[str], where: str) -> tuple[tuple[str, ...], np.ndarray]:
     """Returns the names of the classes, and the number of the class of each image.
 
     Args:
         labels: the name of the class of each image (n,).
-        where, hint: as in `require_classes`, which checks the names.
+        where: the name of the place in an error.
 
     Returns:
         Distinct names in natural order, and indices into them, int32 (n,).
-    """
-    names = in_natural_order(labels)
-    require_classes(names, where, hint)
-    index = {name: i for i, name in enumerate(names)}
-    return names, np.array([index[label] for label in labels], np.int32)
-
-
-def require_classes(names: Iterable[str], where: str, hint: str = "") -> None:
-    """Checks that there are two or more classes, and that no two names differ only by case.
-
-    Args:
-        names: distinct class names.
-        where: the name of the place in an error.
-        hint: text to add to the error if there are too few classes.
 
     Raises:
-        UserError: there are fewer than two names, or two names differ only by case.
+        UserError: two names differ only by case.
     """
-    names = sorted(names)
-    if len(names) < 2:
-        hint = hint or ": add images of another class, or give the place that holds all classes"
-        raise UserError(
-            f"{where} has images of {len(names)} class(es) {names}; two or more are needed{hint}"
-        )
+    names = in_natural_order(labels)
     spellings: dict[str, str] = {}
-    for name in names:
+    for name in sorted(names):
         other = spellings.setdefault(name.casefold(), name)
         if other != name:
             raise UserError(
                 f"{where} has the classes {other!r} and {name!r}, which differ only by case: give"
                 " both one name"
             )
+    index = {name: i for i, name in enumerate(names)}
+    return names, np.array([index[label] for label in labels], np.int32)
 
 
 def _natural(name: str) -> tuple[list[str | int], str]:

@@ -1,7 +1,7 @@
 """Image files in a folder for each class."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +31,9 @@ def find_image_folder(config: DataConfig) -> LabelledImages:
     its ending, even if nothing is where it leads.
 
     Raises:
-        UserError: a split folder is missing or has no images, there are fewer than two classes, two
-            classes differ only by case, images lie deeper than in the class folders, or the pattern
-            of the configuration finds no patient.
+        UserError: a split folder is missing or has no images, two classes differ only by case,
+            images lie deeper than in the class folders, or the pattern of the configuration finds
+            no patient.
     """
     root = expanded(config.path)
     folders = _split_folders(root)
@@ -43,7 +43,7 @@ def find_image_folder(config: DataConfig) -> LabelledImages:
         names += [path.relative_to(root).as_posix() for path, _ in files]
         labels += [label for _, label in files]
         splits += [split] * len(files)
-    class_names, numbers = numbered(labels, str(root), hint=_files_among(folders.values()))
+    class_names, numbers = numbered(labels, str(root))
     return labelled_files(
         root,
         names,
@@ -141,13 +141,6 @@ def _is_broken(path: Path) -> bool:
     return path.is_symlink() and not path.exists()
 
 
-def _files_among(folders: Iterable[Path]) -> str:
-    """Returns a hint if there are files instead of class folders, as after a failed extraction."""
-    files = [path.name for folder in folders for path in folder.iterdir() if path.is_file()]
-    visible = [name for name in sorted(files) if not name.startswith(".")]
-    return f"; {visible[0]!r} is a file, not a folder of images" if visible else ""
-
-
 def _labelled_files(folder: Path, *, is_split: bool) -> list[tuple[Path, str]]:
     """Returns the images in the class folders of a folder, and the name of the class of each.
 
@@ -193,12 +186,12 @@ def _labelled_files(folder: Path, *, is_split: bool) -> list[tuple[Path, str]]:
             "%s: skipped %d entries that are no images: %s",
             folder,
             len(skipped),
-            _by_ending(skipped, folder),
+            by_ending(skipped, folder),
         )
     return files
 
 
-def _by_ending(paths: Sequence[Path], folder: Path) -> str:
+def by_ending(paths: Sequence[Path], folder: Path) -> str:
     """Returns the number and an example of each ending, the most frequent first."""
     examples: dict[str, list[str]] = {}
     for path in paths:

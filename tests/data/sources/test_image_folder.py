@@ -186,7 +186,7 @@ def test_a_file_with_a_damaged_frame_is_dropped_where_all_are_read(tmp_path, noi
 @pytest.mark.parametrize(
     ("folders", "problem"),
     [
-        ({"only": 4}, "1 class"),
+        ({"only": 4}, "all are of the class 'only'"),
         ({"train/a": 2, "train/b": 2}, "none for val or test"),
         ({"test/a": 2, "test/b": 2}, "none for train"),
         ({"Val/a": 2, "Val/b": 2}, "the folder Val, but none for train"),
