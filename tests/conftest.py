@@ -29,6 +29,20 @@ import medmamba_jax as mm
 from medmamba_jax.runs import Progress
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Gives each test that asks for the fixture `torch` the mark of the same name."""
+    for item in items:
+        if "torch" in item.fixturenames:
+            item.add_marker("torch")
+
+
+@pytest.fixture(scope="session")
+def torch():
+    """The package PyTorch; a test that asks for it skips where it is not installed."""
+    return pytest.importorskip("torch", reason="PyTorch is not installed (extra: torch)")
+
+
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch, tmp_path_factory):
     """Keeps the default cache of images out of the home folder."""

@@ -26,9 +26,8 @@ def in_pytorch(module, predictor):
 
 
 @pytest.fixture
-def expected(predictor):
+def expected(torch, predictor):
     """Logits of `PIXELS` by a PyTorch model, which has never seen the exported file."""
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra: torch)")
     import torch_reference
 
     state_dict = mm.to_torch_state_dict(predictor.module())
@@ -38,8 +37,7 @@ def expected(predictor):
 
 
 @pytest.mark.slow
-def test_an_official_user_loads_the_torch_file(predictor, tmp_path, exact_products):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra: torch)")
+def test_an_official_user_loads_the_torch_file(torch, predictor, tmp_path, exact_products):
     import torch_reference
 
     path = tmp_path / "model.pth"

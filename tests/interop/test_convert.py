@@ -39,8 +39,7 @@ def assert_same(actual, expected):
         np.testing.assert_array_equal(actual[name], array, err_msg=name)
 
 
-def test_to_torch_and_back(source, state_dict, tmp_path):
-    pytest.importorskip("torch", reason="PyTorch is not installed (extra: torch)")
+def test_to_torch_and_back(torch, source, state_dict, tmp_path):
     middle, back = tmp_path / "middle.pth", tmp_path / "back.safetensors"
     run(source, middle)
     run(middle, back)

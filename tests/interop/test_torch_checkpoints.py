@@ -17,6 +17,8 @@ from medmamba_jax.interop.torch_checkpoints import official_state_dict
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra: torch)")
 
+pytestmark = pytest.mark.usefixtures("torch")
+
 COUNTER = "num_batches_tracked"
 STATISTICS = ("running_mean", "running_var", COUNTER)
 

@@ -28,11 +28,6 @@ from medmamba_jax.models import evaluation_graphdef, split_model
 
 
 @pytest.fixture
-def torch():
-    return pytest.importorskip("torch", reason="PyTorch is not installed (extra: torch)")
-
-
-@pytest.fixture
 def no_torch(monkeypatch):
     """Importing torch fails, whether or not it is installed."""
     real = builtins.__import__

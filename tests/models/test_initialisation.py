@@ -121,6 +121,7 @@ def test_blocks_directions_and_seeds_differ(tensors):
     assert len(np.unique(blocks[:, 0])) == 12
 
     config = mm.MedMambaConfig(depths=(1,), dims=(4,), num_classes=2, d_state=1)
-    kernels = [mm.MedMamba(config, rngs=nnx.Rngs(seed)).head.kernel[...] for seed in (0, 0, 1)]
+    drawn = jax.jit(lambda key: mm.MedMamba(config, rngs=nnx.Rngs(key)).head.kernel[...])
+    kernels = [drawn(jax.random.key(seed)) for seed in (0, 0, 1)]
     assert jax.numpy.array_equal(kernels[0], kernels[1])
     assert not jax.numpy.array_equal(kernels[0], kernels[2])

@@ -35,9 +35,8 @@ QUICK = ("odd_rectangle", "first_version_patches_of_seven")
     scope="module",
     params=[x if x in QUICK else pytest.param(x, marks=pytest.mark.nightly) for x in CASES],
 )
-def case(request):
+def case(request, torch):
     """Our model, the images and labels, and the reference with the same weights in float64."""
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra: torch)")
     import torch_reference
 
     (height, width), fields = CASES[request.param]

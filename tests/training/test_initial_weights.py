@@ -7,7 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from flax import nnx
+from golden import recipe_model
 
 import medmamba_jax as mm
 from medmamba_jax.exports import FORMATS, Meaning
@@ -124,7 +124,7 @@ def test_an_exported_file_names_its_classes(loaded, images, mamba_run, tmp_path,
 def test_other_channels_give_the_same_features_of_a_grey_image(tmp_path, loaded, old, new):
     """Convolving three equal planes by a kernel is convolving one by its sum."""
     config = mm.MedMambaConfig.variant("tiny_mamba", num_classes=2, in_channels=old)
-    model = mm.MedMamba(config, rngs=nnx.Rngs(1))
+    model = recipe_model(config, seed=1)
     path = tmp_path / "weights.safetensors"
     write_state_dict(mm.to_torch_state_dict(model), path)
     tensors, report = loaded(path, in_channels=new)

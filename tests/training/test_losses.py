@@ -53,8 +53,7 @@ def test_plain_is_log_loss():
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
-def test_equals_torch(smoothing, weights):
-    torch = pytest.importorskip("torch", reason="compares with PyTorch: the torch extra")
+def test_equals_torch(torch, smoothing, weights):
     loss = torch.nn.CrossEntropyLoss(
         weight=None if weights is None else torch.from_numpy(weights), label_smoothing=smoothing
     )
@@ -142,8 +141,7 @@ class TestOrdinal:
 class TestBinaryCrossEntropy:
     @pytest.mark.parametrize("smoothing", [0.0, 0.2])
     @pytest.mark.parametrize("weights", [None, WEIGHTS])
-    def test_equals_torch(self, smoothing, weights):
-        torch = pytest.importorskip("torch", reason="compares with PyTorch: the torch extra")
+    def test_equals_torch(self, torch, smoothing, weights):
         loss = torch.nn.BCEWithLogitsLoss(
             pos_weight=None if weights is None else torch.from_numpy(weights)
         )

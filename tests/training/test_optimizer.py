@@ -62,8 +62,7 @@ def make_problem():
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam"])
-def test_equals_torch(name):
-    torch = pytest.importorskip("torch", reason="compares with PyTorch: the torch extra")
+def test_equals_torch(torch, name):
     params, gradients = make_problem()
     tensors = {k: torch.nn.Parameter(torch.from_numpy(v.copy())) for k, v in params.items()}
     optimizers = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}

@@ -1,6 +1,7 @@
 """Batches of images. Grain reads them in an order that depends only on the seed and the step."""
 
 import dataclasses
+import functools
 import sys
 import weakref
 from collections.abc import Iterator, Sequence, Sized
@@ -14,6 +15,7 @@ from medmamba_jax.data.cpus import usable_cpus
 from medmamba_jax.data.images.augmentation import POLICIES, Policy
 from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.data.labelled_images import LabelledImages
+from medmamba_jax.data.reading.memory import Blocks, return_large_blocks
 from medmamba_jax.data.reading.order import Order, sampler_for
 from medmamba_jax.data.reading.store import decoded
 from medmamba_jax.errors import UserError
@@ -274,6 +276,7 @@ class _Parts:
     batch_size: int
     global_batch_size: int
     first: int
+    blocks: Blocks = dataclasses.field(default_factory=Blocks)
 
     @property
     def per_batch(self) -> int:
@@ -289,16 +292,19 @@ class _Parts:
         first, end = (self.batch_size * p // self.per_batch for p in (part, part + 1))
         start = self.first + batch * self.global_batch_size
         examples = [self.rows[row] for row in range(start + first, start + end)]
-        return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+        return {
+            key: self.blocks.stack([example[key] for example in examples]) for key in examples[0]
+        }
 
 
-def _concatenated(parts: Sequence[Batch]) -> Batch:
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+def _concatenated(parts: Sequence[Batch], blocks: Blocks) -> Batch:
+    return {key: blocks.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
 def _batches(source: _Parts, num_workers: int) -> BatchIterator:
     if num_workers < 0:
         raise UserError(f"num_workers must be 0 or more; got {num_workers}")
+    return_large_blocks()
     threads = min(_MAX_READING_THREADS, usable_cpus())
     parts = grain.MapDataset.source(source).to_iter_dataset(
         grain.ReadOptions(
@@ -310,7 +316,8 @@ def _batches(source: _Parts, num_workers: int) -> BatchIterator:
         # Parts are joined to batches outside the workers. If each worker joined its own parts, the
         # batches would depend on the number of workers.
         parts = parts.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
-    batches = parts.batch(source.per_batch, drop_remainder=True, batch_fn=_concatenated)
+    join = functools.partial(_concatenated, blocks=source.blocks)
+    batches = parts.batch(source.per_batch, drop_remainder=True, batch_fn=join)
     # A background thread joins the parts, so that the training loop need not wait for that. The
     # class is experimental; it was checked with Grain 0.2.18. Outside `grain.experimental`, that
     # release prefetches only the output of workers or of a `MapDataset`, not the output of `batch`.
