@@ -53,9 +53,9 @@ def reliability(outputs: Outputs) -> Table:
     rows = []
     for name, (p, shown) in parts.items():
         order = np.argsort(p, kind="stable")
-        for part in np.array_split(order, min(BINS, len(order))):
-            if len(part):
-                rows.append([name, len(part), float(p[part].mean()), float(shown[part].mean())])
+        # A class of a multi-label set may have no known label at all, and then has no bins.
+        for part in np.array_split(order, min(BINS, len(order))) if len(order) else ():
+            rows.append([name, len(part), float(p[part].mean()), float(shown[part].mean())])
     return ["class", "images", "mean_probability", "share"], rows
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from medmamba_jax.assessment.config import ResultsConfig
@@ -74,7 +75,8 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.classes:
         table = read_csv_table(expanded(options.classes))
         classes = dict(zip(table.column("other"), table.column("run"), strict=True))
-    found = evaluate_elsewhere(run, _images(run, options.data), options.name, classes)
+    images = _images(run, options.data, classes)
+    found = evaluate_elsewhere(run, images, options.name, classes)
     _report(run, found["evaluated"])
 
 
@@ -82,13 +84,27 @@ def _report(run: Run, evaluated: str = "") -> None:
     report_after(run.workdir, Config().to_dict(), wanted=run.settings.report, evaluated=evaluated)
 
 
-def _images(run: Run, path: str) -> LabelledImages:
-    """Finds images, which are to be read as the run reads its own."""
+def _images(run: Run, path: str, classes: Mapping[str, str]) -> LabelledImages:
+    """Finds images, which are to be read as the run reads its own.
+
+    A table of a multi-label set may have only some of the run's classes as columns, and under the
+    names in `classes`.
+    """
     own = run.description.preprocessing
     kind = source_of(DataConfig(path=path))
     values = {"path": path, "window": own.window, "frame": own.frame}
     # The run's settings for this kind of source, such as the columns of a table.
     section = {k: v for k, v in run.description.config["data"].items() if k == kind}
+    if kind == "csv" and run.description.task == "multilabel":
+        header, known = read_csv_table(expanded(path)).header, run.description.class_names
+        columns = tuple(name for name in header if classes.get(name, name) in known)
+        if len(columns) < 2:
+            raise UserError(
+                f"{path} has {len(columns)} column(s) of the run's classes ({', '.join(known)}), and a"
+                " multi-label table needs two or more: a column may be empty, and --classes says"
+                " which columns have other names"
+            )
+        section[kind] = {**section[kind], "label_column": columns}
     return find_images(DataConfig.from_dict(values | section, ignored=[]))
 
 

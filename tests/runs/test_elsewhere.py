@@ -153,3 +153,39 @@ def test_frames_of_a_file_are_drawn_together(run, images):
     patients = dataclasses.replace(frames, groups=np.repeat(["p", "q"], [6, 3]))
     found = evaluate_elsewhere(run, patients, "loops")["intervals"]
     assert found["resampled"] == "patients" and found["units"] == 2
+
+
+@pytest.mark.slow
+def test_a_multi_label_table_may_lack_columns_and_name_them_otherwise(
+    config, marked_images, tmp_path, capsys
+):
+    def with_a_third(split):
+        labels = np.column_stack([split.labels, np.arange(len(split)) % 2]).astype(np.float32)
+        return dataclasses.replace(split, labels=labels, class_names=("left", "right", "even"))
+
+    three = {name: with_a_third(split) for name, split in marked_images.splits.items()}
+    mm.train(config(epochs=1), tmp_path / "run", mm.Dataset(three))
+    split = three["test"]
+    lines = ["path,age,RIGHT,left"]
+    for row, (left, right, _) in enumerate(split.labels):
+        Image.fromarray(split.read(row)).save(tmp_path / f"{row}.png")
+        marks = ["" if np.isnan(mark) else str(int(mark)) for mark in (right, left)]
+        lines.append(",".join([f"{row}.png", "60", *marks]))
+    table, names = tmp_path / "other.csv", tmp_path / "names.csv"
+    table.write_text("\n".join(lines))
+    names.write_text("other,run\nRIGHT,right\n")
+
+    call = ["evaluate", str(tmp_path / "run"), f"--data={table}"]
+    assert cli.main([*call, f"--classes={names}"]) == 0
+    results = json.loads((tmp_path / "run/evaluations/other/results.json").read_text())
+    p = mm.load_run(tmp_path / "run").predictor.predict(split)
+    for i, name in enumerate(("left", "right")):
+        known = ~np.isnan(split.labels[:, i])
+        auc = roc_auc_score(split.labels[known, i], p[known, i])
+        assert results["per_class"][name]["auc"] == pytest.approx(auc)
+        assert results["per_class"][name]["num_known"] == known.sum()
+    assert results["per_class"]["even"]["num_known"] == 0
+
+    capsys.readouterr()
+    assert cli.main(call) == 2  # without the other name, one column is left
+    assert "has 1 column(s) of the run's classes (left, right, even)" in capsys.readouterr().err
