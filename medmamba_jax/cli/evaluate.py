@@ -100,9 +100,9 @@ def _images(run: Run, path: str, classes: Mapping[str, str]) -> LabelledImages:
         columns = tuple(name for name in header if classes.get(name, name) in known)
         if len(columns) < 2:
             raise UserError(
-                f"{path} has {len(columns)} column(s) of the run's classes ({', '.join(known)}), and a"
-                " multi-label table needs two or more: a column may be empty, and --classes says"
-                " which columns have other names"
+                f"{path} has {len(columns)} column(s) of the run's classes ({', '.join(known)}),"
+                " and a multi-label table needs two or more: a column may be empty, and --classes"
+                " says which columns have other names"
             )
         section[kind] = {**section[kind], "label_column": columns}
     return find_images(DataConfig.from_dict(values | section, ignored=[]))

@@ -176,8 +176,10 @@ def test_a_multi_label_table_may_lack_columns_and_name_them_otherwise(
     names.write_text("other,run\nRIGHT,right\n")
 
     call = ["evaluate", str(tmp_path / "run"), f"--data={table}"]
-    assert cli.main([*call, f"--classes={names}"]) == 0
-    results = json.loads((tmp_path / "run/evaluations/other/results.json").read_text())
+    assert cli.main([*call, f"--classes={names}", "--results.report=True"]) == 0
+    folder = tmp_path / "run/evaluations/other"
+    assert "No image shows even" in (folder / "report.html").read_text()
+    results = json.loads((folder / "results.json").read_text())
     p = mm.load_run(tmp_path / "run").predictor.predict(split)
     for i, name in enumerate(("left", "right")):
         known = ~np.isnan(split.labels[:, i])
