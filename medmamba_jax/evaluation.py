@@ -113,10 +113,11 @@ def of_missing_classes(results: Mapping[str, Any]) -> str:
             f"All images show {known[0]}. So what compares classes is undefined, such as the AUC"
             " and PPV (precision). The accuracy is the sensitivity."
         )
+    this = "this class" if len(missing) == 1 else "these classes"
     return (
-        f"No image shows {', '.join(missing)}. So sensitivity, PPV (precision) and AUC of"
-        f" {'this class' if len(missing) == 1 else 'these classes'} are undefined, and means over"
-        " classes leave them out."
+        f"No image shows {', '.join(missing)}. So sensitivity, NPV and AUC of {this} are undefined,"
+        " and means over classes leave them out. PPV (precision) and F1 are 0 where the model"
+        f" predicts {this}, else undefined."
     )
 
 

@@ -28,12 +28,14 @@ class ClassOutputs:
         predicted: whether the model predicts the class, bool (n,).
         score: grows with the model's probability of the class, float64 (n,).
         probability: that probability, float64 (n,). It has ties where it rounds to 1.
+        only_class: whether all images of a multi-class set show the same class, this or another.
     """
 
     actual: np.ndarray
     predicted: np.ndarray
     score: np.ndarray
     probability: np.ndarray
+    only_class: bool = False
 
     @property
     def has_both_sides(self) -> bool:
@@ -91,7 +93,11 @@ class Outputs:
             else:
                 actual, predicted = self.labels[rows, c] == 1, self.predicted[rows, c]
             found[name] = ClassOutputs(
-                actual, predicted, self.scores[rows, c], self.probabilities[rows, c]
+                actual,
+                predicted,
+                self.scores[rows, c],
+                self.probabilities[rows, c],
+                self.only_class is not None,
             )
         return found
 
@@ -281,9 +287,13 @@ def _specificity(row: ClassOutputs) -> float | None:
     return float(metrics.recall_score(~row.actual, ~row.predicted))
 
 
+# The next three would say nothing of a model where all images show the same class: PPV would be 1
+# or 0 for any model. Of a class that is predicted, but that no image shows, PPV and F1 are 0, as in
+# scikit-learn. So these mistakes count in the means over classes.
+
+
 def _precision(row: ClassOutputs) -> float | None:
-    # Of a class that all images or none show, it would be 1 or 0 for any model.
-    if not (row.predicted.any() and row.has_both_sides):
+    if row.only_class or row.actual.all() or not row.predicted.any():
         return None
     return float(metrics.precision_score(row.actual, row.predicted))
 
@@ -295,7 +305,7 @@ def _negative_predictive_value(row: ClassOutputs) -> float | None:
 
 
 def _f1(row: ClassOutputs) -> float | None:
-    if not row.has_both_sides:
+    if row.only_class or row.actual.all() or not (row.actual.any() or row.predicted.any()):
         return None
     return float(metrics.f1_score(row.actual, row.predicted))
 
@@ -437,6 +447,8 @@ def _why_undefined(metric: Metric, outputs: Outputs) -> str:
     if outputs.task == "multilabel":
         if np.isnan(outputs.labels).all():
             return "no label is known"
+        if any(row.has_both_sides for row in outputs.by_class.values()):
+            return "the model says the same of all images, for each class that could be judged"
         return "no class is shown by some images and not by others"
     return "the model predicts one class for all images"
 

@@ -119,6 +119,28 @@ def test_per_class_from_the_confusion_matrix():
         np.testing.assert_allclose(row["npv"], 1 - missed / (150 - hits - false))
 
 
+def test_answers_with_an_absent_class_count_as_in_scikit_learn():
+    labels, predicted = np.array([0, 0, 1, 1]), np.array([0, 2, 1, 2])
+    got = classification_metrics(labels, np.eye(3)[predicted] * 3, ["a", "b", "c"])
+    assert got["f1"] == pytest.approx(metrics.f1_score(labels, predicted, average="macro"))
+    precision = metrics.precision_score(labels, predicted, average="macro")
+    assert got["precision"] == pytest.approx(precision)
+    assert got["per_class"]["c"]["precision"] == got["per_class"]["c"]["f1"] == 0
+    assert got["per_class"]["c"]["sensitivity"] is got["per_class"]["c"]["npv"] is None
+    got = classification_metrics(np.zeros(4, int), np.eye(3)[predicted] * 3, ["a", "b", "c"])
+    assert [row["precision"] for row in got["per_class"].values()] == [None] * 3  # all show a
+
+
+def test_a_reason_says_what_the_images_and_the_model_did():
+    labels = np.array([[1, 0], [0, 1], [1, 1]], np.float32)
+    never = multilabel_metrics(labels, np.full((3, 2), -1.0), ["x", "y"])["undefined"]
+    assert never["precision"].startswith("the model says the same of all images")
+    always = multilabel_metrics(labels, np.full((3, 2), 1.0), ["x", "y"])["undefined"]
+    assert set(always) == {"npv"} and always["npv"].startswith("the model says the same")
+    ones = multilabel_metrics(np.ones((3, 2), np.float32), np.ones((3, 2)), ["x", "y"])["undefined"]
+    assert ones["precision"] == "no class is shown by some images and not by others"
+
+
 def test_absent_class_is_left_out_not_counted_as_zero():
     labels, logits = np.array([0, 0, 1, 1]), np.array([[2, 1, 0], [1, 2, 0], [0, 3, 1], [0, 1, 0]])
     got = classification_metrics(labels, logits, ["a", "b", "c"])

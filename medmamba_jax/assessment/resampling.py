@@ -64,6 +64,8 @@ def resampled(outputs: Outputs, weights: np.ndarray) -> np.ndarray:
                 found[-1] = np.where(whole.one_class, np.nan, found[-1])
         elif name in _OF_CLASS:
             found.append(_OF_CLASS[name](whole.by_class[class_name]))
+            if outputs.task == "multiclass" and name in ("precision", "f1"):
+                found[-1] = np.where(whole.one_class, np.nan, found[-1])
         else:
             found.append(_one_by_one(outputs, weights, name, class_name))
     return np.stack(found)
@@ -162,6 +164,10 @@ class _ClassResamples:
     def both(self, denominator: np.ndarray) -> np.ndarray:
         """The denominator where a resample has images of both sides, else 0."""
         return np.where((self.positives > 0) & (self.negatives > 0), denominator, 0)
+
+    def others(self, denominator: np.ndarray) -> np.ndarray:
+        """The denominator where some image of a resample does not show the class, else 0."""
+        return np.where(self.negatives > 0, denominator, 0)
 
 
 def _within(limit: np.ndarray) -> np.ndarray:
@@ -329,9 +335,11 @@ _OF_CLASSES: dict[str, Callable[[_Resamples], np.ndarray]] = {
 _OF_CLASS: dict[str, Callable[[_ClassResamples], np.ndarray]] = {
     "sensitivity": _sensitivity,
     "specificity": _specificity,
-    "precision": lambda part: _ratio(part.true_positives, part.both(part.predicted)),
+    "precision": lambda part: _ratio(part.true_positives, part.others(part.predicted)),
     "npv": lambda part: _ratio(part.true_negatives, part.both(part.all - part.predicted)),
-    "f1": lambda part: _ratio(2 * part.true_positives, part.both(part.positives + part.predicted)),
+    "f1": lambda part: _ratio(
+        2 * part.true_positives, part.others(part.positives + part.predicted)
+    ),
     "auc": _ClassResamples.auc,
     "average_precision": _ClassResamples.average_precision,
     "sensitivity_at_specificity_90": lambda part: part.sensitivity_at(0.9),

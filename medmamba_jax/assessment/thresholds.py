@@ -1,5 +1,6 @@
 """Thresholds of a class's probability, chosen on the validation split and applied to others."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -73,9 +74,7 @@ def at_thresholds(
     rows = {}
     for name, rule, value in chosen:
         row = outputs.by_class[name]
-        rows[name, rule] = ClassOutputs(
-            row.actual, row.probability >= value, row.score, row.probability
-        )
+        rows[name, rule] = dataclasses.replace(row, predicted=row.probability >= value)
 
     def statistic(weights: np.ndarray) -> np.ndarray:
         return np.concatenate(

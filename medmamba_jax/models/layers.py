@@ -16,9 +16,10 @@ class LayerNorm(nnx.Module):
     epsilon = 1e-5
 
     def __init__(self, features: int, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
-        del rngs  # Nothing here is random, but all layers take the same arguments.
-        self.scale = nnx.Param(jnp.ones(features))
-        self.bias = nnx.Param(jnp.zeros(features))
+        # As Flax's layers, it takes a key for each parameter. So a seed gives the same weights as
+        # with Flax's LayerNorm.
+        self.scale = nnx.Param(nnx.initializers.ones(rngs.params(), (features,)))
+        self.bias = nnx.Param(nnx.initializers.zeros(rngs.params(), (features,)))
         self.dtype = dtype
 
     def __call__(self, x: jax.Array, gate: jax.Array | None = None) -> jax.Array:

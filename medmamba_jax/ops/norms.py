@@ -3,7 +3,7 @@
 JAX's own gradient of a normalisation keeps several float32 arrays of the input's size, and passes
 over them once for the mean and once for the variance. Here the backward pass keeps the input in its
 own dtype and the statistics, computes all its sums in one pass, and then the gradient in another.
-Reverse mode works once, as for the scans.
+So a model has reverse mode, once, and no forward mode (`jax.jvp`).
 """
 
 import functools
@@ -78,20 +78,29 @@ def layer_norm(
     # XLA's fusions of a norm are several times faster on a matrix than on four axes.
     pixels = x.reshape(-1, x.shape[-1])
     gates = None if gate is None else gate.reshape(pixels.shape)
-    return _layer_norm(epsilon, pixels, scale, bias, gates).reshape(x.shape)
+    y = _layer_norm(epsilon, _together(x.shape), pixels, scale, bias, gates)
+    return y.reshape(x.shape)
 
 
 def _wide(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _pixel_sums(x: jax.Array) -> jax.Array:
+def _together(shape: tuple[int, ...]) -> int:
+    """Returns how many pixels of images (b, ..., c) may share a row in `_pixel_sums`.
+
+    They are pixels of one image, because XLA would gather a batch whose images are on several
+    devices if a row had pixels of two images.
+    """
+    return math.gcd(math.prod(shape[1:-1]), 16) if shape[-1] <= _FEW_CHANNELS else 1
+
+
+def _pixel_sums(x: jax.Array, together: int) -> jax.Array:
     """Sums (..., c) over the pixels: (c,).
 
     XLA sums a matrix of few columns slowly, so neighbouring pixels of few channels share a row.
     """
     c = x.shape[-1]
-    together = math.gcd(x.size // c, 16) if c <= _FEW_CHANNELS else 1
     return x.reshape(-1, together * c).sum(0).reshape(together, c).sum(0)
 
 
@@ -115,9 +124,9 @@ def _batch_norm_forward(
     epsilon: float, relu: bool, x: jax.Array, scale: jax.Array, bias: jax.Array
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], _Arrays]:
     wide = _wide(x)
-    count = x.size // x.shape[-1]
-    mean = _pixel_sums(wide) / count
-    var = _pixel_sums(jnp.square(wide - mean)) / count
+    count, together = x.size // x.shape[-1], _together(x.shape)
+    mean = _pixel_sums(wide, together) / count
+    var = _pixel_sums(jnp.square(wide - mean), together) / count
     inverse = lax.rsqrt(var + epsilon)
     y = (wide - mean) * (inverse * scale) + bias
     if relu:
@@ -132,8 +141,8 @@ def _batch_norm_backward(epsilon: float, relu: bool, kept: _Arrays, gradients: _
     normal = (_wide(x) - mean) * inverse
     if relu:
         dy = jnp.where(normal * scale + bias > 0, dy, 0)
-    dbias, dscale = _pixel_sums(dy), _pixel_sums(dy * normal)
-    count = x.size // x.shape[-1]
+    count, together = x.size // x.shape[-1], _together(x.shape)
+    dbias, dscale = _pixel_sums(dy, together), _pixel_sums(dy * normal, together)
     dx = (dy - dbias / count - normal * (dscale / count)) * (inverse * scale)
     return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype)
 
@@ -141,15 +150,25 @@ def _batch_norm_backward(epsilon: float, relu: bool, kept: _Arrays, gradients: _
 _batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _layer_norm(
-    epsilon: float, x: jax.Array, scale: jax.Array, bias: jax.Array, gate: jax.Array | None
+    epsilon: float,
+    together: int,
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    gate: jax.Array | None,
 ) -> jax.Array:
-    return _layer_norm_forward(epsilon, x, scale, bias, gate)[0]
+    return _layer_norm_forward(epsilon, together, x, scale, bias, gate)[0]
 
 
 def _layer_norm_forward(
-    epsilon: float, x: jax.Array, scale: jax.Array, bias: jax.Array, gate: jax.Array | None
+    epsilon: float,
+    together: int,
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    gate: jax.Array | None,
 ) -> tuple[jax.Array, _Arrays]:
     wide = _wide(x)
     mean = wide.mean(-1, keepdims=True)
@@ -160,7 +179,7 @@ def _layer_norm_forward(
     return y.astype(x.dtype), (x, scale, bias, gate, mean, inverse)
 
 
-def _layer_norm_backward(epsilon: float, kept: _Arrays, dy: jax.Array) -> _Arrays:
+def _layer_norm_backward(epsilon: float, together: int, kept: _Arrays, dy: jax.Array) -> _Arrays:
     x, scale, bias, *others = kept
     gate, mean, inverse = _apart(others)
     normal, dy = (_wide(x) - mean) * inverse, _wide(dy)
@@ -173,7 +192,7 @@ def _layer_norm_backward(epsilon: float, kept: _Arrays, dy: jax.Array) -> _Array
         dgate = (dy * (normal * scale + bias) * slope).astype(gate.dtype)
         # One narrow array passes from the sums over pixels to the sums over channels.
         dy = _wide(_apart((dy * (wide * sigmoid)).astype(x.dtype)))
-    dscale, dbias = _pixel_sums(dy * normal), _pixel_sums(dy)
+    dscale, dbias = _pixel_sums(dy * normal, together), _pixel_sums(dy, together)
     dnormal = dy * scale
     dx = dnormal - dnormal.mean(-1, keepdims=True)
     dx = (dx - normal * (dnormal * normal).mean(-1, keepdims=True)) * inverse

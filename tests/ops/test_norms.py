@@ -97,3 +97,50 @@ def test_no_gradient_flows_through_the_statistics():
         return mean.sum() + var.sum()
 
     np.testing.assert_array_equal(jax.grad(statistics)(x), 0)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_sharded_batch_is_not_gathered(case):
+    """7 x 7 pixels are no multiple of the pixels that share a row in the sums."""
+    ours, _, option, count = case
+    rng = np.random.default_rng(0)
+    shape = (8, 7, 7, 48)
+    inputs = [rng.standard_normal(s, np.float32) for s in (shape, (48,), (48,), shape)][:count]
+    mesh = jax.sharding.Mesh(np.array(jax.devices("cpu")[:4]), "images")
+
+    def place(x):
+        spec = jax.sharding.PartitionSpec("images" if x.ndim == 4 else None)
+        return jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
+
+    def loss(dy, *x):
+        return (ours(option, *x) * dy).sum()
+
+    gradient = jax.jit(jax.grad(loss, tuple(range(1, count + 1))))
+    inputs.insert(0, rng.standard_normal(shape, np.float32))
+    placed = [place(x) for x in inputs]
+    assert "all-gather" not in gradient.lower(*placed).compile().as_text()
+    for one, four in zip(gradient(*inputs), gradient(*placed), strict=True):
+        assert_close(four, one, 1e-5, "a gradient")
+
+
+def test_relu_of_exactly_0_has_the_gradient_0_as_in_pytorch():
+    x, _, _, _ = (jnp.asarray(a, jnp.float32) for a in arrays())
+    zeros = jnp.zeros(x.shape[-1])
+    gradients = jax.grad(lambda *a: batch_norm(True, *a).sum(), (0, 1, 2))(x, zeros, zeros)
+    for gradient in gradients:
+        np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_norms_can_be_mapped_and_computed_again(case):
+    ours, _, option, count = case
+    inputs = [jnp.asarray(x, jnp.float32) for x in arrays()[:count]]
+
+    def loss(*x):
+        return (ours(option, *x) ** 2).sum()
+
+    gradient = jax.grad(loss)
+    expected = gradient(*inputs)
+    np.testing.assert_allclose(jax.grad(jax.checkpoint(loss))(*inputs), expected, rtol=1e-5)
+    twice = jax.vmap(gradient)(*(jnp.stack([x, x]) for x in inputs))
+    np.testing.assert_allclose(twice, jnp.stack([expected, expected]), rtol=1e-4, atol=1e-5)

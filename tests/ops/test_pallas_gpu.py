@@ -27,6 +27,7 @@ from medmamba_jax.ops.pallas_gpu.problem import (
 from medmamba_jax.ops.scan import IMPLEMENTATIONS, Case
 from medmamba_jax.ops.scan.implementations import Implementation
 from medmamba_jax.ops.scan.shapes import ScanShape, stage_shapes
+from medmamba_jax.ops.ss2d_scan import ss2d_scan
 
 ON_GPU = jax.default_backend() == "gpu"
 INTERPRET = {} if ON_GPU else {"interpret": True}
@@ -219,6 +220,44 @@ def test_the_outputs_of_an_image_whose_lines_are_padded():
     assert_close(y, expected, tolerance(jnp.float32, 4 * 5), "y")
 
 
+@pytest.mark.parametrize(
+    ("rank", "dtype"),
+    [
+        pytest.param(3, "float32", id="padded to 4"),
+        pytest.param(12, "bfloat16", id="rank 12", marks=nightly),
+        pytest.param(20, "float32", id="steps read", marks=nightly),
+        pytest.param(20, "bfloat16", id="steps read, bfloat16", marks=nightly),
+    ],
+)
+def test_projecting_inside_equals_projecting_before(rank, dtype):
+    """The kernels' own rows against dt, B and C that `ss2d_scan` gets."""
+    inputs = make_image_inputs(2, 4, 4, 32, rank, 16, dtype=dtype)
+    u = inputs.pop("u")
+    rest = {name: inputs[name] for name in ("dt_weight", "dt_bias", "A", "D")}
+    rng = np.random.default_rng(0)
+    projection = jnp.asarray(rng.standard_normal((32, 4, rank + 32)) / 32**0.5, dtype)
+    dy = jnp.asarray(rng.standard_normal(u.shape), dtype)
+
+    def inside(u, projection, rest):
+        return pallas_gpu.project_and_scan_image(u, projection, **rest, **INTERPRET)
+
+    def before(u, projection, rest):
+        rows = jnp.einsum("bhwd,dkc->bhwkc", u, projection, preferred_element_type=jnp.float32)
+        dt, B, C = jnp.split(rows, (rank, rank + 16), -1)
+        return ss2d_scan(u, dt, B, C, **rest, implementation="sequential")
+
+    results = []
+    with jax.default_matmul_precision("highest"):
+        for run in (inside, before):
+            y, pull = jax.vjp(run, u, projection, rest)
+            results.append(jax.tree.leaves([y, pull(dy)]))
+    limit = tolerance(jnp.dtype(dtype), 16)
+    for i, (ours, expected) in enumerate(zip(*results, strict=True)):
+        assert ours.dtype == expected.dtype
+        # In bfloat16 the rows' gradients are rounded before they are projected back.
+        assert_close(ours, expected, limit if dtype == "float32" else 2 * limit, f"leaf {i}")
+
+
 @nightly
 def test_two_runs_give_the_same_bits():
     inputs = make_image_inputs(2, 4, 4, 32, 3, 16)
@@ -227,7 +266,12 @@ def test_two_runs_give_the_same_bits():
 
 
 @pytest.mark.parametrize(
-    "stage, dtype", [pytest.param("S1", "float32", marks=nightly), ("S4", "bfloat16")]
+    "stage, dtype",
+    [
+        pytest.param("S1", "float32", marks=nightly),
+        pytest.param("S3", "bfloat16", marks=nightly),
+        ("S4", "bfloat16"),
+    ],
 )
 def test_the_model_s_stages_lower_without_a_gpu(stage, dtype):
     shape = stage_shapes(64)[stage]
@@ -253,7 +297,7 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("rank", [0, 4, 8])
+@pytest.mark.parametrize("rank", [0, 4, 8, 12])
 def test_every_default_fits_the_hardware(rank, dtype):
     for b, h, w, d in SHAPES:
         chunks = choose_chunks(h, w, four_orders=h > 1)
