@@ -103,9 +103,9 @@ def _may_change() -> str:
         " schedule ends with the last epoch. `medmamba evaluate` takes those that begin with"
         " `data.` or `results.` as flags, such as `--data.path`.\n\n"
         "If you start a finished run again with another `results.resamples` or `results.seed`, the"
-        " program evaluates it again, and replaces its results. It does the same if `results.report`"
-        " is on and the pictures of the report are missing. `run.json` keeps the settings of the"
-        " training."
+        " program evaluates it again, and replaces its results. It does the same if"
+        " `results.report` is on and the pictures of the report are missing. `run.json` keeps the"
+        " settings of the training."
     )
 
 

@@ -221,7 +221,7 @@ def test_rematerialised_stages_hold_a_checkpoint():
 
 @pytest.mark.slow
 def test_blocks_that_run_one_after_another_give_what_the_loop_gives(monkeypatch):
-    """Backends other than a CPU run them so. Dropout and drop path draw the same numbers, too."""
+    """Backends other than a CPU run them one after another, with the same random numbers."""
     model = make(**ONE_STAGE, drop_path_rate=0.5, attn_drop_rate=0.1)
     graphdef, state = nnx.split(model)
     results = []
