@@ -439,7 +439,7 @@ def _why_undefined(metric: Metric, outputs: Outputs) -> str:
             return "no label is known"
         if not any(row.has_both_sides for row in outputs.by_class.values()):
             return "every class is shown by all images or by none"
-        return "the model gives the same answer for all images, for each class that counts"
+        return "the model gives all images the same answer for each class that only some show"
     return "the model predicts one class for all images"
 
 
