@@ -102,8 +102,10 @@ def _may_change() -> str:
         f"{keys}. `train.epochs` may not change with `train.schedule=cosine`, because that"
         " schedule ends with the last epoch. `medmamba evaluate` takes those that begin with"
         " `data.` or `results.` as flags, such as `--data.path`.\n\n"
-        "The same line with other `results.` settings also evaluates a finished run again, and"
-        " replaces its results. `run.json` keeps the settings of the training."
+        "If you start a finished run again with another `results.resamples` or `results.seed`, the"
+        " program evaluates it again, and replaces its results. It does the same if"
+        " `results.report` is on and the pictures of the report are missing. `run.json` keeps the"
+        " settings of the training."
     )
 
 

@@ -46,9 +46,9 @@ def labelled_outputs(
     check_labels(labels, len(predictor.class_names), "the labels to evaluate")
     if len(images.class_names) != len(predictor.class_names):
         raise UserError(
-            f"the images have the classes {', '.join(images.class_names)}, and the model"
-            f" {', '.join(predictor.class_names)}, which the labels must index: give the images the"
-            " class_names of the model"
+            f"the images have the classes {', '.join(images.class_names)}, but the model has"
+            f" {', '.join(predictor.class_names)}, and each label is an index into these: give the"
+            " images the class_names of the model"
         )
     outputs = predictor.outputs(images, num_workers=num_workers)
     finite = np.isfinite(outputs.logits).all(1)
@@ -98,7 +98,7 @@ def table(results: Mapping[str, Any], title: str) -> str:
 
 
 def of_missing_classes(results: Mapping[str, Any]) -> str:
-    """Says what is not defined because no image shows some class; "" if there is an image of each.
+    """Says what is undefined because no image shows some class; "" if every class has an image.
 
     Args:
         results: what `evaluate` returned.
@@ -110,8 +110,8 @@ def of_missing_classes(results: Mapping[str, Any]) -> str:
     known = [name for name, count in counts.items() if count]
     if results["task"] == "multiclass" and len(known) == 1:
         return (
-            f"All images show {known[0]}. So what compares classes is undefined, such as the AUC"
-            " and PPV (precision). The accuracy is the sensitivity."
+            f"All images show {known[0]}. So metrics that compare classes, such as the AUC and PPV"
+            " (precision), are undefined. The accuracy is the sensitivity of this class."
         )
     this = "this class" if len(missing) == 1 else "these classes"
     return (

@@ -1,7 +1,7 @@
 """Paths as users write them; what may be replaced; a file that is written completely or not at all.
 
-One rule holds for everything that a command writes where `--output` says: it replaces nothing that
-is there, unless `--overwrite` is given.
+One rule holds for all commands: a command replaces nothing that is at `--output`, unless
+`--overwrite` is given.
 """
 
 import os
@@ -81,14 +81,14 @@ def require_free(
 def make_output_folder(
     folder: pathlib.Path, written: Sequence[str], *, overwrite: bool = False
 ) -> None:
-    """Makes the folder for what a command writes, unless it is there and empty.
+    """Makes the folder that a command writes into, if it is not there. It must be empty.
 
     Args:
         folder: the folder.
-        written: patterns of the names of the files that the command writes. The first file is
-            always among them, and is written last.
-        overwrite: whether to remove the files of an earlier call, which the first file shows. Other
-            files stay.
+        written: patterns of the names of the files that the command writes. The first one is a
+            file that every call writes, and writes last, so that it shows an earlier call.
+        overwrite: whether the folder may hold the files of an earlier call. They are then removed,
+            and other files stay.
 
     Raises:
         FileExistsError: it is a folder with files, which may not be removed.
@@ -100,7 +100,8 @@ def make_output_folder(
     if folder.exists() and any(folder.iterdir()):
         if not (folder / written[0]).is_file():
             raise FileExistsError(
-                f"{folder} holds other files than an earlier call has written; give a new folder"
+                f"{folder} is not empty, and has no {written[0]} of an earlier call; give a new"
+                " folder"
             )
         if not overwrite:
             raise FileExistsError(f"{folder} is not empty; give a new folder, or --overwrite")

@@ -136,7 +136,7 @@ class Metric:
         tasks: the tasks it is for.
         higher_is_better: the direction.
         needs_both_sides: whether it needs a class that some images show and others do not.
-        fewest_classes: a set with fewer classes does not have it.
+        fewest_classes: it is undefined for a set with fewer classes.
         in_headline: whether the epoch's line and the table's title show it.
         in_table: whether the printed table has a column for it, if a class has it.
         percent: whether the epoch's line shows it in percent.
@@ -155,7 +155,7 @@ class Metric:
 
     @property
     def compares_classes(self) -> bool:
-        """Whether images of a single class say nothing about it, as it is a mean over classes."""
+        """Whether it is undefined if all images show one class."""
         return self.needs_both_sides or self.of_class is not None
 
     def value(self, outputs: Outputs) -> float | None:
@@ -181,7 +181,7 @@ class Metric:
 def value_text(
     value: float | None, *, percent: bool = False, digits: int = 4, sign: bool = False
 ) -> str:
-    """Returns a value for people: so many decimals, or percent, and perhaps always with a sign."""
+    """Returns a value for people, with `digits` decimals or in percent; `sign` adds a plus, too."""
     if value is None:
         return "undefined"
     return f"{value:{'+' if sign else ''}.{'1%' if percent else f'{digits}f'}}"
@@ -375,7 +375,7 @@ METRICS: dict[str, Metric] = {
         )
         for percent in (90, 95)
     },
-    # Of two classes the first would be 1, and the last the plain kappa.
+    # With two classes, the top-2 accuracy is always 1, and the quadratic kappa is the plain one.
     "top_2_accuracy": Metric(
         "top-2 accuracy", _top_2_accuracy, tasks=("multiclass",), fewest_classes=3
     ),
@@ -447,9 +447,9 @@ def _why_undefined(metric: Metric, outputs: Outputs) -> str:
     if outputs.task == "multilabel":
         if np.isnan(outputs.labels).all():
             return "no label is known"
-        if any(row.has_both_sides for row in outputs.by_class.values()):
-            return "the model says the same of all images, for each class that could be judged"
-        return "no class is shown by some images and not by others"
+        if not any(row.has_both_sides for row in outputs.by_class.values()):
+            return "every class is shown by all images or by none"
+        return "the model gives all images the same answer for each class that only some show"
     return "the model predicts one class for all images"
 
 

@@ -40,7 +40,7 @@ class DataParallel:
 
     @property
     def host(self) -> int:
-        """The index of this host among those of the devices: the part of a batch that it reads."""
+        """The index of this host among the hosts of the devices, and of its part of each batch."""
         return sum(index < jax.process_index() for index in self._indices)
 
     @property
@@ -110,9 +110,9 @@ def say(text: str) -> None:
 
 
 def as_on_first_host(decisions: Sequence[bool]) -> list[bool]:
-    """Returns on every host what the first host has decided, so that all go the same way.
+    """Returns on every host what the first host has decided, so that all hosts do the same.
 
-    Files, for example, can appear on one host later than on another.
+    Hosts can disagree, for example because a file appears later on one of them.
     """
     if jax.process_count() == 1:
         return list(decisions)

@@ -145,7 +145,7 @@ def predict_files(
 
 
 def what_it_knows(predictor: Predictor) -> str:
-    """Says that a model knows nothing but its classes; nothing looks for images of another kind."""
+    """Says that a model knows only its classes: it does not notice an image of another kind."""
     names = predictor.class_names
     known = ", ".join(names) if len(names) <= _NAMED else f"its {len(names)} classes"
     if predictor.task == "multilabel":

@@ -184,7 +184,7 @@ class Predictor:
         return nnx.merge(evaluation_graphdef(self.model), self.params, self.statistics)
 
     def on_this_host(self) -> "Predictor":
-        """Returns the model on the devices of this host, which then needs no other host."""
+        """Returns the model on the devices of this host alone, so that it needs no other host."""
         parallel = self.parallel.of_this_host
         if parallel == self.parallel:
             return self
@@ -208,8 +208,8 @@ class Predictor:
     def _run(self, what: str, images: LabelledImages, num_workers: int) -> np.ndarray:
         """Runs the model on every image. A batch that the device cannot hold is halved.
 
-        On several hosts it is not: a host that fails alone would leave the others with batches of
-        another size, for whose results all would wait forever.
+        On several hosts it is not halved. A host that fails alone would go on with smaller batches
+        than the others, and all hosts would wait for each other forever.
         """
         size, devices = self.batch_size_for(len(images)), len(self.parallel.devices)
         while True:

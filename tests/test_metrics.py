@@ -134,11 +134,11 @@ def test_answers_with_an_absent_class_count_as_in_scikit_learn():
 def test_a_reason_says_what_the_images_and_the_model_did():
     labels = np.array([[1, 0], [0, 1], [1, 1]], np.float32)
     never = multilabel_metrics(labels, np.full((3, 2), -1.0), ["x", "y"])["undefined"]
-    assert never["precision"].startswith("the model says the same of all images")
+    assert never["precision"].startswith("the model gives all images the same answer")
     always = multilabel_metrics(labels, np.full((3, 2), 1.0), ["x", "y"])["undefined"]
-    assert set(always) == {"npv"} and always["npv"].startswith("the model says the same")
+    assert set(always) == {"npv"} and always["npv"].startswith("the model gives all images the same")
     ones = multilabel_metrics(np.ones((3, 2), np.float32), np.ones((3, 2)), ["x", "y"])["undefined"]
-    assert ones["precision"] == "no class is shown by some images and not by others"
+    assert ones["precision"] == "every class is shown by all images or by none"
 
 
 def test_absent_class_is_left_out_not_counted_as_zero():

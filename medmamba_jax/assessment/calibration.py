@@ -18,8 +18,10 @@ from medmamba_jax.metrics import METRICS, Outputs
 FILE = "calibration.json"
 _AT_BOUND = "temperature_at_bound"  # in the file; it follows from the temperature
 _RANGE = (0.05, 20.0)  # of the temperature
-_NEAR = 0.01  # relative distance from an end of it that counts as the end
-_FLAT = 1e-9  # difference of the cross-entropy, in nats, that means nothing
+# A temperature this close to an end of the range, relative to the end, counts as the end.
+_NEAR = 0.01
+# Two values of the cross-entropy, in nats, that differ by less count as equal.
+_FLAT = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +103,8 @@ def fit_temperature(outputs: Outputs) -> float:
 
     low, high = 1 / _RANGE[1], 1 / _RANGE[0]
     found = minimize_scalar(at, bounds=(low, high), method="bounded", options={"xatol": 1e-4})
-    # The search ends before a bound, also where the loss does not rise any more towards it.
+    # The search never returns an end of its range, even where the loss does not rise towards the
+    # end. So the ends are compared with what it found.
     at_ends = [end for end in (low, high) if at(end) <= found.fun + _FLAT]
     return float(1 / (at_ends[0] if at_ends else found.x))
 
@@ -113,13 +116,13 @@ def is_at_bound(temperature: float) -> bool:
 
 
 def doubt_about(temperature: float) -> str:
-    """Returns a sentence that warns of a fitted temperature at a bound; else ""."""
+    """Returns a warning if a fitted temperature lies at an end of the range, else ""."""
     if not is_at_bound(temperature):
         return ""
     return (
         f"The temperature {temperature:.3g} lies at an end of the range in which it is searched"
-        f" ({_RANGE[0]:g} to {_RANGE[1]:g}), so that it is not to be trusted: the validation images"
-        " are too few, or the model separates them perfectly or not at all."
+        f" ({_RANGE[0]:g} to {_RANGE[1]:g}). Do not trust it: the validation images are too few, or"
+        " the model separates them perfectly or not at all."
     )
 
 

@@ -63,7 +63,8 @@ def decision_curve(outputs: Outputs) -> Table:
     """Returns the net benefit at each threshold (Vickers and Elkin 2006).
 
     It is about two classes, of which the second one would be treated, or about each class of a
-    multi-label set. Of more classes it has no rows, nor of a class that all images or none show.
+    multi-label set. It has no rows for a set of more classes, and none for a class that all images
+    or no images show.
     """
     names = list(outputs.class_names)
     if outputs.task == "multiclass":

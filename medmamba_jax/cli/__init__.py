@@ -68,7 +68,7 @@ class _Parser(argparse.ArgumentParser):
         return options, unknown
 
     def error(self, message: str) -> NoReturn:
-        """Ends in one line; if an argument is missing, the line has them all in their order."""
+        """Prints one line and ends. If an argument is missing, the line shows all in order."""
         names = [str(action.metavar) for action in self._actions if not action.option_strings]
         if "are required" in message and len(names) > 1:
             message += f" (write {self.prog} {' '.join(names)})"

@@ -58,7 +58,8 @@ def _run(options: argparse.Namespace) -> str:
     )
     which = "validation images of the run"
     if found.drawn:
-        which = f"images of noise that the program drew ({reason or 'none of the run can be read'})"
+        reason = reason or "no image of the run can be read"
+        which = f"images of noise that the program drew ({reason})"
     lines = [f"written: {file}" for file in found.files]
     lines += [f"not read: {printable(text)}" for text in found.unreadable[:_SHOWN]]
     if (more := len(found.unreadable) - _SHOWN) > 0:

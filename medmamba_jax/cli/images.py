@@ -1,4 +1,4 @@
-"""What the commands that read images share: arguments, a bar of progress, and their end."""
+"""What the commands that read images share: arguments, a progress bar, and the last lines."""
 
 import argparse
 import sys
@@ -12,13 +12,13 @@ from medmamba_jax.runs import SOURCES_OF_MODELS
 
 
 def add_command(subcommands: Any, name: str, text: str, more: str = "") -> argparse.ArgumentParser:
-    """Adds a command on a model and images, with RUN, PATH and `--batch-size`.
+    """Adds a command that runs a model on images, with RUN, PATH and `--batch-size`.
 
     Args:
         subcommands: those of a parser.
         name: of the command.
         text: what it does.
-        more: what else PATH means.
+        more: text at the end of the help of PATH.
     """
     parser: argparse.ArgumentParser = subcommands.add_parser(name, help=text)
     parser.add_argument("source", metavar="RUN", help=SOURCES_OF_MODELS)
@@ -38,12 +38,12 @@ def add_command(subcommands: Any, name: str, text: str, more: str = "") -> argpa
 
 
 def progress(total: int, doing: str) -> Any:
-    """Returns a bar of images, which vanishes at the end."""
+    """Returns a progress bar that counts images, and vanishes at the end."""
     return tqdm(total=total, desc=doing, unit="image", leave=False, disable=None)
 
 
 def ended(text: str, unreadable: Mapping[str, str], done: str) -> tuple[str, int]:
-    """Prints which images are missing, and why.
+    """Prints which images could not be read, and why.
 
     Args:
         text: what the command prints.

@@ -33,7 +33,7 @@ def add_predict(subcommands: Any) -> None:
     parser.add_argument(
         "--output", metavar="FILE", help="write a table, FILE.csv, or JSON lines, FILE.jsonl"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace FILE where it exists")
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
     parser.add_argument(
         "--top", type=int, default=0, metavar="N", help="columns for the N likeliest classes"
     )

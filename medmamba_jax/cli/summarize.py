@@ -27,7 +27,7 @@ def add_summarize(subcommands: Any) -> None:
         help="write summary.json, summary.csv and report.html into this folder",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace these files where they exist"
+        "--overwrite", action="store_true", help="replace these files if they exist"
     )
     parser.add_argument(
         "--evaluation",

@@ -97,7 +97,7 @@ def find(config: DataConfig, data: OwnData | None = None) -> Dataset | LabelledI
             that reads them is missing.
         FileNotFoundError: a file or folder that the configuration names does not exist.
         UserError: no source recognises `config.path` or `config.name`, the configuration changes
-            a setting of another source, the files or objects do not make a data set, or the images
+            a setting of another source, the files or objects do not make a data set, or all images
             are of one class.
     """
     if isinstance(data, Dataset):
@@ -227,13 +227,13 @@ def as_given(data: OwnData) -> Dataset:
 
 
 def require_two_classes(images: Dataset | LabelledImages) -> None:
-    """Raises UserError if a model could learn no difference, as each image shows the same class."""
+    """Raises UserError if there is one class only: a model could learn no difference."""
     names = images.class_names
     if images.task == "multiclass" and len(names) < 2:
         raise UserError(
             f"{images.description or images.name}: all are of the class {names[0]!r}, and training"
-            " needs two or more: add images of another class, or give the place that holds all"
-            " classes"
+            " needs two or more classes: add images of another class, or give the place that holds"
+            " all classes"
         )
 
 

@@ -194,8 +194,9 @@ class LabelledImages:
     def contents(self) -> tuple[str, ...]:
         """Half of the content hash of each image's file, as text (n,).
 
-        Files whose content hash is not known yet are read. It is only half, because
-        `header_patients` makes the key that hides patients of whole hashes.
+        Files whose content hash is not known yet are read. Tables show only half of a hash: from
+        the whole hashes of all files, anybody could make the key of `header_patients`, which hides
+        the patients.
         """
         if self.files is None:
             return tuple(self.identity(row).hex()[:_HALF] for row in range(len(self)))

@@ -64,7 +64,7 @@ class Server(http.server.ThreadingHTTPServer):
         return f"http://{host}:{self.server_address[1]}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Keeps out of the terminal that a browser went away, which is no fault."""
+        """Prints nothing if the browser has closed the connection, because that is no fault."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 

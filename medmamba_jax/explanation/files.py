@@ -28,7 +28,7 @@ from medmamba_jax.predictor import Predictor
 
 TABLE = "maps.csv"
 _NUMBER = "[0-9][0-9][0-9][0-9]*_*"
-# What this module writes.
+# The patterns of all files that this module writes.
 _WRITTEN = (TABLE, f"{_NUMBER}.npy", f"{_NUMBER}.png", "sheet*.png", "mean.npy", "mean.png")
 _HEADER = ("path", "predicted", "p_predicted", "class", "p_class", "map", "picture")
 _ON_A_SHEET = 60

@@ -56,8 +56,8 @@ def export(
         predictor: the model.
         to: a name in `FORMATS`: "safetensors", "torch", "stablehlo" or "onnx".
         path: the file, which is replaced if it exists, as is the JSON file beside it.
-        images: images to check with, of which the first four are taken that can be read; without
-            any the program draws noise.
+        images: images to check with. The first four that can be read are taken. If there is none,
+            the program draws noise.
         training: how the model was trained.
         licence: under which terms the weights may be used.
 
@@ -115,7 +115,7 @@ def check_target(to: str, path: pathlib.Path) -> None:
 def _pixels(
     images: LabelledImages, preprocessing: Preprocessing
 ) -> tuple[list[np.ndarray], list[str]]:
-    """Returns images as a batch holds them, uint8 (h, w, c), and why others are not among them."""
+    """Returns images as a batch holds them, uint8 (h, w, c), and why others cannot be read."""
     found: list[np.ndarray] = []
     unreadable: list[str] = []
     for row in range(len(images)):

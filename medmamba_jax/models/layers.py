@@ -40,14 +40,15 @@ def linear(
 class Conv(nnx.Module):
     """Square convolution with bias and the official initialisation.
 
-    A convolution whose windows do not overlap is a matrix product of windows and kernel: it is
-    computed as that, because XLA's convolution takes longer.
+    A convolution whose windows do not overlap is computed as a matrix product of windows and
+    kernel, because XLA's convolution takes longer.
 
     Args:
       n_in, n_out: channels.
-      side: of the window; with `patches` False an odd number.
-      patches: whether the windows tile the image, without padding, and a remainder is cropped.
-        Otherwise the window moves by one pixel and zeros pad the image, so that its size stays.
+      side: the side of the window, in pixels; an odd number unless `patches` is True.
+      patches: whether the windows tile the image without padding. A remainder at the border is
+        cropped. Otherwise the window moves by one pixel, and zeros pad the image, so that its size
+        stays.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Conv(nnx.Module):
 
 
 def _plus(x: jax.Array, bias: jax.Array) -> jax.Array:
-    """Adds in the bias's float32, so that the bias's gradient is a sum in float32, too."""
+    """Adds the bias in its own dtype, float32, so that its gradient is a sum in float32, too."""
     return (x.astype(bias.dtype) + bias).astype(x.dtype)
 
 

@@ -50,7 +50,7 @@ class Stage(nnx.Module):
             params, statistics, rate, key = inputs
             block = nnx.merge(graphdef, params, statistics)
             # XLA must write a block's input and its gradient once. Otherwise each of their readers,
-            # such as the sums of a norm, computes the end of the block before again.
+            # such as the sums of a norm, computes the end of the previous block again.
             x = block(jax.lax.optimization_barrier(x), rate, key)
             return x, nnx.state(block, nnx.Not(nnx.Param))
 

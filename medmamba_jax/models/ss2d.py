@@ -54,8 +54,8 @@ class SS2D(nnx.Module):
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Mixes (b, h, w, c) to the same shape; `key` None means no dropout."""
-        # Two products, because their results go to different places: one product of twice the
-        # width would be cut in two by a copy.
+        # The two results go to different places. So they are two products: XLA would have to copy
+        # the halves out of one product of twice the width.
         x, z = (x @ half for half in jnp.split(self.in_proj.kernel[...].astype(self.dtype), 2, 1))
         x = nnx.silu(self.conv(x))
         # The projection acts on each pixel alone, so the order of the pixels does not matter. One

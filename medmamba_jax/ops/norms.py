@@ -1,9 +1,9 @@
 """Normalisations whose backward pass is written by hand: it keeps little and reads little.
 
 JAX's own gradient of a normalisation keeps several float32 arrays of the input's size, and passes
-over them once for the mean and once for the variance. Here the backward pass keeps the input in its
-own dtype and the statistics, computes all its sums in one pass, and then the gradient in another.
-So a model has reverse mode, once, and no forward mode (`jax.jvp`).
+over them once for the mean and once for the variance. Here the statistics and the input, in its own
+dtype, are kept for the backward pass. One pass computes all sums, and another one the gradient.
+Forward mode (`jax.jvp`) does not work, as with the scans' own backward passes.
 """
 
 import functools
@@ -16,8 +16,8 @@ from jax import lax
 
 _Arrays = tuple[Any, ...]  # some of them None
 
-# At 48 and 96 channels, sums over rows of 16 pixels took 0.3 to 0.7 of the time on an H200. From
-# 192 channels on they took longer.
+# At 48 and 96 channels, sums over rows of 16 pixels took 0.3 to 0.7 of the time of sums over single
+# pixels on an H200. From 192 channels on they took longer.
 _FEW_CHANNELS = 128
 
 
@@ -32,8 +32,8 @@ def batch_norm(
         y = (x - mean) / sqrt(var + epsilon) * scale + bias
         y = maximum(y, 0)  # only with relu
 
-    The variance is that of a second pass, because E[x^2] - E[x]^2 loses its digits where the mean
-    is large.
+    A second pass computes the variance, because E[x^2] - E[x]^2 loses its digits where the mean is
+    large.
 
     Source: Ioffe and Szegedy, arXiv 1502.03167.
 
@@ -61,8 +61,8 @@ def layer_norm(
         y = (x - x.mean(-1)) / sqrt(x.var(-1) + epsilon) * scale + bias
         y = y * silu(gate)  # only with a gate
 
-    The variance is that of a second pass, as in `batch_norm`. With a gate, y is rounded to x's
-    dtype once, after the product.
+    A second pass computes the variance, as in `batch_norm`. With a gate, y is rounded to x's dtype
+    once, after the product.
 
     Source: Ba et al., arXiv 1607.06450.
 
@@ -105,10 +105,10 @@ def _pixel_sums(x: jax.Array, together: int) -> jax.Array:
 
 
 def _apart(kept: Any) -> Any:
-    """Returns what was kept, so that XLA computes what depends on it again in the backward pass.
+    """Returns what was kept, and makes XLA compute terms of it again in the backward pass.
 
-    Otherwise XLA finds the same terms in the forward pass, and keeps them: wide arrays of the
-    input's size.
+    Otherwise XLA finds the same terms in the forward pass and keeps them, which are float32 arrays
+    of the input's size.
     """
     return lax.optimization_barrier(kept)
 
@@ -190,7 +190,8 @@ def _layer_norm_backward(epsilon: float, together: int, kept: _Arrays, dy: jax.A
         # The derivative of SiLU, x sigmoid(x).
         slope = sigmoid * (1 + wide * (1 - sigmoid))
         dgate = (dy * (normal * scale + bias) * slope).astype(gate.dtype)
-        # One narrow array passes from the sums over pixels to the sums over channels.
+        # The sums over pixels and those over channels read this array, so XLA must write it once,
+        # and in x's narrow dtype.
         dy = _wide(_apart((dy * (wide * sigmoid)).astype(x.dtype)))
     dscale, dbias = _pixel_sums(dy * normal, together), _pixel_sums(dy, together)
     dnormal = dy * scale

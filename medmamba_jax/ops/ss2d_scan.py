@@ -72,7 +72,7 @@ def project_and_scan(
     D: jax.Array,
     implementation: str | None = None,
 ) -> jax.Array:
-    """Projects u to dt, B and C, and scans it by `ss2d_scan`.
+    """Projects u to dt, B and C, and scans it as `ss2d_scan` does.
 
     Equivalent to::
 

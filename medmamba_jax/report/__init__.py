@@ -19,8 +19,8 @@ def report_after(
 ) -> None:
     """Writes the report of a run whose results were just written, and prints the path of a page.
 
-    A failure becomes a warning, because the results are complete. Pages of earlier results do not
-    stay: without a new report they are removed.
+    A failure becomes a warning, because the results are complete. Pages of earlier results are
+    removed, also if there is no new report.
 
     Args:
         workdir: the run's folder.
@@ -35,7 +35,7 @@ def report_after(
         write_report(workdir, defaults)
         return workdir / EVALUATIONS / evaluated / PAGE if evaluated else workdir / PAGE
 
-    # Each page also tells the results of the others.
+    # Each page also shows the results of the other evaluations, so all pages are replaced.
     _replace(write, [workdir, *(workdir / EVALUATIONS).glob("*/")], wanted)
 
 
@@ -74,7 +74,7 @@ def _replace(write: Callable[[], pathlib.Path], folders: list[pathlib.Path], wan
 
 
 def _remove_pages(folder: pathlib.Path) -> bool:
-    """Removes what a report consists of from a folder; returns whether there was a page."""
+    """Removes page, model card and figures from a folder; returns whether there was a page."""
     found = (folder / PAGE).is_file()
     for path in (folder / PAGE, folder / CARD, *_figures(folder)):
         path.unlink(missing_ok=True)

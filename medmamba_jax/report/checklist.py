@@ -229,7 +229,7 @@ ITEMS: tuple[Item, ...] = (
     Item("18e", "Availability of the data"),
     Item("18f", "Code and versions", _code),
     Item("19", "Involvement of patients and the public"),
-    Item("20b\u2013c", "Characteristics of the patients, also beside those of training"),
+    Item("20b\u2013c", "Characteristics of the patients, compared with those of the training data"),
     Item("23a", "Performance", _performance),
     Item("16, 23a", "Validation elsewhere", _elsewhere),
     Item("25\u201327", "Interpretation, limitations, use in practice"),

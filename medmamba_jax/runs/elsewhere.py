@@ -48,7 +48,8 @@ def evaluate_elsewhere(
     description = run.description
     images = _with_classes(images, description.task, description.class_names, classes or {})
     folder = run.workdir / EVALUATIONS / name
-    require_writable(folder)  # before the images are read
+    # Checked before the images are read, so that no work is lost.
+    require_writable(folder)
     if (folder / "results.json").is_file():
         logging.warning(
             "the results of an earlier evaluation %r are replaced; another --name keeps both", name

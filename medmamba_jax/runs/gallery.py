@@ -93,7 +93,8 @@ def write_gallery(
 
     Args:
         folder: is made; the pictures of an earlier call are replaced.
-        predictor: the model, which computes the maps; on several hosts `on_this_host`.
+        predictor: the model, which computes the maps. On several hosts it must be one of
+            `Predictor.on_this_host`.
         images: the evaluated images.
         outputs: labels and logits of these.
         epoch: the epoch of the checkpoint, by which `read_gallery` knows an old gallery.

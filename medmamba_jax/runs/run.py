@@ -154,7 +154,8 @@ class Run:
         own_images = self._check(dataset, any_images=data is not None)
         if not own_images:
             warn_of_trained_images(self.workdir, _evaluated(dataset))
-        elif is_first_host():  # before the model answers
+        elif is_first_host():
+            # Checked before the model runs, so that no work is lost.
             require_writable(self.workdir / RESULTS)
         return self.report(dataset, config.num_workers, write=own_images)
 
@@ -287,7 +288,7 @@ class Run:
         from medmamba_jax.runs.gallery import write_gallery
 
         try:
-            # Without the other hosts, which would wait for this one if it failed.
+            # This host works alone: the other hosts would wait for it if it failed.
             predictor = self.predictor.on_this_host()
             write_gallery(folder, predictor, images, outputs, self.epoch)
         except Exception as error:  # the results are there; pictures may fail, as memory may end
@@ -306,7 +307,7 @@ def _evaluated(dataset: Dataset) -> dict[str, LabelledImages]:
 def has_results(
     workdir: pathlib.Path, description: RunDescription, epoch: int, settings: ResultsConfig
 ) -> bool:
-    """Whether a run's folder has what `Run.report` would write again.
+    """Whether a run's folder already has what `Run.report` would write.
 
     Args:
         workdir: the run's folder.

@@ -49,10 +49,10 @@ def initial_weights(
     """Returns the tensors that a new model takes from a trained one, by dotted name.
 
     A tensor of the same name and shape is loaded. The head is drawn anew where the classes or the
-    task differ. A file that does not name its classes may have other ones: its head is loaded where
-    it has the right size, with a warning. A patch embedding for other input channels is adapted:
-    from 3 to 1 by the sum, from 1 to 3 by a third for each, so that a grey image gives the same
-    features; for other numbers it is drawn anew.
+    task differ. If a file does not name its classes, its head is loaded where it has the right
+    size, and a warning says that the classes may be other ones. A patch embedding for other input
+    channels is adapted: from 3 to 1 by the sum, from 1 to 3 by a third for each, so that a grey
+    image gives the same features; for other numbers it is drawn anew.
 
     Args:
         source: a run's folder, or an official file of weights.
@@ -100,8 +100,9 @@ def initial_weights(
         )
     if trained.outputs is None and HEAD + "kernel" in loaded:
         logging.warning(
-            "%s does not name its classes, and has as many as this run: its head is taken for %s,"
-            " in this order",
+            "%s does not name its classes, and has as many as this run, so its head is loaded. If"
+            " its classes are not %s, in this order, start from a run or an exported file, which"
+            " name their classes",
             source,
             ", ".join(description.class_names),
         )

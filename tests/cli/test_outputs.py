@@ -74,11 +74,11 @@ def test_nothing_is_replaced_without_being_told(command, trained, place, capsys)
 @pytest.mark.parametrize("command", ["explain", "embed"])
 def test_a_folder_of_other_files_is_never_emptied(command, trained, place, capsys):
     assert cli.main([command, str(trained[0]), "scans", "--output=scans", "--overwrite"]) == 2
-    assert "scans holds other files than an earlier call has written" in capsys.readouterr().err
+    assert "scans is not empty, and has no " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_place_that_cannot_be_written_to_is_one_line(command, trained, place, capsys):
+def test_a_place_that_cannot_be_written_to_gives_one_line(command, trained, place, capsys):
     options = words(command, trained[0])
     (place / "file").write_text("")
     before = below(place)

@@ -70,7 +70,7 @@ def test_the_receptive_field_has_a_mean(trained, folder, tmp_path, one_device, c
     [
         ("--class=<b>", "no class '<b>'"),
         ("--stage=9", "2 stages"),
-        (None, "other files than"),
+        (None, "has no maps.csv of an earlier call"),
     ],
 )
 def test_a_mistake_is_found_before_an_image_is_read(

@@ -185,7 +185,7 @@ def test_shipped_models_have_a_card_and_are_small(name):
 
 @pytest.mark.parametrize("to", FORMATS)
 def test_a_file_that_computes_something_else_is_not_written(predictor, tmp_path, monkeypatch, to):
-    """A fake format shows that only a small difference of the logits lets the file be written."""
+    """A fake format shows that a file is written only if the logits differ little."""
     row = FORMATS[to]
     path = tmp_path / f"model{row.endings[0]}"
     path.write_bytes(b"an older export")

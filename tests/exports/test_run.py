@@ -96,7 +96,7 @@ def test_the_best_checkpoint_leaves_the_folder(run, tmp_path, capsys):
         file.write_bytes(b"no image")
     assert cli.main([*command, "--overwrite"]) == 0
     printed = capsys.readouterr().out
-    assert "on 4 images of noise that the program drew (none of the run can be read)" in printed
+    assert "on 4 images of noise that the program drew (no image of the run can be read)" in printed
     assert printed.count("not read: ") == 4 and "not read: 3 more images" in printed
 
     (tmp_path / "images").rename(tmp_path / "elsewhere")

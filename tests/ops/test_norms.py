@@ -38,7 +38,7 @@ def plain_layer_norm(gated, x, scale, bias, gate):
 
 
 def arrays(*, channels=7, dtype=np.float64):
-    """x, scale, bias and gate; 4 x 4 x 6 pixels, of which 16 share a row where channels are few."""
+    """x, scale, bias and gate. Of the 96 pixels 16 share a row of the sums if channels are few."""
     rng = np.random.default_rng(channels)
     shape = (4, 4, 6, channels)
     x, gate = rng.normal(2, 3, shape).astype(dtype), rng.normal(0, 2, shape).astype(dtype)

@@ -18,7 +18,7 @@ NAMES = ("<img src=x onerror=alert(1)>", r"$\frac{1}{2}$", "a_long_name_of_a_cla
 
 
 WIDTHS = (380, 768, 1100, 1400)
-# What is wider than its place, so that a part of it is cut or has to be scrolled to.
+# Finds elements that are wider than their place: a reader sees them cut, or has to scroll.
 CUT = """
 document.querySelectorAll('details').forEach(e => e.open = true);
 const right = document.documentElement.clientWidth;

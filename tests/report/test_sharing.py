@@ -30,11 +30,11 @@ def written(folder):
     return [(folder / name).read_text() for name in ("report.html", "model_card.md")]
 
 
-def test_what_images_of_one_class_leave_undefined_is_said(write_run, tmp_path):
+def test_a_page_says_what_is_undefined_if_all_images_show_one_class(write_run, tmp_path):
     folder = write_run(tmp_path / "run", ["healthy", "ill"], elsewhere=["ward"], of_one_class=True)
     main, card = written(folder)
     page = (folder / "evaluations" / "ward" / "report.html").read_text()
-    text = "All images show ill. So what compares classes is undefined, such as the AUC"
+    text = "All images show ill. So metrics that compare classes, such as the AUC"
     assert text in page and text not in main
     assert "No image here shows healthy." in page and "Few images: 60 images. A" in page
     assert "that it calls" not in page  # PPV and NPV would be 1 and 0 for any model
@@ -70,7 +70,7 @@ def test_a_report_of_earlier_results_does_not_stay(
 
 def test_a_temperature_at_its_bound_is_marked(write_run, tmp_path):
     folder = write_run(tmp_path / "run", ["a", "b"], count=12)
-    assert not [text for text in written(folder) if "not to be trusted" in text]
+    assert not [text for text in written(folder) if "Do not trust it" in text]
     change(folder / "calibration.json", temperature=19.98)
     results = folder / "results" / "test.json"
     change(results, calibrated=json.loads(results.read_text())["calibrated"] | {"temperature": 20})

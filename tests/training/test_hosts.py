@@ -44,7 +44,7 @@ config = mm.default_config()
 config.model.variant, config.data.image_size = "tiny", 32
 config.train.batch_size, config.train.epochs = 8, 2
 config.data.cache_dir = f"{folder}/cache"
-if "alone" in sys.argv:  # what one host finds out, or fails at, the other one does not
+if "alone" in sys.argv:  # only the second host finds results, and only the first draws pictures
     from medmamba_jax.runs import gallery
     from medmamba_jax.training import loop
 

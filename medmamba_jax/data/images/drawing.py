@@ -1,4 +1,4 @@
-"""What all drawn pictures share: images in RGB, colours, and text in a font of most scripts."""
+"""What all drawn pictures share: images in RGB, colours, and a font that has most scripts."""
 
 import importlib.util
 from pathlib import Path

@@ -45,7 +45,7 @@ def trained_on(path: Path, splits: Mapping[str, LabelledImages]) -> dict[str, li
 
     Args:
         path: `split.csv` of a run.
-        splits: any images, whose `LabelledImages.contents` are found out.
+        splits: any images. Files whose `LabelledImages.contents` are not known are read.
 
     Returns:
         Name of a split -> its rows that were trained on.

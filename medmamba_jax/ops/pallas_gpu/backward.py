@@ -214,9 +214,9 @@ def make_backward(problem: Problem, *, interpret: bool) -> Callable[..., Sequenc
 
     The arrays are those of `make_forward`, and: dy like the map, (b, h, w, d) or (b, h, w, k, d);
     with several segments, ends and totals of the adjoint `make_segment_ends`. The results are du
-    (b, h, w, k, d) in u's dtype; d_step (b, h, w, k, d) in the dtype of the step sizes that the
-    kernel reads, else in u's; dB and dC side by side, (b, h, w, k, tiles * 2n), a part for each
-    tile of channels, in u's dtype; and in float32 dA (b, k, segments, n, d), dD and d_bias
+    (b, h, w, k, d) in u's dtype; d_step (b, h, w, k, d), in the dtype of the step sizes if the
+    kernel reads them, else in u's dtype; dB and dC side by side, (b, h, w, k, tiles * 2n), a part
+    for each tile of channels, in u's dtype; and in float32 dA (b, k, segments, n, d), dD and d_bias
     (b, k, segments, d), a part for each image and segment.
     """
     p, cut = problem, problem.config
@@ -243,8 +243,8 @@ def make_backward(problem: Problem, *, interpret: bool) -> Callable[..., Sequenc
         )
         dt_s, drive_s, exponent_s = (vectors_s.at[i] for i in range(3))
         step_s = step_s.at[me] if reads_steps else None
-        # du leaves by bulk copy from where d_drive was, and d_step from where d_exponent was, if
-        # the two have one dtype.
+        # A bulk copy needs du and d_step in their own dtypes. A float32 du takes the place of
+        # d_drive, and a float32 d_step that of d_exponent; narrow ones have memory of their own.
         du_s = du_s.at[me] if narrow else drive_s
         dstep_s = dstep_s.at[me] if narrow_step else exponent_s
 

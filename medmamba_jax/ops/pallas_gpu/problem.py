@@ -88,7 +88,7 @@ class Problem:
 
     @property
     def dstep_dtype(self) -> np.dtype:
-        """The dtype of the step sizes' gradient: that of the step sizes read, else that of u."""
+        """The dtype of the step sizes' gradient: theirs if the kernel reads them, else u's."""
         return self.dtype if self.rank else self.step_dtype
 
     @property

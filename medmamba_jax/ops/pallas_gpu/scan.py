@@ -99,8 +99,8 @@ def project_and_scan_image(
 ) -> jax.Array:
     """Runs `project_and_scan` in the kernels.
 
-    The projection writes the kernels' packed rows: its columns are arranged and padded as they are,
-    so that no pass over the image packs them.
+    The columns of the projection are arranged and padded like the kernels' packed rows. So its
+    product writes these rows, and no pass over the image packs them.
 
     Args:
       u, projection, dt_weight, dt_bias, A, D: as for `project_and_scan`.
@@ -123,7 +123,7 @@ def project_and_scan_image(
 
 
 def _kernel_rank(rank: int) -> int:
-    """Returns the padded rank that the kernel projects the step size from, or 0 if it does not."""
+    """Returns the padded rank of the step size; 0 if the kernel does not project from it."""
     return 0 if rank > LARGEST_PROJECTED_RANK else math.ceil(rank / 4) * 4
 
 
@@ -154,7 +154,7 @@ def _project_forward(u, weight):
 
 def _project_backward(kept, drows):
     u, weight = kept
-    # In u's dtype: with float32 rows, the products would not run on the bfloat16 tensor cores.
+    # With float32 rows, the products would not run on the bfloat16 tensor cores.
     drows = drows.astype(u.dtype)
     du = jnp.einsum("bhwkp,dkp->bhwd", drows, weight)
     return du, jnp.einsum("bhwd,bhwkp->dkp", u, drows)

@@ -144,7 +144,7 @@ def _pooled(folds: Sequence[Finished]) -> StoredOutputs:
 
 
 def _aligned(models: Sequence[Model]) -> list[Model]:
-    """Brings all outputs into the order of the first ones, with all that one of them knows.
+    """Brings all outputs into the order of the first ones; facts of one become facts of all.
 
     Raises:
         UserError: the images or their labels differ.
@@ -162,7 +162,7 @@ def _aligned(models: Sequence[Model]) -> list[Model]:
                 if len(wrong):
                     raise UserError(
                         f"{len(wrong)} images of {model.name} have the path of an image of"
-                        f" {source}, but another content:"
+                        f" {source}, but other content:"
                         f" {listed([reference.names[row] for row in wrong])}. Evaluate both again"
                         " on the same images"
                     )

@@ -178,8 +178,9 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
         )
     if summary["matched_by"] == "path":
         notes.append(
-            "Images are matched by path only, because an earlier version wrote some of the"
-            " predictions, without the content of the images: medmamba evaluate RUN writes it."
+            "Images are matched by path only, because an earlier version wrote some of the tables"
+            " of predictions, without a hash of each image's content. Evaluate these runs again"
+            " with medmamba evaluate to write it."
         )
     if kinds & {"seeds", "folds of several seeds"}:
         notes.append(
@@ -187,12 +188,12 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
             " how far other patients change the mean of these seeds."
         )
     if kinds & {"folds", "folds of several seeds"}:
-        of = "those of all folds' test images together"
+        of = "the metric over the test images of all folds together"
         if summary["elsewhere"]:
-            of = "means over the folds' models"
+            of = "the mean over the models of the folds"
         notes.append(
-            f"Values of folds with an interval are {of}. The models of the folds share training"
-            " images, so that their s.d. is no standard error."
+            f"Where folds have a value with an interval, it is {of}. The models of the folds"
+            " share training images, so that their s.d. is no standard error."
         )
     if any(min(pair["seeds"]) == 1 for pair in summary["comparisons"]):
         notes.append(
