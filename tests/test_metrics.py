@@ -136,7 +136,7 @@ def test_a_reason_says_what_the_images_and_the_model_did():
     never = multilabel_metrics(labels, np.full((3, 2), -1.0), ["x", "y"])["undefined"]
     assert never["precision"].startswith("the model gives all images the same answer")
     always = multilabel_metrics(labels, np.full((3, 2), 1.0), ["x", "y"])["undefined"]
-    assert set(always) == {"npv"} and always["npv"].startswith("the model gives all images the same")
+    assert set(always) == {"npv"}
     ones = multilabel_metrics(np.ones((3, 2), np.float32), np.ones((3, 2)), ["x", "y"])["undefined"]
     assert ones["precision"] == "every class is shown by all images or by none"
 

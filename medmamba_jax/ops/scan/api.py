@@ -28,7 +28,8 @@ def selective_scan(
 
     Numerics: every implementation computes in float32 (in float64 if u is float64), for inputs of
     any dtype. It never divides. exp(dt * A) may underflow to 0, which is the right limit. Only the
-    result is rounded to u's dtype.
+    result is rounded to u's dtype. Where u is bfloat16, the GPU kernels also round the states from
+    which their backward pass starts, and the gradients of B and C.
 
     Source: Gu and Dao, arXiv 2312.00752, section 3.
 
