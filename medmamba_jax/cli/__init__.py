@@ -70,6 +70,11 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Prints one line and ends. If an argument is missing, the line shows all in order."""
         names = [str(action.metavar) for action in self._actions if not action.option_strings]
+        names += [
+            f"{a.option_strings[0]}={a.metavar}"
+            for a in self._actions
+            if a.required and a.option_strings
+        ]
         if "are required" in message and len(names) > 1:
             message += f" (write {self.prog} {' '.join(names)})"
         self.exit(2, f"error: {message}; see {self.prog} --help\n")

@@ -48,6 +48,12 @@ class Dataset:
         return self._first.description
 
     @property
+    def split(self) -> str:
+        """How the images were split, in a few words; empty if they came with their splits."""
+        images, _, how = self.description.rpartition("; ")
+        return how if images else ""
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Label -> name."""
         return self._first.class_names

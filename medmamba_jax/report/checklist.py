@@ -12,7 +12,7 @@ from typing import Any
 from medmamba_jax.assessment.calibration import doubt_about
 from medmamba_jax.metrics import METRICS
 from medmamba_jax.report.facts import Evaluation, RunFacts
-from medmamba_jax.report.wording import heading, interval, number, shared_text
+from medmamba_jax.report.wording import heading, interval, number, shared_text, where_from
 
 AUTHORS = "to be filled in by the authors"
 
@@ -57,7 +57,8 @@ def split_text(run: RunFacts) -> str:
     elif fold := settings.get("data.fold"):
         how = f"Fold {fold} of a cross-validation."
     else:
-        how = "As given with the images, or else drawn by a seed, stratified by class."
+        split = run.description.split or "as given with the images, or drawn by a seed"
+        how = f"{split[0].upper()}{split[1:]}."
     if run.patients:
         return f"{how} {shared_text(run) or 'No patient is in two splits.'}"
     return f"{how} Patients are not known, so that one may be in several splits."
@@ -188,8 +189,8 @@ def headline_metrics(evaluation: Evaluation) -> str:
 def _elsewhere(run: RunFacts) -> str:
     found = [e for e in run.others(run.main, same_checkpoint=True) if e.elsewhere]
     if not found:
-        return "The model was not evaluated on images of another origin."
-    return " ".join(f"On {e.name}: {headline_metrics(e)}." for e in found)
+        return "The model was evaluated on no images but those of its own splits."
+    return " ".join(f"On {where_from(e)}: {headline_metrics(e)}." for e in found)
 
 
 def _code(run: RunFacts) -> str:

@@ -28,7 +28,9 @@ def where_from(evaluation: Evaluation) -> str:
     split = "" if evaluation.elsewhere else f"{evaluation.name} "
     patients = "" if evaluation.patients is None else f" of {evaluation.patients} patients"
     of = f" of the set \u201c{evaluation.name}\u201d" if evaluation.elsewhere else ""
-    return f"{evaluation.images} {synthetic}{split}images{patients}{of}"
+    trained = evaluation.results.get("training_images")
+    known = f" ({trained} of them are training images of the run)" if trained else ""
+    return f"{evaluation.images} {synthetic}{split}images{patients}{of}{known}"
 
 
 def notes(run: RunFacts, evaluation: Evaluation) -> list[str]:

@@ -38,6 +38,7 @@ class RunDescription:
             where the sigmoid of each does.
         best_metric: the validation metric that chooses the best checkpoint.
         dataset: name of the images.
+        split: how the images were split, in a few words; empty if an earlier version wrote it.
         images_sha256: split -> its `digest()`. It changes when images are added, removed, changed
             or split in another way.
         synthetic: whether a program drew the images.
@@ -55,6 +56,7 @@ class RunDescription:
     images_sha256: dict[str, str]
     synthetic: bool
     averaged: bool = False
+    split: str = ""
     format: int = FORMAT
 
     def predictor(

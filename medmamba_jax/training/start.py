@@ -236,6 +236,7 @@ def describe(config: Config, dataset: Dataset) -> tuple[RunDescription, str]:
         task=dataset.task,
         best_metric=best_metric,
         dataset=dataset.name,
+        split=dataset.split,
         images_sha256={name: split.digest() for name, split in dataset.splits.items()},
         synthetic=dataset.synthetic,
         averaged=config.train.ema_decay > 0,
