@@ -10,6 +10,7 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 import medmamba_jax as mm
+import medmamba_jax.runs.run
 from medmamba_jax import cli
 from medmamba_jax.assessment.curves import CURVES
 from medmamba_jax.metrics import metrics_of
@@ -153,3 +154,21 @@ def test_frames_of_a_file_are_drawn_together(run, images):
     patients = dataclasses.replace(frames, groups=np.repeat(["p", "q"], [6, 3]))
     found = evaluate_elsewhere(run, patients, "loops")["intervals"]
     assert found["resampled"] == "patients" and found["units"] == 2
+
+
+def test_a_process_that_ends_after_the_results_leaves_no_pictures_of_others(
+    run, images, monkeypatch
+):
+    pictures = run.workdir / "evaluations" / "clinic" / "gallery"
+    pictures.mkdir(parents=True)
+    (pictures / "gallery.json").write_text("of other images")
+
+    def stop(*arguments):
+        write_results(*arguments)
+        raise KeyboardInterrupt
+
+    write_results = medmamba_jax.runs.run.write_results
+    monkeypatch.setattr(medmamba_jax.runs.run, "write_results", stop)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_elsewhere(run, images.splits["test"], "clinic")
+    assert (pictures.parent / "results.json").is_file() and not pictures.exists()
