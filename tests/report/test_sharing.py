@@ -164,3 +164,11 @@ def test_a_dash_without_resamples_is_explained(write_run, tmp_path):
     change(folder / "results" / "test.json", **results)
     page = written(folder)[0]
     assert "results.resamples is 0" in page and "the same in every resample" not in page
+
+
+@pytest.mark.parametrize("content", ["{}", "[]"])
+def test_damaged_results_are_named(content, write_run, tmp_path):
+    folder = write_run(tmp_path / "run", ["healthy", "ill"])
+    (folder / "results" / "test.json").write_text(content)
+    with pytest.raises(mm.UserError, match=r"test\.json is damaged"):
+        read_run(folder)
