@@ -184,7 +184,7 @@ def read_run(workdir: str | pathlib.Path) -> RunFacts:
     description = RunDescription.read(workdir)
     own = {}
     for name in EVALUATED:
-        results = _json(workdir / RESULTS / f"{name}.json")
+        results = _results(workdir / RESULTS / f"{name}.json")
         if results is not None:
             own[name] = Evaluation(name, workdir / RESULTS, f"{name}_", results, False)
     if not own:
@@ -193,7 +193,7 @@ def read_run(workdir: str | pathlib.Path) -> RunFacts:
         )
     elsewhere = []
     for path in sorted((workdir / EVALUATIONS).glob("*/results.json")):
-        results = _json(path)
+        results = _results(path)
         if results is not None:
             elsewhere.append(Evaluation(path.parent.name, path.parent, "", results, True))
     splits, totals, patients, shared = _counts(workdir / SPLIT_TABLE, description)
@@ -229,11 +229,21 @@ def _best_epoch(workdir: pathlib.Path) -> int | None:
         return store.best_epoch()
 
 
+def _results(path: pathlib.Path) -> dict[str, Any] | None:
+    found = _json(path)
+    if found is not None and "epoch" not in found:
+        raise UserError(f"{path} is damaged (it names no epoch): evaluate the run again")
+    return found
+
+
 def _json(path: pathlib.Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("it holds no names")
+        return found
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): evaluate the run again") from error
 

@@ -272,13 +272,15 @@ class Run:
         say(f"\n{table(results, title)}")
         if place is None:
             return results
-        on_first_host(lambda: say(str(write_results(*place, results, images, outputs))))
         folder, prefix = place
         gallery = folder / f"{prefix}{GALLERY}"
         if is_first_host():
-            shutil.rmtree(gallery, ignore_errors=True)  # its pictures may be of other images
-            if pictures and self.settings.report:
-                self._write_gallery(gallery, images, outputs)
+            # Its pictures may be of other images. New results never stand beside them, even if this
+            # process is killed.
+            shutil.rmtree(gallery, ignore_errors=True)
+        on_first_host(lambda: say(str(write_results(*place, results, images, outputs))))
+        if is_first_host() and pictures and self.settings.report:
+            self._write_gallery(gallery, images, outputs)
         return results
 
     def _write_gallery(

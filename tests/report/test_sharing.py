@@ -99,7 +99,7 @@ def test_an_evaluation_with_an_earlier_checkpoint_says_so(write_run, tmp_path):
     assert "checkpoint of epoch 2, chosen by val" in new and "evaluate again" not in new
     assert "“old”" in page and "with the checkpoint of epoch 1" in page
     assert "“new”" in card and "“old”" not in card and "On old" not in card
-    assert "On new" in page and "On old" not in page
+    assert "images of the set “new”: loss" in page and "images of the set “old”: loss" not in page
 
 
 def test_the_best_checkpoint_is_the_one_in_the_folder(run_of_two_epochs, monkeypatch):
@@ -164,3 +164,11 @@ def test_a_dash_without_resamples_is_explained(write_run, tmp_path):
     change(folder / "results" / "test.json", **results)
     page = written(folder)[0]
     assert "results.resamples is 0" in page and "the same in every resample" not in page
+
+
+@pytest.mark.parametrize("content", ["{}", "[]"])
+def test_damaged_results_are_named(content, write_run, tmp_path):
+    folder = write_run(tmp_path / "run", ["healthy", "ill"])
+    (folder / "results" / "test.json").write_text(content)
+    with pytest.raises(mm.UserError, match=r"test\.json is damaged"):
+        read_run(folder)

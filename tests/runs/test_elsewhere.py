@@ -10,6 +10,7 @@ from PIL import Image
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 import medmamba_jax as mm
+import medmamba_jax.runs.run
 from medmamba_jax import cli
 from medmamba_jax.assessment.curves import CURVES
 from medmamba_jax.metrics import metrics_of
@@ -189,3 +190,21 @@ def test_a_multi_label_table_may_lack_columns_and_name_them_otherwise(
     capsys.readouterr()
     assert cli.main(call) == 2  # without the other name, one column is left
     assert "has 1 column(s) of the run's classes (left, right, even)" in capsys.readouterr().err
+
+
+def test_a_process_that_ends_after_the_results_leaves_no_pictures_of_others(
+    run, images, monkeypatch
+):
+    pictures = run.workdir / "evaluations" / "clinic" / "gallery"
+    pictures.mkdir(parents=True)
+    (pictures / "gallery.json").write_text("of other images")
+
+    def stop(*arguments):
+        write_results(*arguments)
+        raise KeyboardInterrupt
+
+    write_results = medmamba_jax.runs.run.write_results
+    monkeypatch.setattr(medmamba_jax.runs.run, "write_results", stop)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_elsewhere(run, images.splits["test"], "clinic")
+    assert (pictures.parent / "results.json").is_file() and not pictures.exists()

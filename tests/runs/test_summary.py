@@ -377,3 +377,8 @@ def test_a_table_of_predictions_that_cannot_be_right_is_refused(write_run, capsy
         with pytest.raises(mm.UserError, match="with medmamba evaluate") as error:
             summarize(runs)
         assert problem in str(error.value)
+    table.write_bytes(whole)
+    for content in ("", "{}", "[]", "null"):
+        (runs[0] / "results" / "test.json").write_text(content)
+        with pytest.raises(mm.UserError, match=r"test\.json is damaged"):
+            summarize(runs)

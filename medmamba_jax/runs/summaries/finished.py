@@ -125,15 +125,16 @@ def _read(
             raise MissingFileError(f"{place} has no {path.relative_to(place)}: {remedy}")
     try:
         values = json.loads(results.read_text(encoding="utf-8"))
-    except ValueError as error:
+        count = values["num_examples"]
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{results} is damaged ({error}): write it again with medmamba evaluate"
         ) from error
     stored = read_outputs(table, description.task, description.class_names)
-    if len(stored.names) != values["num_examples"]:
+    if len(stored.names) != count:
         raise UserError(
-            f"{table} has {len(stored.names)} images, and {results.name} is of"
-            f" {values['num_examples']}: write them again with medmamba evaluate"
+            f"{table} has {len(stored.names)} images, and {results.name} is of {count}: write them"
+            " again with medmamba evaluate"
         )
     if len(set(stored.names)) < len(stored.names):
         raise UserError(f"{table} names an image twice, so that images cannot be matched by path")
