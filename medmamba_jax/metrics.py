@@ -149,7 +149,10 @@ class Metric:
 
     @property
     def compares_classes(self) -> bool:
-        """Whether images of a single class say nothing about it, as it is a mean over classes."""
+        """Whether it is undefined for multi-class images that all show one class.
+
+        Such metrics are means over the classes, or corrected for chance, as kappa and MCC are.
+        """
         return self.needs_both_sides or self.of_class is not None
 
     def value(self, outputs: Outputs) -> float | None:
