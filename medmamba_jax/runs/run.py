@@ -154,8 +154,8 @@ class Run:
         own_images = self._check(dataset, any_images=data is not None)
         if not own_images:
             warn_of_trained_images(self.workdir, _evaluated(dataset))
-        elif is_first_host():  # before the model answers
-            require_writable(self.workdir / RESULTS)
+        else:  # before the model answers
+            on_first_host(functools.partial(require_writable, self.workdir / RESULTS))
         return self.report(dataset, config.num_workers, write=own_images)
 
     def report(
