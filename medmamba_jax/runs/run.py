@@ -322,7 +322,7 @@ def has_results(
     """
     try:
         calibration = read_calibration(workdir)
-    except UserError:  # it is damaged
+    except (OSError, UserError):  # it cannot be read, or is damaged
         return False
     if "val" in description.images_sha256 and (calibration is None or calibration.epoch != epoch):
         return False
