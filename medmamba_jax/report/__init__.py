@@ -96,7 +96,7 @@ def _replace(
                 f"{kept if any(page.is_file() for page in others) else ''};"
                 f" `medmamba report {workdir}` writes a new one"
             )
-    except OSError as error:
+    except Exception as error:
         logging.warning("the report of the earlier results could not be removed: %s", error)
 
 
