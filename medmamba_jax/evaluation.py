@@ -98,27 +98,42 @@ def table(results: Mapping[str, Any], title: str) -> str:
 
 
 def of_missing_classes(results: Mapping[str, Any]) -> str:
-    """Says what is undefined because no image shows some class; "" if every class has an image.
+    """Says what is undefined because some class is shown by no image, or by all of them.
 
     Args:
         results: what `evaluate` returned.
+
+    Returns:
+        Sentences; "" if each class has images that show it and images that do not.
     """
-    counts = {name: row["num_examples"] for name, row in results["per_class"].items()}
-    missing = [name for name, count in counts.items() if not count]
-    if not missing:
-        return ""
-    known = [name for name, count in counts.items() if count]
-    if results["task"] == "multiclass" and len(known) == 1:
+    rows = results["per_class"]
+    missing = [name for name, row in rows.items() if not row["num_examples"]]
+    known = [name for name, row in rows.items() if row["num_examples"]]
+    if results["task"] == "multiclass" and len(known) == 1 and missing:
         return (
             f"All images show {known[0]}. So metrics that compare classes, such as the AUC and PPV"
             " (precision), are undefined. The accuracy is the sensitivity of this class."
         )
-    this = "this class" if len(missing) == 1 else "these classes"
-    return (
-        f"No image shows {', '.join(missing)}. So sensitivity, NPV and AUC of {this} are undefined,"
-        " and means over classes leave them out. PPV (precision) and F1 are 0 where the model"
-        f" predicts {this}, else undefined."
-    )
+    found = []
+    if missing:
+        found.append(
+            f"No image shows {', '.join(missing)}. So sensitivity, NPV and AUC of {_these(missing)}"
+            " are undefined, and means over classes leave them out. PPV (precision) and F1 are 0"
+            f" where the model predicts {_these(missing)}, else undefined."
+        )
+    # Of a multi-class set, this was the case above.
+    if everywhere := [
+        name for name in known if rows[name].get("num_known") == rows[name]["num_examples"]
+    ]:
+        found.append(
+            f"All images whose label is known show {', '.join(everywhere)}. So specificity, NPV and"
+            f" AUC of {_these(everywhere)} are undefined, and means over classes leave them out."
+        )
+    return " ".join(found)
+
+
+def _these(classes: list[str]) -> str:
+    return "this class" if len(classes) == 1 else "these classes"
 
 
 def _interval(results: Mapping[str, Any], name: str, metric: Metric) -> str:

@@ -8,7 +8,7 @@ import os
 import pathlib
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 
 from medmamba_jax.errors import UserError
 
@@ -79,14 +79,19 @@ def require_free(
 
 
 def make_output_folder(
-    folder: pathlib.Path, written: Sequence[str], *, overwrite: bool = False
+    folder: pathlib.Path,
+    last: str,
+    written: Callable[[pathlib.Path], Iterable[pathlib.Path]],
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Makes the folder that a command writes into, if it is not there. It must be empty.
 
     Args:
         folder: the folder.
-        written: patterns of the names of the files that the command writes. The first one is a
-            file that every call writes, and writes last, so that it shows an earlier call.
+        last: the name of the file that every call writes, and writes last, so that it shows an
+            earlier call.
+        written: returns the other files in the folder that an earlier call has written.
         overwrite: whether the folder may hold the files of an earlier call. They are then removed,
             and other files stay.
 
@@ -98,18 +103,17 @@ def make_output_folder(
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: name a folder")
     if folder.exists() and any(folder.iterdir()):
-        if not (folder / written[0]).is_file():
+        if not (folder / last).is_file():
             raise FileExistsError(
-                f"{folder} is not empty, and has no {written[0]} of an earlier call; give a new"
-                " folder"
+                f"{folder} has files but no {last}, which a finished call writes last: give a new"
+                " folder, or empty this one if an unfinished call has written the files"
             )
         if not overwrite:
             raise FileExistsError(f"{folder} is not empty; give a new folder, or --overwrite")
     require_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for pattern in reversed(written):
-        for path in folder.glob(pattern):
-            path.unlink()
+    for path in (*written(folder), folder / last):
+        path.unlink(missing_ok=True)
 
 
 def require_writable(folder: pathlib.Path) -> None:

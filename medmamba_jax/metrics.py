@@ -155,7 +155,10 @@ class Metric:
 
     @property
     def compares_classes(self) -> bool:
-        """Whether it is undefined if all images show one class."""
+        """Whether it is undefined for multi-class images that all show one class.
+
+        Such metrics are means over the classes, or corrected for chance, as kappa and MCC are.
+        """
         return self.needs_both_sides or self.of_class is not None
 
     def value(self, outputs: Outputs) -> float | None:

@@ -6,7 +6,7 @@ from scipy.special import expit
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 from medmamba_jax.data import LabelledImages
-from medmamba_jax.evaluation import write_predictions
+from medmamba_jax.evaluation import of_missing_classes, write_predictions
 from medmamba_jax.metrics import Outputs, measure
 
 RNG = np.random.default_rng(0)
@@ -56,3 +56,17 @@ def test_several_labels_an_image(table):
         p = np.array(column(rows, f"p_{name}"), float)
         np.testing.assert_allclose(p, expit(logits[:, k]), rtol=1e-5)
         assert column(rows, f"predicted_{name}") == [str(int(value > 0.5)) for value in p]
+
+
+def test_a_class_that_no_image_or_every_image_shows_is_named():
+    nan = np.nan
+    labels = np.array([[0, 1, 1, nan], [nan, 1, 0, nan], [0, nan, 1, nan]], np.float32)
+    names = ("never", "always", "both", "unknown")
+    results = measure(Outputs("multilabel", names, labels, RNG.normal(size=(3, 4))))
+    said = of_missing_classes(results)
+    assert said.startswith("No image shows never, unknown. So sensitivity")
+    assert "All images whose label is known show always. So specificity, NPV and AUC of" in said
+    row = results["per_class"]["always"]
+    assert row["specificity"] is row["npv"] is row["auc"] is None
+    both = measure(Outputs("multilabel", ("both",), labels[:, 2:3], RNG.normal(size=(3, 1))))
+    assert of_missing_classes(both) == ""

@@ -21,7 +21,7 @@ FEWEST = 5  # images of which t-SNE makes a picture
 _PERPLEXITY = 30.0  # of t-SNE, unless there are too few images
 _FEW = 300  # images
 _OTHERS = "not known"
-_WRITTEN = ("embedding.csv", "embedding.npz", "embedding.png")
+TABLE = "embedding.csv"
 
 
 def embed_files(
@@ -52,7 +52,8 @@ def embed_files(
         FileExistsError: the folder is not empty; see `overwrite`.
         OSError: the folder cannot be written to.
     """
-    make_output_folder(folder, _WRITTEN, overwrite=overwrite)
+    others = [folder / "embedding.npz", folder / "embedding.png"]
+    make_output_folder(folder, TABLE, lambda _: others, overwrite=overwrite)
     unreadable: dict[str, str] = {}
     known = dict(zip(map(str, paths), classes, strict=True))
     names: list[str] = []
@@ -81,7 +82,7 @@ def embed_files(
     content = io.BytesIO()
     np.savez(content, **arrays)
     write_atomically(folder / "embedding.npz", content.getvalue())
-    write_csv_table(folder / "embedding.csv", list(facts), zip(*facts.values(), strict=True))
+    write_csv_table(folder / TABLE, list(facts), zip(*facts.values(), strict=True))
     return Written(len(names), unreadable)
 
 

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
-from medmamba_jax.data.csv_table import write_csv_table
+from medmamba_jax.data.csv_table import read_csv_table, write_csv_table
 from medmamba_jax.data.images.drawing import as_picture
 from medmamba_jax.data.texts import printable
+from medmamba_jax.errors import UserError
 from medmamba_jax.explanation.maps import Explanation, check_request, explain
 from medmamba_jax.explanation.methods import METHODS
 from medmamba_jax.explanation.pictures import (
@@ -27,10 +28,9 @@ from medmamba_jax.prediction import Predictions, decoded_batches
 from medmamba_jax.predictor import Predictor
 
 TABLE = "maps.csv"
-_NUMBER = "[0-9][0-9][0-9][0-9]*_*"
-# The patterns of all files that this module writes.
-_WRITTEN = (TABLE, f"{_NUMBER}.npy", f"{_NUMBER}.png", "sheet*.png", "mean.npy", "mean.png")
+_MEAN = ("mean.npy", "mean.png")
 _HEADER = ("path", "predicted", "p_predicted", "class", "p_class", "map", "picture")
+_SHEET = re.compile(r"sheet(_[0-9]+)?\.png")
 _ON_A_SHEET = 60
 _COLUMNS = 4
 _STEM = 60  # characters of a file's name that are kept
@@ -85,7 +85,7 @@ def explain_files(
         UserError: `explain` refuses a request.
     """
     check_request(predictor, method, class_name, stage)
-    make_output_folder(folder, _WRITTEN, overwrite=overwrite)
+    make_output_folder(folder, TABLE, _written, overwrite=overwrite)
     unreadable: dict[str, str] = {}
     writer = _Writer(predictor, folder, method, stage)
     for names, pixels in decoded_batches(paths, predictor, unreadable, progress):
@@ -155,12 +155,12 @@ class _Writer:
             self._finish_sheet()
         if self._total is not None and not METHODS[self._method].of_class:
             mean = (self._total / len(self.rows)).astype(np.float32)
-            _write_array(self._folder / "mean.npy", mean)
+            _write_array(self._folder / _MEAN[0], mean)
             plain = np.full((*mean.shape, 1), GROUND, np.uint8)
             drawn = overlay(plain, mean, self._method)
             title = f"{self._title}, mean of {len(self.rows)} images"
             picture = with_legend(drawn, mean, self._method, title)
-            write_atomically(self._folder / "mean.png", as_png(picture))
+            write_atomically(self._folder / _MEAN[1], as_png(picture))
         write_csv_table(self._folder / TABLE, _HEADER, self.rows)
 
     def _finish_sheet(self) -> None:
@@ -170,6 +170,20 @@ class _Writer:
         sheet = captioned_sheet(self._cells, _COLUMNS, foot)
         write_atomically(self._folder / name, as_png(sheet))
         self._cells.clear()
+
+
+def _written(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the files beside the table that an earlier call has written into a folder."""
+    names = list(_MEAN)
+    try:
+        table = read_csv_table(folder / TABLE)
+        names += table.column("map") + table.column("picture")
+    except (OSError, UserError):  # it is missing, has no row, or is not this module's
+        pass
+    # A table that somebody changed must not name files of another folder.
+    found = [folder / name for name in names if name and pathlib.Path(name).name == name]
+    sheets = [path for path in folder.glob("sheet*.png") if _SHEET.fullmatch(path.name)]
+    return [path for path in (*found, *sheets) if path.is_file()]
 
 
 def _as_thumbnail(pixels: np.ndarray) -> Image.Image:

@@ -15,28 +15,36 @@ FIGURES_FOLDER = "figures"
 
 
 def report_after(
-    workdir: pathlib.Path, defaults: Mapping[str, Any], *, wanted: bool, evaluated: str = ""
+    workdir: pathlib.Path,
+    defaults: Mapping[str, Any],
+    *,
+    wanted: bool,
+    evaluated: str = "",
+    changed: bool = True,
 ) -> None:
     """Writes the report of a run whose results were just written, and prints the path of a page.
 
-    A failure becomes a warning, because the results are complete. Pages of earlier results are
-    removed, also if there is no new report.
+    A failure becomes a warning, because the results are complete. If there is no new page, the page
+    of the earlier results is removed. Pages of results that did not change stay.
 
     Args:
         workdir: the run's folder.
         defaults: see `page.write_report`.
         wanted: the setting `results.report`.
-        evaluated: the name of the evaluation elsewhere whose page is printed; "" prints the run's.
+        evaluated: the name of the evaluation elsewhere that was just made; "" means the run's own.
+        changed: whether its results were written. Otherwise its page may stay.
     """
+    folder = workdir / EVALUATIONS / evaluated if evaluated else workdir
 
     def write() -> pathlib.Path:
         from medmamba_jax.report.page import write_report  # it draws with matplotlib
 
         write_report(workdir, defaults)
-        return workdir / EVALUATIONS / evaluated / PAGE if evaluated else workdir / PAGE
+        return folder / PAGE
 
-    # Each page also shows the results of the other evaluations, so all pages are replaced.
-    _replace(write, [workdir, *(workdir / EVALUATIONS).glob("*/")], wanted)
+    pages = [workdir / PAGE, *(workdir / EVALUATIONS).glob(f"*/{PAGE}")]
+    others = [path for path in pages if path.parent != folder]
+    _replace(write, workdir, folder if changed else None, others, wanted)
 
 
 def summary_report_after(folder: pathlib.Path, *, wanted: bool) -> None:
@@ -47,30 +55,49 @@ def summary_report_after(folder: pathlib.Path, *, wanted: bool) -> None:
 
         return write_summary_report(folder)
 
-    _replace(write, [folder], wanted)
+    _replace(write, folder, folder, [], wanted)
 
 
-def _replace(write: Callable[[], pathlib.Path], folders: list[pathlib.Path], wanted: bool) -> None:
-    """Writes pages in place of those in the folders, of which the first one is the run's."""
+def _replace(
+    write: Callable[[], pathlib.Path],
+    workdir: pathlib.Path,
+    changed: pathlib.Path | None,
+    others: list[pathlib.Path],
+    wanted: bool,
+) -> None:
+    """Writes pages, or removes the page that is not true any more.
+
+    Args:
+        write: writes all pages of the run.
+        workdir: the folder of the run.
+        changed: the folder whose results were written; None if there is no such folder.
+        others: pages of other results of the run, which also tell those of `changed`.
+        wanted: whether to write.
+    """
     if not is_first_host():
         return
     try:
-        removed = sum(map(_remove_pages, folders))
         if wanted:
             say(str(write()))
-        elif removed:
-            say(
-                "the report of the earlier results is removed, as results.report is off;"
-                f" `medmamba report {folders[0]}` writes a new one"
-            )
+            return
     except Exception as error:
         logging.warning(
             "the report could not be written (%s: %s); the results are complete, and"
             " `medmamba report %s` tries again",
             type(error).__name__,
             error,
-            folders[0],
+            workdir,
         )
+    try:
+        if changed is not None and _remove_pages(changed):
+            kept = "; the run's other pages stay, and still tell the earlier results"
+            say(
+                f"the report of the earlier results in {changed} is removed"
+                f"{kept if any(page.is_file() for page in others) else ''};"
+                f" `medmamba report {workdir}` writes a new one"
+            )
+    except Exception as error:
+        logging.warning("the report of the earlier results could not be removed: %s", error)
 
 
 def _remove_pages(folder: pathlib.Path) -> bool:

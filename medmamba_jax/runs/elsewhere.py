@@ -1,6 +1,7 @@
 """Evaluates a run on labelled images of another origin, such as another hospital's."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from medmamba_jax.data import LabelledImages
 from medmamba_jax.errors import UserError
 from medmamba_jax.evaluation import labelled_outputs
 from medmamba_jax.files import require_writable
+from medmamba_jax.parallel import on_first_host
 from medmamba_jax.runs.run import Run
 from medmamba_jax.runs.workdir import warn_of_trained_images
 
@@ -48,8 +50,8 @@ def evaluate_elsewhere(
     description = run.description
     images = _with_classes(images, description.task, description.class_names, classes or {})
     folder = run.workdir / EVALUATIONS / name
-    # Checked before the images are read, so that no work is lost.
-    require_writable(folder)
+    # Checked before the images are read, so that no work is lost. Only the first host writes.
+    on_first_host(functools.partial(require_writable, folder))
     if (folder / "results.json").is_file():
         logging.warning(
             "the results of an earlier evaluation %r are replaced; another --name keeps both", name

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import pathlib
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -127,8 +128,31 @@ def write_gallery(
                 size=over.size,
             )
         )
+    _write_entries(folder, epoch, entries)
+
+
+def write_empty_gallery(folder: pathlib.Path, epoch: int) -> None:
+    """Writes a gallery without images in place of one that could not be made.
+
+    It shows a run that starts again that there is nothing to wait for.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_entries(folder, epoch, [])
+
+
+def _write_entries(folder: pathlib.Path, epoch: int, entries: Sequence[Entry]) -> None:
     content = {"epoch": epoch, "entries": [dataclasses.asdict(entry) for entry in entries]}
     write_atomically(folder / FILE, json.dumps(content, indent=2) + "\n")
+
+
+def has_gallery(folder: pathlib.Path, epoch: int) -> bool:
+    """Whether a folder has a complete gallery of this checkpoint; it may be without images."""
+    try:
+        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        return content["epoch"] == epoch
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def read_gallery(folder: pathlib.Path, epoch: int) -> list[Entry]:

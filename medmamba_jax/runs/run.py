@@ -1,5 +1,6 @@
 """A run's folder as a trained model that can be used and evaluated."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -154,9 +155,8 @@ class Run:
         own_images = self._check(dataset, any_images=data is not None)
         if not own_images:
             warn_of_trained_images(self.workdir, _evaluated(dataset))
-        elif is_first_host():
-            # Checked before the model runs, so that no work is lost.
-            require_writable(self.workdir / RESULTS)
+        else:  # Checked before the model runs, so that no work is lost.
+            on_first_host(functools.partial(require_writable, self.workdir / RESULTS))
         return self.report(dataset, config.num_workers, write=own_images)
 
     def report(
@@ -287,7 +287,7 @@ class Run:
         self, folder: pathlib.Path, images: LabelledImages, outputs: Outputs
     ) -> None:
         # Imported here, because it draws with matplotlib.
-        from medmamba_jax.runs.gallery import write_gallery
+        from medmamba_jax.runs.gallery import write_empty_gallery, write_gallery
 
         try:
             # This host works alone: the other hosts would wait for it if it failed.
@@ -295,11 +295,15 @@ class Run:
             write_gallery(folder, predictor, images, outputs, self.epoch)
         except Exception as error:  # the results are there; pictures may fail, as memory may end
             logging.warning(
-                "the pictures in %s could not be made (%s: %s); the results are complete",
+                "the pictures in %s could not be made (%s: %s); the results are complete, and"
+                " `medmamba evaluate` tries again",
                 folder,
                 type(error).__name__,
                 error,
             )
+            # Otherwise a run that starts again would evaluate each time, only to fail here.
+            with contextlib.suppress(OSError):
+                write_empty_gallery(folder, self.epoch)
 
 
 def _evaluated(dataset: Dataset) -> dict[str, LabelledImages]:
@@ -315,8 +319,15 @@ def has_results(
         workdir: the run's folder.
         description: the run there.
         epoch: the epoch of its best checkpoint.
-        settings: how results are to be computed. Pictures must be there if a report is wanted.
+        settings: how results are to be computed. If a report is wanted, pictures must be there, or
+            the sign that they could not be made.
     """
+    try:
+        calibration = read_calibration(workdir)
+    except (OSError, UserError):  # it cannot be read, or is damaged
+        return False
+    if "val" in description.images_sha256 and (calibration is None or calibration.epoch != epoch):
+        return False
     wanted = epoch, settings.resamples, settings.seed
     gallery = None
     for name in EVALUATED:
@@ -330,7 +341,12 @@ def has_results(
         except (OSError, ValueError, KeyError, TypeError):  # missing, damaged, or without intervals
             return False
         gallery = workdir / RESULTS / f"{name}_{GALLERY}"
-    return gallery is None or gallery.is_dir() or not settings.report
+    if gallery is None or not settings.report:
+        return True
+    # Imported here, because it draws with matplotlib.
+    from medmamba_jax.runs.gallery import has_gallery
+
+    return has_gallery(gallery, epoch)
 
 
 def load_run(workdir: str | pathlib.Path, *, batch_size: int | None = None) -> Run:

@@ -12,6 +12,10 @@ from orbax.checkpoint import checkpoint_managers
 from medmamba_jax.errors import UserError
 
 _RANK = "improved_in_epoch"
+_TOGETHER = ocp.options.MultiprocessingOptions()
+_ALONE = ocp.options.MultiprocessingOptions(
+    active_processes={0}, barrier_sync_key_prefix="first_host"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +44,13 @@ class CheckpointStore:
     Args:
         directory: created if it does not exist, unless `read_only`.
         read_only: whether to change nothing in the folder. A run may be training there.
+        of_first_host: whether only the first host opens the store. Otherwise all hosts do, and wait
+            for each other.
     """
 
-    def __init__(self, directory: pathlib.Path, *, read_only: bool = False):
+    def __init__(
+        self, directory: pathlib.Path, *, read_only: bool = False, of_first_host: bool = False
+    ):
         # A checkpoint is the best until a later one improves on it, so that "improved
         # last" ranks them: no comparison of floats or NaN, and the first of equals wins.
         policies = checkpoint_managers
@@ -50,6 +58,7 @@ class CheckpointStore:
             create=not read_only,
             best_fn=lambda metrics: metrics[_RANK],
             best_mode="max",
+            multiprocessing_options=_ALONE if of_first_host else _TOGETHER,
             preservation_policy=policies.AnyPreservationPolicy(
                 [
                     policies.LatestN(1),

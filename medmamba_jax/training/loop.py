@@ -95,7 +95,7 @@ def fit(run: TrainingRun) -> dict[str, dict[str, Any]]:
     write = not (nothing_left and written)
     results = evaluated.report(run.dataset, run.config.data.num_workers, write=write)
     if write or settings.report:
-        report_after(run.workdir, Config().to_dict(), wanted=settings.report)
+        report_after(run.workdir, Config().to_dict(), wanted=settings.report, changed=write)
     return results
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from medmamba_jax.data import Dataset
 from medmamba_jax.errors import UserError
-from medmamba_jax.metrics import METRICS, metrics_of
+from medmamba_jax.metrics import METRICS, Outputs, metrics_of
 from medmamba_jax.runs import Progress
 
 TIE_BREAKERS = ("auc", "loss")
@@ -67,6 +67,14 @@ def _check_defined(name: str, dataset: Dataset) -> None:
             f"train.best_metric={name!r} needs a class that some images of the validation split"
             " show and others do not; choose 'loss', or split the images otherwise"
         )
+    else:
+        right = Outputs(task, dataset.class_names, labels, np.where(labels == 1, 1.0, -1.0))
+        if METRICS[name].value(right) is None:  # even for a model that is always right
+            raise UserError(
+                f"train.best_metric={name!r} is not defined for the labels of the validation split,"
+                " as sensitivity is not where no image shows a class; choose 'loss', or split the"
+                " images otherwise"
+            )
 
 
 def advance(progress: Progress, metric: str, validation: Mapping[str, Any]) -> Progress:

@@ -59,7 +59,13 @@ def train_series(
     if (workdir / FILE).exists():
         raise UserError(f"{workdir} holds a single run: give the series another --workdir")
     runs = {workdir / name: member for name, member in series(config, seeds, folds).items()}
-    finished = as_on_first_host([_is_finished(folder, member) for folder, member in runs.items()])
+    finished = [False] * len(runs)
+
+    def look() -> None:
+        finished[:] = [_is_finished(folder, member) for folder, member in runs.items()]
+
+    on_first_host(look)
+    finished = as_on_first_host(finished)
     for i, (folder, member) in enumerate(runs.items()):
         name = folder.relative_to(workdir)
         if finished[i]:
@@ -116,10 +122,13 @@ def series(config: Config, seeds: Sequence[int], folds: int) -> dict[str, Config
 
 
 def _is_finished(folder: pathlib.Path, config: Config) -> bool:
-    """Whether a run is trained to its end and has its results. Reads no image."""
+    """Whether a run is trained to its end and has its results. Reads no image.
+
+    Only the first host asks: on another one the files may appear later.
+    """
     if not (folder / FILE).is_file() or not (folder / CHECKPOINTS).is_dir():
         return False
-    with CheckpointStore(folder / CHECKPOINTS, read_only=True) as store:
+    with CheckpointStore(folder / CHECKPOINTS, read_only=True, of_first_host=True) as store:
         epoch = store.latest_epoch()
         if epoch is None:
             return False

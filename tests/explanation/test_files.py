@@ -8,7 +8,9 @@ from PIL import Image
 
 import medmamba_jax as mm
 from medmamba_jax import cli
+from medmamba_jax.explanation.files import _written
 from medmamba_jax.explanation.pictures import limit_of, overlay
+from medmamba_jax.files import make_output_folder
 
 
 @pytest.fixture
@@ -56,6 +58,21 @@ def test_maps_pictures_a_table_and_a_sheet(trained, folder, tmp_path, capsys, on
     assert "is not empty; give a new folder" in capsys.readouterr().err
 
 
+def test_only_files_of_the_earlier_call_are_replaced(tmp_path):
+    written = ["0001_a.npy", "0001_a.png", "sheet.png", "sheet_2.png", "mean.npy", "mean.png"]
+    own = ["2024_figure.png", "sheet_for_paper.png", "2024_of_mine.npy", "sheet_2b.png"]
+    output = tmp_path / "out"
+    output.mkdir()
+    for path in [*(output / name for name in (*written, *own)), tmp_path / "other.npy"]:
+        path.write_text("")
+    header = "path,predicted,p_predicted,class,p_class,map,picture\n"
+    rows = "a.png,x,1,,,0001_a.npy,0001_a.png\nb.png,x,1,,,../other.npy,\n"
+    (output / "maps.csv").write_text(header + rows)
+    make_output_folder(output, "maps.csv", _written, overwrite=True)
+    assert sorted(path.name for path in output.iterdir()) == sorted(own)
+    assert (tmp_path / "other.npy").exists()
+
+
 @pytest.mark.slow
 def test_the_receptive_field_has_a_mean(trained, folder, tmp_path, one_device, capsys):
     explain(trained[0], folder, tmp_path / "out", "--method=receptive_field", "--stage=0")
@@ -70,7 +87,7 @@ def test_the_receptive_field_has_a_mean(trained, folder, tmp_path, one_device, c
     [
         ("--class=<b>", "no class '<b>'"),
         ("--stage=9", "2 stages"),
-        (None, "has no maps.csv of an earlier call"),
+        (None, "has files but no maps.csv, which a finished call writes last"),
     ],
 )
 def test_a_mistake_is_found_before_an_image_is_read(

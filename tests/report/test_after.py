@@ -8,6 +8,8 @@ import pytest
 
 import medmamba_jax as mm
 from medmamba_jax.runs.elsewhere import evaluate_elsewhere
+from medmamba_jax.runs.gallery import write_empty_gallery
+from medmamba_jax.runs.run import has_results
 
 
 def with_report(config):
@@ -42,7 +44,35 @@ def test_results_stay_if_pictures_and_page_fail(
     stored = json.loads((run_of_two_epochs / "results" / "test.json").read_text())
     assert stored == json.loads(json.dumps(found["test"]))
     assert len(re.findall("no memory.*the results are complete", caplog.text)) == 2
+    # A run that starts again does not try again for ever.
+    run, settings = mm.load_run(run_of_two_epochs), with_report(config(epochs=2)).results
+    assert has_results(run.workdir, run.description, run.epoch, settings)
     assert not (run_of_two_epochs / "report.html").exists()
+
+
+def test_what_makes_results_complete(config, run_of_two_epochs, one_device):
+    run, settings = mm.load_run(run_of_two_epochs), config(epochs=2).results
+    settings = dataclasses.replace(settings, report=True)
+    pictures = run_of_two_epochs / "results" / "test_gallery"
+
+    def complete():
+        return has_results(run.workdir, run.description, run.epoch, settings)
+
+    pictures.mkdir(exist_ok=True)  # a kill has left it, before its table was written
+    (pictures / "gallery.json").unlink(missing_ok=True)
+    assert not complete()
+    write_empty_gallery(pictures, run.epoch + 1)
+    assert not complete()
+    write_empty_gallery(pictures, run.epoch)
+    assert complete()
+    calibration = run_of_two_epochs / "calibration.json"
+    fitted = calibration.read_text()
+    other = json.dumps(json.loads(fitted) | {"epoch": run.epoch + 1})
+    for content, expected in ((other, False), ("{", False), (fitted, True)):
+        calibration.write_text(content)
+        assert complete() == expected
+    calibration.unlink()
+    assert not complete()
 
 
 @pytest.mark.slow
@@ -52,7 +82,8 @@ def test_results_are_written_again_where_their_settings_changed(
     path = run_of_two_epochs / "results" / "test.json"
     pictures = run_of_two_epochs / "results" / "test_gallery"
     monkeypatch.setattr(
-        "medmamba_jax.runs.gallery.write_gallery", lambda folder, *_: folder.mkdir()
+        "medmamba_jax.runs.gallery.write_gallery",
+        lambda folder, predictor, images, outputs, epoch: write_empty_gallery(folder, epoch),
     )
     monkeypatch.setattr("medmamba_jax.report.page.write_report", lambda *_: "page")
     for changes in ({"resamples": 7}, {"resamples": 7, "seed": 3}, {"report": True}):

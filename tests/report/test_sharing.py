@@ -49,23 +49,30 @@ def test_a_page_says_what_is_undefined_if_all_images_show_one_class(write_run, t
 
 
 @pytest.mark.parametrize("wanted", [False, True])
-def test_a_report_of_earlier_results_does_not_stay(
-    write_run, tmp_path, monkeypatch, caplog, capsys, wanted
+@pytest.mark.parametrize("evaluated", ["", "ward"])
+def test_only_the_report_of_earlier_results_does_not_stay(
+    write_run, tmp_path, monkeypatch, caplog, capsys, wanted, evaluated
 ):
-    folder = write_run(tmp_path / "run", ["a", "b"], count=12, elsewhere=["ward"])
+    folder = write_run(tmp_path / "run", ["a", "b"], count=12, elsewhere=["ward", "clinic"])
     written(folder)
-    own = folder / "figures" / "of_my_own.png"
-    for path in (own, folder / "figures" / "roc.pdf"):
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("")
-    pages = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("report.html"))
-    assert pages == ["evaluations/ward/report.html", "report.html"]
+    of_ward = folder / "evaluations" / "ward"
+    for place in (folder, of_ward):
+        for name in ("of_my_own.png", "roc.pdf"):
+            (place / "figures" / name).write_text("")
+    before = {path for path in folder.rglob("*") if path.is_file()}
     monkeypatch.setattr("medmamba_jax.report.page.write_report", None)  # it fails
-    report_after(folder, DEFAULTS, wanted=wanted)
-    assert not [*folder.rglob("report.html"), *folder.rglob("*.md"), *folder.rglob("*.pdf")]
-    assert own.exists()
-    said = capsys.readouterr().out + caplog.text
-    assert f"medmamba report {folder}" in said
+    report_after(folder, DEFAULTS, wanted=wanted, evaluated=evaluated, changed=False)
+    assert {path for path in folder.rglob("*") if path.is_file()} == before
+    report_after(folder, DEFAULTS, wanted=wanted, evaluated=evaluated)
+    gone = before - set(folder.rglob("*"))
+    if evaluated:
+        assert gone == {of_ward / "report.html", of_ward / "figures" / "roc.pdf"}
+    else:
+        names = ("report.html", "model_card.md", "figures/roc.pdf")
+        assert gone == {folder / name for name in names}
+    said = capsys.readouterr().out
+    assert f"medmamba report {folder}" in said and "other pages stay" in said
+    assert ("could not be written" in caplog.text) == wanted
 
 
 def test_a_temperature_at_its_bound_is_marked(write_run, tmp_path):
@@ -99,7 +106,7 @@ def test_an_evaluation_with_an_earlier_checkpoint_says_so(write_run, tmp_path):
     assert "checkpoint of epoch 2, chosen by val" in new and "evaluate again" not in new
     assert "“old”" in page and "with the checkpoint of epoch 1" in page
     assert "“new”" in card and "“old”" not in card and "On old" not in card
-    assert "images of the set “new”: loss" in page and "images of the set “old”: loss" not in page
+    assert "of the set “new”: loss" in page and "of the set “old”: loss" not in page
 
 
 def test_the_best_checkpoint_is_the_one_in_the_folder(run_of_two_epochs, monkeypatch):

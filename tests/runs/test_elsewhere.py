@@ -132,6 +132,22 @@ def test_a_place_that_cannot_be_written_to_is_found_before_an_image_is_read(
         evaluate_elsewhere(run, images.splits["test"], "clinic")
 
 
+@pytest.mark.parametrize(("failed", "error"), [(True, "the first host failed"), (False, "called")])
+def test_only_the_first_host_must_write(run, images, monkeypatch, failed, error):
+    def called(*_, **__):
+        raise mm.UserError("called")
+
+    (run.workdir / "evaluations").write_text("another host cannot write here")
+    monkeypatch.setattr("medmamba_jax.parallel.is_first_host", lambda: False)
+    monkeypatch.setattr("medmamba_jax.parallel.as_on_first_host", lambda _: [failed])
+    monkeypatch.setattr("medmamba_jax.runs.elsewhere.labelled_outputs", called)
+    monkeypatch.setattr("medmamba_jax.runs.run.labelled_outputs", called)
+    with pytest.raises(mm.UserError, match=error):
+        evaluate_elsewhere(run, images.splits["test"], "clinic")
+    with pytest.raises(mm.UserError, match=error):
+        run.evaluate(data=images)
+
+
 def test_a_second_call_leaves_nothing_of_the_first(run, images, tmp_path):
     split = images.splits["test"]
     folder = run.workdir / "evaluations" / "clinic"

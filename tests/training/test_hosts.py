@@ -120,7 +120,8 @@ def test_two_hosts_train_as_one_with_two_devices(tmp_path):
     assert codes == [0, 0], "\n".join(printed)
     assert "nothing left to train" in printed[0] and "no memory for pictures" in printed[0]
     assert "no memory" not in printed[1]
-    assert not (tmp_path / "two/run/results/test_gallery").exists()
+    gallery = json.loads((tmp_path / "two/run/results/test_gallery/gallery.json").read_text())
+    assert gallery["entries"] == []
 
 
 @pytest.mark.nightly

@@ -126,6 +126,16 @@ def test_a_metric_by_name():
         (dataset([0, 1], val=[1, 1]), {}, "'auc' needs two classes in the validation split"),
         (dataset([0, 1], val=[1, 1]), {"best_metric": "average_precision"}, "needs two classes"),
         (dataset([[0, 1], [1, 0]], val=[[0, 1], [NAN, 1]]), {}, "needs a class that some images"),
+        (
+            dataset([[0, 1], [1, 0]], val=[[0, 0], [NAN, 0]]),
+            {"best_metric": "sensitivity"},
+            "'sensitivity' is not defined",
+        ),
+        (
+            dataset([[0, 1], [1, 0]], val=[[1, 1], [NAN, 1]]),
+            {"best_metric": "specificity"},
+            "'specificity' is not defined",
+        ),
         (dataset([[0, 1], [1, 0]], val=[[NAN, NAN]]), {}, "no label of split 'val' is known"),
         (dataset([[NAN, NAN]], val=[[0, 1]]), {}, "no label of split 'train' is known"),
     ],
