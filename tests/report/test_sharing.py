@@ -106,7 +106,8 @@ def test_an_evaluation_with_an_earlier_checkpoint_says_so(write_run, tmp_path):
     assert "checkpoint of epoch 2, chosen by val" in new and "evaluate again" not in new
     assert "“old”" in page and "with the checkpoint of epoch 1" in page
     assert "“new”" in card and "“old”" not in card and "On old" not in card
-    assert "of the set “new”: loss" in page and "of the set “old”: loss" not in page
+    trained = "(3 of them are training images of the run): loss"
+    assert f"“new” {trained}" in page and f"“old” {trained}" not in page
 
 
 def test_the_best_checkpoint_is_the_one_in_the_folder(run_of_two_epochs, monkeypatch):
