@@ -74,6 +74,11 @@ def evaluate(options: argparse.Namespace) -> None:
     classes = {}
     if options.classes:
         table = read_csv_table(expanded(options.classes))
+        if not {"other", "run"} <= set(table.header):
+            raise UserError(
+                f"{options.classes} needs the columns other and run: a row for each class that has"
+                " another name, such as benign,normal"
+            )
         classes = dict(zip(table.column("other"), table.column("run"), strict=True))
     images = _images(run, options.data, classes)
     found = evaluate_elsewhere(run, images, options.name, classes)

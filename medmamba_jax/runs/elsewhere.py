@@ -9,6 +9,7 @@ import numpy as np
 from absl import logging
 
 from medmamba_jax.data import LabelledImages
+from medmamba_jax.data.naming import listed
 from medmamba_jax.errors import UserError
 from medmamba_jax.evaluation import labelled_outputs
 from medmamba_jax.files import require_writable
@@ -45,7 +46,8 @@ def evaluate_elsewhere(
             is no name of a folder.
     """
     name = name or images.name
-    if not name or name.startswith(".") or any(c in name for c in "/\\"):
+    bad = name.startswith(".") or any(c in name for c in "/\\") or not name.isprintable()
+    if not name or bad:
         raise UserError(f"{name!r} is no name for a folder of results: give another one (--name)")
     description = run.description
     images = _with_classes(images, description.task, description.class_names, classes or {})
@@ -79,8 +81,8 @@ def _with_classes(
     unknown = [name for name in meant if name not in names]
     if unknown:
         raise UserError(
-            f"the run has no class {unknown[0]!r}, but {', '.join(names)}: say by --classes which"
-            " of its classes is meant"
+            f"the run has no class {listed(unknown)}, but {', '.join(names)}: say which of its"
+            " classes is meant, by --classes and a CSV table with the columns other and run"
         )
     index = np.array([names.index(name) for name in meant])
     if task == "multiclass":

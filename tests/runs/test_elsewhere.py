@@ -105,9 +105,11 @@ def test_images_of_one_class_are_evaluated(run, images, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        (["--data=clinic"], "the run has no class 'day', but dark, bright: say by --classes"),
+        (["--data=clinic"], "the run has no class day, but dark, bright: say which of its classes"),
+        (["--data=clinic", "--classes=from.csv"], "from.csv needs the columns other and run"),
         (["--data=nowhere"], "nowhere"),
         (["--data=clinic", "--name=../x"], "'../x' is no name for a folder"),
+        (["--data=clinic", "--name=a\nb"], "'a\\nb' is no name for a folder"),
         (["--name=x"], "--classes and --name are for the images of --data"),
         (["--data=clinic", "--data.num_workers=1"], "--data.num_workers is for the run's own"),
     ],
@@ -117,6 +119,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(
 ):
     monkeypatch.chdir(tmp_path)
     folder_of(images.splits["test"], tmp_path / "clinic", ("dark", "day"))
+    (tmp_path / "from.csv").write_text("from,to\nday,bright\n")
     assert cli.main(["evaluate", str(run.workdir), *options]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and problem in error and error.count("\n") == 1

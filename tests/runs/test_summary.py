@@ -309,6 +309,22 @@ def test_an_image_of_another_content_is_not_the_same_image(write_run):
             summarize(runs, settings=few)
 
 
+def test_two_tables_must_have_the_same_patients_under_any_names(write_run):
+    p, few = probabilities(1, 0), ResultsConfig(resamples=5)
+    one, other = write_run("one", p), write_run("other", p, lr=0.5)
+    table = other / "results" / "test_predictions.csv"
+    rows = [line.split(",") for line in table.read_text().splitlines()]
+    patient = rows[0].index("patient")
+    for row in rows[1:]:
+        row[patient] = f"hash of {row[patient]}"
+    table.write_text("\n".join(map(",".join, rows)))
+    assert summarize([one, other], settings=few)["num_patients"] == len(set(PATIENTS))
+    rows[5][patient] = "nobody"
+    table.write_text("\n".join(map(",".join, rows)))
+    with pytest.raises(mm.UserError, match="other and one disagree on the patient of the same"):
+        summarize([one, other], settings=few)
+
+
 def test_frames_of_a_file_are_compared_together(write_run):
     ps = [probabilities(2.0, 0), probabilities(1.0, 1)]
     facts = ("file", "content")

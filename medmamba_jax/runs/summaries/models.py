@@ -20,6 +20,8 @@ from medmamba_jax.runs.workdir import MAY_CHANGE, flat
 # Settings that may differ between runs of one model. Those of training are no such settings.
 NOT_OF_MODEL = {name for name in MAY_CHANGE if not name.startswith("train.")} | {SEED, FOLD}
 
+_GROUPS = ("patient", "file")  # what puts images together
+
 
 @dataclasses.dataclass(frozen=True)
 class Model:
@@ -155,6 +157,9 @@ def _aligned(models: Sequence[Model]) -> list[Model]:
     for model in models:
         stored = [_in_order(each, model.name, reference, first) for each in model.stored]
         for each in stored:
+            for fact in _GROUPS:
+                if fact in facts and fact in each.facts:
+                    _require_same_groups(fact, facts[fact], each, model.name, first)
             if "content" not in facts:
                 source = model.name
             elif "content" in each.facts:
@@ -174,6 +179,23 @@ def _aligned(models: Sequence[Model]) -> list[Model]:
         )
         for model in aligned
     ]
+
+
+def _require_same_groups(
+    fact: str, groups: np.ndarray, stored: StoredOutputs, name: str, first: str
+) -> None:
+    """Raises UserError if two tables put images together in different ways, by any names."""
+
+    def first_of_group(values: np.ndarray) -> np.ndarray:
+        _, firsts, group_of = np.unique(values, return_index=True, return_inverse=True)
+        return firsts[group_of]
+
+    differs = first_of_group(groups) != first_of_group(stored.facts[fact])
+    if differs.any():
+        raise UserError(
+            f"{name} and {first} disagree on the {fact} of the same images, such as"
+            f" {stored.names[int(differs.argmax())]}: evaluate both again with the same {fact}s"
+        )
 
 
 def _in_order(
