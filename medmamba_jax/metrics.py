@@ -444,7 +444,7 @@ def measure(outputs: Outputs) -> dict[str, Any]:
 
 
 def _why_undefined(metric: Metric, outputs: Outputs) -> str:
-    """Says why a metric over all images is None."""
+    """Returns the reason why a metric has no value over all images."""
     if outputs.only_class is not None and metric.compares_classes:
         return f"all images show {outputs.only_class}"
     if outputs.task == "multilabel":

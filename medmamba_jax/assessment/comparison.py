@@ -268,8 +268,8 @@ def _add_tests(
         other = second.by_class[name]
         patients = None if groups is None else groups[known]
         aucs = compare_aucs(one.actual, one.score, other.score, patients)
-        if aucs is None or aucs.low is None:  # the entry of the bootstrap stays
-            continue
+        if aucs is None or aucs.low is None:
+            continue  # DeLong's test is not defined, so the bootstrap's entry stays.
         entry = {"low": aucs.low, "high": aucs.high, "p": aucs.p, "method": "DeLong"}
         found[name, "auc"] |= entry
         if first.task == "multiclass" and len(first.class_names) == 2:

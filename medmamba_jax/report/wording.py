@@ -108,7 +108,7 @@ def number(value: float | None, metric: str = "") -> str:
 
 
 def interval(ends: Sequence[float | None] | None, metric: str = "") -> str:
-    """Returns an interval likewise; a dash where there is none."""
+    """Returns both ends of an interval as text, or a dash if there is no interval."""
     text = range_text(ends, **_style(metric)).replace("%", " %")
     return "\u2013" if text == "-" else text
 

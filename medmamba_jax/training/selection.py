@@ -69,7 +69,8 @@ def _check_defined(name: str, dataset: Dataset) -> None:
         )
     else:
         right = Outputs(task, dataset.class_names, labels, np.where(labels == 1, 1.0, -1.0))
-        if METRICS[name].value(right) is None:  # even for a model that is always right
+        # If even a model that is always right has no value, no epoch can have one.
+        if METRICS[name].value(right) is None:
             raise UserError(
                 f"train.best_metric={name!r} is not defined for the labels of the validation split,"
                 " as sensitivity is not where no image shows a class; choose 'loss', or split the"
