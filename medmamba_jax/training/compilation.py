@@ -1,10 +1,12 @@
-"""The cache of compiled programs."""
+"""Compiles a run's programs, and keeps them for later starts."""
 
 import contextlib
 import hashlib
 import pathlib
 import platform
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import jax
 
@@ -13,6 +15,8 @@ from medmamba_jax.files import expanded
 from medmamba_jax.parallel import say
 
 COMPILED = "~/.cache/medmamba-jax/compiled"
+
+Result = TypeVar("Result")
 
 
 def cache_compiled_programs() -> None:
@@ -32,6 +36,23 @@ def cache_compiled_programs() -> None:
         config.update("jax_compilation_cache_dir", str(folder))
     if config.jax_enable_compilation_cache:
         say(f"compiled programs are kept in {config.jax_compilation_cache_dir}")
+
+
+def compile_beside(
+    program: jax.stages.Lowered, work: Callable[[], Result]
+) -> tuple[jax.stages.Compiled, Result]:
+    """Compiles a program in a thread while this thread works.
+
+    XLA compiles without Python's lock, and tracing needs nothing else. So both take no longer than
+    the longer one.
+
+    Returns:
+        The compiled program, and what `work` returned.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        compiled = thread.submit(program.compile)
+        result = work()
+        return compiled.result(), result
 
 
 def _cpu() -> str:

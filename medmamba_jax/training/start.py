@@ -44,7 +44,7 @@ from medmamba_jax.runs.workdir import (
     warn_of_trained_images,
     write_description,
 )
-from medmamba_jax.training.compilation import cache_compiled_programs
+from medmamba_jax.training.compilation import cache_compiled_programs, compile_beside
 from medmamba_jax.training.config import Config, TrainConfig
 from medmamba_jax.training.initial_weights import Report, initial_weights
 from medmamba_jax.training.losses import training_loss
@@ -67,6 +67,7 @@ class TrainingRun:
         parallel: the devices.
         store: the checkpoints.
         state: the state before the next step.
+        step: the step, traced and lowered; None if nothing is left to train.
         progress: the epochs finished.
         open_files: what `with` closes: the lock of the folder and the checkpoints.
     """
@@ -79,6 +80,7 @@ class TrainingRun:
     parallel: DataParallel
     store: CheckpointStore
     state: TrainState
+    step: jax.stages.Lowered | None
     progress: Progress
     open_files: contextlib.ExitStack
 
@@ -89,12 +91,10 @@ class TrainingRun:
 
     @functools.cached_property
     def train_step(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-        """The jitted step; it donates the state."""
-        return jax.jit(
-            functools.partial(train_step, spec=self.spec),
-            donate_argnums=0,
-            out_shardings=(self.parallel.of_state(self.state), self.parallel.replicated),
-        )
+        """The compiled step; it donates the state."""
+        if self.step is None:
+            raise UserError("nothing is left to train, so this run has no step")
+        return self.step.compile()
 
     @property
     def is_finished(self) -> bool:
@@ -167,7 +167,10 @@ def start_run(
         if before is None and config.train.init_from:
             evaluated = {k: v for k, v in dataset.splits.items() if k != "train"}
             warn_of_trained_images(pathlib.Path(config.train.init_from), evaluated)
-        state, progress, report = first_state(config.train, description, spec, store, parallel)
+        example = batch_shapes(dataset, config.train.batch_size, preprocessing, parallel)
+        state, step, progress, report = first_state(
+            config.train, description, spec, store, parallel, example
+        )
         run = TrainingRun(
             config,
             workdir,
@@ -177,6 +180,7 @@ def start_run(
             parallel,
             store,
             state,
+            step,
             progress,
             open_files.pop_all(),
         )
@@ -299,17 +303,39 @@ def _remove_unused(workdir: pathlib.Path) -> None:
         shutil.rmtree(workdir, ignore_errors=True)
 
 
+def batch_shapes(
+    dataset: Dataset, batch_size: int, preprocessing: Preprocessing, parallel: DataParallel
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shapes, dtypes and shardings of the global batches that `train_step` takes."""
+    split = dataset.splits["train"]
+    classes = split.labels.shape[1:]  # of a multi-label set
+    arrays = {
+        "image": ((*preprocessing.image_size, preprocessing.channels), np.uint8),
+        "label": (classes, np.float32 if classes else np.int32),
+    }
+    if split.weights is not None:
+        arrays["weight"] = ((), np.float32)
+    return {
+        name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=parallel.batch)
+        for name, (shape, dtype) in arrays.items()
+    }
+
+
 def first_state(
     train: TrainConfig,
     description: RunDescription,
     spec: StepSpec,
     store: CheckpointStore,
     parallel: DataParallel,
-) -> tuple[TrainState, Progress, Report | None]:
+    batch: dict[str, jax.ShapeDtypeStruct],
+) -> tuple[TrainState, jax.stages.Lowered | None, Progress, Report | None]:
     """Returns the state to go on from: resumed, else from `train.init_from`, else random.
 
+    The step is traced meanwhile, because XLA needs time to compile the first state.
+
     Returns:
-        The state; the epochs finished; and what became of the tensors that `init_from` names.
+        The state; the lowered step, or None if nothing is left to train; the epochs finished; and
+        what became of the tensors that `init_from` names.
 
     Raises:
         FileNotFoundError: `init_from` names nothing.
@@ -320,17 +346,28 @@ def first_state(
     )
     shapes = jax.eval_shape(make)
     shardings = parallel.of_state(shapes)
+    like = restored_like(shapes, shardings)
+    # It donates the state.
+    step = jax.jit(
+        functools.partial(train_step, spec=spec),
+        donate_argnums=0,
+        out_shardings=(shardings, parallel.replicated),
+    )
+    lower_step = functools.partial(step.lower, like, batch)
     if (epoch := store.latest_epoch()) is not None:
-        like = restored_like(shapes, shardings).to_parts()
-        state = TrainState.from_parts(store.restore(epoch, like))
-        return state, store.progress(epoch), None
+        state = TrainState.from_parts(store.restore(epoch, like.to_parts()))
+        progress = store.progress(epoch)
+        finished = is_finished(progress, train.epochs, train.patience)
+        return state, None if finished else lower_step(), progress, None
     loaded: Mapping[str, np.ndarray] = {}
     report = None
     if train.init_from:
         loaded, report = initial_weights(train.init_from, shapes, description)
     # Jitted, since one compilation is quicker than hundreds of small ones. XLA then leaves out the
     # draws of the tensors that are loaded.
-    return jax.jit(make, out_shardings=shardings)(loaded), Progress(), report
+    first = jax.jit(make, out_shardings=shardings).lower(loaded)
+    compiled, lowered = compile_beside(first, lower_step)
+    return compiled(loaded), lowered, Progress(), report
 
 
 def write_records(run: TrainingRun, ready: Ready, report: Report | None) -> None:
