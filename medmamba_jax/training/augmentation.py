@@ -210,9 +210,7 @@ def _crop_boxes(
     sizes = _sizes(_between(areas, tries[:, 0]) * (height * width), CROP_ASPECT, tries[:, 1])
     fits = (sizes > 0).all(-1) & (sizes <= jnp.array([height, width])).all(-1)
     first = jnp.argmax(fits, axis=1)[:, None, None]
-    boxes = _placed(
-        jnp.take_along_axis(sizes, first, axis=1)[:, 0], uniform[:, -2:], height, width
-    )
+    boxes = _placed(jnp.take_along_axis(sizes, first, axis=1)[:, 0], uniform[:, -2:], height, width)
     left, top, crop_width, crop_height = largest_crop_box(width, height)
     fallback = jnp.array([top, left, crop_height, crop_width])
     return jnp.where(fits.any(1)[:, None], boxes, fallback)
@@ -303,8 +301,6 @@ def mix(mixing: Mixing, images: jax.Array) -> Augmented:
     own = jnp.where(
         _inside(mixing.box, height, width)[..., None], 0, _fixed(mixing.outside, _WEIGHT)
     )
-    # XLA must not compute the images twice, for themselves and for their neighbours.
-    images = jax.lax.optimization_barrier(images)
     other = partners(images).astype("int32")
     mixed = _shifted(own * images.astype("int32") + ((1 << _WEIGHT) - own) * other, _WEIGHT)
     cut = (mixing.box[2] * mixing.box[3]).astype("float32") / (height * width)
@@ -424,6 +420,8 @@ class Policy:
         of_images, of_batch = jax.random.split(key)
         numbers = jax.random.uniform(of_images, (batch, _NUMBERS))
         changed = apply(self.draw(numbers, height, width), images)
+        # On a GPU, XLA then computes the images once, not again for each neighbour and gradient.
+        changed = jax.lax.optimization_barrier(changed)
         if self.mixes:
             return mix(draw_mixing(of_batch, height, width), changed)
         return Augmented(changed, None)

@@ -23,6 +23,7 @@ from medmamba_jax.data import (
 )
 from medmamba_jax.data.auditing.duplicates import write_duplicates
 from medmamba_jax.data.build import Ready, find, prepare
+from medmamba_jax.data.images.augmentation import ON_DEVICE
 from medmamba_jax.data.reading.order import SAMPLERS, sampler_for
 from medmamba_jax.errors import MissingFileError, UserError
 from medmamba_jax.files import expanded, require_writable, write_atomically
@@ -44,6 +45,7 @@ from medmamba_jax.runs.workdir import (
     warn_of_trained_images,
     write_description,
 )
+from medmamba_jax.training.augmentation import DEVICE_POLICIES, Augment
 from medmamba_jax.training.compilation import cache_compiled_programs
 from medmamba_jax.training.config import Config, TrainConfig
 from medmamba_jax.training.initial_weights import Report, initial_weights
@@ -267,9 +269,19 @@ def make_spec(
         loss=loss,
         frozen=frozen_mask(params, patterns),
         ema_decay=config.train.ema_decay,
+        augment=augmentation_of_step(config.data.augmentation),
         seed=config.train.seed,
     )
     return spec, loss_text
+
+
+def augmentation_of_step(policy: str) -> Augment | None:
+    """Returns what the step does to images; None if they have been augmented when they were read.
+
+    Args:
+        policy: `data.augmentation`.
+    """
+    return DEVICE_POLICIES[policy] if policy in ON_DEVICE else None
 
 
 def open_workdir(
