@@ -22,6 +22,7 @@ from medmamba_jax.data.auditing.fingerprints import FACT, Facts, blank_fact, fac
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.cpus import usable_cpus
 from medmamba_jax.data.dataset import Dataset
+from medmamba_jax.data.images.augmentation import changes_when_read
 from medmamba_jax.data.images.decoders import decoder_versions
 from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.data.labelled_images import LabelledImages
@@ -114,7 +115,7 @@ def keep_evaluated(
     parts = [split.places for name, split in dataset.splits.items() if name != "train"]
     places = np.concatenate(parts) if parts else np.arange(0)
     store, kind = seen.store, seen.kind
-    apart = train_on_device or config.augmentation != "none"
+    apart = train_on_device or changes_when_read(config.augmentation)
     if kind == "memory":
         store.resize(places)
     elif kind == "none" and apart and len(places):
@@ -144,7 +145,8 @@ class _Pass:
         found, preprocessing, config = self.found, self.preprocessing, self.config
         self.folder = config.cache_folder
         self.wanted = (config.audit or config.allow_unreadable) and not found.synthetic
-        self.store = Store(found, preprocessing, resized=config.augmentation == "none")
+        resized = not changes_when_read(config.augmentation)
+        self.store = Store(found, preprocessing, resized=resized)
         self.known = _KnownFacts(self.folder, found, preprocessing)
         self.kind, self.size = choose_place(self.store, np.arange(len(found)), config)
         # The file of the last pass over these images. The pass shows whether it still fits.

@@ -5,6 +5,7 @@ import dataclasses
 from medmamba_jax.data import Dataset, LabelledImages, Preprocessing
 from medmamba_jax.data.build import most_to_train
 from medmamba_jax.data.config import DataConfig
+from medmamba_jax.data.images.augmentation import ON_DEVICE
 from medmamba_jax.data.reading.cache_places import CACHES, Need
 from medmamba_jax.errors import UserError
 from medmamba_jax.parallel import DataParallel, as_on_first_host
@@ -70,7 +71,7 @@ def place_training(
     (on_device,) = as_on_first_host([CACHES[config.cache](need) == "device"])
     if policy == "none":
         return on_device, ""
-    return on_device, began or (DEVICE if on_device else HOST)
+    return on_device, began or (DEVICE if on_device or policy in ON_DEVICE else HOST)
 
 
 def on_host(config: DataConfig, augmented_on: str) -> DataConfig:

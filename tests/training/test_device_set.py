@@ -19,7 +19,7 @@ from medmamba_jax.data.reading.order import sampler_for
 from medmamba_jax.errors import UserError
 from medmamba_jax.parallel import DataParallel
 from medmamba_jax.training import device_set, loop, placing
-from medmamba_jax.training.augmentation import DEVICE_POLICIES
+from medmamba_jax.training.augmentation import DEVICE_POLICIES, Augmented
 from medmamba_jax.training.device_set import DeviceSet, rows_per_device
 from medmamba_jax.training.reporting import read_metrics
 
@@ -47,7 +47,8 @@ def in_the_step(monkeypatch):
     """Lets the device darken images by a random number, where the policy `light` is asked for."""
 
     def darker(key, images):
-        return (images * jax.random.uniform(key, (), minval=0.2)).astype("uint8")
+        factor = jax.random.uniform(key, (), minval=0.2)
+        return Augmented((images * factor).astype("uint8"), None)
 
     monkeypatch.setitem(DEVICE_POLICIES, "light", darker)
 
@@ -199,7 +200,9 @@ class TestPlaces:
             ("auto", GIB, "light", None, (True, "device")),
             ("auto", 0, "light", None, (False, "host")),
             ("disk", GIB, "light", None, (False, "host")),
-            ("auto", GIB, "light_flip", None, (False, "host")),  # no policy of this device
+            ("auto", GIB, "mine", None, (False, "host")),  # the device does not have it
+            ("memory", 0, "strong", None, (False, "device")),  # the host does not have it
+            ("device", 0, "strong", None, (True, "device")),
             ("auto", GIB, "light", "host", (False, "host")),
             ("auto", GIB, "light", "", (False, "host")),  # an earlier version
             ("auto", 0, "light", "device", (False, "device")),
@@ -208,13 +211,13 @@ class TestPlaces:
             ("device", GIB, "none", "", (True, "")),
         ],
     )
-    def test_the_place(self, monkeypatch, in_the_step, cache, memory, policy, before, expected):
-        monkeypatch.delitem(DEVICE_POLICIES, "light_flip", raising=False)
+    def test_the_place(self, monkeypatch, cache, memory, policy, before, expected):
+        monkeypatch.setitem(POLICIES, "mine", POLICIES["light"])
         settings = {"cache": cache, "augmentation": policy}
         assert self.place(monkeypatch, memory, before, **settings) == expected
 
     @pytest.mark.parametrize("before", ["host", ""])
-    def test_a_run_that_the_host_augments_is_refused(self, monkeypatch, in_the_step, before):
+    def test_a_run_that_the_host_augments_is_refused(self, monkeypatch, before):
         with pytest.raises(UserError, match=r"augmented them on the host.*data\.cache to auto, or"):
             self.place(monkeypatch, 0, before, cache="device", augmentation="light")
 
