@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec
 
 from medmamba_jax.data import LabelledImages, Preprocessing
 from medmamba_jax.data.first_pass import size_text, visited
+from medmamba_jax.data.reading.memory import return_free_memory
 from medmamba_jax.data.reading.order import Order
 from medmamba_jax.data.reading.store import Store, decoded
 from medmamba_jax.errors import UserError
@@ -93,6 +94,7 @@ class DeviceSet:
             "image": _images(split, preprocessing, parallel),
             **{name: _shared(values, parallel) for name, values in facts.items()},
         }
+        return_free_memory()
 
     def batches(
         self, order: Order, *, batch_size: int, steps: int, start_step: int = 0
