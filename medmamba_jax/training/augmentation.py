@@ -171,7 +171,9 @@ def draw_mixing(key: jax.Array, height: int, width: int) -> Mixing:
     One draw is for the whole batch, as in timm (mode "batch") and torchvision. In timm's terms:
     `mixup=0.2, cutmix=1.0, mixup_prob=0.5, mixup_switch_prob=0.5`.
 
-    - mixup (Zhang et al., arXiv 1710.09412): the own share of all pixels is of Beta(0.2, 0.2).
+    - mixup (Zhang et al., arXiv 1710.09412): the shares are s and 1 - s with s of Beta(0.2, 0.2).
+      The image's own share is the larger one. This gives the same mixtures as any order, and the
+      label that is logged is that of the image that one sees.
     - CutMix (Yun et al., arXiv 1905.04899): a box comes from the partner. Before it is cut at the
       borders, its area is uniform and its centre lies anywhere.
     """
@@ -181,6 +183,7 @@ def draw_mixing(key: jax.Array, height: int, width: int) -> Mixing:
     points = np.linspace(0, 1, _QUANTILES)
     quantiles = scipy.special.betaincinv(_MIXUP_ALPHA, _MIXUP_ALPHA, points)
     beta = jnp.interp(share, points, quantiles)
+    beta = jnp.maximum(beta, 1 - beta)
     edges = []
     for size, centre in ((height, y), (width, x)):
         half = jnp.floor(jnp.sqrt(area) * size / 2).astype("int32")
