@@ -82,6 +82,8 @@ def return_free_memory() -> None:
 
     Call it after many small blocks were freed. Nothing happens where another library allocates.
     """
-    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    malloc_trim = (
+        getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    )
     if malloc_trim is not None:
         malloc_trim(0)
