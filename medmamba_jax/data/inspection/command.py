@@ -25,7 +25,7 @@ from medmamba_jax.data.config import CsvConfig, DataConfig, FolderConfig, Public
 from medmamba_jax.data.csv_table import write_csv_table
 from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.first_pass import first_pass
-from medmamba_jax.data.images.augmentation import POLICIES
+from medmamba_jax.data.images.augmentation import ON_DEVICE, POLICIES
 from medmamba_jax.data.images.decoding import open_image
 from medmamba_jax.data.images.dicom import header_tag, mixed_windows
 from medmamba_jax.data.images.preprocessing import Preprocessing
@@ -67,7 +67,10 @@ def add_inspect(subcommands: Any) -> None:
         help="a folder, a table, an npz file, or a public set, which is prepared if necessary",
     )
     parser.add_argument(
-        "--augment", choices=tuple(POLICIES), help="draw a few images as this policy changes them"
+        "--augment",
+        choices=[name for name in POLICIES if name not in ON_DEVICE],
+        help="draw a few images as this policy changes them; a policy that the training step"
+        " applies, such as strong, cannot be drawn",
     )
     parser.add_argument(
         "--out",

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-from medmamba_jax.data.images.augmentation import POLICIES
+from medmamba_jax.data.images.augmentation import ON_DEVICE, POLICIES
 from medmamba_jax.data.images.drawing import (
     BACKGROUND,
     INK,
@@ -64,15 +64,21 @@ def augmentation_sheet(
 
     Args:
         images: uint8 (h, w, c), as `Preprocessing.decode` returns them; sizes may differ.
-        policy: name in `POLICIES`.
+        policy: name in `POLICIES` that is not in `ON_DEVICE`.
         seed: the same seed gives the same picture.
         fit: how an image that is no square becomes one, see `DataConfig.fit`.
 
     Raises:
-        UserError: there are no images, or no policy has this name.
+        UserError: there are no images, no policy has this name, or only the training step applies
+            it.
     """
     if policy not in POLICIES:
         raise UserError(f"augmentation must be one of {tuple(POLICIES)}; got {policy!r}")
+    if policy in ON_DEVICE:
+        raise UserError(
+            f"augmentation {policy!r} cannot be drawn here, because the training step applies it;"
+            " medmamba_jax.training.augmentation.DEVICE_POLICIES has it as a function"
+        )
     if not images:
         raise UserError("no images to show the augmentation on")
     step = _LARGE_TILE + _GAP
