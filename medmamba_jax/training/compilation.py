@@ -16,6 +16,10 @@ from medmamba_jax.parallel import say
 
 COMPILED = "~/.cache/medmamba-jax/compiled"
 
+# In MedMamba's step the products of cuBLAS are as fast as XLA's own, which XLA would first compile
+# and time in many variants. That would take 8 of 60 seconds (docs/performance.md).
+_OF_GPU = {"xla_gpu_enable_triton_gemm": False}
+
 Result = TypeVar("Result")
 
 
@@ -36,6 +40,11 @@ def cache_compiled_programs() -> None:
         config.update("jax_compilation_cache_dir", str(folder))
     if config.jax_enable_compilation_cache:
         say(f"compiled programs are kept in {config.jax_compilation_cache_dir}")
+
+
+def compile_step(step: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Compiles a training step for the default backend."""
+    return step.compile(_OF_GPU if jax.default_backend() == "gpu" else None)
 
 
 def compile_beside(

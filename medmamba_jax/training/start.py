@@ -45,7 +45,11 @@ from medmamba_jax.runs.workdir import (
     write_description,
 )
 from medmamba_jax.training.augmentation import DEVICE_POLICIES
-from medmamba_jax.training.compilation import cache_compiled_programs, compile_beside
+from medmamba_jax.training.compilation import (
+    cache_compiled_programs,
+    compile_beside,
+    compile_step,
+)
 from medmamba_jax.training.config import Config, TrainConfig
 from medmamba_jax.training.device_set import require_room
 from medmamba_jax.training.initial_weights import Report, initial_weights
@@ -99,7 +103,7 @@ class TrainingRun:
         """The compiled step; it donates the state."""
         if self.step is None:
             raise UserError("nothing is left to train, so this run has no step")
-        return self.step.compile()
+        return compile_step(self.step)
 
     @property
     def is_finished(self) -> bool:

@@ -18,10 +18,9 @@ from typing import Any
 import jax
 import jaxlib
 from jax import export
-from jax.extend.core import Primitive
-from jax.interpreters import mlir
 
 from medmamba_jax.files import write_atomically
+from medmamba_jax.ops.pallas_gpu.mosaic import Primitive, mlir
 from medmamba_jax.ops.pallas_gpu.problem import Problem
 
 
