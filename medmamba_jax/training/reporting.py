@@ -41,7 +41,7 @@ class MetricWriter:
         self.rows = [row for row in read_metrics(workdir) if row["epoch"] <= epoch]
         self._path = workdir / METRICS_FILE
         self._epoch = epoch
-        self._events: "SummaryWriter | None" = None
+        self._events: SummaryWriter | None = None
 
     def __enter__(self) -> "MetricWriter":
         return self
