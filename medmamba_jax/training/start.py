@@ -23,7 +23,6 @@ from medmamba_jax.data import (
 )
 from medmamba_jax.data.auditing.duplicates import write_duplicates
 from medmamba_jax.data.build import Ready, find, prepare
-from medmamba_jax.data.images.augmentation import ON_DEVICE
 from medmamba_jax.data.reading.order import SAMPLERS, sampler_for
 from medmamba_jax.errors import MissingFileError, UserError
 from medmamba_jax.files import expanded, require_writable, write_atomically
@@ -45,12 +44,14 @@ from medmamba_jax.runs.workdir import (
     warn_of_trained_images,
     write_description,
 )
-from medmamba_jax.training.augmentation import DEVICE_POLICIES, Augment
+from medmamba_jax.training.augmentation import DEVICE_POLICIES
 from medmamba_jax.training.compilation import cache_compiled_programs
 from medmamba_jax.training.config import Config, TrainConfig
+from medmamba_jax.training.device_set import require_room
 from medmamba_jax.training.initial_weights import Report, initial_weights
 from medmamba_jax.training.losses import training_loss
 from medmamba_jax.training.optimizer import frozen_mask, is_frozen, make_optimizer
+from medmamba_jax.training.placing import DEVICE, on_host, place_training
 from medmamba_jax.training.reporting import as_text, parameter_counts, progress_text, versions
 from medmamba_jax.training.selection import choose_best_metric, is_finished
 from medmamba_jax.training.step import StepSpec, TrainState, eval_params, init_state, train_step
@@ -64,6 +65,7 @@ class TrainingRun:
         config: the configuration.
         workdir: the run's folder.
         dataset: the images, with caches if `data.cache` allows them.
+        on_device: whether the training images are to live on the devices.
         description: the content of `run.json`.
         spec: the static arguments of a step.
         parallel: the devices.
@@ -76,6 +78,7 @@ class TrainingRun:
     config: Config
     workdir: pathlib.Path
     dataset: Dataset
+    on_device: bool
     description: RunDescription
     spec: StepSpec
     parallel: DataParallel
@@ -151,9 +154,16 @@ def start_run(
     preprocessing = check_settings(config, found)
     with contextlib.ExitStack() as open_files:
         store, before = open_workdir(workdir, config, open_files)
-        ready = prepare(found, config.data, preprocessing)  # it reads every image
+        on_device, augmented_on = place_training(
+            config.data, found, preprocessing, parallel, before
+        )
+        ready = prepare(  # it reads every image
+            found, on_host(config.data, augmented_on), preprocessing, train_on_device=on_device
+        )
         dataset = ready.dataset
-        description, best_text = describe(config, dataset)
+        if on_device:
+            require_room(dataset.splits["train"], preprocessing, parallel)
+        description, best_text = describe(config, dataset, augmented_on)
         if before is not None:
             check_same_images(workdir, before, description, dataset)
         spec, loss_text = make_spec(config, dataset, description)
@@ -174,6 +184,7 @@ def start_run(
             config,
             workdir,
             dataset,
+            on_device,
             description,
             spec,
             parallel,
@@ -221,8 +232,15 @@ def check_settings(config: Config, found: Dataset | LabelledImages) -> Preproces
     return preprocessing
 
 
-def describe(config: Config, dataset: Dataset) -> tuple[RunDescription, str]:
+def describe(
+    config: Config, dataset: Dataset, augmented_on: str = ""
+) -> tuple[RunDescription, str]:
     """Returns the content of `run.json`, and the reason for the choice of the best metric.
+
+    Args:
+        config: the configuration.
+        dataset: the images.
+        augmented_on: as in `RunDescription`.
 
     Raises:
         UserError: the images do not fit the configuration.
@@ -242,6 +260,7 @@ def describe(config: Config, dataset: Dataset) -> tuple[RunDescription, str]:
         images_sha256={name: split.digest() for name, split in dataset.splits.items()},
         synthetic=dataset.synthetic,
         averaged=config.train.ema_decay > 0,
+        augmented_on=augmented_on,
     )
     return description, f"val {best_metric}{reason}"
 
@@ -257,7 +276,7 @@ def make_spec(
     sampler_for(config.train.sampler, dataset.task)
     loss, loss_text = training_loss(config.train, dataset)
     params, _ = abstract_weights(description.model)
-    patterns = config.train.frozen
+    patterns, policy = config.train.frozen, config.data.augmentation
     steps = steps_per_epoch(dataset.splits["train"], config.train.batch_size)
     spec = StepSpec(
         graphdef=training_graphdef(
@@ -269,19 +288,10 @@ def make_spec(
         loss=loss,
         frozen=frozen_mask(params, patterns),
         ema_decay=config.train.ema_decay,
-        augment=augmentation_of_step(config.data.augmentation),
+        augment=DEVICE_POLICIES[policy] if description.augmented_on == DEVICE else None,
         seed=config.train.seed,
     )
     return spec, loss_text
-
-
-def augmentation_of_step(policy: str) -> Augment | None:
-    """Returns what the step does to images; None if they have been augmented when they were read.
-
-    Args:
-        policy: `data.augmentation`.
-    """
-    return DEVICE_POLICIES[policy] if policy in ON_DEVICE else None
 
 
 def open_workdir(
@@ -392,6 +402,8 @@ def plan(run: TrainingRun, settled: dict[str, str]) -> str:
             f"{SAMPLERS[train.sampler].text}",
         )
     )
+    if place := run.description.augmented_on:
+        lines.append(("augmented", f"{run.config.data.augmentation}, on the {place}"))
     if weights is not None:
         lines.append(("weights", f"of images, in training: {weights.min():g}..{weights.max():g}"))
     frozen = jax.tree.leaves(run.spec.frozen)
