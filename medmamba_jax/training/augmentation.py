@@ -113,7 +113,7 @@ _ERASED_ASPECT = (0.3, 1 / 0.3)
 
 _MIXED = 0.5  # share of batches; half of these by mixup, half by CutMix
 _MIXUP_ALPHA = 0.2
-_QUANTILES = 1025
+_STEPS = 1024  # of a table of quantiles
 
 Draw = Callable[[jax.Array, int, int], Draws]
 
@@ -179,10 +179,13 @@ def draw_mixing(key: jax.Array, height: int, width: int) -> Mixing:
     """
     method, share, area, y, x = jax.random.uniform(key, (5,))
     is_mixup, is_cutmix = method < _MIXED / 2, (_MIXED / 2 <= method) & (method < _MIXED)
-    # The quantile of a uniform number has the wanted distribution.
-    points = np.linspace(0, 1, _QUANTILES)
-    quantiles = scipy.special.betaincinv(_MIXUP_ALPHA, _MIXUP_ALPHA, points)
-    beta = jnp.interp(share, points, quantiles)
+    # The quantile of a uniform number has the wanted distribution. A table, read with linear
+    # interpolation, needs no loop.
+    points = np.linspace(0, 1, _STEPS + 1)
+    quantiles = jnp.asarray(scipy.special.betaincinv(_MIXUP_ALPHA, _MIXUP_ALPHA, points))
+    place = (share * _STEPS).astype("int32")
+    low, high = quantiles[place], quantiles[place + 1]
+    beta = low + (share * _STEPS - place) * (high - low)
     beta = jnp.maximum(beta, 1 - beta)
     edges = []
     for size, centre in ((height, y), (width, x)):
@@ -310,6 +313,18 @@ def mix(mixing: Mixing, images: jax.Array) -> Augmented:
     return Augmented(mixed.astype("uint8"), mixing.outside * (1 - cut))
 
 
+def _mix_if_drawn(mixing: Mixing, images: jax.Array) -> Augmented:
+    """Computes `mix`, ten times as fast on a CPU.
+
+    There XLA ignores `optimization_barrier`, but it computes the images once before a condition. On
+    a GPU the host would wait for the condition.
+    """
+    is_mixed = (mixing.outside < 1) | (mixing.box[2:] > 0).all()
+    return jax.lax.cond(
+        is_mixed, mix, lambda mixing, images: Augmented(images, mixing.outside), mixing, images
+    )
+
+
 def _resampled(draws: Draws, images: jax.Array) -> jax.Array:
     """Returns values with 2 * `_WEIGHT` bits after the point, int32 (b, h, w, c)."""
     batch, height, width, channels = images.shape
@@ -426,7 +441,8 @@ class Policy:
         # On a GPU, XLA then computes the images once, not again for each neighbour and gradient.
         changed = jax.lax.optimization_barrier(changed)
         if self.mixes:
-            return mix(draw_mixing(of_batch, height, width), changed)
+            mixing = draw_mixing(of_batch, height, width)
+            return jax.lax.platform_dependent(mixing, changed, cpu=_mix_if_drawn, default=mix)
         return Augmented(changed, None)
 
 

@@ -86,14 +86,16 @@ class DeviceSet:
         """
         self.shape = (*preprocessing.image_size, preprocessing.channels)
         self.parallel = parallel
-        one_hot = split.labels.ndim == 2
-        facts = {"label": np.asarray(split.labels, np.float32 if one_hot else np.int32)}
+        dtype = np.int32 if split.task == "multiclass" else np.float32
+        facts = {"label": split.labels.astype(dtype)}
         if split.weights is not None:
             facts["weight"] = split.weights
         self.arrays = {
             "image": _images(split, preprocessing, parallel),
             **{name: _shared(values, parallel) for name, values in facts.items()},
         }
+        if isinstance(split.images, Store):
+            split.images.forget(split.places)  # also the rows of other hosts
         return_free_memory()
 
     def batches(
@@ -196,7 +198,7 @@ def _taken(
     """
     rows = order[position]
     if len(parallel.devices) == 1:
-        batch = {name: x[rows] for name, x in arrays.items()}
+        batch = {name: _rows(x, rows) for name, x in arrays.items()}
     else:
         sharding = parallel.batch
         (axis,) = sharding.spec
@@ -217,10 +219,14 @@ def _part(arrays: dict[str, jax.Array], rows: jax.Array, *, axis: str) -> dict[s
         own = rows - jax.lax.axis_index(axis) * len(x)
         here = ((own >= 0) & (own < len(x))).reshape(-1, *[1] * (x.ndim - 1))
         # Every row is on one device only, so that the sum is exact, of integers of 8 bits as well.
-        taken = jnp.where(here, x[jnp.clip(own, 0, len(x) - 1)], jnp.zeros((), x.dtype))
+        taken = jnp.where(here, _rows(x, jnp.clip(own, 0, len(x) - 1)), jnp.zeros((), x.dtype))
         return jax.lax.psum_scatter(taken, axis, tiled=True)
 
     return {name: part(x) for name, x in arrays.items()}
+
+
+def _rows(x: jax.Array, rows: jax.Array) -> jax.Array:
+    return x.at[rows].get(mode="promise_in_bounds")
 
 
 def _shared(values: np.ndarray, parallel: DataParallel) -> jax.Array:
