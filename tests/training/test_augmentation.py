@@ -263,6 +263,7 @@ class TestMixing:
 
 
 class TestBits:
+    @pytest.mark.slow
     def test_several_devices_give_the_same_without_gathering_images(self, monkeypatch):
         monkeypatch.undo()  # all devices
         parallel = DataParallel.over_all_devices()

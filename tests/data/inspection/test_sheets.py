@@ -33,6 +33,22 @@ def test_a_row_is_the_image_and_six_draws(policy):
     assert (sheet == augmentation_sheet(images, policy, seed=2)) == (policy == "none")
 
 
+def test_the_columns_of_a_policy_of_the_step_are_batches():
+    images, draws = [noise(50, 40, 3), noise(30, 60, 1)], []
+
+    def darker(policy, batch, draw):
+        assert policy == "strong" and batch.shape == (2, TILE, TILE, 3)
+        draws.append(draw)
+        return batch // (2 + len(draws))
+
+    sheet = augmentation_sheet(images, "strong", seed=1, in_step=darker)
+    assert draws == list(range(6, 12))
+    for row in range(2):
+        original = np.asarray(tile(sheet, row, 0))
+        for column in range(1, 7):
+            np.testing.assert_array_equal(tile(sheet, row, column), original // (2 + column))
+
+
 def test_images_become_squares_as_in_training():
     wide = np.tile(np.arange(0, 240, 3, np.uint8), (40, 1))[..., None]
     tiles = {
@@ -51,7 +67,7 @@ def test_images_become_squares_as_in_training():
     [
         ([], "light", "no images"),
         ([noise(9, 9, 1)], "heavy", "must be one of .*got 'heavy'"),
-        ([noise(9, 9, 1)], "strong", "'strong' cannot be drawn here, because the training step"),
+        ([noise(9, 9, 1)], "strong", "only the training step can apply augmentation 'strong'"),
     ],
 )
 def test_refusals(images, policy, problem):
