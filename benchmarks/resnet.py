@@ -1,8 +1,8 @@
 """ResNet-18 and ResNet-50 (He et al., arXiv 1512.03385), which the project's pipeline can train.
 
-Importing this module adds `resnet18` and `resnet50` to the values of `model.variant`. The layout and
-the initialisation are torchvision's: a bottleneck strides in its 3x3 convolution ("v1.5"), a kernel
-is normal with variance 2 / fan_out, and a shortcut that changes the shape is a 1x1 convolution.
+Importing this module adds `resnet18` and `resnet50` to the values of `model.variant`. Layout and
+initialisation are torchvision's: a bottleneck strides in its 3x3 convolution ("v1.5"), a kernel is
+normal with variance 2 / fan_out, and a shortcut that changes the shape is a 1x1 convolution.
 """
 
 import dataclasses
