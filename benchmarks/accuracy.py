@@ -39,6 +39,7 @@ from benchmarks.row_files import figure, markdown
 
 _FINISHED = "finished.json"  # the driver writes it into a run's folder at the end
 _SIGNAL_SECONDS = 20  # that a run has to end after an interrupt
+_POLL_SECONDS = 1.0
 _MEMORY = 0.92  # share of a GPU's memory that its runs take together
 
 
@@ -306,7 +307,7 @@ class Driver:
                 self._collect()
                 while self.free and (job := self._next()) is not None:
                     self._start(job)
-                time.sleep(1)
+                time.sleep(_POLL_SECONDS)
         finally:
             self._interrupt()
             self._collect()

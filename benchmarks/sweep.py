@@ -85,7 +85,7 @@ def plot(path: str, rows: Mapping[str, Mapping[str, Any]], title: str) -> None:
     memory.set(xlabel="megapixels in a batch", ylabel="peak memory, GiB", title="memory")
     for axes in (by_batch, by_side, memory):
         axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.yaxis.set_major_formatter("{x:,g}")
         axes.grid(alpha=0.3)
         axes.legend()
     if not in_memory:
