@@ -26,7 +26,7 @@ class ResNetConfig:
     """The architecture of a ResNet.
 
     Attributes:
-        depths: number of blocks in each stage.
+        blocks: number of blocks in each stage.
         bottleneck: whether a block has 1x1, 3x3 and 1x1 convolutions, and not two of 3x3.
         num_classes: outputs of the head.
         in_channels: channels of the image.
@@ -34,7 +34,7 @@ class ResNetConfig:
             the statistics of norms, the pooled features and the logits are always float32.
     """
 
-    depths: tuple[int, ...]
+    blocks: tuple[int, ...]
     bottleneck: bool
     num_classes: int = 1000
     in_channels: int = 3
@@ -43,7 +43,7 @@ class ResNetConfig:
     min_image_size = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "depths", tuple(self.depths))
+        object.__setattr__(self, "blocks", tuple(self.blocks))
         if self.compute_dtype not in COMPUTE_DTYPES:
             raise UserError(f"compute_dtype must be one of {', '.join(COMPUTE_DTYPES)}")
 
@@ -67,8 +67,8 @@ class ResNetConfig:
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "resnet18": {"depths": (2, 2, 2, 2), "bottleneck": False},
-    "resnet50": {"depths": (3, 4, 6, 3), "bottleneck": True},
+    "resnet18": {"blocks": (2, 2, 2, 2), "bottleneck": False},
+    "resnet50": {"blocks": (3, 4, 6, 3), "bottleneck": True},
 }
 
 
@@ -145,7 +145,7 @@ class ResNet(nnx.Module):
         self.config = config
         self.stem = _Convolution(config.in_channels, _WIDTH, 7, 2, dtype, rngs, relu=True)
         channels, stages = _WIDTH, []
-        for stage, depth in enumerate(config.depths):
+        for stage, depth in enumerate(config.blocks):
             width, blocks = _WIDTH << stage, []
             for i in range(depth):
                 stride = 2 if stage and not i else 1

@@ -81,9 +81,12 @@ def reference(torch, depths, bottleneck, classes):
 def torch_name(name):
     """The name of torchvision for a parameter or a statistic of ours."""
     *place, layer, kind = name.split(".")
-    kind = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}.get(
-        kind, kind
-    )
+    kind = {
+        "kernel": "weight",
+        "scale": "weight",
+        "mean": "running_mean",
+        "var": "running_var",
+    }.get(kind, kind)
     if layer == "head":
         return f"fc.{kind}"
     layer = {"conv": "conv", "norm": "bn"}[layer]
@@ -107,25 +110,27 @@ def as_torch(torch, tensors):
     return found
 
 
-@pytest.mark.parametrize("bottleneck", [False, True])
-def test_outputs_and_statistics_are_those_of_pytorch(torch, bottleneck):
-    config = ResNetConfig((2, 1), bottleneck, num_classes=5)
+@pytest.mark.slow
+@pytest.mark.parametrize(("blocks", "bottleneck"), [((2, 1), False), ((1, 1), True)])
+def test_outputs_and_statistics_are_those_of_pytorch(torch, blocks, bottleneck):
+    config = ResNetConfig(blocks, bottleneck, num_classes=5)
     model = ResNet(config, rngs=nnx.Rngs(0))
-    other = reference(torch, (2, 1), bottleneck, 5)
+    other = reference(torch, blocks, bottleneck, 5)
     state = by_name(nnx.to_pure_dict(nnx.state(model, nnx.Any(nnx.Param, nnx.BatchStat))))
     other.load_state_dict(as_torch(torch, state))
     images = np.random.default_rng(0).normal(size=(3, 45, 38, 3)).astype(np.float32)
     inputs = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
 
+    run = nnx.jit(lambda model, images: model(images))
     # In training mode, which also updates the running statistics, and then by these.
     expected = other(inputs).detach().numpy()
-    np.testing.assert_allclose(model(jnp.asarray(images)), expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(run(model, images), expected, rtol=1e-3, atol=1e-4)
     updated = as_torch(torch, by_name(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))))
     for name, value in updated.items():
         np.testing.assert_allclose(value, other.state_dict()[name], rtol=1e-3, atol=1e-5)
     model.eval()
     expected = other.eval()(inputs).detach().numpy()
-    np.testing.assert_allclose(model(jnp.asarray(images)), expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(run(model, images), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_initialisation_is_torchvisions():
@@ -145,7 +150,9 @@ def test_bfloat16_is_close_to_float32():
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.float32)
     config = ResNetConfig((1,), False, num_classes=4)
     exact = ResNet(config, rngs=nnx.Rngs(0))(images)
-    rounded = ResNet(dataclasses.replace(config, compute_dtype="bfloat16"), rngs=nnx.Rngs(0))(images)
+    rounded = ResNet(dataclasses.replace(config, compute_dtype="bfloat16"), rngs=nnx.Rngs(0))(
+        images
+    )
     assert exact.dtype == rounded.dtype == jnp.float32
     assert not jnp.array_equal(exact, rounded)
     np.testing.assert_allclose(rounded, exact, atol=0.05)
@@ -160,10 +167,11 @@ def test_a_setting_of_medmamba_is_refused():
 
 @pytest.fixture
 def resnet_tiny(monkeypatch):
-    monkeypatch.setitem(resnet.VARIANTS, "resnet_tiny", {"depths": (1,), "bottleneck": False})
+    monkeypatch.setitem(resnet.VARIANTS, "resnet_tiny", {"blocks": (1,), "bottleneck": False})
     monkeypatch.setitem(OTHER_ARCHITECTURES, "resnet_tiny", ResNetConfig)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("resnet_tiny", "one_device")
 def test_a_run_trains_resumes_and_is_evaluated_and_summed_up(
     config, images, tmp_path, monkeypatch, caplog
