@@ -2,26 +2,79 @@
 
     python -m benchmarks.train_step --variant medmamba_t --batch 64
     python -m benchmarks.train_step --variant medmamba_b --compile-only   # the cost of depth
+    python -m benchmarks.train_step --table speed --batch 128 --calls 5   # beside other models
 
 The step is the training loop's own: normalisation, loss, gradients, AdamW, donated state.
+
+`--table` measures every row of `TABLE` that has no file in the folder yet, each in a process of its
+own, and prints all of them as a Markdown table: models of this project, models of timm, and with
+`--official` the official code (`benchmarks/torch_step.py`). `--rows` names some of them, so that
+several machines or GPUs can share the work.
 """
 
 import argparse
+import fnmatch
 import functools
+import importlib.util
+import pathlib
+import sys
 import time
+from typing import Any
 
 import jax
 import numpy as np
 
 import medmamba_jax as mm
+from benchmarks import resnet, torch_step
+from benchmarks.row_files import figure, markdown, measure_missing, read_rows, where
 from benchmarks.timing import seconds_per_call, write_json
 from medmamba_jax.data import Preprocessing
 from medmamba_jax.models import abstract_weights, evaluation_graphdef, training_graphdef
 from medmamba_jax.predictor import forward, normalize
-from medmamba_jax.training.config import TrainConfig
+from medmamba_jax.training.compilation import compile_step
+from medmamba_jax.training.config import ModelConfig, TrainConfig
 from medmamba_jax.training.losses import make_loss
 from medmamba_jax.training.optimizer import frozen_mask, make_optimizer
 from medmamba_jax.training.step import StepSpec, init_state, train_step
+
+# Variants of this project, and the ResNets of benchmarks/resnet.py.
+_VARIANTS = sorted({**mm.VARIANTS, **resnet.VARIANTS})
+_OURS, _BASELINE, _TIMM, _OFFICIAL = "this project", "flax.nnx, here", "timm", "official code"
+# Row -> (model, code, name for the process, dtype, whether torch.compile compiles it).
+TABLE: dict[str, tuple[str, str, str, str, bool]] = {
+    **{
+        f"{variant}_{dtype}": (title, _OURS, variant, dtype, False)
+        for title, variant in (
+            ("MedMamba-T", "medmamba_t"),
+            ("MedMamba-S", "medmamba_s"),
+            ("MedMamba-B", "medmamba_b"),
+            ("MedMamba-v1", "medmamba_v1"),
+        )
+        for dtype in ("bfloat16", "float32")
+    },
+    **{
+        f"{variant}_bfloat16": (title, _BASELINE, variant, "bfloat16", False)
+        for title, variant in (("ResNet-18", "resnet18"), ("ResNet-50", "resnet50"))
+    },
+    **{
+        f"timm_{name}{'_compiled' * compiled}": (title, _TIMM, name, "bfloat16", compiled)
+        for title, name in (
+            ("ResNet-50", "resnet50"),
+            ("ConvNeXt-T", "convnext_tiny"),
+            ("Swin-T", "swin_tiny_patch4_window7_224"),
+        )
+        for compiled in (False, True)
+    },
+    **{
+        f"official_{variant}_{dtype}": (title, _OFFICIAL, variant, dtype, False)
+        for title, variant in (
+            ("MedMamba-T", "medmamba_t"),
+            ("MedMamba-S", "medmamba_s"),
+            ("MedMamba-B", "medmamba_b"),
+        )
+        for dtype in ("bfloat16", "float32")
+    },
+}
 
 
 def measure(config: mm.MedMambaConfig, batch_size: int, side: int, args) -> dict[str, float]:
@@ -46,7 +99,7 @@ def measure(config: mm.MedMambaConfig, batch_size: int, side: int, args) -> dict
     state = jax.jit(make)()
     step = jax.jit(functools.partial(train_step, spec=spec), donate_argnums=0)
     begun = time.perf_counter()
-    step = step.lower(state, batch).compile()
+    step = compile_step(step.lower(state, batch))
     row = {
         "compile_seconds": time.perf_counter() - begun,
         "temporary_mib": step.memory_analysis().temp_size_in_bytes / 2**20,
@@ -77,9 +130,69 @@ def measure(config: mm.MedMambaConfig, batch_size: int, side: int, args) -> dict
     return row
 
 
+def command(row: str, args: argparse.Namespace) -> list[str]:
+    """Returns the module and the arguments that measure a row of `TABLE`."""
+    _, code, name, dtype, compiled = TABLE[row]
+    if code in (_OURS, _BASELINE):
+        model = ["benchmarks.train_step", "--variant", name]
+    elif code == _TIMM:
+        model = ["benchmarks.torch_step", "--model", f"{torch_step.TIMM}/{name}"]
+    else:
+        model = ["benchmarks.torch_step", "--model", f"{torch_step.OFFICIAL}/{name}"]
+        model += ["--official", args.official]
+    options = {
+        "--dtype": dtype,
+        "--batch": args.batch,
+        "--image-size": args.image_size,
+        "--calls": args.calls,
+        "--groups": args.groups,
+    }
+    model += [str(part) for option in options.items() for part in option]
+    return [*model, "--compile"] if compiled else model
+
+
+def table(folder: pathlib.Path, args: argparse.Namespace) -> str:
+    """Measures the rows that `args.rows` names, and returns all rows of the folder as Markdown."""
+    missing = {
+        _TIMM: "" if importlib.util.find_spec("timm") else "timm is not installed",
+        _OFFICIAL: "" if args.official else "--official is not given",
+    }
+    for code, reason in missing.items():
+        if reason:
+            print(f"rows of {code} are left out: {reason}", file=sys.stderr)
+    wanted = [
+        row
+        for row, (_, code, *_) in TABLE.items()
+        if not missing.get(code) and any(fnmatch.fnmatchcase(row, x) for x in args.rows)
+    ]
+    measure_missing(folder, {row: command(row, args) for row in wanted})
+    found = {row: values for row, values in read_rows(folder).items() if row in TABLE}
+    lines = []
+    for row, (title, code, _, dtype, compiled) in TABLE.items():
+        if row in found:
+            how = f"{code}, torch.compile" if compiled else code
+            lines.append([title, how, dtype, *_cells(found[row])])
+    header = ["model", "code", "dtype", "training, img/s", "inference, img/s"]
+    header += ["peak memory, GiB", "compilation, s"]
+    shapes = {(row["batch"], row["image_size"]) for row in found.values() if "batch" in row}
+    about = ", ".join(f"batch {batch}, {size} px" for batch, size in sorted(shapes))
+    return f"{markdown(header, lines)}\n\n{about}; {where(found)}"
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    if "failed" in row:
+        return [row["failed"], "", "", ""]
+    return [
+        figure(row["training_images_per_second"]),
+        figure(row["inference_images_per_second"]),
+        figure(row["peak_memory_gib"], 1),
+        figure(row["compile_seconds"]),
+    ]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--variant", nargs="+", default=["medmamba_t"], choices=sorted(mm.VARIANTS))
+    parser.add_argument("--variant", nargs="+", default=["medmamba_t"], choices=_VARIANTS)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--dtype", nargs="+", default=["float32"])
@@ -89,18 +202,23 @@ def main():
     parser.add_argument("--calls", type=int, default=3)
     parser.add_argument("--groups", type=int, default=5)
     parser.add_argument("--json", help="file for the rows")
+    parser.add_argument("--table", metavar="FOLDER", help="measure and print the rows of TABLE")
+    parser.add_argument("--rows", nargs="+", default=["*"], help="patterns of rows of --table")
+    parser.add_argument("--official", help="folder that holds the official MedMamba.py")
     args = parser.parse_args()
+    if args.table:
+        print(table(pathlib.Path(args.table), args))
+        return
 
     rows = []
     for variant in args.variant:
         for dtype in args.dtype:
-            config = mm.MedMambaConfig.variant(
+            config = ModelConfig(
                 variant,
-                num_classes=6,
                 compute_dtype=dtype,
-                remat=args.remat,
+                remat=args.remat or None,
                 scan_implementation=args.scan,
-            )
+            ).architecture(num_classes=6)
             row = {
                 "variant": variant,
                 "batch": args.batch,

@@ -17,13 +17,22 @@ from medmamba_jax.models.medmamba import MedMamba
 # Nested dictionaries. A key is the name of an attribute, or the index of a stage.
 Tensors = dict[Any, Any]
 
+# The class of an architecture -> its network, a module that is called as `MedMamba` is and has its
+# method `pooled`. A script may add a row.
+NETWORKS: dict[type, Callable[..., Any]] = {MedMambaConfig: MedMamba}
+
+
+def new_model(config: MedMambaConfig, seed: int) -> MedMamba:
+    """Returns a model in training mode with random weights."""
+    return NETWORKS[type(config)](config, rngs=nnx.Rngs(seed))
+
 
 def abstract_model(config: MedMambaConfig) -> MedMamba:
     """Returns a model in training mode whose tensors are `jax.ShapeDtypeStruct`.
 
     It does not draw random weights: this takes seconds, and loaded weights would replace them all.
     """
-    return nnx.eval_shape(lambda: MedMamba(config, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: new_model(config, seed=0))
 
 
 def abstract_weights(config: MedMambaConfig) -> tuple[Tensors, Tensors]:

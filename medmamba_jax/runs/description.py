@@ -13,6 +13,7 @@ from medmamba_jax.data import Preprocessing
 from medmamba_jax.errors import MissingFileError, UserError
 from medmamba_jax.files import write_atomically
 from medmamba_jax.models import MedMambaConfig
+from medmamba_jax.models.config import architecture_of
 from medmamba_jax.parallel import DataParallel
 from medmamba_jax.predictor import Predictor
 
@@ -128,7 +129,9 @@ class RunDescription:
     ) -> "RunDescription":
         known = {field.name for field in dataclasses.fields(cls)}
         ignored = sorted(values.keys() - known)
-        model, unknown = _fields(MedMambaConfig, values["model"])
+        # A variant that only the training script knew counts as a MedMamba.
+        kind = architecture_of(values["config"]["model"].get("variant", ""))
+        model, unknown = _fields(kind, values["model"])
         ignored += [f"model.{key}" for key in unknown]
         preprocessing = Preprocessing.from_dict(values["preprocessing"], ignored=ignored)
         if ignored:
@@ -139,7 +142,7 @@ class RunDescription:
         return cls(
             **kept
             | {
-                "model": MedMambaConfig(**model),
+                "model": kind(**model),
                 "preprocessing": preprocessing,
                 "class_names": tuple(values["class_names"]),
                 "format": written_in,

@@ -18,6 +18,7 @@ from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded
 from medmamba_jax.metrics import METRICS
 from medmamba_jax.models import MedMambaConfig
+from medmamba_jax.models.config import architecture_of
 from medmamba_jax.sections import Section, is_integer, is_number
 from medmamba_jax.training.losses import LOSSES
 from medmamba_jax.training.optimizer import OPTIMIZERS, SCHEDULES
@@ -71,7 +72,8 @@ class ModelConfig(Section):
         fields = self.to_dict()
         del fields["variant"]
         try:
-            return MedMambaConfig.variant(self.variant, num_classes=num_classes, **fields)
+            kind = architecture_of(self.variant)
+            return kind.variant(self.variant, num_classes=num_classes, **fields)
         except ValueError as error:
             raise UserError(f"model.{error}") from error
 

@@ -84,10 +84,11 @@ def parameter_counts(params: Mapping[str, Any]) -> list[tuple[str, str]]:
     def count(tree: Any) -> int:
         return sum(x.size for x in jax.tree.leaves(tree))
 
-    rows = {"patch_embed": count(params["patch_embed"])}
+    rest = {name: part for name, part in params.items() if name not in ("stages", "merges", "head")}
+    rows = {name: count(part) for name, part in rest.items()}
     for i, stage in params["stages"].items():
         rows[f"stage {i}"] = count(stage)
-        if i in params["merges"]:
+        if i in params.get("merges", {}):
             rows[f"merge {i}"] = count(params["merges"][i])
     rows |= {"head": count(params["head"]), "total": count(params)}
     titles = ["parameters", *[""] * (len(rows) - 1)]

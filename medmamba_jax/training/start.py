@@ -27,7 +27,7 @@ from medmamba_jax.data.reading.order import SAMPLERS, sampler_for
 from medmamba_jax.errors import MissingFileError, UserError
 from medmamba_jax.files import expanded, require_writable, write_atomically
 from medmamba_jax.interop import check_readable
-from medmamba_jax.models import abstract_weights, training_graphdef
+from medmamba_jax.models import MedMambaConfig, abstract_weights, training_graphdef
 from medmamba_jax.models.scans import scans
 from medmamba_jax.parallel import DataParallel, is_first_host, on_first_host, say
 from medmamba_jax.predictor import Predictor, check_image_size, normalize
@@ -420,13 +420,16 @@ def plan(run: TrainingRun, settled: dict[str, str]) -> str:
     counts = dataset.counts()
     sizes = ", ".join(f"{len(split)} {name}" for name, split in dataset.splits.items())
     height, width = run.description.preprocessing.image_size
-    names = scans(model, height, width)
-    scan = repr(names[0]) if len(set(names)) == 1 else f"{', '.join(names)} (by stage)"
+    device = versions()["device"]
+    if isinstance(model, MedMambaConfig):
+        names = scans(model, height, width)
+        scan = repr(names[0]) if len(set(names)) == 1 else f"{', '.join(names)} (by stage)"
+        device = f"{device}, scan {scan}"
     weights, groups = dataset.splits["train"].weights, dataset.splits["train"].groups
     lines = [
         *parameter_counts(run.state.params),
         ("model", f"{run.config.model.variant}, {model.block}, {model.compute_dtype}"),
-        ("device", f"{versions()['device']}, scan {scan}"),
+        ("device", device),
         ("data", f"{dataset.name}: {dataset.description}"),
         ("images", f"{'SYNTHETIC, ' if dataset.synthetic else ''}{sizes}, {height}x{width} px"),
         *(

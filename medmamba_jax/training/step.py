@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from medmamba_jax.models import MedMamba, MedMambaConfig, split_model
-from medmamba_jax.models.structure import with_tensors
+from medmamba_jax.models import MedMambaConfig, split_model
+from medmamba_jax.models.structure import new_model, with_tensors
 from medmamba_jax.training.augmentation import Augment, partners
 from medmamba_jax.training.losses import MeanLoss
 
@@ -183,7 +183,7 @@ def init_state(
         loaded: dotted name -> parameter or statistic that takes the place of a random one.
         average: whether the state keeps moving averages.
     """
-    params, statistics, random = split_model(MedMamba(config, rngs=nnx.Rngs(seed)))
+    params, statistics, random = split_model(new_model(config, seed))
     params, statistics = (with_tensors(tree, loaded or {}) for tree in (params, statistics))
     state = TrainState(jnp.zeros((), "int32"), params, statistics, random, optimizer.init(params))
     if not average:
