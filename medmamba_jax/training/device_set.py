@@ -115,9 +115,10 @@ class DeviceSet:
 class DeviceBatches(Iterator[dict[str, jax.Array]]):
     """Batches without end, {"image": uint8 (b, h, w, c), "label" and "weight"}, on the devices.
 
-    The host draws the order of some thousand images at a time, from the table that the host's
-    batches are drawn from, so that a batch is the same wherever the images are kept. NumPy's
-    permutations could not be drawn on a device. Between two draws the host only starts programs.
+    The host draws the order of `steps` batches at a time, with the sampler that also draws the
+    host's batches. So a batch is the same wherever the images are kept. NumPy draws the
+    permutations of a sampler, and a device cannot repeat that. Between two draws the host only
+    starts programs.
 
     `close`, which the context manager calls, frees the memory of the set if nothing else holds it.
     """
