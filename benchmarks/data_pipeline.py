@@ -32,10 +32,10 @@ from medmamba_jax.data import (
 )
 from medmamba_jax.data.first_pass import first_pass
 from medmamba_jax.data.images.augmentation import POLICIES
-from medmamba_jax.data.reading.cache_places import CACHES
 from medmamba_jax.data.sources.phantom import draw
 
 _SIDE = 224  # of drawn images, in pixels
+_CACHES = ("auto", "none", "memory", "disk")  # of the host
 _TIMED = 200  # images, for the parts
 
 
@@ -109,7 +109,7 @@ def main():
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--channels", type=int, default=3)
     parser.add_argument("--augmentation", nargs="+", default=["none"], choices=tuple(POLICIES))
-    parser.add_argument("--cache", nargs="+", default=["none", "memory"], choices=tuple(CACHES))
+    parser.add_argument("--cache", nargs="+", default=["none", "memory"], choices=_CACHES)
     parser.add_argument("--cores", nargs="+", type=int, help="Linux only; all by default")
     parser.add_argument("--workers", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=2, help="after the first")

@@ -19,7 +19,7 @@ import jax
 from medmamba_jax.assessment.config import ResultsConfig
 from medmamba_jax.data import SOURCES, LabelledImages
 from medmamba_jax.data.config import DataConfig
-from medmamba_jax.data.images.augmentation import POLICIES
+from medmamba_jax.data.images.augmentation import ON_DEVICE, POLICIES
 from medmamba_jax.data.images.preprocessing import RESIZE_FILTERS
 from medmamba_jax.data.reading import cache_places
 from medmamba_jax.data.reading.order import SAMPLERS
@@ -166,6 +166,7 @@ def _choices() -> list[str]:
         ),
         "### Augmentation (`data.augmentation`)",
         _described(POLICIES),
+        f"The training step applies {_names(ON_DEVICE)}; see [data.md](data.md#augmentation).",
         "### Sources (`data.path`, `data.name`)",
         _table(
             ("source", "what `data.path` or `data.name` points at", "its own section"),

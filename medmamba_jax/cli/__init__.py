@@ -91,7 +91,7 @@ _SUBCOMMANDS = {
     "demo": ("medmamba_jax.cli.demo", "add_demo"),
     "export": ("medmamba_jax.cli.export", "add_export"),
     "convert": ("medmamba_jax.cli.convert", "add_convert"),
-    "inspect": ("medmamba_jax.data.inspection.command", "add_inspect"),
+    "inspect": ("medmamba_jax.cli.inspect", "add_inspect"),
     "list": ("medmamba_jax.cli.public_sets", "add_list"),
     "prepare": ("medmamba_jax.cli.public_sets", "add_prepare"),
 }

@@ -121,15 +121,30 @@ def find(config: DataConfig, data: OwnData | None = None) -> Dataset | LabelledI
     return found
 
 
+def most_to_train(found: Dataset | LabelledImages, config: DataConfig) -> int:
+    """Returns the largest number of images that may be trained on; it is known before the split."""
+    if isinstance(found, Dataset):
+        return len(found.splits["train"])
+    if found.splits is None or config.fold:
+        return len(found)
+    return int((found.splits == "train").sum())
+
+
 def prepare(
-    found: Dataset | LabelledImages, config: DataConfig, preprocessing: Preprocessing
+    found: Dataset | LabelledImages,
+    config: DataConfig,
+    preprocessing: Preprocessing,
+    *,
+    train_on_device: bool = False,
 ) -> Ready:
     """Makes the first pass over images, and splits them.
 
     Args:
         found: what `find` returned.
-        config: the cache, the checks, and the splits; see `split_as_configured`.
+        config: the cache, the checks, and the splits; see `split_as_configured`. The augmentation
+            is the one of the host.
         preprocessing: how to decode and resize the images.
+        train_on_device: whether the training images are going to the device.
 
     Raises:
         DataUnavailableError: a package that reads the images is missing.
@@ -179,7 +194,7 @@ def prepare(
     splits = np.full(len(images), "", object)
     for name, split in dataset.splits.items():
         splits[split.places] = name
-    cache = keep_evaluated(seen, dataset, config)
+    cache = keep_evaluated(seen, dataset, config, train_on_device=train_on_device)
     images = dataclasses.replace(images, splits=splits)
     return Ready(dataset, images, facts, duplicates, made, cache)
 

@@ -252,7 +252,8 @@ class DataConfig(Section):
         num_workers: the number of worker processes that read images; 0 decodes in threads of this
             process.
         cache: whether and where to keep decoded images, a name in `cache_places.CACHES`. It does
-            not change any pixel.
+            not change any pixel, but training images on the device are augmented after they are
+            resized, other images before.
         cache_dir: the folder of the disk cache and of the results of the audit. You may delete the
             folder at any time. "" means `~/.cache/medmamba-jax`.
 

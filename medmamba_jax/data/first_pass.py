@@ -8,7 +8,7 @@ import io
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from medmamba_jax.data.auditing.fingerprints import FACT, Facts, blank_fact, fac
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.cpus import usable_cpus
 from medmamba_jax.data.dataset import Dataset
+from medmamba_jax.data.images.augmentation import changes_when_read
 from medmamba_jax.data.images.decoders import decoder_versions
 from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.data.labelled_images import LabelledImages
@@ -93,32 +94,44 @@ def first_pass(
     return _Pass(found, preprocessing, config, look).run()
 
 
-def keep_evaluated(seen: Prepared, dataset: Dataset, config: DataConfig) -> str:
-    """Settles how the images that are not augmented are kept, once the splits are known.
+def keep_evaluated(
+    seen: Prepared, dataset: Dataset, config: DataConfig, *, train_on_device: bool = False
+) -> str:
+    """Settles how the images that are not trained on are kept, once the splits are known.
 
-    The pass treats all images alike. If it keeps none, and the training images are augmented,
-    `data.cache="auto"` may still keep the images of the other splits.
+    The pass treats all images alike. If it keeps none, and the training images are augmented or go
+    to the device, `data.cache="auto"` may still keep the images of the other splits.
+
+    Args:
+        seen: what the pass made.
+        dataset: the splits.
+        config: the settings of the cache.
+        train_on_device: whether the training images are going to the device, which frees what the
+            pass has kept of them in memory.
 
     Returns:
         Where pixels are kept, as text.
     """
     parts = [split.places for name, split in dataset.splits.items() if name != "train"]
     places = np.concatenate(parts) if parts else np.arange(0)
-    store = seen.store
-    if config.augmentation == "none" or not len(places) or seen.kind == "disk":
-        return seen.text
-    if seen.kind == "memory":
-        store.resize(places)
-        return seen.text
-    store.resized[places] = True
-    kind, size = choose_place(store, places, config)
-    if kind == "none":
-        return seen.text
+    store, kind = seen.store, seen.kind
+    apart = train_on_device or changes_when_read(config.augmentation)
     if kind == "memory":
-        store.in_memory |= dict.fromkeys(places.tolist())
-    else:
-        write_pixels(store, places, config.cache_folder)
-    return f"train not kept, others {place_text(kind, size, config.cache_folder)}"
+        store.resize(places)
+    elif kind == "none" and apart and len(places):
+        store.resized[places] = True
+        kind, _ = choose_place(store, places, config)
+        if kind == "memory":
+            store.in_memory |= dict.fromkeys(places.tolist())
+        elif kind == "disk":
+            write_pixels(store, places, config.cache_folder)
+    if not train_on_device and kind == seen.kind:
+        return seen.text
+    others = place_text(kind, len(places) * store.preprocessing.image_bytes, config.cache_folder)
+    if not train_on_device:
+        return f"train not kept, others {others}"
+    train = len(dataset.splits["train"]) * store.preprocessing.image_bytes
+    return f"train {size_text(train)} on the device" + (f", others {others}" if parts else "")
 
 
 @dataclasses.dataclass
@@ -132,12 +145,13 @@ class _Pass:
         found, preprocessing, config = self.found, self.preprocessing, self.config
         self.folder = config.cache_folder
         self.wanted = (config.audit or config.allow_unreadable) and not found.synthetic
-        self.store = Store(found, preprocessing, resized=config.augmentation == "none")
+        resized = not changes_when_read(config.augmentation)
+        self.store = Store(found, preprocessing, resized=resized)
         self.known = _KnownFacts(self.folder, found, preprocessing)
         self.kind, self.size = choose_place(self.store, np.arange(len(found)), config)
         # The file of the last pass over these images. The pass shows whether it still fits.
         self.last = OnDisk.find(self._path(self.known.facts))
-        if config.cache == "auto" and self.kind == "none" and self.last:
+        if config.cache != "none" and self.kind == "none" and self.last:
             self.kind = "disk"
 
     def _path(self, facts: np.ndarray) -> Path:
@@ -271,19 +285,21 @@ def _settings(preprocessing: Preprocessing, *unused: str) -> str:
 
 
 def choose_place(store: Store, places: np.ndarray, config: DataConfig) -> tuple[str, int]:
-    """Returns where to keep these images, by the table `CACHES`, and their bytes."""
+    """Returns where the host keeps these images, by the table `CACHES`, and their bytes."""
     if config.cache == "none":
         return "none", 0
     if store.resized[places].all():
-        height, width = store.preprocessing.image_size
-        size, augmented = len(places) * height * width * store.preprocessing.channels, False
+        size, augmented = len(places) * store.preprocessing.image_bytes, False
     else:
         size, augmented = _sampled_size(store, places), True
     free = {
+        "device": 0.0,  # the host keeps these images
         "memory": _SHARE * available_memory(),
         "disk": _SHARE * _free_disk(config.cache_folder),
     }
-    return CACHES[config.cache](Need(size, augmented, config.num_workers, free)), size
+    # The device keeps training images only; the other images are kept as with `auto`.
+    row = "auto" if config.cache == "device" else config.cache
+    return CACHES[row](Need(size, augmented, config.num_workers, free)), size
 
 
 def _sampled_size(store: Store, places: np.ndarray) -> int:
@@ -296,13 +312,18 @@ def _sampled_size(store: Store, places: np.ndarray) -> int:
 
 def place_text(kind: str, size: int, folder: Path) -> str:
     """Returns where pixels are kept, for the log."""
-    shown = f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+    shown = size_text(size)
     return {"none": "not kept", "memory": f"{shown} in memory", "disk": f"{shown} in {folder}"}[
         kind
     ]
 
 
-def visited(visit: Callable[[int], Result], places: Sequence[int], title: str) -> Iterator[Result]:
+def size_text(size: int) -> str:
+    """Returns a number of bytes, for the log."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def visited(visit: Callable[[int], Result], places: Sequence[int], title: str) -> Generator[Result]:
     """Calls a function for each place, in threads, and yields the results in order."""
     threads = usable_cpus()
     parts = (places[start : start + _PART] for start in range(0, len(places), _PART))

@@ -70,6 +70,9 @@ class Stage(nnx.Module):
 
 def _run_one_by_one(run_block: Any, x: jax.Array, blocks: Any) -> tuple[jax.Array, Any]:
     """Does what `jax.lax.scan` does, without a loop in the compiled program."""
+    # With `jit`, JAX traces and lowers the block once for all blocks. XLA puts its code in their
+    # places before it optimises.
+    run_block = jax.jit(run_block)
     outputs = []
     for i in range(len(jax.tree.leaves(blocks)[0])):
         x, output = run_block(x, jax.tree.map(lambda leaf, i=i: leaf[i], blocks))

@@ -78,7 +78,8 @@ def layer_norm(
     # XLA's fusions of a norm are several times faster on a matrix than on four axes.
     pixels = x.reshape(-1, x.shape[-1])
     gates = None if gate is None else gate.reshape(pixels.shape)
-    y = _layer_norm(epsilon, _together(x.shape), pixels, scale, bias, gates)
+    images = x.shape[0] if x.ndim > 2 else 1
+    y = _layer_norm(epsilon, images, pixels, scale, bias, gates)
     return y.reshape(x.shape)
 
 
@@ -86,22 +87,21 @@ def _wide(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _together(shape: tuple[int, ...]) -> int:
-    """Returns how many pixels of images (b, ..., c) may share a row in `_pixel_sums`.
+def _pixel_sums(x: jax.Array, images: int) -> jax.Array:
+    """Sums images (..., c) over all pixels: (c,). `images` is the number of images.
 
-    They are pixels of one image, because XLA would gather a batch whose images are on several
-    devices if a row had pixels of two images.
-    """
-    return math.gcd(math.prod(shape[1:-1]), 16) if shape[-1] <= _FEW_CHANNELS else 1
-
-
-def _pixel_sums(x: jax.Array, together: int) -> jax.Array:
-    """Sums (..., c) over the pixels: (c,).
-
-    XLA sums a matrix of few columns slowly, so neighbouring pixels of few channels share a row.
+    It sums each image, then the images. In one sum over all pixels of a small map, XLA would give
+    every 32 channels to one block of threads, and most of the GPU would wait. XLA also sums a
+    matrix of few columns slowly, so neighbouring pixels of few channels share a row. They are
+    pixels of one image, because XLA would gather a batch whose images are on several devices if a
+    row had pixels of two images.
     """
     c = x.shape[-1]
-    return x.reshape(-1, together * c).sum(0).reshape(together, c).sum(0)
+    pixels = x.size // (images * c)
+    together = math.gcd(pixels, 16) if c <= _FEW_CHANNELS else 1
+    by_image = x.reshape(images, pixels // together, together * c).sum(1)
+    # Without the barrier, XLA would join the two sums again.
+    return lax.optimization_barrier(by_image).reshape(-1, c).sum(0)
 
 
 def _apart(kept: Any) -> Any:
@@ -124,9 +124,9 @@ def _batch_norm_forward(
     epsilon: float, relu: bool, x: jax.Array, scale: jax.Array, bias: jax.Array
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], _Arrays]:
     wide = _wide(x)
-    count, together = x.size // x.shape[-1], _together(x.shape)
-    mean = _pixel_sums(wide, together) / count
-    var = _pixel_sums(jnp.square(wide - mean), together) / count
+    count, images = x.size // x.shape[-1], x.shape[0]
+    mean = _pixel_sums(wide, images) / count
+    var = _pixel_sums(jnp.square(wide - mean), images) / count
     inverse = lax.rsqrt(var + epsilon)
     y = (wide - mean) * (inverse * scale) + bias
     if relu:
@@ -141,8 +141,8 @@ def _batch_norm_backward(epsilon: float, relu: bool, kept: _Arrays, gradients: _
     normal = (_wide(x) - mean) * inverse
     if relu:
         dy = jnp.where(normal * scale + bias > 0, dy, 0)
-    count, together = x.size // x.shape[-1], _together(x.shape)
-    dbias, dscale = _pixel_sums(dy, together), _pixel_sums(dy * normal, together)
+    count, images = x.size // x.shape[-1], x.shape[0]
+    dbias, dscale = _pixel_sums(dy, images), _pixel_sums(dy * normal, images)
     dx = (dy - dbias / count - normal * (dscale / count)) * (inverse * scale)
     return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype)
 
@@ -153,18 +153,18 @@ _batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _layer_norm(
     epsilon: float,
-    together: int,
+    images: int,
     x: jax.Array,
     scale: jax.Array,
     bias: jax.Array,
     gate: jax.Array | None,
 ) -> jax.Array:
-    return _layer_norm_forward(epsilon, together, x, scale, bias, gate)[0]
+    return _layer_norm_forward(epsilon, images, x, scale, bias, gate)[0]
 
 
 def _layer_norm_forward(
     epsilon: float,
-    together: int,
+    images: int,
     x: jax.Array,
     scale: jax.Array,
     bias: jax.Array,
@@ -179,7 +179,7 @@ def _layer_norm_forward(
     return y.astype(x.dtype), (x, scale, bias, gate, mean, inverse)
 
 
-def _layer_norm_backward(epsilon: float, together: int, kept: _Arrays, dy: jax.Array) -> _Arrays:
+def _layer_norm_backward(epsilon: float, images: int, kept: _Arrays, dy: jax.Array) -> _Arrays:
     x, scale, bias, *others = kept
     gate, mean, inverse = _apart(others)
     normal, dy = (_wide(x) - mean) * inverse, _wide(dy)
@@ -193,7 +193,7 @@ def _layer_norm_backward(epsilon: float, together: int, kept: _Arrays, dy: jax.A
         # The sums over pixels and those over channels read this array, so XLA must write it once,
         # and in x's narrow dtype.
         dy = _wide(_apart((dy * (wide * sigmoid)).astype(x.dtype)))
-    dscale, dbias = _pixel_sums(dy * normal, together), _pixel_sums(dy, together)
+    dscale, dbias = _pixel_sums(dy * normal, images), _pixel_sums(dy, images)
     dnormal = dy * scale
     dx = dnormal - dnormal.mean(-1, keepdims=True)
     dx = (dx - normal * (dnormal * normal).mean(-1, keepdims=True)) * inverse

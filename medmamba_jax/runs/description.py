@@ -44,6 +44,9 @@ class RunDescription:
             or split in another way.
         synthetic: whether a program drew the images.
         averaged: whether the evaluated parameters are the moving averages (`train.ema_decay`).
+        augmented_on: where the training images are augmented: "host", at their own size, or
+            "device", resized, in the training step. Empty if they are not augmented, or if an
+            earlier version, which augmented on the host, wrote it.
         format: the format of the file that this was read from.
     """
 
@@ -58,6 +61,7 @@ class RunDescription:
     synthetic: bool
     averaged: bool = False
     split: str = ""
+    augmented_on: str = ""
     format: int = FORMAT
 
     def predictor(

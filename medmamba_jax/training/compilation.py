@@ -1,10 +1,12 @@
-"""The cache of compiled programs."""
+"""Compiles a run's programs, and keeps them for later starts."""
 
 import contextlib
 import hashlib
 import pathlib
 import platform
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import jax
 
@@ -13,6 +15,12 @@ from medmamba_jax.files import expanded
 from medmamba_jax.parallel import say
 
 COMPILED = "~/.cache/medmamba-jax/compiled"
+
+# In MedMamba's step the products of cuBLAS are as fast as XLA's own, which XLA would first compile
+# and time in many variants. That would take 8 of 60 seconds (docs/performance.md).
+_OF_GPU = {"xla_gpu_enable_triton_gemm": False}
+
+Result = TypeVar("Result")
 
 
 def cache_compiled_programs() -> None:
@@ -32,6 +40,28 @@ def cache_compiled_programs() -> None:
         config.update("jax_compilation_cache_dir", str(folder))
     if config.jax_enable_compilation_cache:
         say(f"compiled programs are kept in {config.jax_compilation_cache_dir}")
+
+
+def compile_step(step: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Compiles a training step for the default backend."""
+    return step.compile(_OF_GPU if jax.default_backend() == "gpu" else None)
+
+
+def compile_beside(
+    program: jax.stages.Lowered, work: Callable[[], Result]
+) -> tuple[jax.stages.Compiled, Result]:
+    """Compiles a program in a thread while this thread works.
+
+    XLA compiles without Python's lock, and tracing needs nothing else. So both take no longer than
+    the longer one.
+
+    Returns:
+        The compiled program, and what `work` returned.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        compiled = thread.submit(program.compile)
+        result = work()
+        return compiled.result(), result
 
 
 def _cpu() -> str:

@@ -7,11 +7,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from medmamba_jax.data import OwnData, train_batches
-from medmamba_jax.data.reading.loading import BatchIterator
+from medmamba_jax.data.reading.loading import BatchIterator, batch_larger_than_set
+from medmamba_jax.data.reading.order import sampler_for
 from medmamba_jax.errors import NonFiniteLossError
 from medmamba_jax.evaluation import evaluate
 from medmamba_jax.metrics import Outputs, metrics_of, values
@@ -20,6 +22,8 @@ from medmamba_jax.report import report_after
 from medmamba_jax.runs import Run
 from medmamba_jax.runs.run import has_results
 from medmamba_jax.training.config import Config, TrainConfig
+from medmamba_jax.training.device_set import DeviceBatches, DeviceSet
+from medmamba_jax.training.placing import on_host
 from medmamba_jax.training.reporting import MetricWriter, UnpredictedClasses, epoch_line
 from medmamba_jax.training.selection import advance, warning_of_ties
 from medmamba_jax.training.start import TrainingRun, start_run
@@ -99,22 +103,31 @@ def fit(run: TrainingRun) -> dict[str, dict[str, Any]]:
     return results
 
 
-def batches_of(run: TrainingRun) -> BatchIterator:
+def batches_of(run: TrainingRun) -> BatchIterator | DeviceBatches:
     """Returns the batches from the next epoch's first step on, as an iterator without end.
 
-    Batches are dictionaries of arrays. These may be arrays of the host, or global arrays that are
-    on the devices already.
+    Batches are dictionaries of arrays: arrays of the host, or, if the training images live on the
+    devices, global arrays there.
     """
-    config = run.config
+    train, split = run.config.train, run.dataset.splits["train"]
+    preprocessing, start_step = run.description.preprocessing, run.progress.epoch * run.steps
+    if run.on_device and not run.is_finished:
+        if warning := batch_larger_than_set(split, train.batch_size):
+            logging.warning("%s", warning)
+        order = sampler_for(train.sampler, split.task).order(split, train.seed)
+        return DeviceSet(split, preprocessing, run.parallel).batches(
+            order, batch_size=train.batch_size, steps=run.steps, start_step=start_step
+        )
+    data = on_host(run.config.data, run.description.augmented_on)
     return train_batches(
-        run.dataset.splits["train"],
-        run.description.preprocessing,
-        config.data.augmentation,
-        batch_size=config.train.batch_size,
-        seed=config.train.seed,
-        sampler=config.train.sampler,
-        start_step=run.progress.epoch * run.steps,
-        num_workers=config.data.num_workers,
+        split,
+        preprocessing,
+        data.augmentation,
+        batch_size=train.batch_size,
+        seed=train.seed,
+        sampler=train.sampler,
+        start_step=start_step,
+        num_workers=data.num_workers,
         process_index=run.parallel.host,
         process_count=run.parallel.hosts,
     )

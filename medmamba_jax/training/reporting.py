@@ -6,10 +6,9 @@ import json
 import pathlib
 import platform
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-from tensorboardX import SummaryWriter
 
 from medmamba_jax.files import write_atomically
 from medmamba_jax.metrics import METRICS, metrics_of
@@ -17,6 +16,9 @@ from medmamba_jax.parallel import is_first_host
 from medmamba_jax.runs import Progress
 from medmamba_jax.runs.log import METRICS_FILE, read_metrics
 from medmamba_jax.training.selection import is_turn
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scikit-learn")
 
@@ -55,6 +57,10 @@ class MetricWriter:
             return
         write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
         if self._events is None:
+            # Where PyTorch is installed, tensorboardX imports it, which takes seconds. So it waits
+            # until the first epoch has ended.
+            from tensorboardX import SummaryWriter
+
             # The first new epoch opens the file, so that a finished run does not write to it.
             purged = self._epoch + 1 if self._epoch else None
             self._events = SummaryWriter(str(self._path.parent / "tensorboard"), purge_step=purged)

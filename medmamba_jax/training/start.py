@@ -44,11 +44,18 @@ from medmamba_jax.runs.workdir import (
     warn_of_trained_images,
     write_description,
 )
-from medmamba_jax.training.compilation import cache_compiled_programs
+from medmamba_jax.training.augmentation import DEVICE_POLICIES
+from medmamba_jax.training.compilation import (
+    cache_compiled_programs,
+    compile_beside,
+    compile_step,
+)
 from medmamba_jax.training.config import Config, TrainConfig
+from medmamba_jax.training.device_set import require_room
 from medmamba_jax.training.initial_weights import Report, initial_weights
 from medmamba_jax.training.losses import training_loss
 from medmamba_jax.training.optimizer import frozen_mask, is_frozen, make_optimizer
+from medmamba_jax.training.placing import DEVICE, on_host, place_training
 from medmamba_jax.training.reporting import as_text, parameter_counts, progress_text, versions
 from medmamba_jax.training.selection import choose_best_metric, is_finished
 from medmamba_jax.training.step import StepSpec, TrainState, eval_params, init_state, train_step
@@ -62,11 +69,13 @@ class TrainingRun:
         config: the configuration.
         workdir: the run's folder.
         dataset: the images, with caches if `data.cache` allows them.
+        on_device: whether the training images are to live on the devices.
         description: the content of `run.json`.
         spec: the static arguments of a step.
         parallel: the devices.
         store: the checkpoints.
         state: the state before the next step.
+        step: the step, traced and lowered; None if nothing is left to train.
         progress: the epochs finished.
         open_files: what `with` closes: the lock of the folder and the checkpoints.
     """
@@ -74,11 +83,13 @@ class TrainingRun:
     config: Config
     workdir: pathlib.Path
     dataset: Dataset
+    on_device: bool
     description: RunDescription
     spec: StepSpec
     parallel: DataParallel
     store: CheckpointStore
     state: TrainState
+    step: jax.stages.Lowered | None
     progress: Progress
     open_files: contextlib.ExitStack
 
@@ -89,12 +100,10 @@ class TrainingRun:
 
     @functools.cached_property
     def train_step(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-        """The jitted step; it donates the state."""
-        return jax.jit(
-            functools.partial(train_step, spec=self.spec),
-            donate_argnums=0,
-            out_shardings=(self.parallel.of_state(self.state), self.parallel.replicated),
-        )
+        """The compiled step; it donates the state."""
+        if self.step is None:
+            raise UserError("nothing is left to train, so this run has no step")
+        return compile_step(self.step)
 
     @property
     def is_finished(self) -> bool:
@@ -149,9 +158,16 @@ def start_run(
     preprocessing = check_settings(config, found)
     with contextlib.ExitStack() as open_files:
         store, before = open_workdir(workdir, config, open_files)
-        ready = prepare(found, config.data, preprocessing)  # it reads every image
+        on_device, augmented_on = place_training(
+            config.data, found, preprocessing, parallel, before
+        )
+        ready = prepare(  # it reads every image
+            found, on_host(config.data, augmented_on), preprocessing, train_on_device=on_device
+        )
         dataset = ready.dataset
-        description, best_text = describe(config, dataset)
+        if on_device:
+            require_room(dataset.splits["train"], preprocessing, parallel)
+        description, best_text = describe(config, dataset, augmented_on)
         if before is not None:
             check_same_images(workdir, before, description, dataset)
         spec, loss_text = make_spec(config, dataset, description)
@@ -167,16 +183,21 @@ def start_run(
         if before is None and config.train.init_from:
             evaluated = {k: v for k, v in dataset.splits.items() if k != "train"}
             warn_of_trained_images(pathlib.Path(config.train.init_from), evaluated)
-        state, progress, report = first_state(config.train, description, spec, store, parallel)
+        example = batch_shapes(dataset, config.train.batch_size, preprocessing, parallel)
+        state, step, progress, report = first_state(
+            config.train, description, spec, store, parallel, example
+        )
         run = TrainingRun(
             config,
             workdir,
             dataset,
+            on_device,
             description,
             spec,
             parallel,
             store,
             state,
+            step,
             progress,
             open_files.pop_all(),
         )
@@ -219,8 +240,15 @@ def check_settings(config: Config, found: Dataset | LabelledImages) -> Preproces
     return preprocessing
 
 
-def describe(config: Config, dataset: Dataset) -> tuple[RunDescription, str]:
+def describe(
+    config: Config, dataset: Dataset, augmented_on: str = ""
+) -> tuple[RunDescription, str]:
     """Returns the content of `run.json`, and the reason for the choice of the best metric.
+
+    Args:
+        config: the configuration.
+        dataset: the images.
+        augmented_on: as in `RunDescription`.
 
     Raises:
         UserError: the images do not fit the configuration.
@@ -240,6 +268,7 @@ def describe(config: Config, dataset: Dataset) -> tuple[RunDescription, str]:
         images_sha256={name: split.digest() for name, split in dataset.splits.items()},
         synthetic=dataset.synthetic,
         averaged=config.train.ema_decay > 0,
+        augmented_on=augmented_on,
     )
     return description, f"val {best_metric}{reason}"
 
@@ -255,7 +284,7 @@ def make_spec(
     sampler_for(config.train.sampler, dataset.task)
     loss, loss_text = training_loss(config.train, dataset)
     params, _ = abstract_weights(description.model)
-    patterns = config.train.frozen
+    patterns, policy = config.train.frozen, config.data.augmentation
     steps = steps_per_epoch(dataset.splits["train"], config.train.batch_size)
     spec = StepSpec(
         graphdef=training_graphdef(
@@ -267,6 +296,7 @@ def make_spec(
         loss=loss,
         frozen=frozen_mask(params, patterns),
         ema_decay=config.train.ema_decay,
+        augment=DEVICE_POLICIES[policy] if description.augmented_on == DEVICE else None,
         seed=config.train.seed,
     )
     return spec, loss_text
@@ -299,17 +329,39 @@ def _remove_unused(workdir: pathlib.Path) -> None:
         shutil.rmtree(workdir, ignore_errors=True)
 
 
+def batch_shapes(
+    dataset: Dataset, batch_size: int, preprocessing: Preprocessing, parallel: DataParallel
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shapes, dtypes and shardings of the global batches that `train_step` takes."""
+    split = dataset.splits["train"]
+    classes = split.labels.shape[1:]  # of a multi-label set
+    arrays = {
+        "image": ((*preprocessing.image_size, preprocessing.channels), np.uint8),
+        "label": (classes, np.float32 if classes else np.int32),
+    }
+    if split.weights is not None:
+        arrays["weight"] = ((), np.float32)
+    return {
+        name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=parallel.batch)
+        for name, (shape, dtype) in arrays.items()
+    }
+
+
 def first_state(
     train: TrainConfig,
     description: RunDescription,
     spec: StepSpec,
     store: CheckpointStore,
     parallel: DataParallel,
-) -> tuple[TrainState, Progress, Report | None]:
+    batch: dict[str, jax.ShapeDtypeStruct],
+) -> tuple[TrainState, jax.stages.Lowered | None, Progress, Report | None]:
     """Returns the state to go on from: resumed, else from `train.init_from`, else random.
 
+    The step is traced meanwhile, because XLA needs time to compile the first state.
+
     Returns:
-        The state; the epochs finished; and what became of the tensors that `init_from` names.
+        The state; the lowered step, or None if nothing is left to train; the epochs finished; and
+        what became of the tensors that `init_from` names.
 
     Raises:
         FileNotFoundError: `init_from` names nothing.
@@ -320,17 +372,28 @@ def first_state(
     )
     shapes = jax.eval_shape(make)
     shardings = parallel.of_state(shapes)
+    like = restored_like(shapes, shardings)
+    # It donates the state.
+    step = jax.jit(
+        functools.partial(train_step, spec=spec),
+        donate_argnums=0,
+        out_shardings=(shardings, parallel.replicated),
+    )
+    lower_step = functools.partial(step.lower, like, batch)
     if (epoch := store.latest_epoch()) is not None:
-        like = restored_like(shapes, shardings).to_parts()
-        state = TrainState.from_parts(store.restore(epoch, like))
-        return state, store.progress(epoch), None
+        state = TrainState.from_parts(store.restore(epoch, like.to_parts()))
+        progress = store.progress(epoch)
+        finished = is_finished(progress, train.epochs, train.patience)
+        return state, None if finished else lower_step(), progress, None
     loaded: Mapping[str, np.ndarray] = {}
     report = None
     if train.init_from:
         loaded, report = initial_weights(train.init_from, shapes, description)
     # Jitted, since one compilation is quicker than hundreds of small ones. XLA then leaves out the
     # draws of the tensors that are loaded.
-    return jax.jit(make, out_shardings=shardings)(loaded), Progress(), report
+    first = jax.jit(make, out_shardings=shardings).lower(loaded)
+    compiled, lowered = compile_beside(first, lower_step)
+    return compiled(loaded), lowered, Progress(), report
 
 
 def write_records(run: TrainingRun, ready: Ready, report: Report | None) -> None:
@@ -383,6 +446,8 @@ def plan(run: TrainingRun, settled: dict[str, str]) -> str:
             f"{SAMPLERS[train.sampler].text}",
         )
     )
+    if place := run.description.augmented_on:
+        lines.append(("augmented", f"{run.config.data.augmentation}, on the {place}"))
     if weights is not None:
         lines.append(("weights", f"of images, in training: {weights.min():g}..{weights.max():g}"))
     frozen = jax.tree.leaves(run.spec.frozen)

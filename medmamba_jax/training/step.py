@@ -11,6 +11,7 @@ from flax import nnx
 
 from medmamba_jax.models import MedMambaConfig, split_model
 from medmamba_jax.models.structure import new_model, with_tensors
+from medmamba_jax.training.augmentation import Augment, partners
 from medmamba_jax.training.losses import MeanLoss
 
 
@@ -71,8 +72,8 @@ class StepSpec:
         loss: (logits, labels, image weights or None) -> scalar.
         frozen: a tree of bools, True for the parameters that are not trained.
         ema_decay: `TrainConfig.ema_decay`.
-        augment: (key, uint8 images (b, h, w, c)) -> images; None leaves them as they are. Reading
-            processes have augmented the images before.
+        augment: (key, uint8 images (b, h, w, c)) -> `Augmented`, see `DEVICE_POLICIES`; None leaves
+            the images as they are. Reading processes have augmented the images before.
         seed: of the keys of `augment`.
     """
 
@@ -82,7 +83,7 @@ class StepSpec:
     loss: MeanLoss
     frozen: Any
     ema_decay: float = 0.0
-    augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    augment: Augment | None = None
     seed: int = 0
 
 
@@ -99,12 +100,13 @@ def train_step(
 
     Returns:
         The next state, and "loss", "grad_norm" (of the trained parameters, before clipping),
-        "logits" (b, classes) and "label".
+        "logits" (b, classes) and "label". Where images are mixed, the logits are of mixed images,
+        and the label is that of the image itself, not of its partner.
     """
-    images = batch["image"]
+    images, own_share = batch["image"], None
     if spec.augment is not None:
         key = jax.random.fold_in(jax.random.key(spec.seed), state.step)
-        images = spec.augment(key, images)
+        images, own_share = spec.augment(key, images)
 
     def loss_fn(params: Any) -> tuple[jax.Array, Any]:
         # XLA then leaves out the gradients of frozen parameters.
@@ -114,7 +116,7 @@ def train_step(
         model = nnx.merge(spec.graphdef, params, state.statistics, state.random)
         logits = model(spec.normalize(images))
         _, statistics, random = split_model(model)
-        loss = spec.loss(logits, batch["label"], batch.get("weight"))
+        loss = _loss_of_mixed(spec.loss, logits, batch, own_share)
         return loss, (logits, statistics, random)
 
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
@@ -132,6 +134,21 @@ def train_step(
     }
     state = TrainState(state.step + 1, params, statistics, random, opt_state, average)
     return state, outputs
+
+
+def _loss_of_mixed(
+    loss: MeanLoss, logits: jax.Array, batch: dict[str, jax.Array], own_share: jax.Array | None
+) -> jax.Array:
+    """Returns own share * loss of the labels + (1 - own share) * loss of the partners' labels.
+
+    A label that is not known has no part in its term, and an image weight goes with its label.
+    """
+    labels, weights = batch["label"], batch.get("weight")
+    own = loss(logits, labels, weights)
+    if own_share is None:
+        return own
+    other = loss(logits, partners(labels), None if weights is None else partners(weights))
+    return own_share * own + (1 - own_share) * other
 
 
 def _averaged(average: Any, params: Any, statistics: Any, step: jax.Array, decay: float) -> Any:

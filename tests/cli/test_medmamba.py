@@ -4,10 +4,15 @@ import subprocess
 import sys
 import zipfile
 
+import jax
+import numpy as np
 import pytest
 
 from medmamba_jax import cli
+from medmamba_jax.cli import _parser
+from medmamba_jax.cli.inspect import in_step
 from medmamba_jax.cli.train import QUICKSTART, with_config_file
+from medmamba_jax.training.augmentation import DEVICE_POLICIES
 
 
 def test_evaluate_reads_a_run_from_any_folder(trained, images, monkeypatch, capsys):
@@ -97,3 +102,12 @@ def test_a_missing_argument_shows_all_in_their_order(capsys):
     with pytest.raises(SystemExit):
         cli.main(["predict", "scan.png"])  # without a model
     assert "PATH (write medmamba predict RUN PATH); see" in capsys.readouterr().err
+
+
+def test_inspect_draws_what_the_step_does():
+    options = _parser(["inspect"]).parse_args(["inspect", "x", "--augment", "strong"])
+    assert options.augment == "strong"
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    expected = jax.jit(DEVICE_POLICIES["light"])(jax.random.key(3), images).images
+    np.testing.assert_array_equal(in_step("light", images, 3), expected)
+    assert not np.array_equal(in_step("light", images, 4), expected)

@@ -92,6 +92,18 @@ def test_training_sees_the_same_batches(images, tmp_path, cache, policy):
             np.testing.assert_array_equal(a["label"], e["label"])
 
 
+def test_what_the_step_augments_is_kept_resized_and_read_as_it_is(images, tmp_path):
+    settings = config(tmp_path, cache="memory", augmentation="strong")
+    kept = first_pass(images, PREPROCESSING, settings).images
+    assert kept.read(3).shape == (32, 40, 3)
+    options = {"batch_size": 6, "seed": 1}
+    with (
+        train_batches(images, PREPROCESSING, "none", **options) as expected,
+        train_batches(kept, PREPROCESSING, "strong", **options) as actual,
+    ):
+        np.testing.assert_array_equal(next(actual)["image"], next(expected)["image"])
+
+
 @each_cache
 @pytest.mark.parametrize("hosts", [1, 2])
 def test_every_host_evaluates_the_same_batches(images, tmp_path, cache, hosts):

@@ -114,3 +114,16 @@ def test_without_a_cache_nothing_is_written(problem, arguments, cache):
     jax.config.update("jax_compilation_cache_dir", None)
     for_cuda(lowered(make_segment_ends, problem, adjoint=False), arguments)
     assert not files(cache)
+
+
+def test_tracing_alone_lowers_nothing(problem, arguments, cache):
+    results = jax.eval_shape(lowered(make_segment_ends, problem, adjoint=False), *arguments)
+    assert not files(cache)
+    expected = jax.eval_shape(
+        make_segment_ends(problem, adjoint=False, interpret=False), *arguments
+    )
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), results) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), expected
+    )
+    for_cuda(lowered(make_segment_ends, problem, adjoint=False), arguments)
+    assert len(files(cache)) == 1

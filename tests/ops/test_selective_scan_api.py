@@ -158,6 +158,7 @@ def test_a_default_device_decides_the_backend():
 def probe(monkeypatch):
     """A Hopper GPU on which nothing is known yet of what this jax can build."""
     monkeypatch.setattr(pallas_gpu, "_refusal_of_gpu", lambda: None)
+    monkeypatch.setattr(pallas_gpu, "_TESTED", ())
     pallas_gpu._missing.cache_clear()
     yield
     pallas_gpu._missing.cache_clear()
@@ -233,8 +234,14 @@ print(mm.selective_scan(u, u, -A, B, B, D).shape)
     )
 
 
-def test_the_kernels_can_be_built_with_this_jax():
+def test_the_kernels_can_be_built_with_this_jax(probe):
     assert pallas_gpu._missing() is None
+
+
+def test_nothing_is_lowered_with_a_jax_that_the_tests_have_seen(probe, monkeypatch):
+    fail_to_lower(monkeypatch, AttributeError("moved"))
+    monkeypatch.setattr(pallas_gpu, "_TESTED", (jax.__version__,))
+    assert choose(None, case(backend="gpu")) == "pallas_gpu"
 
 
 def test_the_tpu_kernel_waits_for_its_switch(monkeypatch):

@@ -39,11 +39,13 @@ def recorded(self, batch):
     seen.append([hashlib.sha256(image.tobytes()).hexdigest() for image in batch["image"]])
     return put_batch(self, batch)
 
-DataParallel.put_batch = recorded
+if "device" not in sys.argv:  # a host does not have the whole of a batch on the devices
+    DataParallel.put_batch = recorded
 config = mm.default_config()
 config.model.variant, config.data.image_size = "tiny", 32
 config.train.batch_size, config.train.epochs = 8, 2
 config.data.cache_dir = f"{folder}/cache"
+config.data.cache = "device" if "device" in sys.argv else "memory"
 if "alone" in sys.argv:  # only the second host finds results, and only the first draws pictures
     from medmamba_jax.runs import gallery
     from medmamba_jax.training import loop
@@ -58,9 +60,9 @@ with open(f"{folder}/host{index}.json", "w") as file:
 """
 
 
-def run(folder, hosts, devices):
+def run(folder, hosts, devices, *more):
     """Trains on so many hosts of so many devices each; returns what each wrote and printed."""
-    codes, printed = ended(folder, hosts, devices)
+    codes, printed = ended(folder, hosts, devices, *more)
     assert codes == [0] * hosts, "\n".join(printed)
     return [json.loads((folder / f"host{i}.json").read_text()) for i in range(hosts)], printed
 
@@ -114,6 +116,11 @@ def test_two_hosts_train_as_one_with_two_devices(tmp_path):
     assert "epoch 2/2" in printed[0] and "epoch" not in printed[1]
     assert len((tmp_path / "two/run/metrics.jsonl").read_text().splitlines()) == 2
     assert "data:image/jpeg" in (tmp_path / "two/run/report.html").read_text()
+
+    # Each host puts its part of the training images on its device.
+    hosts, printed = run(tmp_path / "device", 2, 1, "device")
+    assert "on the device, others" in printed[0]
+    assert hosts[0]["results"] == hosts[1]["results"] == alone["results"]
 
     # The run is finished. Now the hosts disagree whether it has results.
     codes, printed = ended(tmp_path / "two", 2, 1, "alone")

@@ -9,6 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
+from medmamba_jax.training.augmentation import Augmented
 from medmamba_jax.training.losses import make_loss
 from medmamba_jax.training.step import StepSpec, TrainState, eval_params, train_step
 
@@ -80,7 +81,7 @@ def test_images_are_augmented_inside_the_step_by_seed_and_step():
 
     def brighter(key, images):
         keys.append(np.asarray(jax.random.key_data(key)))
-        return images + np.uint8(1)
+        return Augmented(images + np.uint8(1), None)
 
     spec, state = linear(augment=brighter, seed=7)
     after, _ = train_step(state, BATCH, spec=spec)
@@ -91,6 +92,44 @@ def test_images_are_augmented_inside_the_step_by_seed_and_step():
     expected_keys = [jax.random.fold_in(jax.random.key(7), step) for step in (0, 1)]
     for key, expected_key in zip(keys, expected_keys, strict=True):
         np.testing.assert_array_equal(key, jax.random.key_data(expected_key))
+
+
+def mixed(share):
+    """Leaves the images as they are, and says that this share of each is its own."""
+    return lambda key, images: Augmented(images, jax.numpy.float32(share))
+
+
+def test_the_labels_of_mixed_images_are_weighed():
+    weights = np.array([1, 2, 0.5, 3], np.float32)
+    spec, state = linear(augment=mixed(0.7))
+    _, outputs = train_step(state, BATCH | {"weight": weights}, spec=spec)
+    log_p = np.asarray(jax.nn.log_softmax(outputs["logits"]), np.float64)
+    own, other = (
+        -(w * log_p[range(4), y]).sum() / w.sum()
+        for y, w in ((LABELS, weights), (np.roll(LABELS, 1), np.roll(weights, 1)))
+    )
+    np.testing.assert_allclose(outputs["loss"], 0.7 * own + 0.3 * other, rtol=1e-5)
+    np.testing.assert_array_equal(outputs["label"], LABELS)
+    assert abs(own - other) > 1e-3
+
+
+def test_unknown_labels_of_mixed_images_do_not_count():
+    loss = make_loss("binary_cross_entropy", "multilabel", None, {"label_smoothing": 0.0})
+    labels = np.array([[1, 0, np.nan], [0, np.nan, 1], [1, 1, 0], [np.nan, 0, 0]], np.float32)
+    spec, state = linear(augment=mixed(0.4), loss=loss)
+    _, outputs = train_step(state, BATCH | {"label": labels}, spec=spec)
+    p = 1 / (1 + np.exp(-np.asarray(outputs["logits"], np.float64)))
+    own, other = (
+        np.nanmean(-y * np.log(p) - (1 - y) * np.log(1 - p)) for y in (labels, labels[[3, 0, 1, 2]])
+    )
+    np.testing.assert_allclose(outputs["loss"], 0.4 * own + 0.6 * other, rtol=1e-5)
+
+
+def test_an_image_that_is_all_its_own_has_its_own_loss():
+    (spec, state), (plain, _) = linear(augment=mixed(1.0)), linear()
+    after, _ = train_step(state, BATCH, spec=spec)
+    expected, _ = train_step(state, BATCH, spec=plain)
+    assert_close(after.params, expected.params)
 
 
 def test_the_moving_average_follows_its_closed_form():

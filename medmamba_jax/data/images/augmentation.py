@@ -6,7 +6,8 @@ same way, at the image's own size. The image is resized to the model's input aft
 is cut from the full resolution.
 
 `POLICIES` is the only list of policies; the docstring of a policy describes it. To add one, assign
-a function to a new name in it.
+a function to a new name in it. The policies in `ON_DEVICE` change nothing here: the training step
+applies them to whole batches, see `medmamba_jax.training.augmentation`.
 """
 
 import math
@@ -18,13 +19,13 @@ from PIL import Image, ImageEnhance
 Transform = Callable[[Image.Image], Image.Image]
 Policy = Callable[[int, int, np.random.Generator], Transform]
 
-_CROP_AREA = (0.08, 1.0)
-_CROP_ASPECT = (3 / 4, 4 / 3)
-_CROP_TRIES = 10
+CROP_AREA = (0.08, 1.0)
+CROP_ASPECT = (3 / 4, 4 / 3)
+CROP_TRIES = 10
 
-_ROTATION_DEGREES = 7.0
-_ZOOM = (0.9, 1.1)
-_BRIGHTNESS = (0.9, 1.1)
+ROTATION_DEGREES = 7.0
+ZOOM = (0.9, 1.1)
+BRIGHTNESS = (0.9, 1.1)
 _RAMP = Image.frombytes("L", (256, 1), bytes(range(256)))
 
 
@@ -55,9 +56,9 @@ def light(width: int, height: int, rng: np.random.Generator) -> Transform:
 
     Pixels from outside the image are black.
     """
-    angle = math.radians(rng.uniform(-_ROTATION_DEGREES, _ROTATION_DEGREES))
-    zoom = rng.uniform(*_ZOOM)
-    brightness = rng.uniform(*_BRIGHTNESS)
+    angle = math.radians(rng.uniform(-ROTATION_DEGREES, ROTATION_DEGREES))
+    zoom = rng.uniform(*ZOOM)
+    brightness = rng.uniform(*BRIGHTNESS)
     # Pillow maps output pixels to input pixels, so it needs the inverse of the rotation and zoom.
     cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
     x, y = width / 2, height / 2
@@ -83,13 +84,41 @@ def light_flip(width: int, height: int, rng: np.random.Generator) -> Transform:
     return _mirrored_at_random(light(width, height, rng), rng)
 
 
+def strong(width: int, height: int, rng: np.random.Generator) -> Transform:
+    """Random crop, rotation, brightness, contrast, erasing, mixup and CutMix; never mirrored.
+
+    The training step applies it to the resized images, see
+    `medmamba_jax.training.augmentation.strong`. Here the image stays as it is.
+    """
+    return none(width, height, rng)
+
+
+def strong_flip(width: int, height: int, rng: np.random.Generator) -> Transform:
+    """`strong`, and a mirror image half of the time.
+
+    The training step applies it, as it does `strong`.
+    """
+    return none(width, height, rng)
+
+
 POLICIES: dict[str, Policy] = {
     "none": none,
     "official": official,
     "light": light,
     "light_flip": light_flip,
+    "strong": strong,
+    "strong_flip": strong_flip,
 }
-MIRRORING = ("official", "light_flip")  # policies that show mirror images
+MIRRORING = ("official", "light_flip", "strong_flip")  # policies that show mirror images
+ON_DEVICE = ("strong", "strong_flip")  # policies that only the training step can apply
+
+
+def changes_when_read(policy: str) -> bool:
+    """Whether reading a training image changes it, by the name of a policy in `POLICIES`.
+
+    If not, what is kept of the image can be resized already.
+    """
+    return policy not in ("none", *ON_DEVICE)
 
 
 def _mirrored_at_random(transform: Transform, rng: np.random.Generator) -> Transform:
@@ -114,9 +143,9 @@ def random_crop_box(width: int, height: int, rng: np.random.Generator) -> tuple[
     Returns:
         left, top, width and height of the crop in pixels.
     """
-    log_aspect = np.log(_CROP_ASPECT)
-    for _ in range(_CROP_TRIES):
-        area = width * height * rng.uniform(*_CROP_AREA)
+    log_aspect = np.log(CROP_ASPECT)
+    for _ in range(CROP_TRIES):
+        area = width * height * rng.uniform(*CROP_AREA)
         aspect = math.exp(rng.uniform(*log_aspect))
         crop_width = round(math.sqrt(area * aspect))
         crop_height = round(math.sqrt(area / aspect))
@@ -124,6 +153,11 @@ def random_crop_box(width: int, height: int, rng: np.random.Generator) -> tuple[
             top = int(rng.integers(height - crop_height + 1))
             left = int(rng.integers(width - crop_width + 1))
             return left, top, crop_width, crop_height
-    crop_width = min(width, max(1, round(height * _CROP_ASPECT[1])))
-    crop_height = min(height, max(1, round(width / _CROP_ASPECT[0])))
+    return largest_crop_box(width, height)
+
+
+def largest_crop_box(width: int, height: int) -> tuple[int, int, int, int]:
+    """Returns the largest centred crop of an allowed aspect ratio, as `random_crop_box` does."""
+    crop_width = min(width, max(1, round(height * CROP_ASPECT[1])))
+    crop_height = min(height, max(1, round(width / CROP_ASPECT[0])))
     return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height

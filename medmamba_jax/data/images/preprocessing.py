@@ -82,6 +82,12 @@ class Preprocessing(Section):
                     f" channels; got {values}"
                 )
 
+    @property
+    def image_bytes(self) -> int:
+        """The bytes of a resized image."""
+        height, width = self.image_size
+        return height * width * self.channels
+
     def decode(self, image: str | Path | bytes | np.ndarray) -> np.ndarray:
         """Decodes an image and converts it to `channels`; turns it upright by its EXIF orientation.
 

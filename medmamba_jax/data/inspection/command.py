@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import io
 import itertools
 from collections import Counter
@@ -25,12 +26,12 @@ from medmamba_jax.data.config import CsvConfig, DataConfig, FolderConfig, Public
 from medmamba_jax.data.csv_table import write_csv_table
 from medmamba_jax.data.dataset import Dataset
 from medmamba_jax.data.first_pass import first_pass
-from medmamba_jax.data.images.augmentation import POLICIES
+from medmamba_jax.data.images.augmentation import ON_DEVICE, POLICIES
 from medmamba_jax.data.images.decoding import open_image
 from medmamba_jax.data.images.dicom import header_tag, mixed_windows
 from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.data.inspection.image_kinds import image_kind
-from medmamba_jax.data.inspection.sheets import augmentation_sheet, contact_sheet
+from medmamba_jax.data.inspection.sheets import InStep, augmentation_sheet, contact_sheet
 from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.labels import shown_classes
 from medmamba_jax.data.naming import listed
@@ -56,8 +57,13 @@ _NO_FLAGS = frozenset(
 )
 
 
-def add_inspect(subcommands: Any) -> None:
-    """Adds `inspect` to the subcommands of a parser."""
+def add_inspect(subcommands: Any, in_step: InStep | None = None) -> None:
+    """Adds `inspect` to the subcommands of a parser.
+
+    Args:
+        subcommands: of the parser.
+        in_step: changes images as the training step does, see `augmentation_sheet`.
+    """
     parser = subcommands.add_parser(
         "inspect", help="count the images of a set, look for damage and overlap, and draw some"
     )
@@ -67,7 +73,9 @@ def add_inspect(subcommands: Any) -> None:
         help="a folder, a table, an npz file, or a public set, which is prepared if necessary",
     )
     parser.add_argument(
-        "--augment", choices=tuple(POLICIES), help="draw a few images as this policy changes them"
+        "--augment",
+        choices=[name for name in POLICIES if in_step is not None or name not in ON_DEVICE],
+        help="draw a few images as this policy changes them",
     )
     parser.add_argument(
         "--out",
@@ -89,7 +97,7 @@ def add_inspect(subcommands: Any) -> None:
                     type=field.type if field.type in (int, float) else str,
                     help=f"{help_text} ({field.default!r})",
                 )
-    parser.set_defaults(run=inspect)
+    parser.set_defaults(run=functools.partial(inspect, in_step=in_step))
 
 
 def _settings(section: type[Section]) -> list[dataclasses.Field]:
@@ -102,7 +110,7 @@ def _settings(section: type[Section]) -> list[dataclasses.Field]:
     ]
 
 
-def inspect(options: argparse.Namespace) -> tuple[str, int]:
+def inspect(options: argparse.Namespace, in_step: InStep | None = None) -> tuple[str, int]:
     """Reads every image once, and describes the images.
 
     It writes into a new folder: `sheet.png`, a picture, if an image can be read; `findings.csv`, a
@@ -155,7 +163,7 @@ def inspect(options: argparse.Namespace) -> tuple[str, int]:
     duplicates = Duplicates.among(facts)
     findings = _findings(found, config, facts, duplicates, Counter(kinds))
     if facts.readable.any():
-        _draw(found, facts, preprocessing, options.augment, folder / "sheet.png")
+        _draw(found, facts, preprocessing, options.augment, in_step, folder / "sheet.png")
     write_duplicates(folder / "duplicates.csv", found, duplicates)
     write_csv_table(
         folder / "findings.csv",
@@ -316,6 +324,7 @@ def _draw(
     facts: Facts,
     preprocessing: Preprocessing,
     augment: str | None,
+    in_step: InStep | None,
     path: Path,
 ) -> None:
     shown = shown_classes(found.labels, len(found.class_names))
@@ -329,7 +338,7 @@ def _draw(
 
     if augment:
         several = pixels(np.concatenate([of_class[:1] for of_class in rows]), _AUGMENTED)
-        sheet = augmentation_sheet(several, augment, seed=0, fit=preprocessing.fit)
+        sheet = augmentation_sheet(several, augment, 0, preprocessing.fit, in_step)
     else:
         sheet = contact_sheet(
             {

@@ -1,11 +1,11 @@
 """Pictures that `medmamba inspect` draws: images in rows of tiles."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-from medmamba_jax.data.images.augmentation import POLICIES
+from medmamba_jax.data.images.augmentation import ON_DEVICE, POLICIES, unchanged
 from medmamba_jax.data.images.drawing import (
     BACKGROUND,
     INK,
@@ -54,38 +54,59 @@ def contact_sheet(rows: Mapping[str, Sequence[np.ndarray]]) -> Image.Image:
     return sheet
 
 
+# (name of a policy, images uint8 (b, h, w, 3), number of the draw) -> images of the same shape
+InStep = Callable[[str, np.ndarray, int], np.ndarray]
+
+
 def augmentation_sheet(
-    images: Sequence[np.ndarray], policy: str, seed: int, fit: str = "stretch"
+    images: Sequence[np.ndarray],
+    policy: str,
+    seed: int,
+    fit: str = "stretch",
+    in_step: InStep | None = None,
 ) -> Image.Image:
     """Draws a row for each image: the image itself, then six augmented versions of it.
 
     Every tile is resized to a square, as training resizes images to the model's input. The channels
-    that are shown are those of `contact_sheet`.
+    that are shown are those of `contact_sheet`. A policy of the training step changes the tiles;
+    each column is then one batch, so that its images are mixed.
 
     Args:
         images: uint8 (h, w, c), as `Preprocessing.decode` returns them; sizes may differ.
         policy: name in `POLICIES`.
         seed: the same seed gives the same picture.
         fit: how an image that is no square becomes one, see `DataConfig.fit`.
+        in_step: changes images as the training step does. The policies in `ON_DEVICE` need it.
 
     Raises:
-        UserError: there are no images, or no policy has this name.
+        UserError: there are no images, no policy has this name, or it needs `in_step`.
     """
     if policy not in POLICIES:
         raise UserError(f"augmentation must be one of {tuple(POLICIES)}; got {policy!r}")
+    if policy in ON_DEVICE and in_step is None:
+        raise UserError(f"only the training step can apply augmentation {policy!r}: pass in_step")
     if not images:
         raise UserError("no images to show the augmentation on")
-    step = _LARGE_TILE + _GAP
-    size = (step * (1 + _DRAWS) - _GAP, step * len(images) - _GAP)
-    sheet = Image.new("RGB", size, BACKGROUND)
+    rows = []
     for row, pixels in enumerate(images):
-        height, width, _ = pixels.shape
+        height, width, channels = pixels.shape
         rng = np.random.default_rng((seed, row))
         drawn = [POLICIES[policy](width, height, rng) for _ in range(_DRAWS)]
         resize = Preprocessing(
-            (_LARGE_TILE,) * 2, pixels.shape[2], "bilinear", mean=(0.0,), std=(1.0,), fit=fit
+            (_LARGE_TILE,) * 2, channels, "bilinear", mean=(0.0,), std=(1.0,), fit=fit
         ).resize
-        for column, transform in enumerate([POLICIES["none"](width, height, rng), *drawn]):
-            tile = as_picture(resize(pixels, transform))
+        rows.append([as_picture(resize(pixels, transform)) for transform in (unchanged, *drawn)])
+    if policy in ON_DEVICE and in_step is not None:
+        batch = np.stack([np.asarray(tiles[0]) for tiles in rows])
+        for draw in range(_DRAWS):
+            for tiles, pixels in zip(
+                rows, in_step(policy, batch, seed * _DRAWS + draw), strict=True
+            ):
+                tiles[1 + draw] = as_picture(pixels)
+    step = _LARGE_TILE + _GAP
+    size = (step * (1 + _DRAWS) - _GAP, step * len(images) - _GAP)
+    sheet = Image.new("RGB", size, BACKGROUND)
+    for row, tiles in enumerate(rows):
+        for column, tile in enumerate(tiles):
             sheet.paste(tile, (step * column, step * row))
     return sheet

@@ -103,6 +103,11 @@ class Store:
             if pixels is not None:
                 self.in_memory[place] = self.fit(place, pixels)
 
+    def forget(self, places: np.ndarray) -> None:
+        """Frees what is kept of these images in memory. They can still be read."""
+        for place in places.tolist():
+            self.in_memory.pop(place, None)
+
     def keep_on_disk(self, places: np.ndarray, file: "OnDisk", records: np.ndarray) -> None:
         """Takes these images from the records of a file."""
         pairs = zip(places.tolist(), records.tolist(), strict=True)

@@ -15,6 +15,8 @@ same in plain JAX, for Pallas's interpreter, which has no layouts.
 #   pallas, pallas.mosaic_gpu: the language that the kernels are written in.
 #   custom_partitioning: only this lets XLA split a kernel by image. `jax.shard_map` needs the mesh,
 #     which a scan inside a model does not have.
+#   extend.core.Primitive, interpreters.mlir: an operation whose kernel is lowered with the program
+#     around it and not when that is traced, see lowered.py.
 # Private, and why each is needed:
 #   fragmented_array: `FragmentedArray` is a tile in registers. Code inside `inline_mgpu` calls its
 #     `load_untiled`, `store_untiled` and `broadcast_in_dim` and reads and sets its registers
@@ -37,6 +39,8 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.mosaic.gpu import fragmented_array as fa
 from jax.experimental.mosaic.gpu import utils
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
 from jaxlib.mlir.dialects import arith, nvvm, vector
 
 from medmamba_jax.ops.pallas_gpu.problem import CHANNELS, IMAGES, STATES
@@ -44,12 +48,14 @@ from medmamba_jax.ops.pallas_gpu.problem import CHANNELS, IMAGES, STATES
 __all__ = [
     "BY_BOTH",
     "Index",
+    "Primitive",
     "Ref",
     "TileOps",
     "by_channel",
     "custom_partitioning",
     "interpreter",
     "kernel",
+    "mlir",
     "pl",
     "plgpu",
 ]

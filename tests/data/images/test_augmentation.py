@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from medmamba_jax.data.images.augmentation import POLICIES, random_crop_box
+from medmamba_jax.data.images.augmentation import (
+    MIRRORING,
+    ON_DEVICE,
+    POLICIES,
+    changes_when_read,
+    random_crop_box,
+)
 
 
 def generator(seed=0):
@@ -25,7 +31,7 @@ def test_the_generator_decides_everything(policy):
     first = augmented(policy, image, 3)
     assert first == augmented(policy, image, 3)
     assert first.mode == image.mode
-    if policy != "none":
+    if changes_when_read(policy):
         assert first != augmented(policy, image, 4)
 
 
@@ -37,9 +43,15 @@ def test_a_transform_does_the_same_to_every_plane(policy):
     assert Image.merge("RGB", planes) == transform(image)
 
 
-def test_none_changes_nothing():
+@pytest.mark.parametrize("policy", ["none", *ON_DEVICE])
+def test_policies_that_change_nothing_here(policy):
     image = coordinates(30, 40)
-    assert augmented("none", image) == image
+    assert augmented(policy, image) == image and not changes_when_read(policy)
+
+
+def test_policies_that_mirror_have_a_row():
+    assert set(MIRRORING) <= set(POLICIES) and set(ON_DEVICE) <= set(POLICIES)
+    assert [name for name in POLICIES if name.endswith("_flip")] == list(MIRRORING[1:])
 
 
 class TestOfficial:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medmamba_jax.data.images.augmentation import POLICIES
+from medmamba_jax.data.images.augmentation import ON_DEVICE, POLICIES
 from medmamba_jax.data.inspection.sheets import augmentation_sheet
 
 TILE, GAP = 160, 4
@@ -17,7 +17,7 @@ def tile(sheet, row, column):
     return sheet.crop((left, top, left + TILE, top + TILE))
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name not in ON_DEVICE])
 def test_a_row_is_the_image_and_six_draws(policy):
     images = [noise(50, 40, 3), noise(30, 60, 1), noise(20, 20, 5)]
     sheet = augmentation_sheet(images, policy, seed=1)
@@ -31,6 +31,22 @@ def test_a_row_is_the_image_and_six_draws(policy):
         assert different == (1 if policy == "none" else 7)
     assert sheet == augmentation_sheet(images, policy, seed=1)
     assert (sheet == augmentation_sheet(images, policy, seed=2)) == (policy == "none")
+
+
+def test_the_columns_of_a_policy_of_the_step_are_batches():
+    images, draws = [noise(50, 40, 3), noise(30, 60, 1)], []
+
+    def darker(policy, batch, draw):
+        assert policy == "strong" and batch.shape == (2, TILE, TILE, 3)
+        draws.append(draw)
+        return batch // (2 + len(draws))
+
+    sheet = augmentation_sheet(images, "strong", seed=1, in_step=darker)
+    assert draws == list(range(6, 12))
+    for row in range(2):
+        original = np.asarray(tile(sheet, row, 0))
+        for column in range(1, 7):
+            np.testing.assert_array_equal(tile(sheet, row, column), original // (2 + column))
 
 
 def test_images_become_squares_as_in_training():
@@ -48,7 +64,11 @@ def test_images_become_squares_as_in_training():
 
 @pytest.mark.parametrize(
     ("images", "policy", "problem"),
-    [([], "light", "no images"), ([noise(9, 9, 1)], "heavy", "must be one of .*got 'heavy'")],
+    [
+        ([], "light", "no images"),
+        ([noise(9, 9, 1)], "heavy", "must be one of .*got 'heavy'"),
+        ([noise(9, 9, 1)], "strong", "only the training step can apply augmentation 'strong'"),
+    ],
 )
 def test_refusals(images, policy, problem):
     with pytest.raises(ValueError, match=problem):

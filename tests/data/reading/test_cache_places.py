@@ -22,8 +22,27 @@ GIB = 2**30
         ("auto", GIB, False, 2, "disk"),
         ("auto", GIB, True, 2, "none"),
         ("auto", 9 * GIB, False, 2, "none"),
+        ("device", 99 * GIB, False, 2, "device"),
     ],
 )
 def test_the_table(cache, size, augmented, workers, expected):
-    free = {"memory": 2 * GIB, "disk": 8 * GIB}
+    free = {"device": 0, "memory": 2 * GIB, "disk": 8 * GIB}
     assert CACHES[cache](Need(size, augmented, workers, free)) == expected
+
+
+@pytest.mark.parametrize(
+    ("cache", "size", "workers", "expected"),
+    [
+        ("auto", 4 * GIB, 0, "device"),
+        ("auto", 4 * GIB, 2, "device"),
+        ("auto", 4 * GIB + 1, 0, "disk"),
+        ("auto", 0, 0, "memory"),
+        ("none", GIB, 0, "none"),
+        ("memory", GIB, 0, "memory"),
+        ("disk", GIB, 0, "disk"),
+        ("device", 99 * GIB, 0, "device"),
+    ],
+)
+def test_the_table_for_images_that_may_go_to_the_device(cache, size, workers, expected):
+    free = {"device": 4 * GIB, "memory": 2 * GIB, "disk": 8 * GIB}
+    assert CACHES[cache](Need(size, False, workers, free)) == expected

@@ -5,11 +5,12 @@ import os
 import pickle
 
 import numpy as np
+import psutil
 import pytest
 
 from medmamba_jax.data import DataConfig
 from medmamba_jax.data.reading import loading
-from medmamba_jax.data.reading.memory import Blocks, return_large_blocks
+from medmamba_jax.data.reading.memory import Blocks, return_free_memory, return_large_blocks
 
 
 def address(array):
@@ -80,3 +81,14 @@ def test_large_blocks_do_not_come_from_the_heaps():
     # A few of them may fill holes that earlier tests have left in the heaps.
     blocks = [np.empty(2 * 2**20, np.uint8) for _ in range(256)]
     assert libc.mallinfo2().hblkhd - before >= sum(block.nbytes for block in blocks) / 2
+
+
+def test_free_memory_between_blocks_in_use_goes_back_to_the_system():
+    if not hasattr(ctypes.CDLL(None), "malloc_trim"):
+        pytest.skip("the C library is not glibc")
+    process = psutil.Process()
+    blocks = [np.ones(100_000, np.uint8) for _ in range(1000)]
+    del blocks[::2]
+    before = process.memory_info().rss
+    return_free_memory()
+    assert before - process.memory_info().rss > 25_000_000
