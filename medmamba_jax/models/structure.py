@@ -22,9 +22,9 @@ Tensors = dict[Any, Any]
 NETWORKS: dict[type, Callable[..., Any]] = {MedMambaConfig: MedMamba}
 
 
-def new_model(config: MedMambaConfig, seed: int) -> MedMamba:
+def new_model(config: MedMambaConfig, rngs: nnx.Rngs) -> MedMamba:
     """Returns a model in training mode with random weights."""
-    return NETWORKS[type(config)](config, rngs=nnx.Rngs(seed))
+    return NETWORKS[type(config)](config, rngs=rngs)
 
 
 def abstract_model(config: MedMambaConfig) -> MedMamba:
@@ -32,7 +32,7 @@ def abstract_model(config: MedMambaConfig) -> MedMamba:
 
     It does not draw random weights: this takes seconds, and loaded weights would replace them all.
     """
-    return nnx.eval_shape(lambda: new_model(config, seed=0))
+    return nnx.eval_shape(lambda: new_model(config, nnx.Rngs(0)))
 
 
 def abstract_weights(config: MedMambaConfig) -> tuple[Tensors, Tensors]:

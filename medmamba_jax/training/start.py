@@ -297,7 +297,6 @@ def make_spec(
         frozen=frozen_mask(params, patterns),
         ema_decay=config.train.ema_decay,
         augment=DEVICE_POLICIES[policy] if description.augmented_on == DEVICE else None,
-        seed=config.train.seed,
     )
     return spec, loss_text
 
@@ -368,9 +367,10 @@ def first_state(
         UserError: the trained model is of another architecture.
     """
     make = functools.partial(
-        init_state, description.model, spec.optimizer, train.seed, average=description.averaged
+        init_state, description.model, spec.optimizer, average=description.averaged
     )
-    shapes = jax.eval_shape(make)
+    seed = np.uint32(train.seed)
+    shapes = jax.eval_shape(make, seed)
     shardings = parallel.of_state(shapes)
     like = restored_like(shapes, shardings)
     # It donates the state.
@@ -381,7 +381,8 @@ def first_state(
     )
     lower_step = functools.partial(step.lower, like, batch)
     if (epoch := store.latest_epoch()) is not None:
-        state = TrainState.from_parts(store.restore(epoch, like.to_parts()))
+        placed = jax.device_put(seed, shardings.seed)
+        state = TrainState.from_parts(store.restore(epoch, like.to_parts()), placed)
         progress = store.progress(epoch)
         finished = is_finished(progress, train.epochs, train.patience)
         return state, None if finished else lower_step(), progress, None
@@ -390,10 +391,11 @@ def first_state(
     if train.init_from:
         loaded, report = initial_weights(train.init_from, shapes, description)
     # Jitted, since one compilation is quicker than hundreds of small ones. XLA then leaves out the
-    # draws of the tensors that are loaded.
-    first = jax.jit(make, out_shardings=shardings).lower(loaded)
+    # draws of the tensors that are loaded. The seed is an argument, so that runs with other seeds
+    # share the compiled program.
+    first = jax.jit(make, out_shardings=shardings).lower(seed, loaded)
     compiled, lowered = compile_beside(first, lower_step)
-    return compiled(loaded), lowered, Progress(), report
+    return compiled(seed, loaded), lowered, Progress(), report
 
 
 def write_records(run: TrainingRun, ready: Ready, report: Report | None) -> None:

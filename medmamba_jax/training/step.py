@@ -28,6 +28,8 @@ class TrainState:
         opt_state: the optimiser's state.
         average: moving averages of `params` and `statistics`, as {"params": ..., "statistics":
             ...}; None without `train.ema_decay`.
+        seed: uint32 scalar, `train.seed`, of the keys of augmentation. It never changes. It is
+            not in `StepSpec`, so that runs with other seeds share one compiled step.
     """
 
     step: jax.Array
@@ -35,21 +37,26 @@ class TrainState:
     statistics: Any
     random: Any
     opt_state: Any
+    seed: jax.Array
     average: Any = None
 
     def to_parts(self) -> dict[str, Any]:
-        """Returns the parts of a checkpoint. To use a model, `eval_params` is enough."""
+        """Returns the parts of a checkpoint, which does not hold the seed.
+
+        To use a model, `eval_params` is enough.
+        """
         training = {"step": self.step, "random": self.random, "opt_state": self.opt_state}
         parts = {"params": self.params, "statistics": self.statistics, "training": training}
         return parts if self.average is None else parts | {"average": self.average}
 
     @classmethod
-    def from_parts(cls, parts: dict[str, Any]) -> "TrainState":
+    def from_parts(cls, parts: dict[str, Any], seed: jax.Array) -> "TrainState":
         """Undoes `to_parts`."""
         return cls(
             params=parts["params"],
             statistics=parts["statistics"],
             average=parts.get("average"),
+            seed=seed,
             **parts["training"],
         )
 
@@ -74,7 +81,6 @@ class StepSpec:
         ema_decay: `TrainConfig.ema_decay`.
         augment: (key, uint8 images (b, h, w, c)) -> `Augmented`, see `DEVICE_POLICIES`; None leaves
             the images as they are. Reading processes have augmented the images before.
-        seed: of the keys of `augment`.
     """
 
     graphdef: nnx.GraphDef
@@ -84,7 +90,6 @@ class StepSpec:
     frozen: Any
     ema_decay: float = 0.0
     augment: Augment | None = None
-    seed: int = 0
 
 
 def train_step(
@@ -105,7 +110,7 @@ def train_step(
     """
     images, own_share = batch["image"], None
     if spec.augment is not None:
-        key = jax.random.fold_in(jax.random.key(spec.seed), state.step)
+        key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         images, own_share = spec.augment(key, images)
 
     def loss_fn(params: Any) -> tuple[jax.Array, Any]:
@@ -132,7 +137,7 @@ def train_step(
         "logits": logits,
         "label": batch["label"],
     }
-    state = TrainState(state.step + 1, params, statistics, random, opt_state, average)
+    state = TrainState(state.step + 1, params, statistics, random, opt_state, state.seed, average)
     return state, outputs
 
 
@@ -169,7 +174,7 @@ def _averaged(average: Any, params: Any, statistics: Any, step: jax.Array, decay
 def init_state(
     config: MedMambaConfig,
     optimizer: optax.GradientTransformation,
-    seed: int,
+    seed: int | jax.Array,
     loaded: Mapping[str, Any] | None = None,
     *,
     average: bool,
@@ -179,13 +184,16 @@ def init_state(
     Args:
         config: the architecture.
         optimizer: Optax transformation.
-        seed: of the parameters, dropout and drop path.
+        seed: of the parameters, dropout, drop path and augmentation; below 2**32.
         loaded: dotted name -> parameter or statistic that takes the place of a random one.
         average: whether the state keeps moving averages.
     """
-    params, statistics, random = split_model(new_model(config, seed))
+    seed = jnp.asarray(seed, "uint32")
+    rngs = nnx.Rngs(jax.random.key(seed))
+    params, statistics, random = split_model(new_model(config, rngs))
     params, statistics = (with_tensors(tree, loaded or {}) for tree in (params, statistics))
-    state = TrainState(jnp.zeros((), "int32"), params, statistics, random, optimizer.init(params))
+    step, opt_state = jnp.zeros((), "int32"), optimizer.init(params)
+    state = TrainState(step, params, statistics, random, opt_state, seed)
     if not average:
         return state
     # Arrays of their own: the loop donates the state, and no array may be donated twice.

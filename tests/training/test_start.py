@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 
 import medmamba_jax as mm
+from medmamba_jax.training import start
+from medmamba_jax.training.compilation import compile_beside
 from medmamba_jax.training.start import describe
 
 
@@ -79,3 +81,26 @@ def test_the_fit_of_a_run_is_the_one_of_its_predictions(config, images, run_of_t
     stretched = dataclasses.replace(run.predictor.preprocessing, fit="stretch")
     other = dataclasses.replace(run.predictor, preprocessing=stretched).predict(list(pixels))
     assert np.abs(other - expected).max() > 1e-4
+
+
+def test_runs_with_other_seeds_share_their_compiled_programs(
+    config, images, tmp_path, monkeypatch, one_device
+):
+    programs, drawn = [], []
+
+    def recorded(program, work):
+        compiled, step = compile_beside(program, work)
+        programs.append((program.as_text(), step.as_text()))
+        return compiled, step
+
+    monkeypatch.setattr(start, "compile_beside", recorded)
+    for seed in (0, 1):
+        built = config(seed=seed)
+        data = dataclasses.replace(built.data, augmentation="strong")  # the step draws it
+        with mm.start_run(
+            dataclasses.replace(built, data=data), tmp_path / str(seed), images
+        ) as run:
+            assert run.spec.augment is not None and run.state.seed == seed
+            drawn.append(run.state.params["head"]["kernel"])
+    assert programs[0] == programs[1]
+    assert not np.array_equal(*drawn)

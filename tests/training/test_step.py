@@ -37,7 +37,8 @@ def linear(**changes):
         loss=make_loss("cross_entropy", "multiclass", None, {"label_smoothing": 0.0}),
         frozen=jax.tree.map(lambda _: False, params),
     )
-    state = TrainState(jax.numpy.int32(0), params, {}, {}, optimizer.init(params))
+    seed = jax.numpy.uint32(7)
+    state = TrainState(jax.numpy.int32(0), params, {}, {}, optimizer.init(params), seed)
     return dataclasses.replace(spec, **changes), state
 
 
@@ -83,7 +84,7 @@ def test_images_are_augmented_inside_the_step_by_seed_and_step():
         keys.append(np.asarray(jax.random.key_data(key)))
         return Augmented(images + np.uint8(1), None)
 
-    spec, state = linear(augment=brighter, seed=7)
+    spec, state = linear(augment=brighter)
     after, _ = train_step(state, BATCH, spec=spec)
     plain, _ = linear()
     expected, _ = train_step(state, BATCH | {"image": IMAGES + np.uint8(1)}, spec=plain)
