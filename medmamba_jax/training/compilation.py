@@ -18,7 +18,7 @@ COMPILED = "~/.cache/medmamba-jax/compiled"
 
 # In MedMamba's step the products of cuBLAS are as fast as XLA's own, which XLA would first compile
 # and time in many variants. That would take 8 of 60 seconds (docs/performance.md).
-_OF_GPU = {"xla_gpu_enable_triton_gemm": False}
+_OF_GPU: dict[str, str | bool] = {"xla_gpu_enable_triton_gemm": False}
 
 Result = TypeVar("Result")
 

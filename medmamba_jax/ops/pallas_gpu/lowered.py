@@ -87,7 +87,7 @@ def _exported(make, problem, options, shapes) -> export.Exported:
 
 
 @functools.cache
-def _built(make, problem, options) -> Callable:
+def _built(make, problem, options) -> Any:
     return jax.jit(make(problem, **dict(options), interpret=False))
 
 
