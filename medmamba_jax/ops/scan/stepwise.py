@@ -4,8 +4,8 @@
 worth more than the parallel work that an associative scan offers.
 
 Vector instructions work on the last axis of an array, the lanes. These are the channels, or, where
-there are few channels, the images. So the arrays inside have the axes (k, d, q): p and q are both
-parts of the batch, and one of them is 1. The state is (p, k, n, d, q).
+there are few channels, the images. So the arrays inside have the axes (l, p, k, d, q), and the
+state has (p, k, n, d, q). The batch is p * q images, and p or q is 1.
 """
 
 import functools
@@ -50,8 +50,8 @@ def scan_stepwise(
     out_dtype = u.dtype
     u, A, B, C, D = in_scan_dtype(u, A, B, C, D)
     together = images_together(u.shape[0], u.shape[-1])
-    dt, dt_u, B, C = (_time_first(x, together) for x in (dt, dt * u, B, C))
-    y = scan_time_first(dt, dt_u, A, B, C)
+    steps = (_time_first(x, together) for x in (u, dt, B, C))
+    y = scan_time_first(*steps, A)
     return (_batch_first(y) + D * u).astype(out_dtype)
 
 
@@ -61,21 +61,21 @@ def images_together(b: int, d: int) -> int:
 
 
 def scan_time_first(
-    dt: jax.Array, dt_u: jax.Array, A: jax.Array, B: jax.Array, C: jax.Array
+    u: jax.Array, dt: jax.Array, B: jax.Array, C: jax.Array, A: jax.Array
 ) -> jax.Array:
     """Returns sum_n(C h) for all steps, (l, p, k, d, q).
 
     Args:
-      dt, dt_u: (l, p, k, d, q); float32 or float64, as all arguments.
-      A: (k, n, d).
+      u, dt: (l, p, k, d, q); float32 or float64, as all arguments.
       B, C: (l, p, k, n, q).
+      A: (k, n, d).
     """
     length = dt.shape[0]
     chunk = chunk_length(length, _CHUNK)
     padding = -length % chunk
     if padding:  # dt = 0 is the identity step: a = 1, b = 0
-        dt, dt_u, B, C = (jnp.pad(x, ((0, padding), *[(0, 0)] * 4)) for x in (dt, dt_u, B, C))
-    return _scan(chunk, dt, dt_u, A[..., None], B, C)[:length]
+        u, dt, B, C = (jnp.pad(x, ((0, padding), *[(0, 0)] * 4)) for x in (u, dt, B, C))
+    return _scan(chunk, u, dt, A[..., None], B, C)[:length]
 
 
 def _time_first(x: jax.Array, together: int) -> jax.Array:
@@ -92,13 +92,13 @@ def _batch_first(x: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _scan(
-    chunk: int, dt: jax.Array, dt_u: jax.Array, A: jax.Array, B: jax.Array, C: jax.Array
+    chunk: int, u: jax.Array, dt: jax.Array, A: jax.Array, B: jax.Array, C: jax.Array
 ) -> jax.Array:
-    return _scan_forward(chunk, dt, dt_u, A, B, C)[0]
+    return _scan_forward(chunk, u, dt, A, B, C)[0]
 
 
 def _scan_forward(
-    chunk: int, dt: jax.Array, dt_u: jax.Array, A: jax.Array, B: jax.Array, C: jax.Array
+    chunk: int, u: jax.Array, dt: jax.Array, A: jax.Array, B: jax.Array, C: jax.Array
 ) -> tuple[jax.Array, Residuals]:
     n = A.shape[1]
 
@@ -115,12 +115,12 @@ def _scan_forward(
 
     _, p, k, d, q = dt.shape
     h0 = jnp.zeros((p, k, n, d, q), dt.dtype)
-    _, (y, borders) = lax.scan(walk, h0, tuple(_to_chunks(x, chunk) for x in (dt, dt_u, B, C)))
-    return _from_chunks(y), (dt, dt_u, A, B, C, borders)
+    _, (y, borders) = lax.scan(walk, h0, tuple(_to_chunks(x, chunk) for x in (dt, dt * u, B, C)))
+    return _from_chunks(y), (u, dt, A, B, C, borders)
 
 
 def _scan_backward(chunk: int, residuals: Residuals, dy: jax.Array) -> tuple[jax.Array, ...]:
-    dt, dt_u, A, B, C, borders = residuals
+    u, dt, A, B, C, borders = residuals
     n = A.shape[1]
 
     def forward_step(
@@ -138,12 +138,12 @@ def _scan_backward(chunk: int, residuals: Residuals, dy: jax.Array) -> tuple[jax
         t, dt, dt_u, B, C, dy = inputs
         a = jnp.exp(_wide(dt) * A)
         dh = dh + _wide(dy) * _deep(C)
-        # The gradient reaches dt and A through log a = dt A.
+        # The gradient reaches the arguments through b = dt u B and log a = dt A.
         d_log_a = dh * a * states[t]
         d_dt_u = _sum_over_states(lambda i: dh[:, :, i] * B[:, :, i, None], n)
-        ddt = _sum_over_states(lambda i: d_log_a[:, :, i] * A[:, i], n)
+        d_dt_a = _sum_over_states(lambda i: d_log_a[:, :, i] * A[:, i], n)
         dB, dC = _sum_over_channels(dt_u, dh), _sum_over_channels(dy, states[t + 1])
-        return (a * dh, dA + d_log_a * _wide(dt)), (ddt, d_dt_u, dB, dC)
+        return (a * dh, dA + d_log_a * _wide(dt)), (d_dt_u, d_dt_a, dB, dC)
 
     def walk(carry: tuple[jax.Array, ...], inputs: tuple[jax.Array, ...]) -> Any:
         dh, dA, states = carry
@@ -160,10 +160,10 @@ def _scan_backward(chunk: int, residuals: Residuals, dy: jax.Array) -> tuple[jax
     steps = jnp.arange(chunk)
     nothing = jnp.zeros_like(borders[0])  # dA is summed over the batch at the end
     states = jnp.zeros((chunk + 1, *nothing.shape), nothing.dtype)
-    chunks = (borders, *(_to_chunks(x, chunk) for x in (dt, dt_u, B, C, dy)))
+    chunks = (borders, *(_to_chunks(x, chunk) for x in (dt, dt * u, B, C, dy)))
     (_, dA, _), outputs = lax.scan(walk, (nothing, nothing, states), chunks, reverse=True)
-    ddt, d_dt_u, dB, dC = (_from_chunks(x) for x in outputs)
-    return ddt, d_dt_u, dA.sum((0, 4))[..., None], dB, dC
+    d_dt_u, d_dt_a, dB, dC = (_from_chunks(x) for x in outputs)
+    return d_dt_u * dt, d_dt_u * u + d_dt_a, dA.sum((0, 4))[..., None], dB, dC
 
 
 _scan.defvjp(_scan_forward, _scan_backward)

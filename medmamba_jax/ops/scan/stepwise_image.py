@@ -36,11 +36,9 @@ def project_and_scan_stepwise(
         low, B, C = jnp.split(rows, (r, r + n), axis=1)
         u, low, weight = u.astype(wide), low.astype(wide), dt_weight.astype(wide)
         dt = jax.nn.softplus(_product(weight.swapaxes(1, 2), low) + dt_bias.astype(wide)[..., None])
-        # The gradient of a stack is a sum of four arrays. XLA takes longer for that of dt * u.
-        dt_u = jnp.stack([dt[k] * u for k in range(4)])
         arrays = (
             x.astype(wide).reshape(4, -1, h, w, 1, b).transpose(2, 3, 4, 0, 1, 5)
-            for x in (dt, dt_u, B, C)
+            for x in (jnp.stack([u] * 4), dt, B, C)
         )
     else:
         rows = jnp.einsum("bhwd,dkc->bhwkc", u, projection)
@@ -50,10 +48,11 @@ def project_and_scan_stepwise(
         dt = jax.nn.softplus(delta + dt_bias.astype(wide))
         axes = (1, 2, 0, 3, 4)
         arrays = (
-            x.astype(wide).transpose(axes)[..., None] for x in (dt, dt * u[..., None, :], B, C)
+            x.astype(wide).transpose(axes)[..., None]
+            for x in (jnp.stack([u] * 4, axis=-2), dt, B, C)
         )
-    dt, dt_u, B, C = (_ordered(x) for x in arrays)
-    y = _merged(scan_time_first(dt, dt_u, A.astype(wide).swapaxes(1, 2), B, C), h, w)
+    steps = (_ordered(x) for x in arrays)
+    y = _merged(scan_time_first(*steps, A.astype(wide).swapaxes(1, 2)), h, w)
     skip = D.astype(wide).sum(0)
     if together > 1:
         y = y[:, :, 0].transpose(3, 0, 1, 2) + u.reshape(d, h, w, b).transpose(3, 1, 2, 0) * skip
