@@ -74,6 +74,39 @@ def explain(
     split = predictor.split_of(images)
     table = probabilities(predictor.finite_logits(split), predictor.task)
     classes = table.argmax(1) if chosen is None else np.full(len(table), chosen)
+    return Explanation(
+        method,
+        split.names,
+        predictor.class_names,
+        table,
+        classes,
+        maps_of_classes(predictor, split, classes, method=method, stage=stage),
+    )
+
+
+def maps_of_classes(
+    predictor: Predictor,
+    images: LabelledImages,
+    classes: np.ndarray,
+    *,
+    method: str,
+    stage: int = -1,
+) -> np.ndarray:
+    """Returns a heat map for each image and its class, without a prediction.
+
+    Args:
+        predictor: the trained model.
+        images: the images (n).
+        classes: indices into the model's class names (n,).
+        method, stage: as for `explain`.
+
+    Returns:
+        float32 (n, h, w), as `Explanation.maps`.
+
+    Raises:
+        UserError: as `explain`.
+    """
+    stage, _ = check_request(predictor, method, None, stage)
     compute = _compiled(
         METHODS[method].compute,
         stage,
@@ -82,11 +115,11 @@ def explain(
         predictor.parallel,
     )
     # As labels, the classes come in the batches of their images.
-    labelled = dataclasses.replace(split, labels=classes.astype(np.int32), class_names=())
+    labelled = dataclasses.replace(images, labels=classes.astype(np.int32), class_names=())
     batches = eval_batches(
         labelled,
         predictor.preprocessing,
-        batch_size=predictor.batch_size_for(len(split)),
+        batch_size=predictor.batch_size_for(len(images)),
         process_index=predictor.parallel.host,
         process_count=predictor.parallel.hosts,
     )
@@ -97,14 +130,7 @@ def explain(
             found.append(
                 compute(predictor.params, predictor.statistics, given["image"], given["label"])
             )
-    return Explanation(
-        method,
-        split.names,
-        predictor.class_names,
-        table,
-        classes,
-        np.concatenate(jax.device_get(found))[: len(split)],
-    )
+    return np.concatenate(jax.device_get(found))[: len(images)]
 
 
 def check_request(

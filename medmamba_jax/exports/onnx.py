@@ -11,7 +11,7 @@ import numpy as np
 
 from medmamba_jax.errors import MissingPackageError
 from medmamba_jax.exports.program import INPUT, OUTPUTS, program
-from medmamba_jax.ops.depthwise_conv import one_form
+from medmamba_jax.ops.convolution import one_form
 from medmamba_jax.predictor import Predictor
 
 OPSET = 21  # onnxruntime reads it from version 1.18 on

@@ -7,7 +7,7 @@ from jax.typing import DTypeLike
 
 from medmamba_jax.models import initializers
 from medmamba_jax.ops import norms
-from medmamba_jax.ops.depthwise_conv import depthwise_conv
+from medmamba_jax.ops.convolution import conv, depthwise_conv
 
 
 class LayerNorm(nnx.Module):
@@ -74,9 +74,7 @@ class Conv(nnx.Module):
         if self.patches or side == 1:
             x = jnp.einsum("bhiwjc,ijco->bhwo", _windows(x, side), kernel)
         else:
-            x = jax.lax.conv_general_dilated(
-                x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
+            x = conv(x, kernel)
         return _plus(x, self.bias[...])
 
 

@@ -17,7 +17,8 @@ class Stage(nnx.Module):
     """Blocks of one resolution, whose parameters are stacked.
 
     Every tensor of `blocks` has a leading axis `depth`, so that an optimiser handles a third of the
-    leaves. On a CPU one `lax.scan` runs the blocks, and XLA compiles the block once for any depth.
+    leaves. On a CPU one `lax.scan` runs several blocks, and XLA compiles the block once for any
+    depth.
     Elsewhere they run one after another: a loop would copy all that a block keeps for the backward
     pass into and out of a stack (docs/performance.md).
     """
@@ -59,7 +60,7 @@ class Stage(nnx.Module):
         depth = len(self.drop_path_rates)
         rates = jnp.array(self.drop_path_rates, jnp.float32)
         keys = None if key is None else jax.random.split(key, depth)
-        run = jax.lax.scan if default_backend() == "cpu" else _run_one_by_one
+        run = jax.lax.scan if default_backend() == "cpu" and depth > 1 else _run_one_by_one
         x, statistics = run(run_block, x, (params, statistics, rates, keys))
         if not all(norm.use_running_average for norm in batch_norms(self.blocks).values()):
             # If every norm uses its running statistics, nothing is written, so that `jax.jit` may

@@ -6,7 +6,6 @@ import json
 import pathlib
 import shutil
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,7 +13,7 @@ from PIL import Image
 from medmamba_jax.data.images.drawing import as_picture
 from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.texts import printable
-from medmamba_jax.explanation import explain
+from medmamba_jax.explanation.maps import maps_of_classes
 from medmamba_jax.explanation.pictures import overlay
 from medmamba_jax.files import write_atomically
 from medmamba_jax.metrics import Outputs
@@ -101,7 +100,10 @@ def write_gallery(
         epoch: the epoch of the checkpoint, by which `read_gallery` knows an old gallery.
     """
     chosen = choose(outputs)
-    maps = _maps(predictor, images, chosen)
+    maps: list[np.ndarray] = []
+    if chosen:
+        rows, classes = np.array([(row, of) for _, row, of in chosen]).T
+        maps = list(maps_of_classes(predictor, images.take(rows), classes, method=METHOD))
     folder.mkdir(parents=True, exist_ok=True)
     for old in (folder / FILE, *folder.glob("*.jpg")):
         old.unlink(missing_ok=True)
@@ -176,24 +178,6 @@ def read_gallery(folder: pathlib.Path, epoch: int) -> list[Entry]:
 def _is_own(folder: pathlib.Path, name: str) -> bool:
     bare = not any(c in name for c in "/\\:") and name not in ("", ".", "..")
     return bare and not (folder / name).is_symlink()
-
-
-def _maps(
-    predictor: Predictor, images: LabelledImages, chosen: Sequence[tuple[str, int, int]]
-) -> list[np.ndarray]:
-    """Returns the map of each chosen image for its class."""
-    if not chosen:
-        return []
-    part = images.take(np.array([row for _, row, _ in chosen]))
-    if predictor.task == "multiclass":  # the class is the likeliest one
-        return list(explain(predictor, part, method=METHOD).maps)
-    # Every call explains all images, so that one shape is compiled.
-    names = {of: predictor.class_names[of] for _, _, of in chosen}
-    by_class: dict[int, Any] = {
-        of: explain(predictor, part, method=METHOD, class_name=name).maps
-        for of, name in names.items()
-    }
-    return [by_class[of][place] for place, (_, _, of) in enumerate(chosen)]
 
 
 def _texts(outputs: Outputs, row: int, of: int) -> tuple[str, str]:

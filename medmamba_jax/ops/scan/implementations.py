@@ -15,6 +15,7 @@ from medmamba_jax.ops.scan.chunked import scan_chunked
 from medmamba_jax.ops.scan.recurrence import step_sizes
 from medmamba_jax.ops.scan.sequential import scan_sequential
 from medmamba_jax.ops.scan.stepwise import scan_stepwise
+from medmamba_jax.ops.scan.stepwise_image import project_and_scan_stepwise
 from medmamba_jax.ops.scan.unrolled import scan_unrolled
 
 # Nobody has run the TPU kernel on a TPU yet. So `None` chooses it only if this variable is 1.
@@ -125,6 +126,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     ),
     "stepwise": Implementation(
         on_step_sizes(scan_stepwise),
+        projected_image=project_and_scan_stepwise,
         automatic=lambda case: case.backend == "cpu",  # elsewhere each step is a launch
     ),
     "chunked": Implementation(on_step_sizes(scan_chunked)),

@@ -1,4 +1,4 @@
-"""Both forms of the depthwise convolution against loops over pixels and taps in float64."""
+"""The forms of both convolutions against loops over pixels and taps in float64."""
 
 import functools
 
@@ -10,7 +10,15 @@ from closeness import assert_close
 from jax import export
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from medmamba_jax.ops.depthwise_conv import depthwise_conv, grouped_conv, sum_of_shifts
+from medmamba_jax.ops.convolution import (
+    conv,
+    conv_in_one_order,
+    depthwise_conv,
+    grouped_conv,
+    plain_conv,
+    product_of_windows,
+    sum_of_shifts,
+)
 
 FORMS = [grouped_conv, sum_of_shifts, depthwise_conv]
 
@@ -31,6 +39,22 @@ def convolve(x, kernel, dy):
     return y, dx, dkernel
 
 
+def as_depthwise(kernel):
+    """Returns the taps of a full kernel (i, j, c, c_out) as kernels (i, j, 1, c) of each c_out."""
+    return [kernel[:, :, None, :, out] for out in range(kernel.shape[-1])]
+
+
+def convolve_fully(x, kernel, dy):
+    """As `convolve` for a kernel (side, side, c, c_out): one depthwise kernel for each c_out."""
+    results = [
+        convolve(x, taps, np.repeat(dy[..., out, None], x.shape[-1], axis=-1))
+        for out, taps in enumerate(as_depthwise(kernel))
+    ]
+    y = np.stack([y.sum(-1) for y, _, _ in results], -1)
+    dx = sum(dx for _, dx, _ in results)
+    return y, dx, np.stack([dkernel[:, :, 0] for _, _, dkernel in results], -1)
+
+
 def make_inputs(side):
     rng = np.random.default_rng(side)
     return [rng.standard_normal(s) for s in [(2, 4, 7, 3), (side, side, 1, 3), (2, 4, 7, 3)]]
@@ -49,6 +73,34 @@ def test_values_and_gradients(form, side):
     with jax.default_matmul_precision("highest"):
         y, gradients = both(*(jnp.asarray(array, jnp.float32) for array in (x, kernel, dy)))
     results = zip((y, *gradients), convolve(x, kernel, dy), ("y", "x", "kernel"), strict=True)
+    for actual, expected, name in results:
+        assert_close(actual, expected, 1e-6, name)
+
+
+@pytest.mark.parametrize("side", [3, 5])
+@pytest.mark.parametrize("form", [plain_conv, product_of_windows, conv_in_one_order])
+def test_values_and_gradients_of_a_full_convolution(form, side):
+    check_fully(form, side, (3, 5, 7, 4))
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 5, 4), (2, 2, 3, 9)], ids=["large map", "small map"])
+def test_the_chosen_form_of_a_full_convolution(shape):
+    check_fully(conv, 3, shape)
+
+
+def check_fully(form, side, shape):
+    rng = np.random.default_rng(side)
+    shapes = [shape, (side, side, shape[-1], 6), (*shape[:-1], 6)]
+    arrays = [rng.standard_normal(s) for s in shapes]
+
+    @jax.jit
+    def both(x, kernel, dy):
+        y, pull = jax.vjp(form, x, kernel)
+        return y, pull(dy)
+
+    with jax.default_matmul_precision("highest"):
+        y, gradients = both(*(jnp.asarray(array, jnp.float32) for array in arrays))
+    results = zip((y, *gradients), convolve_fully(*arrays), ("y", "x", "kernel"), strict=True)
     for actual, expected, name in results:
         assert_close(actual, expected, 1e-6, name)
 
@@ -125,3 +177,23 @@ def test_a_batch_on_several_devices_stays_there(arrays):
     compiled = jax.jit(jax.grad(loss)).lower(x, kernel).compile()
     assert "all-gather" not in compiled.as_text()
     np.testing.assert_array_equal(compiled(x, kernel), jax.jit(jax.grad(loss))(*arrays))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="reads a program for a CPU")
+@pytest.mark.parametrize("form, expected", [(conv, 3), (plain_conv, 1)])
+def test_in_a_loop_on_a_cpu_the_gradients_have_the_one_fast_order(form, expected):
+    """XLA computes other orders by a loop over pixels and taps. `plain_conv` shows that it does."""
+    x, kernel = jnp.ones((4, 6, 6, 5)), jnp.ones((2, 3, 3, 5, 5))
+
+    def loss(kernel):
+        return jax.lax.scan(lambda x, kernel: (form(x, kernel), None), x, kernel)[0].sum()
+
+    text = jax.jit(jax.grad(loss)).lower(kernel).compile().as_text()
+    assert text.count(" convolution(") == 3
+    assert text.count("dim_labels=b01f_01io->b01f") == expected
+
+
+def test_elsewhere_a_full_convolution_is_that_of_xla(arrays):
+    x, kernel = arrays[0], jnp.ones((3, 3, 3, 5))
+    assert convolutions("cuda", conv, x, kernel) == 1
+    assert convolutions("cuda", jax.grad(lambda *a: (conv(*a) ** 2).sum(), (0, 1)), x, kernel) == 3
