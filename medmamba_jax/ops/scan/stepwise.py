@@ -50,8 +50,8 @@ def scan_stepwise(
     out_dtype = u.dtype
     u, A, B, C, D = in_scan_dtype(u, A, B, C, D)
     together = images_together(u.shape[0], u.shape[-1])
-    steps = (_time_first(x, together) for x in (u, dt, B, C))
-    y = scan_time_first(*steps, A)
+    first = functools.partial(_time_first, together=together)
+    y = scan_time_first(first(u), first(dt), first(B), first(C), A)
     return (_batch_first(y) + D * u).astype(out_dtype)
 
 

@@ -51,8 +51,9 @@ def project_and_scan_stepwise(
             x.astype(wide).transpose(axes)[..., None]
             for x in (jnp.stack([u] * 4, axis=-2), dt, B, C)
         )
-    steps = (_ordered(x) for x in arrays)
-    y = _merged(scan_time_first(*steps, A.astype(wide).swapaxes(1, 2)), h, w)
+    ordered_u, ordered_dt, ordered_B, ordered_C = (_ordered(x) for x in arrays)
+    A = A.astype(wide).swapaxes(1, 2)
+    y = _merged(scan_time_first(ordered_u, ordered_dt, ordered_B, ordered_C, A), h, w)
     skip = D.astype(wide).sum(0)
     if together > 1:
         y = y[:, :, 0].transpose(3, 0, 1, 2) + u.reshape(d, h, w, b).transpose(3, 1, 2, 0) * skip
