@@ -4,6 +4,7 @@
 dictionaries of arrays that belong to it.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,6 +33,12 @@ def abstract_model(config: MedMambaConfig) -> MedMamba:
 
     It does not draw random weights: this takes seconds, and loaded weights would replace them all.
     """
+    return nnx.clone(_abstract_model(config))
+
+
+@functools.lru_cache(maxsize=32)
+def _abstract_model(config: MedMambaConfig) -> MedMamba:
+    """Returns the model that `abstract_model` copies, because building one takes half a second."""
     return nnx.eval_shape(lambda: new_model(config, nnx.Rngs(0)))
 
 
