@@ -113,11 +113,11 @@ def augmentation_text(run: RunFacts) -> str:
     policy = run.settings.get("data.augmentation", "none")
     if policy == "none":
         return "The training images were not augmented."
-    what = {
-        HOST: "images at their own size, before they were resized",
-        DEVICE: "resized images, in the training step",
+    where = {
+        HOST: "at their own size, before they were resized",
+        DEVICE: "after they were resized, in the training step",
     }[run.description.augmented_on]
-    return f"Training images were augmented by {_policy(policy)} This changed {what}."
+    return f"Training images were augmented {where}. {_policy(policy)}"
 
 
 def _policy(name: str) -> str:
@@ -125,10 +125,10 @@ def _policy(name: str) -> str:
     described = POLICIES.get(name)  # a script may have added the policy
     text = " ".join((inspect.getdoc(described) or "").partition("\n\n")[0].split())
     if not text:
-        return f"the policy {name}."
+        return f"Policy {name}."
     extended = re.match(r"`(\w+)`", text)
-    more = f" That is {_policy(extended[1])}" if extended else ""
-    return f"the policy {name}: {text[0].lower()}{text[1:]}{more}".replace("`", "")
+    more = f" {_policy(extended[1])}" if extended else ""
+    return f"Policy {name}: {text[0].lower()}{text[1:]}{more}".replace("`", "")
 
 
 def _outcome(run: RunFacts) -> str:

@@ -79,9 +79,13 @@ def test_only_the_report_of_earlier_results_does_not_stay(
     ("policy", "place", "expected"),
     [
         ("none", "", ["The training images were not augmented."]),
-        ("light_flip", "", ["rotation within 7 degrees", "mirror image half", "at their own size"]),
+        (
+            "light_flip",
+            "",
+            ["Policy light: rotation within 7", "mirror image half", "at their own size"],
+        ),
         ("strong", "device", ["within 15 degrees", "a quarter by CutMix", "in the training step"]),
-        ("of_a_script", "host", ["by the policy of_a_script.", "at their own size"]),
+        ("of_a_script", "host", ["Policy of_a_script.", "at their own size"]),
     ],
 )
 def test_the_checklist_says_how_and_where_images_were_augmented(
