@@ -107,7 +107,7 @@ def test_a_series_augments_at_one_place(one_epoch, images, one_device, tmp_path)
         return dataclasses.replace(one_epoch, data=data)
 
     train_series(augmented("memory"), tmp_path, images, seeds=(0,))
-    problem = r"seed_0 augments .* on the host, and .*seed_1 on the device.*set data\.cache=memory"
+    problem = r"seed_0 augments .* on the host, and .*seed_1 on the device.*with data\.cache=memory"
     with pytest.raises(mm.UserError, match=problem):
         train_series(augmented("device"), tmp_path, images, seeds=(0, 1))
     assert not (tmp_path / "seed_1" / "metrics.jsonl").exists()

@@ -89,8 +89,8 @@ def require_one_model(descriptions: Mapping[pathlib.Path, RunDescription]) -> No
             cache = {HOST: "memory", DEVICE: "device"}[start.augmented_on]
             raise UserError(
                 f"{one} augments the training images on the {start.augmented_on}, and {place} on"
-                f" the {run.augmented_on}, so they are no runs of one model: set"
-                f" data.cache={cache}, and train {place.name} in a new folder"
+                f" the {run.augmented_on}, so they are no runs of one model: train"
+                f" {place.name} from the beginning with data.cache={cache}"
             )
 
 
