@@ -22,7 +22,6 @@ import argparse
 import collections
 import dataclasses
 import datetime
-import fnmatch
 import json
 import os
 import pathlib
@@ -36,7 +35,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.row_files import figure, markdown
+from benchmarks.row_files import chosen, figure, markdown
 
 _FINISHED = "finished.json"  # the driver writes it into a run's folder at the end
 _SIGNAL_SECONDS = 20  # the time that a run has to end after an interrupt
@@ -538,11 +537,9 @@ def main() -> None:
     args = parser.parse_args()
     args.data = str(pathlib.Path(args.data).resolve())
 
-    jobs = [
-        job
-        for job in jobs_of([experiment for group in args.groups for experiment in GROUPS[group]])
-        if any(fnmatch.fnmatchcase(job.name, pattern) for pattern in args.only)
-    ]
+    found = jobs_of([experiment for group in args.groups for experiment in GROUPS[group]])
+    names = chosen([job.name for job in found], args.only)
+    jobs = [job for job in found if job.name in names]
     if args.list:
         for job in jobs:
             print(job.name, *flags_of(job, args.data))

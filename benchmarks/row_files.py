@@ -4,6 +4,7 @@ A process of its own has all of a device's memory, and its peak of memory is tha
 that has a file is not measured again, so a table can grow over several calls.
 """
 
+import fnmatch
 import json
 import pathlib
 import subprocess
@@ -53,6 +54,18 @@ def read_rows(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
         content = json.loads(path.read_text())
         found[path.stem] = content["rows"][0] | {"versions": content["versions"]}
     return found
+
+
+def chosen(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """Returns the names that match any of the patterns.
+
+    Raises:
+        SystemExit: a pattern matches none of the names.
+    """
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            sys.exit(f"error: {pattern!r} matches none of {', '.join(names)}")
+    return [name for name in names if any(fnmatch.fnmatchcase(name, x) for x in patterns)]
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

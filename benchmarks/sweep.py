@@ -12,6 +12,7 @@ Without `--points`, all of `POINTS` are measured.
 
 import argparse
 import pathlib
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -31,6 +32,17 @@ POINTS = [
 ]
 _KINDS = ("training", "inference")
 _SIDE = 224  # of the images whose batches vary
+
+
+def as_point(text: str) -> str:
+    """Returns a point of the command line as it is.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not <batch>x<side>, such as 64x224")
+    return text
 
 
 def command(point: str, args: argparse.Namespace) -> list[str]:
@@ -121,7 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", required=True, help="folder of the points")
     parser.add_argument(
-        "--points", nargs="*", default=POINTS, help="<batch>x<side>; all by default"
+        "--points", nargs="*", type=as_point, default=POINTS, help="<batch>x<side>; all by default"
     )
     parser.add_argument("--variant", default="medmamba_t")
     parser.add_argument("--dtype", default="bfloat16")

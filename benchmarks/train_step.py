@@ -13,7 +13,6 @@ measure, so that several machines or GPUs can share the work.
 """
 
 import argparse
-import fnmatch
 import functools
 import importlib.util
 import pathlib
@@ -26,7 +25,7 @@ import numpy as np
 
 import medmamba_jax as mm
 from benchmarks import resnet, torch_step
-from benchmarks.row_files import figure, markdown, measure_missing, read_rows, where
+from benchmarks.row_files import chosen, figure, markdown, measure_missing, read_rows, where
 from benchmarks.timing import seconds_per_call, write_json
 from medmamba_jax.data import Preprocessing
 from medmamba_jax.models import abstract_weights, evaluation_graphdef, training_graphdef
@@ -160,11 +159,7 @@ def table(folder: pathlib.Path, args: argparse.Namespace) -> str:
     for code, reason in missing.items():
         if reason:
             print(f"rows of {code} are left out: {reason}", file=sys.stderr)
-    wanted = [
-        row
-        for row, (_, code, *_) in TABLE.items()
-        if not missing.get(code) and any(fnmatch.fnmatchcase(row, x) for x in args.rows)
-    ]
+    wanted = [row for row in chosen(list(TABLE), args.rows) if not missing.get(TABLE[row][1])]
     measure_missing(folder, {row: command(row, args) for row in wanted})
     found = {row: values for row, values in read_rows(folder).items() if row in TABLE}
     lines = []
@@ -203,7 +198,7 @@ def main():
     parser.add_argument("--groups", type=int, default=5)
     parser.add_argument("--json", help="file for the rows")
     parser.add_argument("--table", metavar="FOLDER", help="measure and print the rows of TABLE")
-    parser.add_argument("--rows", nargs="+", default=["*"], help="patterns of rows of --table")
+    parser.add_argument("--rows", nargs="*", default=["*"], help="patterns of rows of --table")
     parser.add_argument("--official", help="folder that holds the official MedMamba.py")
     args = parser.parse_args()
     if args.table:

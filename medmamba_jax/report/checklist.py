@@ -6,13 +6,17 @@ is free at Europe PMC, PMC11019967). CLAIM (Tejani et al. 2024, Radiology: Artif
 """
 
 import dataclasses
+import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from medmamba_jax.assessment.calibration import doubt_about
+from medmamba_jax.data.images.augmentation import POLICIES
 from medmamba_jax.metrics import METRICS
 from medmamba_jax.report.facts import Evaluation, RunFacts
 from medmamba_jax.report.wording import heading, interval, number, shared_text, where_from
+from medmamba_jax.runs.description import DEVICE, HOST
 
 AUTHORS = "to be filled in by the authors"
 
@@ -100,8 +104,31 @@ def _preparation(run: RunFacts) -> str:
     return (
         f"Resized to {height} x {width} px ({p.fit}, {p.resize_filter}), {p.channels} channel(s),"
         f" normalised by mean {_few(p.mean)} and s.d. {_few(p.std)}, window {p.window}."
-        f" Augmentation: {run.settings.get('data.augmentation')}."
+        f" {augmentation_text(run)}"
     )
+
+
+def augmentation_text(run: RunFacts) -> str:
+    """Says how and where the training images were augmented."""
+    policy = run.settings.get("data.augmentation", "none")
+    if policy == "none":
+        return "The training images were not augmented."
+    where = {
+        HOST: "at their own size, before they were resized",
+        DEVICE: "after they were resized, in the training step",
+    }[run.description.augmented_on]
+    return f"Training images were augmented {where}. {_policy(policy)}"
+
+
+def _policy(name: str) -> str:
+    """Returns what a policy does, and what the policy does that it extends."""
+    described = POLICIES.get(name)  # a script may have added the policy
+    text = " ".join((inspect.getdoc(described) or "").partition("\n\n")[0].split())
+    if not text:
+        return f"Policy {name}."
+    extended = re.match(r"`(\w+)`", text)
+    more = f" {_policy(extended[1])}" if extended else ""
+    return f"Policy {name}: {text[0].lower()}{text[1:]}{more}".replace("`", "")
 
 
 def _outcome(run: RunFacts) -> str:

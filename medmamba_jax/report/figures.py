@@ -248,7 +248,9 @@ FIGURES: dict[str, FigureKind] = {
     "training_curves": FigureKind(
         "Training",
         "Loss, and the metric that chose the checkpoint, after each epoch. The training values were"
-        " measured while the model changed, on augmented images if the run augments them.",
+        " measured while the model changed, on augmented images if the run augments them. If it"
+        " mixes images (policy strong), the training loss stays larger, and the other training"
+        " values are worse, than they would be without mixing.",
         _training_curves,
     ),
     "confusion_matrix": FigureKind(

@@ -22,6 +22,7 @@ _SIGNS_OF_DAMAGE = (
     *(UnicodeDecodeError, json.JSONDecodeError, RecursionError),
     *(KeyError, TypeError, AttributeError),
 )
+HOST, DEVICE = "host", "device"  # where images are augmented
 CONTENT_FORMAT = 3  # from which on `images_sha256` tells the content of images
 FORMAT = 3  # a version of the package reads this format and all earlier ones
 
@@ -45,8 +46,12 @@ class RunDescription:
         synthetic: whether a program drew the images.
         averaged: whether the evaluated parameters are the moving averages (`train.ema_decay`).
         augmented_on: where the training images are augmented: "host", at their own size, or
+<<<<<<< HEAD
             "device", resized, in the training step. Empty if they are not augmented. Earlier
             versions always augmented on the host, and left it empty, too.
+=======
+            "device", resized, in the training step. Empty if they are not augmented.
+>>>>>>> user
         format: the format of the file that this was read from.
     """
 
@@ -93,8 +98,8 @@ class RunDescription:
     def read(cls, workdir: str | pathlib.Path) -> "RunDescription":
         """Reads `run.json`, also of an earlier format.
 
-        Keys that an earlier version did not write have their defaults. Keys that this version does
-        not know are named in one warning and left out.
+        Keys that an earlier version did not write have their defaults; it augmented on the host.
+        Keys that this version does not know are named in one warning and left out.
 
         Raises:
             FileNotFoundError: the folder holds no run.
@@ -139,6 +144,8 @@ class RunDescription:
                 "%s has keys that this version does not know: %s", path, ", ".join(ignored)
             )
         kept = {key: value for key, value in values.items() if key in known}
+        if values["config"]["data"].get("augmentation", "none") != "none":
+            kept["augmented_on"] = kept.get("augmented_on") or HOST
         return cls(
             **kept
             | {

@@ -9,11 +9,9 @@ from medmamba_jax.data.images.augmentation import ON_DEVICE
 from medmamba_jax.data.reading.cache_places import CACHES, Need
 from medmamba_jax.errors import UserError
 from medmamba_jax.parallel import DataParallel, as_on_first_host
-from medmamba_jax.runs import RunDescription
+from medmamba_jax.runs.description import DEVICE, HOST, RunDescription
 from medmamba_jax.training.augmentation import DEVICE_POLICIES
 from medmamba_jax.training.device_set import device_memory
-
-HOST, DEVICE = "host", "device"  # values of `RunDescription.augmented_on`
 
 _SHARE = 0.25  # of the memory that JAX may use on the devices
 
@@ -47,7 +45,7 @@ def place_training(
             device, which does not have the policy.
     """
     policy = config.augmentation
-    began = "" if before is None or policy == "none" else before.augmented_on or HOST
+    began = "" if before is None or policy == "none" else before.augmented_on
     if policy not in DEVICE_POLICIES and (config.cache == "device" or began == DEVICE):
         raise UserError(
             f"data.augmentation={policy!r} is none of the policies of the device, which are"

@@ -1,6 +1,7 @@
 """A series of runs with one line: seeds, the folds of a cross-validation, or both."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -15,11 +16,12 @@ from medmamba_jax.report import summary_report_after
 from medmamba_jax.runs import CheckpointStore
 from medmamba_jax.runs.description import FILE, RunDescription
 from medmamba_jax.runs.run import has_results
-from medmamba_jax.runs.summaries import require_same_images, summarize, summary_text
+from medmamba_jax.runs.summaries import require_one_model, summarize, summary_text
 from medmamba_jax.runs.workdir import CHECKPOINTS, check_same_settings
 from medmamba_jax.training.config import Config
-from medmamba_jax.training.loop import train
+from medmamba_jax.training.loop import fit
 from medmamba_jax.training.selection import is_finished
+from medmamba_jax.training.start import start_run
 
 
 def train_series(
@@ -48,8 +50,8 @@ def train_series(
 
     Raises:
         UserError: `config` sets `data.fold` beside `folds`, or `data` is split already; a seed
-            comes twice; a folder holds a run with other settings; or the images changed between
-            the training of two seeds.
+            comes twice; a folder holds a run with other settings; or the images, or where they are
+            augmented, changed between two runs.
         Otherwise as `train`, with the first run that fails. Earlier runs are intact.
     """
     config = Config.of(config).with_absolute_paths()
@@ -59,24 +61,29 @@ def train_series(
     if (workdir / FILE).exists():
         raise UserError(f"{workdir} holds a single run: give the series another --workdir")
     runs = {workdir / name: member for name, member in series(config, seeds, folds).items()}
-    finished = [False] * len(runs)
+    earlier: dict[pathlib.Path, RunDescription] = {}
 
     def look() -> None:
-        finished[:] = [_is_finished(folder, member) for folder, member in runs.items()]
+        for folder, member in runs.items():
+            if _is_finished(folder, member):
+                earlier[folder] = RunDescription.read(folder)
 
     on_first_host(look)
-    finished = as_on_first_host(finished)
+    finished = as_on_first_host([folder in earlier for folder in runs])
     for i, (folder, member) in enumerate(runs.items()):
         name = folder.relative_to(workdir)
         if finished[i]:
             say(f"run {i + 1} of {len(runs)}, {name}: finished before")
             continue
         say(f"\nrun {i + 1} of {len(runs)}, {name}:")
-        train(member, folder, data)
+        with start_run(member, folder, data) as run:
+            earlier[folder] = run.description
+            on_first_host(functools.partial(require_one_model, earlier))
+            fit(run)
     summary: dict[str, Any] = {}
 
     def write() -> None:
-        require_same_images({folder: RunDescription.read(folder) for folder in runs})
+        require_one_model(earlier)
         summary.update(summarize(list(runs), workdir, settings=config.results))
 
     on_first_host(write)

@@ -32,7 +32,7 @@ from medmamba_jax.models.scans import scans
 from medmamba_jax.parallel import DataParallel, is_first_host, on_first_host, say
 from medmamba_jax.predictor import Predictor, check_image_size, normalize
 from medmamba_jax.runs import CheckpointStore, Progress, RunDescription
-from medmamba_jax.runs.description import FILE
+from medmamba_jax.runs.description import DEVICE, FILE
 from medmamba_jax.runs.store import restored_like
 from medmamba_jax.runs.workdir import (
     CHECKPOINTS,
@@ -55,7 +55,7 @@ from medmamba_jax.training.device_set import require_room
 from medmamba_jax.training.initial_weights import Report, initial_weights
 from medmamba_jax.training.losses import training_loss
 from medmamba_jax.training.optimizer import frozen_mask, is_frozen, make_optimizer
-from medmamba_jax.training.placing import DEVICE, on_host, place_training
+from medmamba_jax.training.placing import on_host, place_training
 from medmamba_jax.training.reporting import as_text, parameter_counts, progress_text, versions
 from medmamba_jax.training.selection import choose_best_metric, is_finished
 from medmamba_jax.training.step import StepSpec, TrainState, eval_params, init_state, train_step

@@ -46,7 +46,7 @@ def test_the_table_shows_every_row_of_the_folder(tmp_path, capsys):
         tmp_path, "timm_resnet50_compiled", ROW | {"compile_seconds": 31.4}, device="GPU", timm="1"
     )
     write(tmp_path, "official_medmamba_b_float32", {"failed": TOO_LARGE})
-    args = argparse.Namespace(official=None, rows=["none"])
+    args = argparse.Namespace(official=None, rows=[])
     lines = train_step.table(tmp_path, args).splitlines()
     assert lines[2:5] == [
         "| MedMamba-T | this project | bfloat16 | 3,348 | 13,139 | 7.5 |  |",
@@ -125,6 +125,18 @@ def test_a_plot_is_drawn_from_files(tmp_path):
     command = sweep.command("16x768", args)
     assert command[command.index("--batch") + 1] == "16"
     assert command[command.index("--image-size") + 1] == "768"
+
+
+def test_names_that_match_nothing_are_refused(tmp_path, monkeypatch, capsys):
+    assert row_files.chosen(["a_1", "b_1", "a_2"], ["a*", "b_1"]) == ["a_1", "b_1", "a_2"]
+    assert row_files.chosen(["a_1", "b_1"], ["b*"]) == ["b_1"]
+    with pytest.raises(SystemExit, match="'c' matches none of a_1, b_1"):
+        row_files.chosen(["a_1", "b_1"], ["a*", "c"])
+    for wrong in ("8", "8x", "0x224", "8x224x3"):
+        monkeypatch.setattr("sys.argv", ["sweep", f"--folder={tmp_path}", "--points", wrong])
+        with pytest.raises(SystemExit):
+            sweep.main()
+        assert f"'{wrong}' is not <batch>x<side>" in capsys.readouterr().err
 
 
 def test_markdown_and_figures():

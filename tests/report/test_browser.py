@@ -17,7 +17,7 @@ from medmamba_jax.runs.summaries import summarize
 NAMES = ("<img src=x onerror=alert(1)>", r"$\frac{1}{2}$", "a_long_name_of_a_class" * 4)
 
 
-WIDTHS = (380, 768, 1100, 1400)
+WIDTHS = (380, 768, 1000, 1100, 1400)
 # Finds elements that are wider than their place: a reader sees them cut, or has to scroll.
 CUT = """
 document.querySelectorAll('details').forEach(e => e.open = true);
@@ -26,6 +26,14 @@ return [...document.querySelectorAll('body *:not(svg *)')].filter(e =>
   e.getBoundingClientRect().right > right + 1 && !e.closest('thead')
   || e.matches('.wide') && e.scrollWidth > e.clientWidth + 1
 ).map(e => e.outerHTML.slice(0, 200));
+"""
+# Finds headings of one short word that are broken over two lines.
+BROKEN = """
+return [...document.querySelectorAll('thead th.n')].filter(e => {
+  const text = document.createRange();
+  text.selectNodeContents(e);
+  return /^\\w{1,6}$/.test(e.textContent) && text.getClientRects().length > 1;
+}).map(e => e.outerHTML);
 """
 
 
@@ -65,6 +73,8 @@ def test_no_column_is_cut(browser, write_run, page_only, monkeypatch, tmp_path, 
             browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
             browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media})
             assert browser.execute_script(CUT) == [], (path, width, media)
+            broken = browser.execute_script(BROKEN) if media == "screen" else []
+            assert broken == [], (path, width)
     for command in ("setEmulatedMedia", "clearDeviceMetricsOverride"):
         browser.execute_cdp_cmd(f"Emulation.{command}", {})
 

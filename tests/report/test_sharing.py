@@ -75,6 +75,32 @@ def test_only_the_report_of_earlier_results_does_not_stay(
     assert ("could not be written" in caplog.text) == wanted
 
 
+@pytest.mark.parametrize(
+    ("policy", "place", "expected"),
+    [
+        ("none", "", ["The training images were not augmented."]),
+        (
+            "light_flip",
+            "",
+            ["Policy light: rotation within 7", "mirror image half", "at their own size"],
+        ),
+        ("strong", "device", ["within 15 degrees", "a quarter by CutMix", "in the training step"]),
+        ("of_a_script", "host", ["Policy of_a_script.", "at their own size"]),
+    ],
+)
+def test_the_checklist_says_how_and_where_images_were_augmented(
+    write_run, tmp_path, policy, place, expected
+):
+    """An earlier version did not write the place, which was the host."""
+    folder = write_run(tmp_path / "run", ["a", "b"], count=12)
+    values = json.loads((folder / "run.json").read_text())
+    values["config"]["data"]["augmentation"] = policy
+    change(folder / "run.json", config=values["config"], augmented_on=place)
+    page, _ = written(folder)
+    for text in expected:
+        assert text in page
+
+
 def test_a_temperature_at_its_bound_is_marked(write_run, tmp_path):
     folder = write_run(tmp_path / "run", ["a", "b"], count=12)
     assert not [text for text in written(folder) if "Do not trust it" in text]

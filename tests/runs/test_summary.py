@@ -50,6 +50,7 @@ def write_run(config, tmp_path):
         facts=("patient", "content"),
         content="",
         images="a",
+        augmented_on="",
         **train,
     ):
         columns = {
@@ -73,6 +74,7 @@ def write_run(config, tmp_path):
             dataset="clinic",
             images_sha256={"train": images, "val": "b", "test": "c"},
             synthetic=False,
+            augmented_on=augmented_on,
         ).write(folder)
         header = ["path", *facts, "label", "predicted"]
         cells = [
@@ -163,6 +165,27 @@ def test_runs_on_different_training_images_are_different_models(write_run):
     (pair,) = found["comparisons"]
     assert pair["settings"] == {"training images": ["a" * 12, "b" * 12]}
     assert f"what differs: training images '{'a' * 12}' and 'bbb" in summary_text(found)
+
+
+def test_runs_that_augment_at_different_places_are_different_models(write_run):
+    """The device augments resized images, the host images of their own size."""
+    ps = [probabilities(1.5, seed) for seed in range(3)]
+    places = ("host", "device", "device")
+    runs = [
+        write_run(f"{place}_{seed}", p, seed=seed, augmented_on=place)
+        for seed, (p, place) in enumerate(zip(ps, places, strict=True))
+    ]
+    found = summarize(runs, settings=ResultsConfig(resamples=20))
+    assert [len(model["runs"]) for model in found["models"]] == [1, 2]
+    (pair,) = found["comparisons"]
+    assert pair["settings"] == {"augmented on": ["host", "device"]}
+    rows = np.array_split(np.arange(60), 2)
+    folds = [
+        write_run(f"fold_{k}", ps[0], fold=f"{k}/2", rows=part, augmented_on=place)
+        for k, (part, place) in enumerate(zip(rows, places, strict=False), start=1)
+    ]
+    with pytest.raises(mm.UserError, match="seed 0 and images augmented on the host, 2/2 is miss"):
+        summarize(folds)
 
 
 def test_a_fold_has_the_same_training_images_with_each_seed(write_run):

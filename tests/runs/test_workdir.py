@@ -123,6 +123,7 @@ def test_a_run_of_format_1_is_read_in_todays_keys(description, images, tmp_path)
     shutil.copy(FORMAT_1, tmp_path / FILE)
     read = RunDescription.read(tmp_path)
     assert (read.format, read.task, read.class_names) == (1, "multiclass", ("dark", "bright"))
+    assert read.augmented_on == "host"  # the file does not say it
     assert read.preprocessing.image_size == (32, 32) and not read.averaged
     data = DataConfig.from_dict(read.config["data"])
     assert (data.path, data.name, data.csv.group_column) == ("/data/table.csv", "", "person")

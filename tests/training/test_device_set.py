@@ -204,7 +204,6 @@ class TestPlaces:
             ("memory", 0, "strong", None, (False, "device")),  # the host does not have it
             ("device", 0, "strong", None, (True, "device")),
             ("auto", GIB, "light", "host", (False, "host")),
-            ("auto", GIB, "light", "", (False, "host")),  # an earlier version
             ("auto", 0, "light", "device", (False, "device")),
             ("memory", GIB, "light", "device", (False, "device")),
             ("device", GIB, "light", "device", (True, "device")),
@@ -216,10 +215,9 @@ class TestPlaces:
         settings = {"cache": cache, "augmentation": policy}
         assert self.place(monkeypatch, memory, before, **settings) == expected
 
-    @pytest.mark.parametrize("before", ["host", ""])
-    def test_a_run_that_the_host_augments_is_refused(self, monkeypatch, before):
+    def test_a_run_that_the_host_augments_is_refused(self, monkeypatch):
         with pytest.raises(UserError, match=r"augmented them on the host.*data\.cache to auto, or"):
-            self.place(monkeypatch, 0, before, cache="device", augmentation="light")
+            self.place(monkeypatch, 0, "host", cache="device", augmentation="light")
 
     def test_a_policy_that_the_device_lacks_is_refused(self, monkeypatch):
         monkeypatch.setitem(POLICIES, "mine", POLICIES["light"])

@@ -16,6 +16,7 @@ import pytest
 import medmamba_jax as mm
 from medmamba_jax.assessment.config import ResultsConfig
 from medmamba_jax.runs import RunDescription
+from medmamba_jax.training import loop
 from medmamba_jax.training import series as module
 from medmamba_jax.training.series import series, train_series
 
@@ -78,11 +79,11 @@ def test_finished_runs_stay_and_an_unfinished_one_goes_on(
 
     trained = []
 
-    def train(config, workdir, data):
-        trained.append(workdir.name)
-        return mm.train(config, workdir, data)
+    def fit(run):
+        trained.append(run.workdir.name)
+        return loop.fit(run)
 
-    monkeypatch.setattr(module, "train", train)
+    monkeypatch.setattr(module, "fit", fit)
     # As if the process had been killed before it wrote these.
     (tmp_path / "s" / "seed_1" / "results" / "test.json").unlink()
     assert train_series(one_epoch, tmp_path / "s", images, seeds=(0, 1)) == found
@@ -97,6 +98,19 @@ def test_finished_runs_stay_and_an_unfinished_one_goes_on(
         train_series(other, tmp_path / "s", images, seeds=(0, 1))
     with pytest.raises(mm.UserError, match="holds a single run"):
         train_series(one_epoch, tmp_path / "s" / "seed_0", images, seeds=(0, 1))
+
+
+@pytest.mark.slow
+def test_a_series_augments_at_one_place(one_epoch, images, one_device, tmp_path):
+    def augmented(cache):
+        data = dataclasses.replace(one_epoch.data, augmentation="light", cache=cache)
+        return dataclasses.replace(one_epoch, data=data)
+
+    train_series(augmented("memory"), tmp_path, images, seeds=(0,))
+    problem = r"seed_0 augments .* on the host, and .*seed_1 on the device.*with data\.cache=memory"
+    with pytest.raises(mm.UserError, match=problem):
+        train_series(augmented("device"), tmp_path, images, seeds=(0, 1))
+    assert not (tmp_path / "seed_1" / "metrics.jsonl").exists()
 
 
 CONFIG = """

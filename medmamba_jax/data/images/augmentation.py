@@ -85,10 +85,17 @@ def light_flip(width: int, height: int, rng: np.random.Generator) -> Transform:
 
 
 def strong(width: int, height: int, rng: np.random.Generator) -> Transform:
-    """Random crop, rotation, brightness, contrast, erasing, mixup and CutMix; never mirrored.
+    """Random crop to between 50 % and 100 % of the area, rotation within 15 degrees, brightness
+    and contrast by 0.8 to 1.2, and a uniform box in a quarter of the images (random erasing). Then
+    a quarter of the batches is mixed by mixup, and a quarter by CutMix. Never mirrored.
 
     The training step applies it to the resized images, see
+<<<<<<< HEAD
     `medmamba_jax.training.augmentation.draw_strong`. Here the image stays as it is.
+=======
+    `medmamba_jax.training.augmentation.draw_strong` and `draw_mixing`. Here the image stays as it
+    is.
+>>>>>>> user
     """
     return none(width, height, rng)
 

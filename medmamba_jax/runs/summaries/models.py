@@ -12,7 +12,7 @@ import numpy as np
 from medmamba_jax.data.naming import listed
 from medmamba_jax.errors import UserError
 from medmamba_jax.metrics import Outputs
-from medmamba_jax.runs.description import RunDescription
+from medmamba_jax.runs.description import DEVICE, HOST, RunDescription
 from medmamba_jax.runs.outputs import StoredOutputs
 from medmamba_jax.runs.summaries.finished import FOLD, SEED, Finished
 from medmamba_jax.runs.workdir import MAY_CHANGE, flat
@@ -25,7 +25,7 @@ _GROUPS = ("patient", "file")  # what puts images together
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """Runs that differ only in their seed and their fold.
+    """Runs that differ only in their seed and their fold, and augment images at the same place.
 
     Attributes:
         results: the runs, by seed and fold.
@@ -60,9 +60,19 @@ class Model:
         of = {run.fold_number: run.training_images[:12] for run in self.results}
         return ", ".join(of[fold] for fold in sorted(of))
 
+    @property
+    def augmented_on(self) -> str:
+        """Where all runs augment the training images."""
+        return self.results[0].description.augmented_on
 
-def require_same_images(descriptions: Mapping[pathlib.Path, RunDescription]) -> None:
-    """Raises UserError unless all runs, or all runs of the same fold, share training images."""
+
+def require_one_model(descriptions: Mapping[pathlib.Path, RunDescription]) -> None:
+    """Checks that runs with the same settings were trained in the same way.
+
+    Raises:
+        UserError: two runs, of the same fold if there are folds, have other training images, or
+            two runs augment images at different places.
+    """
     first: dict[str, tuple[pathlib.Path, RunDescription]] = {}
     for place, run in descriptions.items():
         fold = flat(run.config).get(FOLD, "")
@@ -72,6 +82,15 @@ def require_same_images(descriptions: Mapping[pathlib.Path, RunDescription]) -> 
                 f"{other} and {place} were trained on different images"
                 f"{f' of the same fold {fold}' if fold else ''}, so they are no seeds of one model:"
                 " train one of them again, in a new folder, on the images of the other"
+            )
+    (one, start), *others = descriptions.items()
+    for place, run in others:
+        if run.augmented_on != start.augmented_on:
+            cache = {HOST: "memory", DEVICE: "device"}[start.augmented_on]
+            raise UserError(
+                f"{one} augments the training images on the {start.augmented_on}, and {place} on"
+                f" the {run.augmented_on}, so they are no runs of one model: train"
+                f" {place.name} from the beginning with data.cache={cache}"
             )
 
 
@@ -90,7 +109,7 @@ def models_of(found: Sequence[Finished], *, pooled: bool) -> list[Model]:
         groups.setdefault(_model_of(result), []).append(result)
     models = []
     for group in groups.values():
-        require_same_images({result.folder: result.description for result in group})
+        require_one_model({result.folder: result.description for result in group})
         results = tuple(sorted(group, key=lambda result: (result.seed, result.fold_number)))
         for one, other in itertools.pairwise(results):
             if (one.seed, one.fold) == (other.seed, other.fold):
@@ -113,11 +132,12 @@ def _model_of(run: Finished) -> str:
     """Returns a text that all runs of one model share.
 
     It holds the digest of the training images, which differs from fold to fold and is then left
-    out; see `require_same_images`.
+    out; see `require_one_model`.
     """
     kept = {k: v for k, v in run.settings.items() if k not in NOT_OF_MODEL}
     kept[FOLD] = run.fold.partition("/")[2]
-    return json.dumps([kept, "" if run.fold else run.training_images], sort_keys=True)
+    images = "" if run.fold else run.training_images
+    return json.dumps([kept, run.description.augmented_on, images], sort_keys=True)
 
 
 def _pooled(folds: Sequence[Finished]) -> StoredOutputs:
@@ -126,8 +146,11 @@ def _pooled(folds: Sequence[Finished]) -> StoredOutputs:
     there = {result.fold_number for result in folds}
     missing = [f"{fold}/{count}" for fold in range(1, count + 1) if fold not in there]
     if missing:
+        place = folds[0].description.augmented_on
         raise UserError(
-            f"of the {count} folds with seed {folds[0].seed}, {', '.join(missing)} is missing:"
+            f"of the {count} folds with seed {folds[0].seed}"
+            f"{f' and images augmented on the {place}' if place else ''},"
+            f" {', '.join(missing)} is missing:"
             f" train it with --config.data.fold={missing[0]}, or give its folder, too (only"
             f" {', '.join(result.folder.name for result in folds)} given)"
         )

@@ -30,7 +30,8 @@ def summarize(
 ) -> dict[str, Any]:
     """Summarises runs, and compares the models among them.
 
-    Runs on the same training images that differ only in `train.seed` and `data.fold` are one model.
+    Runs on the same training images that differ only in `train.seed` and `data.fold` are one model,
+    if they augment images at the same place (`RunDescription.augmented_on`).
     The folds' test images are put together, so that each image counts once. Two models are compared
     on the same images, which have the same path and, where the tables say it, the same content. The
     images are the test images where every run has some, else val.
@@ -133,7 +134,10 @@ def _summary_of(model: Model, bootstrap: Bootstrap) -> dict[str, Any]:
 def _comparison(one: Model, other: Model, bootstrap: Bootstrap) -> dict[str, Any]:
     """Returns the entry of two models in `summary.json`."""
     settings = [model.results[0].settings for model in (one, other)]
-    images = [model.training_images for model in (one, other)]
+    others = {
+        "training images": [model.training_images for model in (one, other)],
+        "augmented on": [model.augmented_on for model in (one, other)],
+    }
     folds = any(model.results[0].fold and not model.pooled for model in (one, other))
     differing = {
         key: [values.get(key) for values in settings]
@@ -143,7 +147,8 @@ def _comparison(one: Model, other: Model, bootstrap: Bootstrap) -> dict[str, Any
     return {
         "first": one.name,
         "second": other.name,
-        "settings": differing | ({"training images": images} if images[0] != images[1] else {}),
+        "settings": differing
+        | {k: values for k, values in others.items() if values[0] != values[1]},
         "seeds": [len({result.seed for result in model.results}) for model in (one, other)],
         **_nested(compare_models(one.outputs, other.outputs, bootstrap, folds=folds)),
     }
