@@ -130,3 +130,24 @@ def test_tracing_alone_lowers_nothing(problem, arguments, cache):
     )
     for_cuda(lowered(make_segment_ends, problem, adjoint=False), arguments)
     assert len(files(cache)) == 1
+
+
+def test_outside_of_jit_a_kernel_is_traced_and_compiled_once(problem, arguments, monkeypatch):
+    """A CPU has no kernels, so this one returns its last argument. Its lowerings are counted."""
+    kernel, lowerings = module.Primitive("kernel_for_a_cpu"), []
+    kernel.multiple_results = True
+    kernel.def_impl(module._kernel.impl)
+    kernel.def_abstract_eval(lambda *arrays, **kept: [arrays[-1]])
+
+    def lower(context, *operands, **kept):
+        lowerings.append(kept)
+        return operands[-1:]
+
+    module.mlir.register_lowering(kernel, lower, platform="cpu")
+    monkeypatch.setattr(module, "_kernel", kernel)
+    arrays = [jnp.ones(x.shape, x.dtype) for x in arguments]
+    make = Make()
+    for adjoint in (False, False, True, False):
+        (result,) = lowered(make, problem, adjoint=adjoint)(*arrays)
+        assert (result == 1).all()
+    assert [dict(kept["options"])["adjoint"] for kept in lowerings] == [False, True]
