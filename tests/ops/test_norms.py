@@ -83,14 +83,12 @@ def test_bfloat16_is_rounded_once_and_its_sums_are_float32(case):
     x, scale, bias, gate = arrays(dtype=jnp.bfloat16)
     inputs = [x, scale.astype(np.float32), bias.astype(np.float32), gate][:count]
     dy = np.random.default_rng(1).standard_normal(x.shape).astype(jnp.bfloat16)
-    y, pull = jax.vjp(lambda *x: ours(option, *x), *map(jnp.asarray, inputs))
-    gradients = pull(jnp.asarray(dy))
+    y, gradients = jax.jit(functools.partial(with_gradients, ours, option))(dy, *inputs)
     assert y.dtype == jnp.bfloat16
     assert [g.dtype for g in gradients] == [x.dtype for x in inputs]
     with jax.enable_x64(True):
-        exact = [jnp.asarray(np.asarray(x, np.float64)) for x in inputs]
-        expected, pull_expected = jax.vjp(lambda *x: plain(option, *x), *exact)
-        wanted = pull_expected(jnp.asarray(np.asarray(dy, np.float64)))
+        exact = [jnp.asarray(np.asarray(x, np.float64)) for x in (dy, *inputs)]
+        expected, wanted = jax.jit(functools.partial(with_gradients, plain, option))(*exact)
     assert_close(y, expected, 2.0**-8, "y")
     for i, gradient in enumerate(gradients):
         # Behind a gate, the norm's gradient is rounded once more.
