@@ -5,16 +5,17 @@
 
 `GROUPS` is the table of experiments: a data set, a model, a recipe, and seeds or folds. Each run is
 one command line of `main.py` (or `benchmarks.train_resnet`), in a folder of its own below
-`--root`. A run that is finished is not trained again, and one that was interrupted goes on from its
-last epoch. The first run of an experiment compiles its programs; the others start after its first
-epoch and read them from JAX's compilation cache, which all runs share.
+`--root`. A run that is finished is not trained again. A run that was interrupted goes on from its
+last epoch. The first run of an experiment compiles its programs. The others start after its first
+epoch and read the programs from JAX's compilation cache, which all runs share.
 
-After `--minutes` nothing new starts, and what still runs is interrupted. `--out` gets `summary.md`,
-`summary.json` with every run, and copies of `results/*.json` and of the epochs' metrics.
-`--earlier` names the `summary.json` of earlier calls, on other machines too, whose runs count as
-finished. They are known by their names, so give a changed recipe a new name.
+After `--minutes` no further run starts, and running ones are interrupted. `--out` gets
+`summary.md`, `summary.json` with every run, and copies of `results/*.json` and of the metrics of
+each epoch. `--earlier` names `summary.json` files of earlier calls, on this or on other machines.
+Their runs count as finished. A run is known by its name, so give a changed recipe a new name.
 
-Choose recipes by the columns of the validation set. The columns of the test set are for the end.
+Choose recipes by the columns of the validation set. Look at the columns of the test set only after
+the choice.
 """
 
 import argparse
@@ -38,7 +39,7 @@ from typing import Any
 from benchmarks.row_files import figure, markdown
 
 _FINISHED = "finished.json"  # the driver writes it into a run's folder at the end
-_SIGNAL_SECONDS = 20  # that a run has to end after an interrupt
+_SIGNAL_SECONDS = 20  # the time that a run has to end after an interrupt
 _POLL_SECONDS = 1.0
 _MEMORY = 0.92  # share of a GPU's memory that its runs take together
 
@@ -48,9 +49,9 @@ class DataSet:
     """Images, and what depends on them.
 
     Attributes:
-        flags: of `main.py`; `{data}` stands for the folder of `--data`.
+        flags: flags of `main.py`; `{data}` stands for the folder of `--data`.
         paper: flags that the paper's recipe adds on these images.
-        epochs: of the project's own recipes.
+        epochs: number of epochs in the project's own recipes.
         mirrored: whether a mirror image is as likely as the image, so that a policy of augmentation
             may mirror.
     """
@@ -110,10 +111,10 @@ class Recipe:
         augmentation: a policy, without the ending `_flip`, which `DataSet.mirrored` adds.
         lr: peak learning rate, after a warm-up of 5 % of the epochs and before the cosine.
         ema: decay of the moving average of the parameters; 0 means none.
-        smoothing: of the labels.
+        smoothing: label smoothing.
         class_weights: as `train.class_weights`.
-        weight_decay: of the weights; norms and biases do not decay.
-        length: the epochs are those of the set, times this.
+        weight_decay: weight decay of the weights; norms and biases do not decay.
+        length: factor of the number of epochs, see `DataSet.epochs`.
         batch_size: images in a step.
         flags: further flags.
     """
@@ -129,7 +130,7 @@ class Recipe:
     flags: str = ""
 
 
-# Recipe -> what differs from `Recipe()`. The paper's recipe is not in here: see `flags_of`.
+# Name -> recipe. `flags_of` holds the paper's recipe.
 OWN = {
     "light": Recipe(),
     "none": Recipe(augmentation="none"),
@@ -159,7 +160,7 @@ class Experiment:
         model: a key of `MODELS`.
         recipe: a key of `OWN`, or "paper" or "paper_bfloat16".
         seeds: values of `train.seed`. With folds there is one seed.
-        folds: of the cross-validation; 0 means none.
+        folds: number of folds of a cross-validation; 0 means none.
     """
 
     data: str
@@ -201,29 +202,30 @@ def _on_every_set(model: str, recipe: str, seeds: int) -> list[Experiment]:
     ]
 
 
-CHOSEN = "strong"  # the recipe of the comparisons; chosen by the validation sets of `tune`
+# The recipe of the comparisons. No runs of `tune` have confirmed it on the validation sets yet.
+CHOSEN = "strong"
 
 GROUPS: dict[str, list[Experiment]] = {
-    # The same as the official code.
+    # These runs repeat the recipe of the official code.
     "paper": [
         Experiment(data, model, "paper", _seeds(10 if data == "breastmnist" else 5))
         for data in ("breastmnist", "pneumoniamnist", "cxr")
         for model in ("t", "v1")
     ],
-    # Candidates, to be compared on the validation sets.
+    # These candidates are to be compared on the validation sets.
     "tune": [
         Experiment(data, "t", recipe, _seeds(3))
         for recipe in OWN
         for data in ("breastmnist", "pneumoniamnist", "cxr", "ham10000")
     ],
-    # Better than the official code.
+    # These runs show what the project's own recipe adds to the paper's.
     "own": [
         *_on_every_set("t", CHOSEN, 5),
         *_on_every_set("s", CHOSEN, 3),
         *_on_every_set("v1", CHOSEN, 3),
         Experiment("ham10000", "t", "paper", folds=5),
     ],
-    # What a reader would otherwise pick.
+    # A reader would otherwise use one of these models.
     "resnet": [
         experiment
         for model in ("resnet18", "resnet50")
@@ -313,9 +315,10 @@ class Driver:
             self._collect()
 
     def _next(self) -> Job | None:
-        """Returns the next run that may start: the first one of an experiment, or a later one.
+        """Returns the next run that may start, or None.
 
-        A later one starts when the first one has a compiled program.
+        The first run of an experiment may start at once. While it runs, the others wait until it
+        has compiled its programs.
         """
         first = {}
         for job in (*self.running, *self.waiting):
@@ -412,7 +415,7 @@ def say(line: str) -> None:
 
 
 def row_of(root: pathlib.Path, job: Job) -> dict[str, Any] | None:
-    """Returns what a finished run says of itself; None if it is not finished."""
+    """Returns the row of a finished run in `summary.json`; None if the run is not finished."""
     folder = root / job.name
     if not (folder / _FINISHED).is_file():
         return None
@@ -449,7 +452,7 @@ def row_of(root: pathlib.Path, job: Job) -> dict[str, Any] | None:
 
 
 def bring_home(root: pathlib.Path, out: pathlib.Path, job: Job) -> None:
-    """Copies the small files of a run."""
+    """Copies the small files of a run into the folder of the summary."""
     folder = root / job.name
     kept = [*folder.glob("results/*.json"), folder / "metrics.jsonl", folder / "run.json"]
     for path in kept:

@@ -1,8 +1,9 @@
 """ResNet-18 and ResNet-50 (He et al., arXiv 1512.03385), which the project's pipeline can train.
 
 Importing this module adds `resnet18` and `resnet50` to the values of `model.variant`. Layout and
-initialisation are torchvision's: a bottleneck strides in its 3x3 convolution ("v1.5"), a kernel is
-normal with variance 2 / fan_out, and a shortcut that changes the shape is a 1x1 convolution.
+initialisation are torchvision's. In a bottleneck, the 3x3 convolution has the stride ("v1.5").
+Kernels are drawn from a normal distribution with variance 2 / fan_out. A shortcut that changes the
+shape is a 1x1 convolution.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ class ResNetConfig:
 
     Attributes:
         blocks: number of blocks in each stage.
-        bottleneck: whether a block has 1x1, 3x3 and 1x1 convolutions, and not two of 3x3.
+        bottleneck: whether a block has 1x1, 3x3 and 1x1 convolutions; otherwise it has two of 3x3.
         num_classes: outputs of the head.
         in_channels: channels of the image.
         compute_dtype: dtype of convolutions and activations, "float32" or "bfloat16". Parameters,
@@ -137,7 +138,7 @@ class ResNet(nnx.Module):
 
     Args:
         config: the architecture.
-        rngs: `params`, or the default stream, initialises.
+        rngs: its stream `params`, or else its default stream, draws the initial parameters.
     """
 
     def __init__(self, config: ResNetConfig, *, rngs: nnx.Rngs) -> None:

@@ -1,7 +1,7 @@
-"""Rows that processes of their own measure, each kept as a file, so that a table can grow.
+"""Measures the rows of a table, each in a process of its own, and keeps each row in a file.
 
-A process of its own has all of a device's memory, and its peak is that of this row alone. A row
-that has a file is not measured again.
+A process of its own has all of a device's memory, and its peak of memory is that of one row. A row
+that has a file is not measured again, so a table can grow over several calls.
 """
 
 import json
@@ -17,13 +17,13 @@ TOO_LARGE = "does not fit into memory"
 
 
 def measure_missing(folder: pathlib.Path, commands: Mapping[str, Sequence[str]]) -> None:
-    """Measures rows one after another, and says what becomes of each.
+    """Measures the rows that have no file, one after another, and names those that fail.
 
     A row that does not fit into memory gets a file, too. A row that fails in another way gets none,
     and is tried again the next time.
 
     Args:
-        folder: `<name>.json` is the file of a row, `<name>.log` what its process printed.
+        folder: `<name>.json` holds a row, and `<name>.log` holds what its process printed.
         commands: name -> a module and its arguments. The module writes a row with `--json`.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def figure(value: float | None, digits: int = 0) -> str:
-    """Returns a number with separators of thousands; "" for None."""
+    """Returns a number as text, with commas between thousands; "" for None."""
     return "" if value is None else f"{value:,.{digits}f}"
 
 

@@ -6,8 +6,8 @@
 
 Each point is a row of `benchmarks.train_step`, measured by a process of its own and kept as a file
 in the folder; a point that has a file is not measured again. So several processes, on GPUs or
-machines of their own, can share the work. A point that does not fit into memory is named in the
-plot. Without `--points`, all of `POINTS` are measured.
+machines of their own, can share the work. The plot names the points that do not fit into memory.
+Without `--points`, all of `POINTS` are measured.
 """
 
 import argparse
@@ -24,7 +24,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-# Batches at one size, then sizes at the batches that fit most memories.
+# The first points vary the batch at one size. The others vary the size, at small batches.
 POINTS = [
     *(f"{batch}x224" for batch in (8, 16, 32, 64, 128, 256, 512)),
     *(f"{batch}x{side}" for batch in (8, 16) for side in (384, 512, 768, 1024)),
@@ -112,7 +112,7 @@ def _numbers(point: str) -> list[int]:
 
 
 def _batches_of_sides(rows: Mapping[str, Mapping[str, Any]]) -> list[tuple[int, str]]:
-    """Returns the batches of which larger images were measured, each with a style of line."""
+    """Returns the batch sizes measured with larger images, each with a style of line."""
     batches = sorted({row["batch"] for row in rows.values() if row["image_size"] != _SIDE})
     return list(zip(batches, ("-", "--", ":", "-."), strict=False))
 

@@ -3,10 +3,10 @@
     python -m benchmarks.torch_step --model timm/resnet50 --batch 128 --compile
     python -m benchmarks.torch_step --model official/medmamba_t --official path/to/checkout
 
-The step is what `benchmarks.train_step` times: uint8 images are normalised, then the cross-entropy,
-its gradients and AdamW. With bfloat16 the model runs under autocast. With float32, products may use
-TF32, as in JAX by default. On a GPU, images and weights are channels-last, and cuDNN chooses its
-fastest algorithms before the first group counts.
+The step is the one that `benchmarks.train_step` times. It normalises uint8 images, and computes the
+cross-entropy, its gradients and the update of AdamW. With bfloat16 the model runs under autocast.
+With float32, products may use TF32, as in JAX by default. On a GPU, images and weights are
+channels-last, and cuDNN chooses its fastest algorithms before the first group counts.
 
 `--official` names a folder that holds the official `MedMamba.py`, which is no part of this project.
 The file builds its models on a GPU when it is imported, and its scan needs `mamba_ssm`.
@@ -97,7 +97,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             logits()
 
     def seconds(run: Callable[[], None]) -> tuple[float, float]:
-        """Returns the seconds of the first call, and the median over groups of those of a call."""
+        """Returns the seconds of the first call, and the median over groups of seconds per call."""
         timings = []
         for group in range(args.groups + 2):
             calls = args.calls if group else 1

@@ -3,10 +3,10 @@
     python -m benchmarks.train_resnet --config=configs/image_folder.py \
         --config.model.variant=resnet50 --config.data.path=my_images --workdir=runs/resnet50
 
-Everything but the network is that of `main.py`: order of the images, augmentation, loss, optimiser,
-schedule, moving average, choice of the best epoch, and `results/*.json` with intervals. `medmamba
-summarize` reads such runs. Other commands would take the network for a MedMamba; to evaluate again,
-use `python -m benchmarks.train_resnet --workdir=... --mode=evaluate`.
+Only the network differs from `main.py`. The order of the images, augmentation, loss, optimiser,
+schedule, moving average, choice of the best epoch, and `results/*.json` with intervals are the
+same. `medmamba summarize` reads such runs. Other commands would take the network for a MedMamba. To
+evaluate again, use `python -m benchmarks.train_resnet --workdir=... --mode=evaluate`.
 
 A run writes no report, because the report's text is about MedMamba.
 """

@@ -6,10 +6,10 @@
 
 The step is the training loop's own: normalisation, loss, gradients, AdamW, donated state.
 
-`--table` measures every row of `TABLE` that has no file in the folder yet, each in a process of its
-own, and prints all of them as a Markdown table: models of this project, models of timm, and with
-`--official` the official code (`benchmarks/torch_step.py`). `--rows` names some of them, so that
-several machines or GPUs can share the work.
+`--table FOLDER` measures every row of `TABLE` that has no file in the folder yet, each in a process
+of its own. Then it prints all rows as a Markdown table: models of this project, models of timm, and
+with `--official` the official code (`benchmarks/torch_step.py`). `--rows` names the rows to
+measure, so that several machines or GPUs can share the work.
 """
 
 import argparse

@@ -166,7 +166,8 @@ def _choices() -> list[str]:
         ),
         "### Augmentation (`data.augmentation`)",
         _described(POLICIES),
-        f"The training step applies {_names(ON_DEVICE)}; see [data.md](data.md#augmentation).",
+        f"Only the training step can apply {' and '.join(f'`{name}`' for name in ON_DEVICE)};"
+        " see [data.md](data.md#augmentation).",
         "### Sources (`data.path`, `data.name`)",
         _table(
             ("source", "what `data.path` or `data.name` points at", "its own section"),

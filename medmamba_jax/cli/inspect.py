@@ -18,7 +18,7 @@ def in_step(policy: str, images: np.ndarray, draw: int) -> np.ndarray:
     Args:
         policy: a name in `DEVICE_POLICIES`.
         images: uint8 (b, h, w, c).
-        draw: a number; each gives other random changes.
+        draw: a number; another number gives other random changes.
 
     Returns:
         uint8 (b, h, w, c).

@@ -122,7 +122,7 @@ def find(config: DataConfig, data: OwnData | None = None) -> Dataset | LabelledI
 
 
 def most_to_train(found: Dataset | LabelledImages, config: DataConfig) -> int:
-    """Returns the largest number of images that may be trained on; it is known before the split."""
+    """Returns an upper bound of the number of training images, known before the split."""
     if isinstance(found, Dataset):
         return len(found.splits["train"])
     if found.splits is None or config.fold:
@@ -141,10 +141,10 @@ def prepare(
 
     Args:
         found: what `find` returned.
-        config: the cache, the checks, and the splits; see `split_as_configured`. The augmentation
-            is the one of the host.
+        config: the cache, the checks, and the splits; see `split_as_configured`. Its
+            augmentation is what the host does.
         preprocessing: how to decode and resize the images.
-        train_on_device: whether the training images are going to the device.
+        train_on_device: whether the training images will live on the device.
 
     Raises:
         DataUnavailableError: a package that reads the images is missing.

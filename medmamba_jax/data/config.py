@@ -251,9 +251,9 @@ class DataConfig(Section):
             image folders and CSV tables only.
         num_workers: the number of worker processes that read images; 0 decodes in threads of this
             process.
-        cache: whether and where to keep decoded images, a name in `cache_places.CACHES`. It does
-            not change any pixel, but training images on the device are augmented after they are
-            resized, other images before.
+        cache: whether and where to keep decoded images, a name in `cache_places.CACHES`. It
+            changes pixels only if images are augmented: the device augments resized images, and the
+            host augments images at their own size.
         cache_dir: the folder of the disk cache and of the results of the audit. You may delete the
             folder at any time. "" means `~/.cache/medmamba-jax`.
 

@@ -97,7 +97,7 @@ def first_pass(
 def keep_evaluated(
     seen: Prepared, dataset: Dataset, config: DataConfig, *, train_on_device: bool = False
 ) -> str:
-    """Settles how the images that are not trained on are kept, once the splits are known.
+    """Decides how to keep the images that are not trained on, when the splits are known.
 
     The pass treats all images alike. If it keeps none, and the training images are augmented or go
     to the device, `data.cache="auto"` may still keep the images of the other splits.
@@ -106,8 +106,8 @@ def keep_evaluated(
         seen: what the pass made.
         dataset: the splits.
         config: the settings of the cache.
-        train_on_device: whether the training images are going to the device, which frees what the
-            pass has kept of them in memory.
+        train_on_device: whether the training images will live on the device. What the pass has kept
+            of them in memory is then freed when they go there.
 
     Returns:
         Where pixels are kept, as text.

@@ -70,7 +70,7 @@ def explain(
         NonFiniteLossError: an output of the model is NaN or infinite.
         UserError: there is no such method, class or stage, or an image cannot be read.
     """
-    stage, chosen = check_request(predictor, method, class_name, stage)
+    _, chosen = check_request(predictor, method, class_name, stage)
     split = predictor.split_of(images)
     table = probabilities(predictor.finite_logits(split), predictor.task)
     classes = table.argmax(1) if chosen is None else np.full(len(table), chosen)

@@ -161,7 +161,7 @@ OTHER_ARCHITECTURES: dict[str, Any] = {}
 
 
 def architecture_of(variant: str) -> Any:
-    """Returns the class of a variant's architecture: `MedMambaConfig`, unless it is another."""
+    """Returns the class of a variant's architecture, by default `MedMambaConfig`."""
     return OTHER_ARCHITECTURES.get(variant, MedMambaConfig)
 
 

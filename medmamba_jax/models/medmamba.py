@@ -17,10 +17,9 @@ class Stage(nnx.Module):
     """Blocks of one resolution, whose parameters are stacked.
 
     Every tensor of `blocks` has a leading axis `depth`, so that an optimiser handles a third of the
-    leaves. On a CPU one `lax.scan` runs several blocks, and XLA compiles the block once for any
-    depth.
-    Elsewhere they run one after another: a loop would copy all that a block keeps for the backward
-    pass into and out of a stack (docs/performance.md).
+    leaves. On a CPU one `lax.scan` runs the blocks if there are several, and XLA compiles the block
+    once for any depth. Elsewhere they run one after another: a loop would copy all that a block
+    keeps for the backward pass into and out of a stack (docs/performance.md).
     """
 
     def __init__(self, config: MedMambaConfig, stage: int, rngs: nnx.Rngs) -> None:
@@ -71,8 +70,8 @@ class Stage(nnx.Module):
 
 def _run_one_by_one(run_block: Any, x: jax.Array, blocks: Any) -> tuple[jax.Array, Any]:
     """Does what `jax.lax.scan` does, without a loop in the compiled program."""
-    # With `jit`, JAX traces and lowers the block once for all blocks. XLA puts its code in their
-    # places before it optimises.
+    # With `jit`, JAX traces and lowers one block for all of them. XLA inlines the calls before it
+    # optimises.
     run_block = jax.jit(run_block)
     outputs = []
     for i in range(len(jax.tree.leaves(blocks)[0])):

@@ -18,8 +18,8 @@ from medmamba_jax.models.medmamba import MedMamba
 # Nested dictionaries. A key is the name of an attribute, or the index of a stage.
 Tensors = dict[Any, Any]
 
-# The class of an architecture -> its network, a module that is called as `MedMamba` is and has its
-# method `pooled`. A script may add a row.
+# The class of an architecture -> the class of its network, which is called as `MedMamba` is and has
+# the method `pooled`, too. A script may add a row.
 NETWORKS: dict[type, Callable[..., Any]] = {MedMambaConfig: MedMamba}
 
 

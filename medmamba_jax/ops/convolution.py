@@ -32,11 +32,11 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolves images with an odd-sided kernel, zero-padded to the same size.
 
-    On a CPU, XLA has a fast convolution for one order of the axes only. It changes the order where
-    it can, but not inside of loops. JAX's own gradients have other orders, so they took 5 to 10
-    times as long in the loop over the blocks of a stage. `conv_on_cpu` uses the fast order itself.
-    Every other platform gets `plain_conv`; JAX chooses when it lowers the program. The backward
-    pass keeps only x and the kernel.
+    On a CPU, XLA has a fast convolution for one order of the axes only. Outside of loops it brings
+    other orders into this one, but inside of loops it does not. JAX's own gradients have other
+    orders, so they took 5 to 10 times as long in the loop over the blocks of a stage. `conv_on_cpu`
+    therefore writes the gradients in the fast order. Every other platform gets `plain_conv`; JAX
+    chooses when it lowers the program. The backward pass keeps only x and the kernel.
 
     Args:
       x: images, (b, h, w, c), floating.
@@ -53,9 +53,9 @@ _one_form = contextvars.ContextVar("one_form", default=False)
 
 @contextlib.contextmanager
 def one_form() -> Iterator[None]:
-    """Makes each convolution that of XLA in all that is traced inside the context.
+    """Computes each convolution that is traced inside the context as XLA's own convolution.
 
-    Formats that know no platforms, such as ONNX, cannot hold the choice among forms.
+    A format without platforms, such as ONNX, cannot hold a choice among several forms.
     """
     token = _one_form.set(True)
     try:
@@ -92,8 +92,9 @@ def plain_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def conv_on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Computes `conv` in the form that a CPU computes fast.
 
-    A map of fewer pixels than channels is convolved as a matrix product of windows and kernel,
-    which took a quarter to a half of the time of XLA's convolution.
+    If a map has fewer pixels than channels, this is a matrix product of windows and kernel. With
+    gradients, it took less than half of the time of XLA's convolution on maps of 2 x 2 and 7 x 7
+    pixels (docs/performance.md).
     """
     _, h, w, c = x.shape
     return (product_of_windows if h * w < c else conv_in_one_order)(x, kernel)

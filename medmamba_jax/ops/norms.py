@@ -90,11 +90,11 @@ def _wide(x: jax.Array) -> jax.Array:
 def _pixel_sums(x: jax.Array, images: int) -> jax.Array:
     """Sums images (..., c) over all pixels: (c,). `images` is the number of images.
 
-    It sums each image, then the images. In one sum over all pixels of a small map, XLA would give
-    every 32 channels to one block of threads, and most of the GPU would wait. XLA also sums a
-    matrix of few columns slowly, so neighbouring pixels of few channels share a row. They are
-    pixels of one image, because XLA would gather a batch whose images are on several devices if a
-    row had pixels of two images.
+    It sums the pixels of each image first, then the images. In one sum over all pixels of a small
+    map, XLA would give every 32 channels to one block of threads, and most of the GPU would wait.
+    XLA also sums a matrix of few columns slowly, so neighbouring pixels of few channels share a
+    row. They are pixels of one image, because XLA would gather a batch whose images are on several
+    devices if a row had pixels of two images.
     """
     c = x.shape[-1]
     pixels = x.size // max(images * c, 1)  # a batch may be empty

@@ -45,8 +45,8 @@ class RunDescription:
         synthetic: whether a program drew the images.
         averaged: whether the evaluated parameters are the moving averages (`train.ema_decay`).
         augmented_on: where the training images are augmented: "host", at their own size, or
-            "device", resized, in the training step. Empty if they are not augmented, or if an
-            earlier version, which augmented on the host, wrote it.
+            "device", resized, in the training step. Empty if they are not augmented. Earlier
+            versions always augmented on the host, and left it empty, too.
         format: the format of the file that this was read from.
     """
 
@@ -129,7 +129,7 @@ class RunDescription:
     ) -> "RunDescription":
         known = {field.name for field in dataclasses.fields(cls)}
         ignored = sorted(values.keys() - known)
-        # A variant that only the training script knew counts as a MedMamba.
+        # If only the script that trained the run knows its variant, the model counts as a MedMamba.
         kind = architecture_of(values["config"]["model"].get("variant", ""))
         model, unknown = _fields(kind, values["model"])
         ignored += [f"model.{key}" for key in unknown]

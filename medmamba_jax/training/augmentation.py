@@ -1,14 +1,15 @@
 """Augmentation inside the jitted training step: whole batches, on the accelerator.
 
-A policy is a function (key, images) -> `Augmented`. It first draws all random numbers (`Draws`,
-`Mixing`), each image with a key of its own, and then applies them. The images have been resized
-already, so crops are cut from the resized image. Each image is resampled once, by one affine map.
+A policy is a function (key, images) -> `Augmented`. It draws random numbers for each image
+(`Draws`), and changes the image with them. Some policies also draw how a batch is mixed (`Mixing`),
+and mix it. The images have been resized already, so crops are cut from the resized image. Each
+image is resampled once, by one affine map.
 
-The same key and images give the same bits, on any number of devices: pixels are computed in
-integers (fixed point), which do not depend on the order of additions.
+The same key and images give the same bits on any number of devices. The reason is that pixels are
+computed in integers (fixed point), whose sums do not depend on the order of additions.
 
-`DEVICE_POLICIES` has a row for each policy of `data.images.augmentation.POLICIES` that this package
-brings.
+`DEVICE_POLICIES` has a row for each policy that this package has in
+`data.images.augmentation.POLICIES`.
 """
 
 import dataclasses
@@ -37,8 +38,9 @@ class Augmented(NamedTuple):
 
     Attributes:
         images: uint8 (b, h, w, c).
-        own_share: None if images are not mixed. Else a float32 scalar: how much of each image is
-            the image itself. The rest is of the image that `partners` puts in its place.
+        own_share: None if the policy never mixes images. Otherwise a float32 scalar: the share of
+            the image itself in each result. The rest comes from the image's partner, see
+            `partners`.
     """
 
     images: jax.Array
@@ -53,16 +55,16 @@ Augment = Callable[[jax.Array, jax.Array], Augmented]
 class Draws:
     """The random numbers for the images of a batch, each with a leading axis b.
 
-    A box is int32 (b, 4): top, left, height and width in pixels. What is None does not happen.
+    A box is int32 (b, 4): top, left, height and width in pixels. A field that is None does nothing.
 
     Attributes:
         crop: the box that fills the result.
         angle: float32 (b,), the rotation in radians.
-        zoom: float32 (b,), how much larger things become.
+        zoom: float32 (b,), the factor by which the content becomes larger.
         mirrored: bool (b,), whether left and right are exchanged at the end.
         brightness: float32 (b,), a factor of all values.
         contrast: float32 (b,), a factor of the distances from the image's mean.
-        erased: the box that becomes uniform; of height 0 in images where nothing is erased.
+        erased: the box that becomes uniform. Its height is 0 where nothing is erased.
     """
 
     crop: jax.Array | None = None
@@ -89,13 +91,13 @@ class Mixing(NamedTuple):
 def partners(rows: jax.Array) -> jax.Array:
     """Returns what belongs to each image's partner, the image before it in the batch.
 
-    The shift is fixed, so that batches that are spread over devices move one row of each device.
+    The shift is always one row. So if a batch is spread over devices, each sends only one row.
     """
     return jnp.roll(rows, 1, axis=0)
 
 
-# Drawing: functions (uniform numbers (b, _NUMBERS), height, width) -> `Draws`. One call makes the
-# numbers of the whole batch, because XLA compiles each call for a second.
+# The next functions draw: (uniform numbers (b, _NUMBERS), height, width) -> `Draws`. One call makes
+# the numbers of the whole batch, because XLA needs a second to compile each call.
 
 _NUMBERS = 32
 _CROP = slice(0, 22)
@@ -113,7 +115,7 @@ _ERASED_ASPECT = (0.3, 1 / 0.3)
 
 _MIXED = 0.5  # share of batches; half of these by mixup, half by CutMix
 _MIXUP_ALPHA = 0.2
-_STEPS = 1024  # of a table of quantiles
+_STEPS = 1024  # between the quantiles of a table
 
 Draw = Callable[[jax.Array, int, int], Draws]
 
@@ -168,19 +170,20 @@ def draw_strong_flip(numbers: jax.Array, height: int, width: int) -> Draws:
 def draw_mixing(key: jax.Array, height: int, width: int) -> Mixing:
     """Draws how a batch is mixed: half of the batches not at all, a quarter each by two methods.
 
-    One draw is for the whole batch, as in timm (mode "batch") and torchvision. In timm's terms:
+    One draw holds for the whole batch, as in timm (mode "batch") and torchvision. In timm's terms:
     `mixup=0.2, cutmix=1.0, mixup_prob=0.5, mixup_switch_prob=0.5`.
 
     - mixup (Zhang et al., arXiv 1710.09412): the shares are s and 1 - s with s of Beta(0.2, 0.2).
-      The image's own share is the larger one. This gives the same mixtures as any order, and the
-      label that is logged is that of the image that one sees.
-    - CutMix (Yun et al., arXiv 1905.04899): a box comes from the partner. Before it is cut at the
-      borders, its area is uniform and its centre lies anywhere.
+      The image's own share is the larger one. The order of a batch is random, so the
+      mixtures have the same distribution without this choice. With it, the logged label is that of
+      the image that dominates.
+    - CutMix (Yun et al., arXiv 1905.04899): a box comes from the partner. Its area is uniform, and
+      its centre lies anywhere in the image. Then the box is cut at the borders of the image.
     """
     method, share, area, y, x = jax.random.uniform(key, (5,))
     is_mixup, is_cutmix = method < _MIXED / 2, (_MIXED / 2 <= method) & (method < _MIXED)
-    # The quantile of a uniform number has the wanted distribution. A table, read with linear
-    # interpolation, needs no loop.
+    # The quantile at a uniform number has the wanted distribution. A table of quantiles with linear
+    # interpolation needs no loop.
     points = np.linspace(0, 1, _STEPS + 1)
     quantiles = jnp.asarray(scipy.special.betaincinv(_MIXUP_ALPHA, _MIXUP_ALPHA, points))
     place = (share * _STEPS).astype("int32")
@@ -210,7 +213,7 @@ def _angles(most: float, uniform: jax.Array) -> jax.Array:
 def _crop_boxes(
     uniform: jax.Array, height: int, width: int, areas: tuple[float, float]
 ) -> jax.Array:
-    """Draws crops as `random_crop_box` does, with all tries at once; the first that fits wins."""
+    """Draws crops as `random_crop_box` does, but all tries at once. The first fit counts."""
     batch = len(uniform)
     tries = uniform[:, : 2 * CROP_TRIES].reshape(batch, 2, CROP_TRIES)
     sizes = _sizes(_between(areas, tries[:, 0]) * (height * width), CROP_ASPECT, tries[:, 1])
@@ -234,7 +237,7 @@ def _erased_boxes(uniform: jax.Array, height: int, width: int) -> jax.Array:
 def _sizes(area: jax.Array, aspects: tuple[float, float], uniform: jax.Array) -> jax.Array:
     """Returns height and width, int32 (..., 2), of boxes of an area, in pixels.
 
-    The aspect ratio, width by height, is uniform in its logarithm.
+    The logarithm of the aspect ratio, width by height, is uniform.
     """
     aspect = jnp.exp(_between((math.log(aspects[0]), math.log(aspects[1])), uniform))
     sizes = jnp.stack([jnp.sqrt(area / aspect), jnp.sqrt(area * aspect)], axis=-1)
@@ -247,7 +250,7 @@ def _placed(sizes: jax.Array, uniform: jax.Array, height: int, width: int) -> ja
     return jnp.concatenate([jnp.floor(uniform * (room + 1)).astype("int32"), sizes], axis=1)
 
 
-# Applying.
+# The next functions change pixels.
 
 _POSITION = 16  # bits after the point of a position in the image, in pixels
 _WEIGHT = 11  # of the weight of a pixel; three factors then fit into 30 bits: 11 + 11 + 8
@@ -259,15 +262,14 @@ def apply(draws: Draws, images: jax.Array) -> jax.Array:
     """Changes each image as its random numbers say: crop, rotation, values, erasing.
 
     Interpolation is bilinear. With a rotation or a zoom, pixels from outside the image are black.
-    With a crop alone nothing from outside the crop is seen, as if it were cut out first.
+    With a crop alone, the result shows nothing from outside the crop, as if it were cut out first.
 
     Args:
         draws: the random numbers.
         images: uint8 (b, h, w, c); h and w at most 8192.
 
     Returns:
-        uint8 (b, h, w, c). Values are rounded once; this costs no more than the rounding of an
-        image that is read.
+        uint8 (b, h, w, c). Values are rounded to 8 bits once, at the end.
     """
     _, height, width, _ = images.shape
     values = _resampled(draws, images)
@@ -314,10 +316,10 @@ def mix(mixing: Mixing, images: jax.Array) -> Augmented:
 
 
 def _mix_if_drawn(mixing: Mixing, images: jax.Array) -> Augmented:
-    """Computes `mix`, ten times as fast on a CPU.
+    """Does what `mix` does, and is ten times as fast on a CPU.
 
-    There XLA ignores `optimization_barrier`, but it computes the images once before a condition. On
-    a GPU the host would wait for the condition.
+    On a CPU, XLA ignores `optimization_barrier`, so `mix` would compute the images several times.
+    Before a condition, XLA computes them once. On a GPU the host would wait for the condition.
     """
     is_mixed = (mixing.outside < 1) | (mixing.box[2:] > 0).all()
     return jax.lax.cond(
@@ -333,7 +335,8 @@ def _resampled(draws: Draws, images: jax.Array) -> jax.Array:
         low, size = draws.crop[:, :2], draws.crop[:, 2:]
     else:
         low, size = jnp.zeros((batch, 2), "int32"), jnp.array([[height, width]])
-    # Positions of the centres of pixels. The result's are counted in half pixels from its centre.
+    # These are positions of the centres of pixels. In the result they are counted in half pixels
+    # from its centre.
     half_steps = _fixed(matrix, _POSITION - 1)[:, :, :, None, None]
     ys = (2 * jnp.arange(height) + 1 - height)[:, None]
     xs = (2 * jnp.arange(width) + 1 - width)[None, :]
@@ -418,12 +421,12 @@ def _over_pixels(x: jax.Array) -> jax.Array:
     return x[:, None, None, None]
 
 
-# Policies.
+# The next part joins drawing and changing to policies.
 
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """Augments a batch: draws for each image, applies, and mixes neighbours if it is to.
+    """Augments a batch: draws random numbers, changes each image, and may mix neighbours.
 
     Attributes:
         draw: draws what happens to each image.
@@ -438,7 +441,8 @@ class Policy:
         of_images, of_batch = jax.random.split(key)
         numbers = jax.random.uniform(of_images, (batch, _NUMBERS))
         changed = apply(self.draw(numbers, height, width), images)
-        # On a GPU, XLA then computes the images once, not again for each neighbour and gradient.
+        # With the barrier, XLA computes the images once on a GPU. Without it, XLA would compute
+        # them again for each neighbour and gradient.
         changed = jax.lax.optimization_barrier(changed)
         if self.mixes:
             mixing = draw_mixing(of_batch, height, width)

@@ -17,8 +17,8 @@ from medmamba_jax.parallel import say
 
 COMPILED = "~/.cache/medmamba-jax/compiled"
 
-# In MedMamba's step the products of cuBLAS are as fast as XLA's own, which XLA would first compile
-# and time in many variants. That would take 8 of 60 seconds (docs/performance.md).
+# In MedMamba's step cuBLAS multiplies matrices as fast as XLA's own kernels. XLA would first
+# compile and time many variants of these, which takes 8 of 60 seconds (docs/performance.md).
 _OF_GPU: dict[str, str | bool] = {"xla_gpu_enable_triton_gemm": False}
 
 Result = TypeVar("Result")
@@ -53,8 +53,8 @@ def compile_beside(
 ) -> tuple[jax.stages.Compiled, Result]:
     """Compiles a program in a thread while this thread works.
 
-    XLA compiles without Python's lock, and tracing needs nothing else. So both take no longer than
-    the longer one.
+    XLA does not hold Python's lock while it compiles. So both together take about as long as the
+    longer one.
 
     Returns:
         The compiled program, and what `work` returned.

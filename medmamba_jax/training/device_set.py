@@ -1,4 +1,4 @@
-"""The training images on the devices: they go there once, and every batch is taken there.
+"""Keeps the training images on the devices, and takes every batch there.
 
 Each device keeps the same number of rows of the set. The images of a batch lie on any of the
 devices, so each device takes those that it has, with zeros in place of the others. The sum over the
@@ -39,7 +39,10 @@ def device_memory(parallel: DataParallel) -> int:
 
 
 def rows_per_device(count: int, parallel: DataParallel) -> int:
-    """Returns how many rows of a set of so many images each device keeps; the last may be empty."""
+    """Returns how many rows each device keeps of a set of `count` images.
+
+    The last devices may have fewer images than rows.
+    """
     return -(-count // len(parallel.devices))
 
 
@@ -106,7 +109,7 @@ class DeviceSet:
         Args:
             order: global row -> row of the set.
             batch_size: images in a global batch, a multiple of the devices.
-            steps: batches whose order is computed and sent to the devices at once.
+            steps: number of batches whose order is computed and sent to the devices at once.
             start_step: the global step of the first batch, counted from 0.
         """
         return DeviceBatches(self, order, batch_size, steps, start_step)
@@ -156,7 +159,7 @@ class DeviceBatches(Iterator[dict[str, jax.Array]]):
         drawn = np.fromiter(map(self._order, rows), np.int32, count).reshape(self._count)
         self._next_row += count
         self._left = self._count[0]
-        # The loop forbids implicit transfers, and JAX takes these for such.
+        # The loop forbids implicit transfers. JAX counts these as implicit.
         with jax.transfer_guard("allow"):
             self._drawn, self._position = self._everywhere(drawn), self._everywhere(np.int32(0))
 
@@ -190,12 +193,12 @@ def _taken(
     Args:
         arrays: as `DeviceSet.arrays`.
         order: rows of the set, int32 (steps, b).
-        position: which step's, int32 scalar.
+        position: the index of the step whose rows are taken, int32 scalar.
         shape: of an image.
         parallel: the devices.
 
     Returns:
-        The batch, and the next position. It stays on the devices, so that a step sends nothing.
+        The batch, and the next position, which stays on the devices, so that a step sends nothing.
     """
     rows = order[position]
     if len(parallel.devices) == 1:
@@ -219,7 +222,8 @@ def _part(arrays: dict[str, jax.Array], rows: jax.Array, *, axis: str) -> dict[s
     def part(x: jax.Array) -> jax.Array:
         own = rows - jax.lax.axis_index(axis) * len(x)
         here = ((own >= 0) & (own < len(x))).reshape(-1, *[1] * (x.ndim - 1))
-        # Every row is on one device only, so that the sum is exact, of integers of 8 bits as well.
+        # Every row is on one device only, and all others give zeros. So the sum is exact, also in
+        # integers of 8 bits.
         taken = jnp.where(here, _rows(x, jnp.clip(own, 0, len(x) - 1)), jnp.zeros((), x.dtype))
         return jax.lax.psum_scatter(taken, axis, tiled=True)
 

@@ -27,22 +27,24 @@ def place_training(
 ) -> tuple[bool, str]:
     """Decides where training images live and are augmented.
 
-    The host augments images at their own size, the device augments them resized. A run that goes on
-    keeps to the one that it began with. The device augments as well what the host keeps and sends.
+    The host augments images at their own size, and the device augments resized images. A run that
+    is continued augments where it began to augment. The device can also augment images that the
+    host keeps and sends.
 
     Args:
         config: the cache and the augmentation.
         found: what `data.build.find` returned.
         preprocessing: how images are decoded and resized.
         parallel: the devices.
-        before: the run that goes on, if any.
+        before: the run that is continued, if any.
 
     Returns:
         Whether the images live on the devices, and `RunDescription.augmented_on`.
 
     Raises:
-        UserError: the images are to be on the device, but they cannot be augmented there, or the
-            run has augmented them on the host so far.
+        UserError: the settings ask for images on the device, but they cannot be augmented there,
+            or the run has augmented them on the host so far. Or the run has augmented on the
+            device, which does not have the policy.
     """
     policy = config.augmentation
     began = "" if before is None or policy == "none" else before.augmented_on or HOST

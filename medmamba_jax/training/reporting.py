@@ -57,8 +57,8 @@ class MetricWriter:
             return
         write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
         if self._events is None:
-            # Where PyTorch is installed, tensorboardX imports it, which takes seconds. So it waits
-            # until the first epoch has ended.
+            # Where PyTorch is installed, tensorboardX imports it, which takes seconds. So this
+            # import waits until the first epoch has ended.
             from tensorboardX import SummaryWriter
 
             # The first new epoch opens the file, so that a finished run does not write to it.

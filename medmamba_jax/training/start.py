@@ -69,7 +69,7 @@ class TrainingRun:
         config: the configuration.
         workdir: the run's folder.
         dataset: the images, with caches if `data.cache` allows them.
-        on_device: whether the training images are to live on the devices.
+        on_device: whether the training images will live on the devices.
         description: the content of `run.json`.
         spec: the static arguments of a step.
         parallel: the devices.
@@ -333,7 +333,7 @@ def batch_shapes(
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns shapes, dtypes and shardings of the global batches that `train_step` takes."""
     split = dataset.splits["train"]
-    classes = split.labels.shape[1:]  # of a multi-label set
+    classes = split.labels.shape[1:]  # empty unless the set is multi-label
     arrays = {
         "image": ((*preprocessing.image_size, preprocessing.channels), np.uint8),
         "label": (classes, np.float32 if classes else np.int32),
@@ -356,7 +356,7 @@ def first_state(
 ) -> tuple[TrainState, jax.stages.Lowered | None, Progress, Report | None]:
     """Returns the state to go on from: resumed, else from `train.init_from`, else random.
 
-    The step is traced meanwhile, because XLA needs time to compile the first state.
+    XLA needs time to compile the program that makes the first state. Meanwhile the step is traced.
 
     Returns:
         The state; the lowered step, or None if nothing is left to train; the epochs finished; and
@@ -373,7 +373,7 @@ def first_state(
     shapes = jax.eval_shape(make, seed)
     shardings = parallel.of_state(shapes)
     like = restored_like(shapes, shardings)
-    # It donates the state.
+    # The step donates the state.
     step = jax.jit(
         functools.partial(train_step, spec=spec),
         donate_argnums=0,
@@ -390,9 +390,9 @@ def first_state(
     report = None
     if train.init_from:
         loaded, report = initial_weights(train.init_from, shapes, description)
-    # Jitted, since one compilation is quicker than hundreds of small ones. XLA then leaves out the
-    # draws of the tensors that are loaded. The seed is an argument, so that runs with other seeds
-    # share the compiled program.
+    # `jit` makes one compilation, which is quicker than hundreds of small ones, and XLA leaves out
+    # the draws of the tensors that are loaded. The seed is an argument, so that runs with other
+    # seeds share the compiled program.
     first = jax.jit(make, out_shardings=shardings).lower(seed, loaded)
     compiled, lowered = compile_beside(first, lower_step)
     return compiled(seed, loaded), lowered, Progress(), report

@@ -28,8 +28,9 @@ class TrainState:
         opt_state: the optimiser's state.
         average: moving averages of `params` and `statistics`, as {"params": ..., "statistics":
             ...}; None without `train.ema_decay`.
-        seed: uint32 scalar, `train.seed`, of the keys of augmentation. It never changes. It is
-            not in `StepSpec`, so that runs with other seeds share one compiled step.
+        seed: uint32 scalar, `train.seed`, from which the step makes the keys of augmentation. It
+            never changes. It is not in `StepSpec`, so that runs with other seeds share one
+            compiled step.
     """
 
     step: jax.Array
@@ -79,8 +80,8 @@ class StepSpec:
         loss: (logits, labels, image weights or None) -> scalar.
         frozen: a tree of bools, True for the parameters that are not trained.
         ema_decay: `TrainConfig.ema_decay`.
-        augment: (key, uint8 images (b, h, w, c)) -> `Augmented`, see `DEVICE_POLICIES`; None leaves
-            the images as they are. Reading processes have augmented the images before.
+        augment: (key, uint8 images (b, h, w, c)) -> `Augmented`, see `DEVICE_POLICIES`. None leaves
+            the images as they are; the host may have augmented them before.
     """
 
     graphdef: nnx.GraphDef
@@ -105,8 +106,8 @@ def train_step(
 
     Returns:
         The next state, and "loss", "grad_norm" (of the trained parameters, before clipping),
-        "logits" (b, classes) and "label". Where images are mixed, the logits are of mixed images,
-        and the label is that of the image itself, not of its partner.
+        "logits" (b, classes) and "label". If images are mixed, the logits belong to the mixed
+        images, and the label is that of the image itself, not of its partner.
     """
     images, own_share = batch["image"], None
     if spec.augment is not None:
@@ -146,7 +147,7 @@ def _loss_of_mixed(
 ) -> jax.Array:
     """Returns own share * loss of the labels + (1 - own share) * loss of the partners' labels.
 
-    A label that is not known has no part in its term, and an image weight goes with its label.
+    A term leaves out the labels that are not known. The weight of an image goes with its label.
     """
     labels, weights = batch["label"], batch.get("weight")
     own = loss(logits, labels, weights)
@@ -184,7 +185,7 @@ def init_state(
     Args:
         config: the architecture.
         optimizer: Optax transformation.
-        seed: of the parameters, dropout, drop path and augmentation; below 2**32.
+        seed: the seed of parameters, dropout, drop path and augmentation; below 2**32.
         loaded: dotted name -> parameter or statistic that takes the place of a random one.
         average: whether the state keeps moving averages.
     """

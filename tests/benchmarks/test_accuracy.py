@@ -39,7 +39,7 @@ def test_every_run_has_flags_that_main_takes():
     tried = collections.Counter()
     for job in jobs_of([experiment for group in GROUPS.values() for experiment in group]):
         recipe = OWN.get(job.experiment.recipe)
-        # A policy may be one that another version of the package has.
+        # Another version of the package may have policies that this one does not have.
         if job.seed or job.fold > 1 or (recipe and recipe.augmentation not in POLICIES):
             continue
         config = config_of(flags_of(job, "/data"))
@@ -75,7 +75,7 @@ def test_folds_and_seeds_are_runs_of_their_own():
     ]
 
 
-# In place of a training run: writes what a run writes.
+# This program takes the place of a training run, and writes what a run writes.
 PROGRAM = """
 import json, os, pathlib, sys, time
 folder, seconds, failing = pathlib.Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3] == "True"

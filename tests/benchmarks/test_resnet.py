@@ -184,7 +184,7 @@ def resnet_tiny(monkeypatch):
     monkeypatch.setitem(OTHER_ARCHITECTURES, "resnet_tiny", ResNetConfig)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.usefixtures("resnet_tiny", "narrow", "one_device")
 def test_a_run_trains_resumes_and_is_evaluated_and_summed_up(
     config, images, tmp_path, monkeypatch, caplog

@@ -59,9 +59,9 @@ class Fixed:
 
 
 def assert_like_pillow(actual, expected, cut=0):
-    """Compares, where Pillow rounds, except that it cuts digits off in `cut` places."""
+    """Compares with Pillow, which rounds down `cut` times, and otherwise rounds to the nearest."""
     difference = np.asarray(actual, int) - expected
-    # At the edge of a rotated image, a pixel may lie inside for one and outside for the other.
+    # At the edge of a rotated image, only one of the two may count a pixel as inside.
     assert np.mean(np.abs(difference) > 2) < 1e-3
     assert abs(difference.mean() - cut / 2) < 0.25
 
@@ -238,13 +238,13 @@ class TestMixing:
         is_mixup, is_cutmix = outside < 1, box[:, 2:].all(1)
         assert not (is_mixup & (box != 0).any(1)).any()
         for kind in (is_mixup, is_cutmix):
-            # A tiny box or share may round to none.
+            # A tiny box or share may be rounded to 0. Such a batch is not mixed.
             assert abs(kind.mean() - 0.25) < 0.02 + 4 * math.sqrt(0.25 * 0.75 / COUNT)
         beta = scipy.stats.beta(0.2, 0.2)
         shares = outside[is_mixup]
         folded = scipy.stats.kstest(shares, lambda s: beta.cdf(s) - beta.cdf(1 - s))
         assert folded.pvalue > 1e-4
-        # CutMix in the words of its authors' code (rand_bbox), in NumPy.
+        # This draws CutMix boxes in NumPy as its authors do (rand_bbox).
         rng = np.random.default_rng(0)
         lam, y, x = (
             rng.uniform(size=COUNT),
@@ -281,7 +281,7 @@ class TestBits:
             shares.add(float(own_share))
         assert 1.0 in shares and len(shares) > 2  # not mixed, and mixed
         moved = set(re.findall(r"all-\w+|collective-\w+|reduce-scatter", several.as_text()))
-        assert moved == {"collective-permute"}  # of one image of each device
+        assert moved == {"collective-permute"}  # each device sends one image
 
     def test_an_image_does_not_depend_on_the_others(self):
         policy = jax.jit(DEVICE_POLICIES["light_flip"])

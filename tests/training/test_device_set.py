@@ -29,7 +29,7 @@ PREPROCESSING = Preprocessing((16, 20), 3, "bilinear", (0.5,), (0.5,))
 
 @pytest.fixture
 def eight_devices(monkeypatch):
-    """Gives the devices back that the other tests of this folder do without."""
+    """Gives the test all eight devices. The other tests of this folder have one."""
     monkeypatch.undo()
     return jax.devices()
 
@@ -44,7 +44,7 @@ def split():
 
 @pytest.fixture
 def in_the_step(monkeypatch):
-    """Lets the policy `strong` darken images by a random number; that compiles faster."""
+    """Makes the policy `strong` darken images by a random factor, which compiles faster."""
 
     def darker(key, images):
         factor = jax.random.uniform(key, (), minval=0.2)
@@ -172,7 +172,8 @@ def test_the_next_batch_is_sent_while_the_device_computes(config, images, tmp_pa
     )
     with mm.start_run(config(), tmp_path, images) as run, loop.batches_of(run) as batches:
         loop.train_epoch(run, 1, batches)
-    # Step 0 compiles, and the loop waits for it. A step is fetched when the next one has its batch.
+    # Step 0 compiles, and the loop waits for it. Then the loop sends the batch of the next step
+    # before it fetches the outputs of a step.
     assert events == ["put", "put", 0, "put", 1, 2]
 
 

@@ -39,7 +39,7 @@ def recorded(self, batch):
     seen.append([hashlib.sha256(image.tobytes()).hexdigest() for image in batch["image"]])
     return put_batch(self, batch)
 
-if "device" not in sys.argv:  # a host does not have the whole of a batch on the devices
+if "device" not in sys.argv:  # a host has only a part of a batch that is on the devices
     DataParallel.put_batch = recorded
 config = mm.default_config()
 config.model.variant, config.data.image_size = "tiny", 32

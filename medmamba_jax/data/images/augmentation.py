@@ -88,7 +88,7 @@ def strong(width: int, height: int, rng: np.random.Generator) -> Transform:
     """Random crop, rotation, brightness, contrast, erasing, mixup and CutMix; never mirrored.
 
     The training step applies it to the resized images, see
-    `medmamba_jax.training.augmentation.strong`. Here the image stays as it is.
+    `medmamba_jax.training.augmentation.draw_strong`. Here the image stays as it is.
     """
     return none(width, height, rng)
 
@@ -114,9 +114,9 @@ ON_DEVICE = ("strong", "strong_flip")  # policies that only the training step ca
 
 
 def changes_when_read(policy: str) -> bool:
-    """Whether reading a training image changes it, by the name of a policy in `POLICIES`.
+    """Whether the policy of this name changes training images while they are read.
 
-    If not, what is kept of the image can be resized already.
+    If it does not, the images can be kept resized.
     """
     return policy not in ("none", *ON_DEVICE)
 
@@ -157,7 +157,7 @@ def random_crop_box(width: int, height: int, rng: np.random.Generator) -> tuple[
 
 
 def largest_crop_box(width: int, height: int) -> tuple[int, int, int, int]:
-    """Returns the largest centred crop of an allowed aspect ratio, as `random_crop_box` does."""
+    """Returns the largest centred crop of an allowed aspect ratio: left, top, width, height."""
     crop_width = min(width, max(1, round(height * CROP_ASPECT[1])))
     crop_height = min(height, max(1, round(width / CROP_ASPECT[0])))
     return (width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height

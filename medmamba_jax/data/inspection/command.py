@@ -61,7 +61,7 @@ def add_inspect(subcommands: Any, in_step: InStep | None = None) -> None:
     """Adds `inspect` to the subcommands of a parser.
 
     Args:
-        subcommands: of the parser.
+        subcommands: the subcommands of the parser.
         in_step: changes images as the training step does, see `augmentation_sheet`.
     """
     parser = subcommands.add_parser(

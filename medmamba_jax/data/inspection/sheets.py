@@ -68,8 +68,8 @@ def augmentation_sheet(
     """Draws a row for each image: the image itself, then six augmented versions of it.
 
     Every tile is resized to a square, as training resizes images to the model's input. The channels
-    that are shown are those of `contact_sheet`. A policy of the training step changes the tiles;
-    each column is then one batch, so that its images are mixed.
+    that are shown are those of `contact_sheet`. A policy in `ON_DEVICE` changes the resized tiles.
+    Each column is then one batch, so that its images are mixed.
 
     Args:
         images: uint8 (h, w, c), as `Preprocessing.decode` returns them; sizes may differ.
@@ -79,7 +79,7 @@ def augmentation_sheet(
         in_step: changes images as the training step does. The policies in `ON_DEVICE` need it.
 
     Raises:
-        UserError: there are no images, no policy has this name, or it needs `in_step`.
+        UserError: there are no images, no policy has this name, or the policy needs `in_step`.
     """
     if policy not in POLICIES:
         raise UserError(f"augmentation must be one of {tuple(POLICIES)}; got {policy!r}")

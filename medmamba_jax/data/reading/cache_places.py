@@ -1,4 +1,4 @@
-"""Decides where to keep the decoded images of a split: on the device, in memory, on disk, or not.
+"""Decides where to keep decoded images: on the device, in memory, on disk, or nowhere.
 
 | data.cache | worker processes | fits into memory | does not fit into memory |
 | --- | --- | --- | --- |
@@ -13,12 +13,12 @@
 Worker processes do not share memory. Splits fit if all cached splits together take at most half of
 the memory, or half of the disk space, that is free when the run begins.
 
-The device is the GPU or TPU that trains. It keeps training images only, resized; if a run has
-several devices, each of them keeps an equal part. `auto` chooses it, before all else, if these
-images take at most a quarter of the memory that JAX may use on all devices together. Before a set
-is split, all its images count as training images. Images on the device are augmented there, after
-they are resized. So `auto` does not choose it for a policy that only the host has, and never
-chooses a CPU.
+The device is the GPU or TPU that trains. It keeps resized training images and no others. If a run
+has several devices, each of them keeps an equal part. The device is the first choice of `auto`, if
+these images take at most a quarter of the memory that JAX may use on all devices together. Before a
+set is split, all its images count as training images. Images on the device are also augmented
+there. So `auto` does not choose the device for a policy that only the host has. It never chooses
+the device if a CPU trains.
 """
 
 import dataclasses

@@ -80,7 +80,8 @@ def return_large_blocks() -> None:
 def return_free_memory() -> None:
     """Lets glibc return all free memory of its heaps to the system, also between blocks in use.
 
-    Call it after many small blocks were freed. Nothing happens where another library allocates.
+    Call it after the program has freed many small blocks. It does nothing if the C library is not
+    glibc.
     """
     malloc_trim = (
         getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None

@@ -4,8 +4,9 @@ Mosaic lowers a kernel in Python, which takes seconds. XLA compiles the result i
 searches its persistent cache only after it has lowered a program, so without this module every
 start would lower the kernels again.
 
-A kernel is lowered when the program around it is lowered, not when that is traced. JAX also traces
-forward passes that no program runs, such as that of a `custom_vjp` whose gradient is taken.
+A kernel is lowered when the program around it is lowered, and not when that program is traced. The
+reason is that JAX also traces forward passes that no program runs, such as that of a `custom_vjp`
+whose gradient is taken.
 """
 
 import contextlib

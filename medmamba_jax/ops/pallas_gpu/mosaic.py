@@ -15,8 +15,8 @@ same in plain JAX, for Pallas's interpreter, which has no layouts.
 #   pallas, pallas.mosaic_gpu: the language that the kernels are written in.
 #   custom_partitioning: only this lets XLA split a kernel by image. `jax.shard_map` needs the mesh,
 #     which a scan inside a model does not have.
-#   extend.core.Primitive, interpreters.mlir: an operation whose kernel is lowered with the program
-#     around it and not when that is traced, see lowered.py.
+#   extend.core.Primitive, interpreters.mlir: an operation whose kernel is lowered when the program
+#     around it is lowered, and not when that program is traced, see lowered.py.
 # Private, and why each is needed:
 #   fragmented_array: `FragmentedArray` is a tile in registers. Code inside `inline_mgpu` calls its
 #     `load_untiled`, `store_untiled` and `broadcast_in_dim` and reads and sets its registers

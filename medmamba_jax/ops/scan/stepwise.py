@@ -3,9 +3,9 @@
 `None` means this implementation on a CPU. There the state of one step stays in the cache, which is
 worth more than the parallel work that an associative scan offers.
 
-Vector instructions work on the last axis of an array, the lanes. These are the channels, or, where
-there are few channels, the images. So the arrays inside have the axes (l, p, k, d, q), and the
-state has (p, k, n, d, q). The batch is p * q images, and p or q is 1.
+Vector instructions work on the last axis of an array, the lanes. These are the channels, or the
+images where there are few channels. So inside this module the arrays have the axes (l, p, k, d, q),
+and the state has (p, k, n, d, q). The batch is p * q images, and p or q is 1.
 """
 
 import functools
@@ -21,8 +21,8 @@ from medmamba_jax.ops.scan.recurrence import in_scan_dtype
 
 # The backward pass holds the states of this many steps in memory. 8 and 32 steps took longer.
 _CHUNK = 16
-# LLVM writes a loop over 16 lanes out and then makes vectors of another axis, which took 3 times
-# as long.
+# LLVM unrolls a loop over 16 lanes. Then it makes vectors of another axis, which took 3 times as
+# long.
 _FEWEST_LANES = 32
 
 

@@ -19,8 +19,8 @@ def project_and_scan_stepwise(
 ) -> jax.Array:
     """Runs `project_and_scan` on a CPU.
 
-    All that acts on single pixels comes before the four orders, where the arrays have the layout of
-    the projection. Then one copy writes each array in the order of the steps.
+    Operations on single pixels come first, while the arrays have the layout of the projection. Then
+    one copy brings each array into the order of the steps, in all four directions.
 
     Args and result: as for `project_and_scan`.
     """
@@ -30,9 +30,9 @@ def project_and_scan_stepwise(
     wide = jnp.promote_types(dtype, jnp.float32)
     together = images_together(b, d)
     if together > 1:
-        # Now the images are the lanes, so that the copies below move them together. They keep an
-        # axis of their own: XLA would gather images that are on several devices if they shared one
-        # with the pixels.
+        # This puts the images into the last axis, so that the copies below move them together. The
+        # pixels keep axes of their own. If they shared an axis with the images, XLA would gather
+        # images that are on several devices.
         u = jax.lax.optimization_barrier(u.transpose(3, 1, 2, 0))
         rows = _product(projection.reshape(d, -1).T, u).reshape(4, r + 2 * n, h, w, b)
         low, B, C = jnp.split(rows, (r, r + n), axis=1)
@@ -120,6 +120,7 @@ def _on_image(y: jax.Array, h: int, w: int) -> jax.Array:
     return jnp.stack(images, axis=3)
 
 
-# JAX's gradient of an indexed array is a sum of arrays with zeros.
+# These gradients are written by hand, because JAX would compute the gradient of each index as an
+# array with many zeros, and add these arrays.
 _ordered.defvjp(lambda x: (_ordered(x), x.shape[:2]), lambda sides, dy: (_on_image(dy, *sides),))
 _merged.defvjp(lambda y, h, w: (_merged(y, h, w), None), lambda h, w, _, dy: (_in_order([dy] * 4),))
