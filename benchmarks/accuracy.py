@@ -559,7 +559,8 @@ def main() -> None:
         for job in jobs:
             if job.name not in earlier and (row := row_of(driver.root, job)) is not None:
                 rows[job.name] = {"name": job.name, **row}
-                bring_home(driver.root, out, job) if args.out else None
+                if args.out:
+                    bring_home(driver.root, out, job)
         out.mkdir(parents=True, exist_ok=True)
         (out / "summary.json").write_text(json.dumps(list(rows.values()), indent=1) + "\n")
         if rows:

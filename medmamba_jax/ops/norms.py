@@ -97,7 +97,7 @@ def _pixel_sums(x: jax.Array, images: int) -> jax.Array:
     devices if a row had pixels of two images.
     """
     c = x.shape[-1]
-    pixels = x.size // (images * c)
+    pixels = x.size // max(images * c, 1)  # a batch may be empty
     together = math.gcd(pixels, 16) if c <= _FEW_CHANNELS else 1
     by_image = x.reshape(images, pixels // together, together * c).sum(1)
     # Without the barrier, XLA would join the two sums again.

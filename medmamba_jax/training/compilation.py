@@ -12,6 +12,7 @@ import jax
 
 from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded
+from medmamba_jax.ops.backend import default_backend
 from medmamba_jax.parallel import say
 
 COMPILED = "~/.cache/medmamba-jax/compiled"
@@ -35,7 +36,7 @@ def cache_compiled_programs() -> None:
             folder = expanded(COMPILED)
         except UserError:  # there is no home folder
             return
-        if jax.default_backend() == "cpu":  # JAX's key lacks the CPU's instructions
+        if default_backend() == "cpu":  # JAX's key lacks the CPU's instructions
             folder /= hashlib.sha256(_cpu().encode()).hexdigest()[:8]
         config.update("jax_compilation_cache_dir", str(folder))
     if config.jax_enable_compilation_cache:
@@ -43,8 +44,8 @@ def cache_compiled_programs() -> None:
 
 
 def compile_step(step: jax.stages.Lowered) -> jax.stages.Compiled:
-    """Compiles a training step for the default backend."""
-    return step.compile(_OF_GPU if jax.default_backend() == "gpu" else None)
+    """Compiles a training step for the platform of `default_backend`."""
+    return step.compile(_OF_GPU if default_backend() == "gpu" else None)
 
 
 def compile_beside(

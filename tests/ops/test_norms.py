@@ -1,5 +1,7 @@
 """The norms and their gradients against the definition, in float64, and against their own dtype."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,6 +47,11 @@ def arrays(*, channels=7, dtype=np.float64):
     return x, rng.normal(1, 0.3, channels), rng.normal(0, 0.3, channels), gate
 
 
+def with_gradients(norm, option, dy, *inputs):
+    y, pull = jax.vjp(functools.partial(norm, option), *inputs)
+    return y, pull(dy)
+
+
 CASES = {
     "batch norm": (batch_norm, plain_batch_norm, False, 3),
     "batch norm and ReLU": (batch_norm, plain_batch_norm, True, 3),
@@ -60,11 +67,13 @@ def test_a_norm_and_its_gradients_follow_the_definition(case, channels):
     with jax.enable_x64(True):
         inputs = [jnp.asarray(x) for x in arrays(channels=channels)[:count]]
         dy = jnp.asarray(np.random.default_rng(1).standard_normal(inputs[0].shape))
-        y, pull = jax.vjp(lambda *x: ours(option, *x), *inputs)
-        expected, pull_expected = jax.vjp(lambda *x: plain(option, *x), *inputs)
+        (y, gradients), (expected, expected_gradients) = (
+            jax.jit(functools.partial(with_gradients, norm, option))(dy, *inputs)
+            for norm in (ours, plain)
+        )
         assert y.dtype == jnp.float64
         assert_close(y, expected, 1e-13, "y")
-        for i, (gradient, wanted) in enumerate(zip(pull(dy), pull_expected(dy), strict=True)):
+        for i, (gradient, wanted) in enumerate(zip(gradients, expected_gradients, strict=True)):
             assert_close(gradient, wanted, 1e-12, f"gradient of argument {i}")
 
 
@@ -74,14 +83,12 @@ def test_bfloat16_is_rounded_once_and_its_sums_are_float32(case):
     x, scale, bias, gate = arrays(dtype=jnp.bfloat16)
     inputs = [x, scale.astype(np.float32), bias.astype(np.float32), gate][:count]
     dy = np.random.default_rng(1).standard_normal(x.shape).astype(jnp.bfloat16)
-    y, pull = jax.vjp(lambda *x: ours(option, *x), *map(jnp.asarray, inputs))
-    gradients = pull(jnp.asarray(dy))
+    y, gradients = jax.jit(functools.partial(with_gradients, ours, option))(dy, *inputs)
     assert y.dtype == jnp.bfloat16
     assert [g.dtype for g in gradients] == [x.dtype for x in inputs]
     with jax.enable_x64(True):
-        exact = [jnp.asarray(np.asarray(x, np.float64)) for x in inputs]
-        expected, pull_expected = jax.vjp(lambda *x: plain(option, *x), *exact)
-        wanted = pull_expected(jnp.asarray(np.asarray(dy, np.float64)))
+        exact = [jnp.asarray(np.asarray(x, np.float64)) for x in (dy, *inputs)]
+        expected, wanted = jax.jit(functools.partial(with_gradients, plain, option))(*exact)
     assert_close(y, expected, 2.0**-8, "y")
     for i, gradient in enumerate(gradients):
         # Behind a gate, the norm's gradient is rounded once more.
@@ -145,3 +152,14 @@ def test_norms_can_be_mapped_and_computed_again(case):
     np.testing.assert_allclose(again, expected, rtol=1e-5, atol=1e-5)
     twice = jax.vmap(gradient)(*(jnp.stack([x, x]) for x in inputs))
     np.testing.assert_allclose(twice, jnp.stack([expected, expected]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_an_empty_batch_has_gradients_of_zero(case):
+    ours, _, option, count = case
+    x, scale, bias, gate = (jnp.asarray(a, jnp.float32) for a in arrays())
+    inputs = [x[:0], scale, bias, gate[:0]][:count]
+    gradient = jax.grad(lambda *a: ours(option, *a).sum(), tuple(range(count)))
+    gradients = jax.jit(gradient)(*inputs)
+    for gradient, given in zip(gradients, inputs, strict=True):
+        np.testing.assert_array_equal(gradient, np.zeros(given.shape))

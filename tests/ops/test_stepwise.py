@@ -72,3 +72,23 @@ def test_an_image_with_its_projection(b, d, r):
     assert sorted(by_hand) == sorted(gradients)
     for name, gradient in by_hand.items():
         assert_close(gradients[name], gradient, 1e-5, name)
+
+
+def test_images_on_several_devices_are_not_gathered():
+    """Then, too, the images are the lanes."""
+    b, h, w, d, r, n = 32, 2, 3, 4, 1, 2
+    mesh = jax.sharding.Mesh(np.array(jax.devices("cpu")[:4]), "images")
+
+    def array(*shape, axis=None):
+        sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(axis))
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+
+    def loss(u, projection, dt_weight, dt_bias, A, D):
+        parameters = {"dt_weight": dt_weight, "dt_bias": dt_bias, "A": A, "D": D}
+        return project_and_scan(u, projection, implementation="stepwise", **parameters).sum()
+
+    parameters = array(4, r, d), array(4, d), array(4, d, n), array(4, d)
+    gradient = jax.jit(jax.grad(loss, range(6)))
+    lowered = gradient.lower(array(b, h, w, d, axis="images"), array(d, 4, r + 2 * n), *parameters)
+    text = lowered.compile().as_text()
+    assert "all-reduce" in text and "all-gather" not in text

@@ -1,6 +1,7 @@
 """One training step, on a model so small that its gradient is easy to sum up."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -46,12 +47,13 @@ def linear(**changes):
 def step():
     """Returns a function (rows, weights) -> parameters after a step of gradient descent, loss."""
     spec, state = linear()
+    jitted = jax.jit(functools.partial(train_step, spec=spec))
 
     def step(rows, weights=None):
         batch = {"image": IMAGES[rows], "label": LABELS[rows]}
         if weights is not None:
             batch["weight"] = np.asarray(weights, np.float32)
-        after, outputs = train_step(state, batch, spec=spec)
+        after, outputs = jitted(state, batch)
         return after.params, outputs["loss"]
 
     return step
@@ -103,7 +105,9 @@ def mixed(share):
 def test_the_labels_of_mixed_images_are_weighed():
     weights = np.array([1, 2, 0.5, 3], np.float32)
     spec, state = linear(augment=mixed(0.7))
-    _, outputs = train_step(state, BATCH | {"weight": weights}, spec=spec)
+    _, outputs = jax.jit(functools.partial(train_step, spec=spec))(
+        state, BATCH | {"weight": weights}
+    )
     log_p = np.asarray(jax.nn.log_softmax(outputs["logits"]), np.float64)
     own, other = (
         -(w * log_p[range(4), y]).sum() / w.sum()
@@ -118,7 +122,7 @@ def test_unknown_labels_of_mixed_images_do_not_count():
     loss = make_loss("binary_cross_entropy", "multilabel", None, {"label_smoothing": 0.0})
     labels = np.array([[1, 0, np.nan], [0, np.nan, 1], [1, 1, 0], [np.nan, 0, 0]], np.float32)
     spec, state = linear(augment=mixed(0.4), loss=loss)
-    _, outputs = train_step(state, BATCH | {"label": labels}, spec=spec)
+    _, outputs = jax.jit(functools.partial(train_step, spec=spec))(state, BATCH | {"label": labels})
     p = 1 / (1 + np.exp(-np.asarray(outputs["logits"], np.float64)))
     own, other = (
         np.nanmean(-y * np.log(p) - (1 - y) * np.log(1 - p)) for y in (labels, labels[[3, 0, 1, 2]])

@@ -41,7 +41,15 @@ def lowered(make: Callable, problem: Problem, **options: Any) -> Callable:
 # The parameters are those of `lowered`; the options are pairs of name and value.
 _kernel = Primitive("medmamba_jax_kernel")
 _kernel.multiple_results = True
-_kernel.def_impl(lambda *arrays, **kept: jax.jit(functools.partial(_kernel.bind, **kept))(*arrays))
+
+
+@functools.cache
+def _jitted(make, problem, options) -> Any:
+    """Returns what runs outside of `jax.jit`. It is kept, so that JAX compiles a kernel once."""
+    return jax.jit(functools.partial(_kernel.bind, make=make, problem=problem, options=options))
+
+
+_kernel.def_impl(lambda *arrays, **kept: _jitted(**kept)(*arrays))
 
 
 @_kernel.def_abstract_eval

@@ -30,14 +30,17 @@ def project_and_scan_stepwise(
     wide = jnp.promote_types(dtype, jnp.float32)
     together = images_together(b, d)
     if together > 1:
-        # This puts the images into the last axis, so that the copies below move them together.
-        u = jax.lax.optimization_barrier(u.transpose(3, 1, 2, 0).reshape(d, -1))
-        rows = _product(projection.reshape(d, -1).T, u).reshape(4, r + 2 * n, -1)
+        # This puts the images into the last axis, so that the copies below move them together. The
+        # pixels keep axes of their own. If they shared an axis with the images, XLA would gather
+        # images that are on several devices.
+        u = jax.lax.optimization_barrier(u.transpose(3, 1, 2, 0))
+        rows = _product(projection.reshape(d, -1).T, u).reshape(4, r + 2 * n, h, w, b)
         low, B, C = jnp.split(rows, (r, r + n), axis=1)
         u, low, weight = u.astype(wide), low.astype(wide), dt_weight.astype(wide)
-        dt = jax.nn.softplus(_product(weight.swapaxes(1, 2), low) + dt_bias.astype(wide)[..., None])
+        bias = dt_bias.astype(wide)[..., None, None, None]
+        dt = jax.nn.softplus(_product(weight.swapaxes(1, 2), low) + bias)
         arrays = (
-            x.astype(wide).reshape(4, -1, h, w, 1, b).transpose(2, 3, 4, 0, 1, 5)
+            x.astype(wide)[:, :, :, :, None].transpose(2, 3, 4, 0, 1, 5)
             for x in (jnp.stack([u] * 4), dt, B, C)
         )
     else:
@@ -56,7 +59,7 @@ def project_and_scan_stepwise(
     y = _merged(scan_time_first(ordered_u, ordered_dt, ordered_B, ordered_C, A), h, w)
     skip = D.astype(wide).sum(0)
     if together > 1:
-        y = y[:, :, 0].transpose(3, 0, 1, 2) + u.reshape(d, h, w, b).transpose(3, 1, 2, 0) * skip
+        y = y[:, :, 0].transpose(3, 0, 1, 2) + u.transpose(3, 1, 2, 0) * skip
     else:
         y = y[..., 0].transpose(2, 0, 1, 3) + u * skip
     return y.astype(dtype)
@@ -64,18 +67,24 @@ def project_and_scan_stepwise(
 
 @jax.custom_vjp
 def _product(weight: jax.Array, x: jax.Array) -> jax.Array:
-    """Returns weight @ x, and takes the gradient of x without a copy in another order of axes."""
-    return weight @ x
+    """Returns weight (..., i, j) times x (..., j, h, w, b): (..., i, h, w, b).
+
+    The gradient of x is taken without a copy in another order of axes.
+    """
+    return jnp.einsum("...ij,...jhwb->...ihwb", weight, x)
 
 
 def _product_gradients(
     kept: tuple[jax.Array, jax.Array], dy: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     weight, x = kept
-    return jnp.einsum("...ij,...kj->...ik", dy, x), weight.swapaxes(-1, -2) @ dy
+    return (
+        jnp.einsum("...ihwb,...jhwb->...ij", dy, x),
+        jnp.einsum("...ij,...ihwb->...jhwb", weight, dy),
+    )
 
 
-_product.defvjp(lambda weight, x: (weight @ x, (weight, x)), _product_gradients)
+_product.defvjp(lambda weight, x: (_product(weight, x), (weight, x)), _product_gradients)
 
 
 @jax.custom_vjp
