@@ -46,12 +46,7 @@ class RunDescription:
         synthetic: whether a program drew the images.
         averaged: whether the evaluated parameters are the moving averages (`train.ema_decay`).
         augmented_on: where the training images are augmented: "host", at their own size, or
-<<<<<<< HEAD
-            "device", resized, in the training step. Empty if they are not augmented. Earlier
-            versions always augmented on the host, and left it empty, too.
-=======
             "device", resized, in the training step. Empty if they are not augmented.
->>>>>>> user
         format: the format of the file that this was read from.
     """
 

@@ -90,12 +90,8 @@ def strong(width: int, height: int, rng: np.random.Generator) -> Transform:
     a quarter of the batches is mixed by mixup, and a quarter by CutMix. Never mirrored.
 
     The training step applies it to the resized images, see
-<<<<<<< HEAD
-    `medmamba_jax.training.augmentation.draw_strong`. Here the image stays as it is.
-=======
     `medmamba_jax.training.augmentation.draw_strong` and `draw_mixing`. Here the image stays as it
     is.
->>>>>>> user
     """
     return none(width, height, rng)
 
