@@ -146,7 +146,7 @@ def test_a_link_that_leads_nowhere_is_an_image_that_cannot_be_read(make_folder, 
 def test_the_example_pattern_finds_the_patients_of_kermany(make_folder):
     """The names are those of the set that the example in docs/data.md is for."""
     text = (pathlib.Path(__file__).parents[3] / "docs" / "data.md").read_text()
-    (pattern,) = re.findall(r"chest X-rays[^']*use `'([^']+)'`", text)
+    (pattern,) = re.findall(r"chest X-rays[^']*use\s`'([^']+)'`", text)
     names = {
         "NORMAL/IM-0115-0001.jpeg": "IM-0115",
         "NORMAL/NORMAL2-IM-1427-0001.jpeg": "NORMAL2-IM-1427",
