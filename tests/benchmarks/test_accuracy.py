@@ -77,7 +77,9 @@ def test_folds_and_seeds_are_runs_of_their_own():
 
 # This program takes the place of a training run, and writes what a run writes.
 PROGRAM = """
-import json, os, pathlib, sys, time
+import json, os, pathlib, signal, sys, time
+# A job in the background of a shell ignores the interrupt, and so do its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 folder, seconds, failing = pathlib.Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3] == "True"
 (folder / "results").mkdir(parents=True, exist_ok=True)
 with (folder.parent / "order").open("a") as order:

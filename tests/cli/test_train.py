@@ -131,15 +131,15 @@ def test_an_error_in_a_config_file_names_its_line(line, tmp_path, capsys):
     assert printed.count("\n") == 1
 
 
-def run_with_a_step_that_raises(error, cwd):
+def run_with_a_part_that_raises(error, cwd, module, name):
     program = f"""if True:
         import runpy, sys
-        from medmamba_jax.training import start
+        from medmamba_jax.training import {module}
 
-        def broken_step(state, batch, *, spec):
+        def broken_step(*args, **options):
             raise {error}
 
-        start.train_step = broken_step
+        {module}.{name} = broken_step
         sys.argv = ["main.py", "--config=tiny.py"]
         runpy.run_path({str(ROOT / "main.py")!r}, run_name="__main__")
     """
@@ -155,14 +155,15 @@ def run_with_a_step_that_raises(error, cwd):
 
 @pytest.mark.slow
 def test_an_interrupt_is_one_line(tmp_path):
-    result = run_with_a_step_that_raises("KeyboardInterrupt", tmp_path)
+    result = run_with_a_part_that_raises("KeyboardInterrupt", tmp_path, "loop", "train_epoch")
     assert result.returncode == 130
     assert result.stderr == "interrupted; the same line continues the run in runs/tiny\n"
 
 
 @pytest.mark.slow
 def test_an_error_inside_the_step_keeps_its_traceback(tmp_path):
-    result = run_with_a_step_that_raises("""ValueError("not the user's mistake")""", tmp_path)
+    error = """ValueError("not the user's mistake")"""
+    result = run_with_a_part_that_raises(error, tmp_path, "start", "train_step")
     assert result.returncode == 1, result.stderr
     assert "Traceback" in result.stderr and "in broken_step" in result.stderr
     assert "error: not the user's mistake" not in result.stderr.splitlines()
