@@ -55,7 +55,9 @@ class ResNetConfig:
 
     @classmethod
     def variant(cls, name: str, **changes: Any) -> "ResNetConfig":
-        """Returns a row of `VARIANTS`, with fields changed; a field that is None stays as it is.
+        """Returns a row of `VARIANTS` in which the given values replace fields.
+
+        A value that is None replaces nothing.
 
         Raises:
             UserError: a ResNet has no such field, or the value is not allowed.

@@ -379,7 +379,11 @@ def first_state(
         donate_argnums=0,
         out_shardings=(shardings, parallel.replicated),
     )
-    lower_step = functools.partial(step.lower, like, batch)
+
+    def lower_step() -> jax.stages.Lowered:
+        say("tracing the training step, up to half a minute ...")
+        return step.lower(like, batch)
+
     if (epoch := store.latest_epoch()) is not None:
         placed = jax.device_put(seed, shardings.seed)
         state = TrainState.from_parts(store.restore(epoch, like.to_parts()), placed)

@@ -104,7 +104,10 @@ class Store:
                 self.in_memory[place] = self.fit(place, pixels)
 
     def forget(self, places: np.ndarray) -> None:
-        """Frees what is kept of these images in memory. They can still be read."""
+        """Frees the pixels of these images that are in memory.
+
+        The next access takes an image from the disk cache, or decodes its file again.
+        """
         for place in places.tolist():
             self.in_memory.pop(place, None)
 
