@@ -122,6 +122,8 @@ class TrainConfig(Section):
             multi-label sets always "auc").
         patience: epochs without a better checkpoint after which training stops early; 0 means
             never. A checkpoint that wins a tie is better, too.
+        keep_every: epochs after which a checkpoint stays, besides the latest and the best; 0 keeps
+            no further ones.
 
     Raises:
         UserError: a value is not allowed.
@@ -153,11 +155,13 @@ class TrainConfig(Section):
     sampler: str = "shuffle"
     best_metric: str = "auto"
     patience: int = 0
+    keep_every: int = 0
 
     def __post_init__(self) -> None:
         for field in ("epochs", "batch_size"):
             self._require(field, is_integer(getattr(self, field), 1), "a positive integer")
-        self._require("patience", is_integer(self.patience, 0), "an integer, 0 or more")
+        for field in ("patience", "keep_every"):
+            self._require(field, is_integer(getattr(self, field), 0), "an integer, 0 or more")
         self._require(
             "seed", is_integer(self.seed, 0) and self.seed < 2**32, "an integer in [0, 2**32)"
         )

@@ -32,7 +32,10 @@ REMEDY = "lower train.lr or set train.clip_norm=1.0 in a new --workdir"
 
 
 def train(
-    config: Config | ConfigDict, workdir: str | pathlib.Path, data: OwnData | None = None
+    config: Config | ConfigDict,
+    workdir: str | pathlib.Path,
+    data: OwnData | None = None,
+    resume: str = "latest",
 ) -> dict[str, dict[str, Any]]:
     """Trains until the last epoch or early stopping, then evaluates the best checkpoint.
 
@@ -43,7 +46,7 @@ def train(
     Returns:
         As `fit`.
     """
-    with start_run(config, workdir, data) as run:
+    with start_run(config, workdir, data, resume) as run:
         return fit(run)
 
 
@@ -57,6 +60,8 @@ def fit(run: TrainingRun) -> dict[str, dict[str, Any]]:
     Raises:
         NonFiniteLossError: the loss or an output becomes NaN or infinite. Earlier checkpoints are
             intact.
+        NotSavedError: a checkpoint could not be saved, as on a full disk. It is raised before the
+            next step; earlier checkpoints are intact.
     """
     config, metric = run.config.train, run.description.best_metric
     unpredicted = UnpredictedClasses(advice_on_classes(config, run.dataset.task))
@@ -177,6 +182,7 @@ def train_epoch(
             # Waiting for data costs nothing while the device is still busy with the last step.
             if step > 0 and outputs[-1]["loss"].is_ready():
                 waited += time.perf_counter() - asked
+            run.store.check()
             run.state, output = run.train_step(run.state, run.parallel.put_batch(batch))
             outputs.append(output)
             # One step behind the device, so that it need not wait for the host to check the loss.

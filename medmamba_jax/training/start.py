@@ -6,10 +6,12 @@ import functools
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from medmamba_jax.data import (
@@ -31,8 +33,9 @@ from medmamba_jax.models import MedMambaConfig, abstract_weights, training_graph
 from medmamba_jax.models.scans import scans
 from medmamba_jax.parallel import DataParallel, is_first_host, on_first_host, say
 from medmamba_jax.predictor import Predictor, check_image_size, normalize
-from medmamba_jax.runs import CheckpointStore, Progress, RunDescription
+from medmamba_jax.runs import CheckpointStore, Position, Progress, RunDescription
 from medmamba_jax.runs.description import DEVICE, FILE
+from medmamba_jax.runs.log import read_metrics
 from medmamba_jax.runs.store import restored_like
 from medmamba_jax.runs.workdir import (
     CHECKPOINTS,
@@ -123,17 +126,22 @@ class TrainingRun:
 
 
 def start_run(
-    config: Config | ConfigDict, workdir: str | pathlib.Path, data: OwnData | None = None
+    config: Config | ConfigDict,
+    workdir: str | pathlib.Path,
+    data: OwnData | None = None,
+    resume: str = "latest",
 ) -> TrainingRun:
     """Checks the configuration and the images, locks the folder, and prints the plan.
 
-    The first state is that of the run's latest checkpoint; else of `train.init_from`; else random.
+    The first state is that of one of the run's checkpoints; else of `train.init_from`; else random.
 
     Args:
         config: the configuration, also as a config file returns it.
         workdir: the run's folder; it is created if it does not exist.
         data: images in place of those that `config.data` names: a `Dataset`, or objects of your
             own, see `medmamba_jax.data.build.prepare`.
+        resume: the checkpoint to go on from, as `Checkpoints.named` understands it. Later ones are
+            removed.
 
     Raises:
         DataUnavailableError, FileNotFoundError: there are no images.
@@ -158,6 +166,7 @@ def start_run(
     preprocessing = check_settings(config, found)
     with contextlib.ExitStack() as open_files:
         store, before = open_workdir(workdir, config, open_files)
+        position = store.named(resume)
         on_device, augmented_on = place_training(
             config.data, found, preprocessing, parallel, before
         )
@@ -185,8 +194,11 @@ def start_run(
             warn_of_trained_images(pathlib.Path(config.train.init_from), evaluated)
         example = batch_shapes(dataset, config.train.batch_size, preprocessing, parallel)
         state, step, progress, report = first_state(
-            config.train, description, spec, store, parallel, example
+            config.train, description, spec, store, position, parallel, example
         )
+        if position is not None:
+            progress = with_best(progress, store, read_metrics(workdir))
+            store.remove_after(position)
         run = TrainingRun(
             config,
             workdir,
@@ -316,8 +328,10 @@ def open_workdir(
     if not workdir.exists():
         open_files.callback(_remove_unused, workdir)
     on_first_host(lambda: open_files.callback(hold_workdir(workdir).close))
-    store = open_files.enter_context(CheckpointStore(workdir / CHECKPOINTS))
-    if store.latest_epoch() is None:
+    store = open_files.enter_context(
+        CheckpointStore(workdir / CHECKPOINTS, keep_every=config.train.keep_every)
+    )
+    if store.latest() is None:
         return store, None
     return store, check_same_settings(workdir, config.to_dict(), defaults=Config().to_dict())
 
@@ -351,6 +365,7 @@ def first_state(
     description: RunDescription,
     spec: StepSpec,
     store: CheckpointStore,
+    position: Position | None,
     parallel: DataParallel,
     batch: dict[str, jax.ShapeDtypeStruct],
 ) -> tuple[TrainState, jax.stages.Lowered | None, Progress, Report | None]:
@@ -384,10 +399,10 @@ def first_state(
         say("tracing the training step, up to half a minute ...")
         return step.lower(like, batch)
 
-    if (epoch := store.latest_epoch()) is not None:
+    if position is not None:
         placed = jax.device_put(seed, shardings.seed)
-        state = TrainState.from_parts(store.restore(epoch, like.to_parts()), placed)
-        progress = store.progress(epoch)
+        state = TrainState.from_parts(store.restore(position, like.to_parts()), placed)
+        progress = store.progress(position)
         finished = is_finished(progress, train.epochs, train.patience)
         return state, None if finished else lower_step(), progress, None
     loaded: Mapping[str, np.ndarray] = {}
@@ -400,6 +415,42 @@ def first_state(
     first = jax.jit(make, out_shardings=shardings).lower(seed, loaded)
     compiled, lowered = compile_beside(first, lower_step)
     return compiled(seed, loaded), lowered, Progress(), report
+
+
+def with_best(
+    progress: Progress, store: CheckpointStore, rows: Sequence[Mapping[str, Any]]
+) -> Progress:
+    """Returns the progress to go on with, whose best checkpoint can be used.
+
+    If the best checkpoint is gone or damaged, the one that the run goes on from counts as the best,
+    and a warning says so. Otherwise nobody would notice before the run ends.
+
+    Args:
+        progress: that of the checkpoint that the run goes on from.
+        store: the checkpoints.
+        rows: the rows of `metrics.jsonl`, which have the validation metrics of that epoch.
+    """
+    best = Position(progress.best_epoch)
+    if not progress.best_epoch or best == progress.position:
+        return progress
+    problem = "is gone"
+    if best in store.positions():
+        found = store.damage(best)
+        if not found:
+            return progress
+        problem = f"is damaged ({found})"
+    row = next((row for row in rows if row["epoch"] == progress.epoch), {})
+    logging.warning(
+        "the best checkpoint, of epoch %d, %s: epoch %d, from which the run goes on, counts as the"
+        " best until a later one is better",
+        progress.best_epoch,
+        problem,
+        progress.epoch,
+    )
+    values = {name: row.get(f"val/{name}") for name in progress.best_values}
+    return dataclasses.replace(
+        progress, best_epoch=progress.epoch, best_values=values, best_before=0
+    )
 
 
 def write_records(run: TrainingRun, ready: Ready, report: Report | None) -> None:
