@@ -212,11 +212,7 @@ GROUPS: dict[str, list[Experiment]] = {
         for model in ("t", "v1")
     ],
     # These candidates are to be compared on the validation sets.
-    "tune": [
-        Experiment(data, "t", recipe, _seeds(3))
-        for recipe in OWN
-        for data in ("breastmnist", "pneumoniamnist", "cxr", "ham10000")
-    ],
+    "tune": [experiment for recipe in OWN for experiment in _on_every_set("t", recipe, 3)],
     # These runs show what the project's own recipe adds to the paper's.
     "own": [
         *_on_every_set("t", CHOSEN, 5),
