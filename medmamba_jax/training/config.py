@@ -18,7 +18,7 @@ from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded
 from medmamba_jax.metrics import METRICS
 from medmamba_jax.models import MedMambaConfig
-from medmamba_jax.models.config import architecture_of
+from medmamba_jax.models.structure import architecture_of
 from medmamba_jax.sections import Section, is_integer, is_number
 from medmamba_jax.training.losses import LOSSES
 from medmamba_jax.training.optimizer import OPTIMIZERS, SCHEDULES

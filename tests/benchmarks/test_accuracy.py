@@ -14,7 +14,8 @@ import pytest
 import benchmarks.resnet  # noqa: F401  (it adds the ResNets to the values of model.variant)
 import medmamba_jax as mm
 from benchmarks import accuracy
-from benchmarks.accuracy import GROUPS, OWN, SETS, Driver, Experiment, Job, flags_of, jobs_of
+from benchmarks.accuracy import Driver
+from benchmarks.experiments import GROUPS, MODELS, OWN, SETS, Experiment, Job, flags_of, jobs_of
 from medmamba_jax.data.images.augmentation import POLICIES
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -44,7 +45,7 @@ def test_every_run_has_flags_that_main_takes():
             continue
         config = config_of(flags_of(job, "/data"))
         tried[job.experiment.data] += 1
-        assert config.model.variant == accuracy.MODELS[job.experiment.model]
+        assert config.model.variant == MODELS[job.experiment.model]
         assert config.train.patience == 0 and not config.results.report
         assert config.data.fold == ("1/5" if job.fold else "")
         if recipe:
