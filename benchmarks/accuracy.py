@@ -4,10 +4,10 @@
     python -m benchmarks.accuracy --data ../data --list
 
 `benchmarks/experiments.py` holds the table of experiments: a data set, a model, a recipe, and seeds
-or folds. Each run is one command line of `main.py` (or `benchmarks.train_resnet`), in a folder of its own below
-`--root`. A run that is finished is not trained again. A run that was interrupted goes on from its
-last epoch. The first run of an experiment compiles its programs. The others start after its first
-epoch and read the programs from JAX's compilation cache, which all runs share.
+or folds. Each run is one command line of `main.py` (or `benchmarks.train_resnet`), in a folder of
+its own below `--root`. A run that is finished is not trained again. A run that was interrupted goes
+on from its last epoch. The first run of an experiment compiles its programs. The others start after
+its first epoch and read the programs from JAX's compilation cache, which all runs share.
 
 After `--minutes` no further run starts, and running ones are interrupted. `--out` gets
 `summary.md`, `summary.json` with every run, and copies of `results/*.json` and of the metrics of
