@@ -15,7 +15,7 @@ class DataSet:
 
     Attributes:
         flags: flags of `main.py`; `{data}` stands for the folder of `--data`.
-        paper: flags that the paper's recipe adds on these images.
+        paper: flags that make the paper's recipe of the configuration in `flags`.
         epochs: number of epochs in the project's own recipes.
         mirrored: whether a mirror image is as likely as the image, so that a policy of augmentation
             may mirror.
@@ -26,6 +26,13 @@ class DataSet:
     epochs: int
     mirrored: bool
 
+
+# configs/image_folder.py has our own recipe. The configurations of MedMNIST have the paper's.
+_PAPER = (
+    "--config.data.augmentation=none --config.train.lr=1e-4 --config.train.schedule=constant"
+    " --config.train.warmup_epochs=0.0 --config.train.weight_decay=1e-4 --config.train.decay=all"
+    " --config.train.ema_decay=0.0 --config.train.label_smoothing=0.0"
+)
 
 SETS = {
     "breastmnist": DataSet(
@@ -44,15 +51,14 @@ SETS = {
     ),
     "cxr": DataSet(
         "--config=configs/image_folder.py --config.data.path={data}/cxr_kermany_224/split.csv"
-        " --config.data.allow_overlap=True --config.train.patience=0",
-        paper="--config.train.epochs=25",
+        " --config.data.allow_overlap=True",
+        paper=f"{_PAPER} --config.train.epochs=25",
         epochs=40,
         mirrored=False,
     ),
     "ham10000": DataSet(
-        "--config=configs/image_folder.py --config.data.path={data}/ham10000_128/ham10000.csv"
-        " --config.train.patience=0",
-        paper="--config.train.epochs=20",
+        "--config=configs/image_folder.py --config.data.path={data}/ham10000_128/ham10000.csv",
+        paper=f"{_PAPER} --config.train.epochs=20",
         epochs=60,
         mirrored=True,
     ),
@@ -123,7 +129,8 @@ class Experiment:
     Attributes:
         data: a key of `SETS`.
         model: a key of `MODELS`.
-        recipe: a key of `OWN`, or "paper" or "paper_bfloat16".
+        recipe: a key of `OWN`; or "paper" or "paper_bfloat16"; or "default", which is that of
+            configs/image_folder.py.
         seeds: values of `train.seed`. With folds there is one seed.
         folds: number of folds of a cross-validation; 0 means none.
     """
@@ -192,6 +199,8 @@ GROUPS: dict[str, list[Experiment]] = {
         for model in ("resnet18", "resnet50")
         for experiment in _on_every_set(model, CHOSEN, 5)
     ],
+    # This is what a user gets with configs/image_folder.py, without any flag.
+    "default": [Experiment("cxr", "t", "default", _seeds(3))],
     "dtype": [Experiment("cxr", "t", recipe, _seeds(3)) for recipe in ("paper", "paper_bfloat16")],
 }
 
@@ -205,6 +214,8 @@ def flags_of(job: Job, data: str) -> list[str]:
     flags += ["--config.results.report=False", f"--config.train.seed={job.seed}"]
     if experiment.folds:
         flags += [f"--config.data.fold={job.fold}/{experiment.folds}"]
+    if experiment.recipe == "default":
+        return flags
     if experiment.recipe.startswith("paper"):
         flags += shlex.split(images.paper)
         if experiment.recipe == "paper_bfloat16":
