@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from medmamba_jax.data.texts import for_terminal
 from medmamba_jax.errors import UserError
+from medmamba_jax.hosts import shared_text
 
 # Arrays of fewer elements are on every device, also where a state is sharded: they take little
 # memory, and to gather them would take longer than to read them. Every statistic of a BatchNorm
@@ -181,7 +182,7 @@ def on_first_host(action: Callable[[], object]) -> None:
 
     Raises:
         Exception: what `action` raised, on the first host.
-        UserError: on every other host, if `action` failed.
+        UserError: on every other host, if `action` failed; with the same message.
     """
     error: Exception | None = None
     if is_first_host():
@@ -189,8 +190,8 @@ def on_first_host(action: Callable[[], object]) -> None:
             action()
         except Exception as caught:  # raised again below, after the other hosts know of it
             error = caught
-    (failed,) = as_on_first_host([error is not None])
-    if failed and error is None:
-        raise UserError("the first host failed; its message says why")
+    reason = shared_text("" if error is None else str(error) or type(error).__name__)
+    if reason and error is None:
+        raise UserError(f"the first host stopped: {reason}")
     if error is not None:
         raise error
