@@ -117,7 +117,12 @@ def fail(error: object, code: int = 2) -> int:
     if isinstance(error, OSError) and error.errno is not None:  # an error of another package
         remedy = _REMEDIES.get(error.errno, _ACCESS)
         error = f"{error.strerror}: {error.filename}; check the path, {remedy}"
-    print(f"error: {for_terminal(' '.join(str(error).split()))}", file=sys.stderr)
+    line = " ".join(str(error).split())
+    print(f"error: {for_terminal(line)}", file=sys.stderr)
+    if hosts := sys.modules.get(
+        "medmamba_jax.hosts"
+    ):  # it imports JAX, which the help does not need
+        hosts.tell_others(line, code)
     return code
 
 

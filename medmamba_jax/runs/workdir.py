@@ -26,7 +26,7 @@ MAY_CHANGE = (
     *("data.path", "data.split_file", "data.public.data_dir", "data.public.manual_dir"),
     *("data.num_workers", "data.cache", "data.cache_dir", "data.audit", "data.allow_overlap"),
     *("data.allow_contradictions", "data.group_similar"),
-    *("train.epochs", "train.patience"),
+    *("train.epochs", "train.patience", "train.shard_state"),
     *("results.resamples", "results.seed", "results.report"),
 )
 

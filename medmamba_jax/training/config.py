@@ -86,6 +86,11 @@ class TrainConfig(Section):
         epochs: passes over the training images.
         batch_size: images in a step, over all devices. The first images of the next epoch fill up
             the last batch of an epoch.
+        accumulate: parts of a batch that a step computes one after the other, which saves memory.
+            The gradient is that of the whole batch, except that each part has its own BatchNorm
+            statistics and draws its own dropout and drop path.
+        shard_state: whether the devices share the parameters, their moving average and the
+            optimiser's state, which saves memory. Otherwise each device holds all of them.
         seed: seed of the parameters, the order of images, augmentation, dropout and drop path.
         init_from: a trained model to start from: a run's folder, or an official `.pth` or
             `.safetensors` file. "" starts from random parameters.
@@ -131,6 +136,8 @@ class TrainConfig(Section):
 
     epochs: int = 150
     batch_size: int = 64
+    accumulate: int = 1
+    shard_state: bool = False
     seed: int = 0
     init_from: str = ""
     freeze: str = ""
@@ -155,8 +162,9 @@ class TrainConfig(Section):
     patience: int = 0
 
     def __post_init__(self) -> None:
-        for field in ("epochs", "batch_size"):
+        for field in ("epochs", "batch_size", "accumulate"):
             self._require(field, is_integer(getattr(self, field), 1), "a positive integer")
+        self._require("shard_state", isinstance(self.shard_state, bool), "True or False")
         self._require("patience", is_integer(self.patience, 0), "an integer, 0 or more")
         self._require(
             "seed", is_integer(self.seed, 0) and self.seed < 2**32, "an integer in [0, 2**32)"
