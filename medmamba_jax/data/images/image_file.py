@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from medmamba_jax.data.images.windowing import Window, to_uint8
+from medmamba_jax.data.texts import one_line
 from medmamba_jax.errors import DataUnavailableError, UserError
 
 MAX_PIXELS = 100_000_000  # the default of `data.max_pixels`
@@ -66,7 +67,7 @@ class ImageFile:
             UserError: the header is damaged.
         """
         with explained_damage(self.expected):
-            return self._kind()
+            return one_line(self._kind())  # a header may hold any text
 
     def count_frames(self) -> int:
         """Returns the number of frames, without decoding any of them; raises as `kind` does."""
