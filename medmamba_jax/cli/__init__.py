@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import absl.logging
 from absl import flags
 
-from medmamba_jax.data.texts import for_terminal
+from medmamba_jax.data.texts import for_terminal, one_line
 from medmamba_jax.errors import DataUnavailableError, NonFiniteLossError, UserError
 
 # Errors that the caller can correct.
@@ -56,7 +56,9 @@ _REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "and free some space")
 
 class _TerminalFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return for_terminal(super().format(record))
+        text = super().format(record)
+        # A name with line ends could pretend to be a line of its own.
+        return for_terminal(text) if record.exc_info else one_line(text)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -10,6 +10,7 @@ import numpy as np
 from absl import logging
 
 from medmamba_jax.data import Preprocessing
+from medmamba_jax.data.texts import shown_name
 from medmamba_jax.errors import MissingFileError, UserError
 from medmamba_jax.files import write_atomically
 from medmamba_jax.models import MedMambaConfig
@@ -150,7 +151,7 @@ class RunDescription:
             | {
                 "model": model,
                 "preprocessing": preprocessing,
-                "class_names": tuple(values["class_names"]),
+                "class_names": tuple(map(shown_name, values["class_names"])),
                 "format": written_in,
             }
         )
