@@ -29,8 +29,8 @@ def run_program(module: str, function: str, *arguments: object) -> int:
 
     Args:
         module: the module of the function.
-        function: its name. It returns an exit code. If it raises KeyboardInterrupt with a text, that
-            text is the line.
+        function: its name. It returns an exit code. If it raises KeyboardInterrupt with a text,
+            that text is the line.
         *arguments: what it is called with.
 
     Returns:

@@ -108,6 +108,10 @@ class TrainingRun:
             raise UserError("nothing is left to train, so this run has no step")
         return compile_step(self.step)
 
+    def compile(self) -> None:
+        """Compiles the step now, and not when it is first taken."""
+        _ = self.train_step
+
     @property
     def is_finished(self) -> bool:
         """Whether nothing is left to train."""
@@ -309,6 +313,7 @@ def make_spec(
         frozen=frozen_mask(params, patterns),
         ema_decay=config.train.ema_decay,
         augment=DEVICE_POLICIES[policy] if description.augmented_on == DEVICE else None,
+        skip_nonfinite=config.train.most_skipped > 0,
     )
     return spec, loss_text
 
@@ -459,7 +464,7 @@ def write_records(run: TrainingRun, ready: Ready, report: Report | None) -> None
     write_split_table(run.workdir / SPLIT_TABLE, run.dataset)
     if ready.duplicates is not None:
         write_duplicates(run.workdir / DUPLICATES, ready.images, ready.duplicates)
-    if not run.progress.epoch:
+    if run.progress.position == Position(0):
         (run.workdir / "init_from.json").unlink(missing_ok=True)
     if report is not None:
         content = {"init_from": report.source, "tensors": report.fates}
@@ -518,8 +523,8 @@ def plan(run: TrainingRun, settled: dict[str, str]) -> str:
             ("evaluated", f"the moving average of the parameters, decay {train.ema_decay}")
         )
     lines += [*settled.items(), ("workdir", str(run.workdir))]
-    if run.progress.epoch:
-        lines.append(("resuming", progress_text(run.progress)))
+    if run.progress.position > Position(0):
+        lines.append(("resuming", progress_text(run.progress, run.steps)))
     return as_text(lines)
 
 
