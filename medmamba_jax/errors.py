@@ -22,5 +22,9 @@ class DataUnavailableError(RuntimeError):
     """The images cannot be downloaded or read on this machine; the message names the remedy."""
 
 
+class NotSavedError(RuntimeError):
+    """A checkpoint could not be saved; the message names the folder, the cause and the remedy."""
+
+
 class NonFiniteLossError(ArithmeticError):
     """A training loss, a gradient or a model's output became NaN or infinite."""

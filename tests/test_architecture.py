@@ -22,7 +22,7 @@ ROWS = (
     ("models",),
     ("ops",),
     ("data",),
-    ("sections", "errors", "files", "locking", "pretrained"),
+    ("sections", "errors", "files", "locking", "interrupts", "pretrained"),
 )
 LEVEL = {room: level for level, rooms in enumerate(ROWS) for room in rooms}
 NO_ROOM = {"__init__", "__main__", "version"}

@@ -112,7 +112,7 @@ def _compute() -> None:
     except MISTAKES as error:
         sys.exit(fail(error))
     except KeyboardInterrupt:
-        sys.exit(fail("interrupted before the first step", code=130))
+        raise KeyboardInterrupt("interrupted before the first step") from None
     try:
         with run:  # an OSError in here is a fault, and keeps its traceback
             fit(run)
@@ -121,8 +121,8 @@ def _compute() -> None:
     except NonFiniteLossError as error:
         sys.exit(fail(error, code=1))
     except KeyboardInterrupt:
-        print(f"interrupted; the same line continues the run in {workdir}", file=sys.stderr)
-        sys.exit(130)
+        line = f"interrupted; the same line continues the run in {workdir}"
+        raise KeyboardInterrupt(line) from None
 
 
 def _train_series(workdir: pathlib.Path) -> None:
@@ -143,8 +143,8 @@ def _train_series(workdir: pathlib.Path) -> None:
     except NonFiniteLossError as error:
         sys.exit(fail(error, code=1))
     except KeyboardInterrupt:
-        print(f"interrupted; the same line continues the series in {workdir}", file=sys.stderr)
-        sys.exit(130)
+        line = f"interrupted; the same line continues the series in {workdir}"
+        raise KeyboardInterrupt(line) from None
 
 
 def _evaluate(workdir: pathlib.Path) -> int:

@@ -8,7 +8,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 from absl import logging
 
 from medmamba_jax.assessment.calibration import Calibration, read_calibration
@@ -22,7 +21,7 @@ from medmamba_jax.runs.elsewhere import EVALUATIONS
 from medmamba_jax.runs.gallery import Entry, read_gallery
 from medmamba_jax.runs.log import read_metrics
 from medmamba_jax.runs.run import EVALUATED, GALLERY, RESULTS
-from medmamba_jax.runs.store import CheckpointStore
+from medmamba_jax.runs.store import Checkpoints
 from medmamba_jax.runs.workdir import CHECKPOINTS, DUPLICATES, SPLIT_TABLE, flat
 
 FEW_IMAGES = 100  # below which the page says that the images are few
@@ -226,11 +225,11 @@ def read_run(workdir: str | pathlib.Path) -> RunFacts:
 
 def _best_epoch(workdir: pathlib.Path) -> int | None:
     """Returns the epoch of the best checkpoint; None if it is not known."""
-    # With several processes, only the first one writes a report, and a store waits for all of them.
-    if jax.process_count() > 1 or not (workdir / CHECKPOINTS).is_dir():
+    try:
+        best = Checkpoints(workdir / CHECKPOINTS).best()
+    except UserError:  # its checkpoint is damaged or gone, and the results may still be reported
         return None
-    with CheckpointStore(workdir / CHECKPOINTS, read_only=True) as store:
-        return store.best_epoch()
+    return best and best.epoch
 
 
 def _results(path: pathlib.Path) -> dict[str, Any] | None:

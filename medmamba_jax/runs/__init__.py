@@ -8,11 +8,13 @@ from medmamba_jax.runs.sources import (
     load_predictor,
     load_trained,
 )
-from medmamba_jax.runs.store import CheckpointStore, Progress
+from medmamba_jax.runs.store import Checkpoints, CheckpointStore, Position, Progress
 
 __all__ = [
     "SOURCES_OF_MODELS",
     "CheckpointStore",
+    "Checkpoints",
+    "Position",
     "Progress",
     "Run",
     "RunDescription",

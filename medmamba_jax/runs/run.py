@@ -41,7 +41,7 @@ from medmamba_jax.parallel import DataParallel, is_first_host, on_first_host, sa
 from medmamba_jax.predictor import Predictor
 from medmamba_jax.runs.description import RunDescription
 from medmamba_jax.runs.results import assess, write_results
-from medmamba_jax.runs.store import CheckpointStore, restored_like
+from medmamba_jax.runs.store import Checkpoints, Position, restored_like
 from medmamba_jax.runs.workdir import (
     CHECKPOINTS,
     MAY_CHANGE,
@@ -52,7 +52,6 @@ from medmamba_jax.runs.workdir import (
 EVALUATED = ("val", "test")  # the latter where there is one
 RESULTS = "results"
 GALLERY = "gallery"  # the end of the name of its folder
-_TRIES = 5  # how often a checkpoint may be replaced while it is being read
 
 
 class Run:
@@ -420,33 +419,24 @@ def _read_best(
 ) -> tuple[int, tuple[Any, Any]]:
     """Reads parameters and statistics of the best checkpoint, and nothing more.
 
-    A run that is training may delete the checkpoint meanwhile, because it has saved a better one;
-    that one is read then.
+    A run that is training may remove the checkpoint meanwhile, because it has saved another one;
+    then the new best one is read.
     """
-    if not (workdir / CHECKPOINTS).is_dir():
-        raise _no_checkpoint(workdir)
-    for remaining in reversed(range(_TRIES)):
-        with CheckpointStore(workdir / CHECKPOINTS, read_only=True) as store:
-            epoch = store.best_epoch()
-            if epoch is None:
+    checkpoints = Checkpoints(workdir / CHECKPOINTS)
+    while True:
+        before = checkpoints.positions()
+        try:
+            best = checkpoints.best()
+            if best is None:
                 raise _no_checkpoint(workdir)
-            try:
-                if description.format > 1 and store.progress(epoch).best_epoch != epoch:
-                    best = store.progress(epoch).best_epoch
-                    raise UserError(
-                        f"the best checkpoint, of epoch {best}, is missing from"
-                        f" {workdir / CHECKPOINTS}: restore it"
-                    )
-                return epoch, _read(store, epoch, description, parallel)
-            except UserError:
-                replaced = not (workdir / CHECKPOINTS / str(epoch)).is_dir()
-                if not (replaced and remaining):
-                    raise
-    raise AssertionError("unreachable")
+            return best.epoch, _read(checkpoints, best, description, parallel)
+        except UserError:
+            if checkpoints.positions() == before:
+                raise
 
 
 def _read(
-    store: CheckpointStore, epoch: int, description: RunDescription, parallel: DataParallel
+    checkpoints: Checkpoints, best: Position, description: RunDescription, parallel: DataParallel
 ) -> tuple[Any, Any]:
     params, statistics, random = split_model(abstract_model(description.model))
 
@@ -455,13 +445,13 @@ def _read(
 
     if description.format == 1:  # statistics and the random stream were one part
         like = {"params": placed(params), "variables": placed(_merged(statistics, random))}
-        parts = store.restore(epoch, like)
+        parts = checkpoints.restore(best, like)
         return parts["params"], _selected(parts["variables"], statistics)
     if description.averaged:
         tree = {"params": params, "statistics": statistics}
-        average = store.restore(epoch, {"average": placed(tree)})["average"]
+        average = checkpoints.restore(best, {"average": placed(tree)})["average"]
         return average["params"], average["statistics"]
-    parts = store.restore(epoch, {"params": placed(params), "statistics": placed(statistics)})
+    parts = checkpoints.restore(best, {"params": placed(params), "statistics": placed(statistics)})
     return parts["params"], parts["statistics"]
 
 
@@ -480,4 +470,6 @@ def _selected(tree: Any, like: Any) -> Any:
 
 
 def _no_checkpoint(workdir: pathlib.Path) -> FileNotFoundError:
-    return MissingFileError(f"{workdir} has no checkpoint yet; train for one epoch first")
+    return MissingFileError(
+        f"{workdir} has no checkpoint yet after a whole epoch; train for one epoch first"
+    )

@@ -1,72 +1,266 @@
-"""Orbax checkpoints of a run: the latest and the best, each with all that is needed to go on."""
+"""The checkpoints of a run, each with all that is needed to go on: reading and writing them."""
 
+import contextlib
 import dataclasses
+import json
+import logging as standard_logging
+import math
 import pathlib
+import re
+import shutil
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
+import absl.logging
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
+from absl import logging
 
-from medmamba_jax.errors import UserError
+from medmamba_jax.errors import NotSavedError, UserError
+from medmamba_jax.parallel import is_first_host, on_first_host
+from medmamba_jax.runs.digests import damage, has_digests, write_digests
 
-_RANK = "improved_in_epoch"
-_TOGETHER = ocp.options.MultiprocessingOptions()
-_ALONE = ocp.options.MultiprocessingOptions(
-    active_processes={0}, barrier_sync_key_prefix="first_host"
-)
+_REMOVED = ".removed"  # how the name of a checkpoint begins while its files are removed
+_PARTIAL = ".orbax-checkpoint-tmp"  # a part of the names of folders that Orbax has not finished
+_ROOM = 1 << 20  # bytes for the files beside the arrays
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Position:
+    """Where in the training a checkpoint was saved.
+
+    Attributes:
+        epoch: epochs finished.
+        steps: steps taken in the epoch that has begun.
+    """
+
+    epoch: int
+    steps: int = 0
+
+    def __str__(self) -> str:
+        """The name of the checkpoint's folder: `3`, or `3-120` inside an epoch."""
+        return f"{self.epoch}-{self.steps}" if self.steps else str(self.epoch)
+
+    @classmethod
+    def of_name(cls, name: str) -> "Position | None":
+        """Returns the position that a folder's name means; None for other folders."""
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", name, re.ASCII)
+        return found and cls(int(found[1]), int(found[2] or 0))
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Where a run stands after an epoch.
+    """Where a run stands.
 
     Attributes:
         epoch: epochs finished.
         best_epoch: the best epoch so far; the first of equals. 0 before the first epoch.
         best_values: its validation metrics: the one that chooses the best checkpoint, then the
             tie-breakers.
+        best_before: the epoch that was the best before this one; 0 if there was none.
+        steps: steps taken in the epoch that has begun.
+        kept: epochs whose checkpoints stay, whatever else is saved.
     """
 
     epoch: int = 0
     best_epoch: int = 0
     best_values: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
+    best_before: int = 0
+    steps: int = 0
+    kept: tuple[int, ...] = ()
+
+    @property
+    def position(self) -> Position:
+        """The position of the checkpoint that holds this progress."""
+        return Position(self.epoch, self.steps)
 
 
-class CheckpointStore:
-    """Keeps two checkpoints in a folder, the latest and the best; a context manager.
+class Checkpoints:
+    """The checkpoints in a folder, to be read. A run may be training there.
 
-    A checkpoint is numbered by its epoch. It holds the progress and the parts of the training
-    state, each of which can be read alone. Saving is asynchronous and atomic: if it is interrupted,
-    it leaves no checkpoint behind, and the one before it stays.
+    Everything that is read is first compared with the digests in the checkpoint.
 
     Args:
-        directory: created if it does not exist, unless `read_only`.
-        read_only: whether to change nothing in the folder. A run may be training there.
-        of_first_host: whether only the first host opens the store. Otherwise all hosts do, and wait
-            for each other.
+        directory: the folder.
     """
 
-    def __init__(
-        self, directory: pathlib.Path, *, read_only: bool = False, of_first_host: bool = False
-    ):
-        # A checkpoint is the best until a later one improves on it, so that "improved
-        # last" ranks them: no comparison of floats or NaN, and the first of equals wins.
-        policies = checkpoint_managers
-        options = ocp.CheckpointManagerOptions(
-            create=not read_only,
-            best_fn=lambda metrics: metrics[_RANK],
-            best_mode="max",
-            multiprocessing_options=_ALONE if of_first_host else _TOGETHER,
-            preservation_policy=policies.AnyPreservationPolicy(
-                [
-                    policies.LatestN(1),
-                    policies.BestN(get_metric_fn=lambda metrics: metrics[_RANK], n=1),
-                ]
-            ),
+    def __init__(self, directory: pathlib.Path):
+        self.directory = directory.resolve()
+
+    def positions(self) -> list[Position]:
+        """Returns the positions of all checkpoints, in the order of training."""
+        names = [path.name for path in self.directory.glob("*") if path.is_dir()]
+        return sorted(filter(None, map(Position.of_name, names)))
+
+    def latest(self) -> Position | None:
+        """Returns the position of the latest checkpoint, or None without a checkpoint."""
+        return max(self.positions(), default=None)
+
+    def best(self) -> Position | None:
+        """Returns the position of the best checkpoint; None before the end of the first epoch.
+
+        Raises:
+            UserError: it is gone, or the latest checkpoint, which names it, is damaged.
+        """
+        latest = self.latest()
+        if latest is None:
+            return None
+        epoch = self.progress(latest).best_epoch
+        if not epoch:
+            return None
+        if Position(epoch) not in self.positions():
+            raise UserError(
+                f"the best checkpoint, of epoch {epoch}, is gone from {self.directory}: restore it"
+                f" from a copy, or train on from checkpoint {latest}, which then counts as the best"
+                " until a later one is better"
+            )
+        return Position(epoch)
+
+    def named(self, name: str) -> Position | None:
+        """Returns the position that a user means.
+
+        Args:
+            name: "latest"; "previous", the newest sound one before the latest; or the name of a
+                checkpoint.
+
+        Returns:
+            The position; None for the latest one where there is no checkpoint.
+
+        Raises:
+            UserError: there is no such checkpoint.
+        """
+        positions = self.positions()
+        if name == "latest":
+            return max(positions, default=None)
+        if name == "previous":
+            for position in reversed(positions[:-1]):
+                if not (found := self.damage(position)):
+                    return position
+                logging.warning("checkpoint %s is left out: %s", position, found)
+            raise UserError(
+                f"{self.directory} has no sound checkpoint before the latest one, which previous"
+                " means"
+            )
+        if (position := Position.of_name(name)) not in positions:
+            known = ", ".join(map(str, positions)) or "no checkpoint"
+            raise UserError(
+                f"no checkpoint {name!r}: give latest, previous or one of those in"
+                f" {self.directory}, which has {known}"
+            )
+        return position
+
+    def progress(self, position: Position) -> Progress:
+        """Reads the progress that a checkpoint was saved with.
+
+        Raises:
+            FileNotFoundError: the checkpoint is gone.
+            UserError: it is damaged.
+        """
+        self._require_sound(position, ["progress"])
+        try:
+            text = self._progress_file(position).read_text(encoding="utf-8")
+            values = json.loads(text)
+            # Format 1 had another key for the value, which is not needed to use the run.
+            known = {field.name for field in dataclasses.fields(Progress)}
+            progress = Progress(**{key: values[key] for key in values if key in known})
+            progress = dataclasses.replace(progress, kept=tuple(progress.kept))
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise self._damaged(position, f"progress: {type(error).__name__}") from error
+        if progress.position != position:
+            raise self._damaged(position, f"it was saved as {progress.position}")
+        return progress
+
+    def restore(self, position: Position, like: Mapping[str, Any]) -> dict[str, Any]:
+        """Reads parts of a checkpoint.
+
+        Args:
+            position: the checkpoint's.
+            like: the parts to read, as trees of `jax.ShapeDtypeStruct` that give shapes, dtypes
+                and shardings. For NumPy arrays, NumPy arrays are read.
+
+        Raises:
+            UserError: the checkpoint is damaged, or a shape differs from its own.
+        """
+        self._require_sound(position, like)
+        if not has_digests(self.directory / str(position)):
+            logging.warning(
+                "checkpoint %s in %s has no digests, because an earlier version saved it: its"
+                " content cannot be checked",
+                position,
+                self.directory,
+            )
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in like.items()}
+        handler = ocp.CompositeCheckpointHandler()
+        try:
+            with _quiet_orbax(), contextlib.closing(ocp.Checkpointer(handler)) as reader:
+                restored = reader.restore(
+                    self.directory / str(position), args=ocp.args.Composite(**items)
+                )
+            if missing := [name for name in items if restored[name] is None]:
+                raise KeyError(missing[0])
+        except (jax.errors.JaxRuntimeError, MemoryError):  # the device, not the checkpoint
+            raise
+        except Exception as error:  # Orbax and TensorStore raise many kinds
+            reason = " ".join(str(error).split())[:200]
+            raise self._damaged(position, f"{type(error).__name__}: {reason}") from error
+        return {name: restored[name] for name in like}
+
+    def damage(self, position: Position, parts: Any = None) -> str:
+        """Returns what is damaged in a checkpoint, "" if nothing is known to be."""
+        folder = self.directory / str(position)
+        if not has_digests(folder):
+            lacking = not self._progress_file(position).is_file()
+            return "progress is missing" if lacking else ""
+        return damage(folder, parts)
+
+    def _progress_file(self, position: Position) -> pathlib.Path:
+        return self.directory / str(position) / "progress" / "metadata"
+
+    def _require_sound(self, position: Position, parts: Any) -> None:
+        if found := self.damage(position, parts):
+            raise self._damaged(position, found)
+
+    def _damaged(self, position: Position, reason: str) -> UserError:
+        """Returns an error that names the damage, and the checkpoint to go on from."""
+        positions = self.positions()
+        sound = [p for p in positions if p != position and not self.damage(p)]
+        advice = "no other checkpoint there is sound"
+        if sound and sound[-1] > position:
+            advice = f"checkpoint {sound[-1]} is sound, and training goes on from it"
+        elif sound:
+            advice = (
+                f"checkpoint {sound[-1]} is sound, and training with --resume=previous goes on"
+                " from it"
+            )
+        return UserError(
+            f"checkpoint {position} in {self.directory} is damaged ({reason}): restore it from a"
+            f" copy; {advice}"
         )
-        self._manager = ocp.CheckpointManager(directory.resolve(), options=options)
+
+
+class CheckpointStore(Checkpoints):
+    """The checkpoints of a run that trains; a context manager. All hosts open it together.
+
+    These checkpoints are kept: the latest; the best; while these two are one, the best before it;
+    those in `Progress.kept`; and that of every `keep_every`-th epoch. Saving is asynchronous and
+    atomic: if it is interrupted, it leaves no checkpoint behind, and the earlier ones stay.
+
+    Args:
+        directory: created if it does not exist. What an interrupted save has left there is removed.
+        keep_every: see above; 0 keeps no further ones.
+    """
+
+    def __init__(self, directory: pathlib.Path, *, keep_every: int = 0):
+        super().__init__(directory)
+        self._keep_every = keep_every
+        self._saving: Progress | None = None
+        on_first_host(lambda: self.directory.mkdir(parents=True, exist_ok=True))
+        self._remove_leftovers()
+        self._open = contextlib.ExitStack()
+        self._open.enter_context(_quiet_orbax())  # its threads log as well
+        self._writer = ocp.AsyncCheckpointer(_WithDigests())
+        self._open.callback(self._writer.close)
 
     def __enter__(self) -> "CheckpointStore":
         return self
@@ -75,71 +269,157 @@ class CheckpointStore:
         self.close()
 
     def close(self) -> None:
-        """Waits until everything is saved, and ends."""
-        self._manager.close()
+        """Waits until everything is saved, and ends; raises as `wait`."""
+        with self._open:
+            self.wait()
 
     def wait(self) -> None:
-        """Waits until everything is saved."""
-        self._manager.wait_until_finished()
-
-    def latest_epoch(self) -> int | None:
-        """Returns the epoch of the newest checkpoint, or None without a checkpoint."""
-        return self._manager.latest_step()
-
-    def best_epoch(self) -> int | None:
-        """Returns the epoch of the best checkpoint, or None without a checkpoint."""
-        return self._manager.best_step()
-
-    def save(self, progress: Progress, parts: Mapping[str, Any]) -> None:
-        """Starts saving trees of arrays; returns once the arrays may change again."""
-        improved = progress.best_epoch == progress.epoch
-        self._manager.save(
-            progress.epoch,
-            args=ocp.args.Composite(
-                progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
-                **{name: ocp.args.StandardSave(tree) for name, tree in parts.items()},
-            ),
-            metrics={_RANK: progress.epoch if improved else 0},
-        )
-
-    def restore(self, epoch: int, like: Mapping[str, Any]) -> dict[str, Any]:
-        """Reads parts of a checkpoint.
-
-        Args:
-            epoch: `latest_epoch()` or `best_epoch()`.
-            like: the parts to read, as trees of `jax.ShapeDtypeStruct` that give shapes, dtypes
-                and shardings.
+        """Waits until everything is saved.
 
         Raises:
-            UserError: the checkpoint is damaged, or a shape differs from its own.
+            NotSavedError: a checkpoint could not be saved.
         """
-        items = {name: ocp.args.StandardRestore(tree) for name, tree in like.items()}
-        restored = self._restore(epoch, items)
-        return {name: restored[name] for name in like}
+        with self._noticing_failure():
+            self._writer.wait_until_finished()
+        self.check()
 
-    def progress(self, epoch: int) -> Progress:
-        """Reads the progress that a checkpoint was saved with; raises as `restore`."""
-        return Progress(**self._restore(epoch, {"progress": ocp.args.JsonRestore()})["progress"])
+    def check(self) -> None:
+        """Looks after the save that is under way, without waiting for it; raises as `wait`."""
+        if self._saving is None:
+            return
+        if (self.directory / str(self._saving.position)).is_dir():
+            self._remove_unneeded(self._saving)
+            self._saving = None
+            return
+        with self._noticing_failure():
+            self._writer.check_for_errors()
 
-    def _restore(self, epoch: int, items: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Reads items of a checkpoint, which may still be on its way to the disk."""
+    def save(self, progress: Progress, parts: Mapping[str, Any]) -> None:
+        """Starts saving; returns once the arrays may change again.
+
+        A save that is still under way is waited for first.
+
+        Args:
+            progress: where the run stands. It gives the checkpoint its name.
+            parts: name -> tree of arrays. The first host writes NumPy arrays.
+
+        Raises:
+            NotSavedError: this checkpoint or the one before could not be saved; the earlier ones
+                are intact.
+        """
         self.wait()
+        if progress.position in self.positions():
+            return  # as training is deterministic, the same is there already
+        size = sum(map(_bytes_of, jax.tree.leaves(dict(parts))))
+        on_first_host(lambda: self._require_room(progress.position, size))
+        self._saving = progress
+        with self._noticing_failure():
+            self._writer.save(
+                self.directory / str(progress.position),
+                args=_Parts(
+                    progress=ocp.args.JsonSave(dataclasses.asdict(progress)),
+                    **{name: ocp.args.StandardSave(tree) for name, tree in parts.items()},
+                ),
+            )
+
+    def restore(self, position: Position, like: Mapping[str, Any]) -> dict[str, Any]:
+        """Reads parts of a checkpoint, which may still be on its way to the disk."""
+        self.wait()
+        return super().restore(position, like)
+
+    def remove_after(self, position: Position) -> None:
+        """Removes the checkpoints after this one, from which the run goes on."""
+        if is_first_host():
+            for later in self.positions():
+                if later > position:
+                    self._remove(later)
+
+    def _require_room(self, position: Position, size: int) -> None:
+        free = shutil.disk_usage(self.directory).free
+        if free < size + _ROOM:
+            raise NotSavedError(
+                f"checkpoint {position} was not saved in {self.directory}: it needs up to"
+                f" {size + _ROOM:,} bytes, and the disk has {free:,} free; earlier checkpoints are"
+                " intact. Free some space; then the same line continues the run"
+            )
+
+    @contextlib.contextmanager
+    def _noticing_failure(self) -> Any:
+        """Turns whatever a save raises into one error, and removes what it has left."""
         try:
-            restored = self._manager.restore(epoch, args=ocp.args.Composite(**items))
-            if missing := [name for name in items if restored[name] is None]:
-                raise KeyError(missing[0])
-            return restored
-        except (OSError, ValueError, KeyError) as error:
+            yield
+        except Exception as error:  # Orbax and TensorStore raise many kinds
+            position = self._saving.position if self._saving else ""
+            self._saving = None
+            self._remove_leftovers()
+            free = shutil.disk_usage(self.directory).free
             reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"checkpoint {epoch} in {self._manager.directory} cannot be read"
-                f" ({type(error).__name__}: {reason}): restore it from a copy, or delete its folder"
-                " to go on from the other one"
+            raise NotSavedError(
+                f"checkpoint {position} was not saved in {self.directory}"
+                f" ({type(error).__name__}: {reason}; the disk has {free:,} bytes free); earlier"
+                " checkpoints are intact. Once the cause is gone, the same line continues the run"
             ) from error
+
+    def _remove_unneeded(self, progress: Progress) -> None:
+        """Removes what need not be kept besides a checkpoint that is complete now."""
+        latest, best = progress.position, Position(progress.best_epoch)
+        kept = {latest, best, *map(Position, progress.kept)}
+        if latest == best:
+            kept.add(Position(progress.best_before))
+        for position in self.positions() if is_first_host() else []:
+            due = self._keep_every and not position.steps and not position.epoch % self._keep_every
+            if not due and position not in kept:
+                self._remove(position)
+
+    def _remove(self, position: Position) -> None:
+        """Removes a checkpoint; a reader finds all of it or nothing."""
+        hidden = self.directory / f"{_REMOVED}-{position}-{uuid.uuid4().hex}"
+        (self.directory / str(position)).rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+    def _remove_leftovers(self) -> None:
+        """Removes what a save or a removal has left that did not reach its end."""
+        for path in self.directory.iterdir() if is_first_host() else ():
+            if _PARTIAL in path.name or path.name.startswith(_REMOVED):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+class _WithDigests(ocp.CompositeCheckpointHandler):
+    """Orbax's handler, which also writes digests; in the thread that completes a checkpoint."""
+
+    def finalize(self, directory: Any) -> None:
+        super().finalize(directory)
+        write_digests(pathlib.Path(directory))
+
+
+@ocp.args.register_with_handler(_WithDigests, for_save=True, for_restore=True)
+class _Parts(ocp.args.Composite):
+    """The parts of a checkpoint, which `_WithDigests` saves."""
+
+
+def _bytes_of(x: Any) -> int:
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x = jax.eval_shape(jax.random.key_data, x)
+    return int(math.prod(x.shape) * x.dtype.itemsize)
+
+
+@contextlib.contextmanager
+def _quiet_orbax() -> Any:
+    """Keeps errors out of the log that Orbax both logs, with tracebacks, and raises."""
+
+    def is_ours(record: standard_logging.LogRecord) -> bool:
+        return "orbax" not in record.pathname
+
+    logger = absl.logging.get_absl_logger()
+    logger.addFilter(is_ours)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_ours)
 
 
 def restored_like(abstract: Any, shardings: Any) -> Any:
-    """Returns a tree for `CheckpointStore.restore`, from shapes and shardings."""
+    """Returns a tree for `Checkpoints.restore`, from shapes and shardings."""
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         abstract,

@@ -92,10 +92,15 @@ def advance(progress: Progress, metric: str, validation: Mapping[str, Any]) -> P
     """
     names = dict.fromkeys((metric, *TIE_BREAKERS))
     values = {name: validation[name] for name in names}
-    epoch = progress.epoch + 1
+    progress = dataclasses.replace(progress, epoch=progress.epoch + 1, steps=0)
     if progress.best_epoch and _ranks(values) <= _ranks(progress.best_values):
-        return dataclasses.replace(progress, epoch=epoch)
-    return Progress(epoch, best_epoch=epoch, best_values=values)
+        return progress
+    return dataclasses.replace(
+        progress,
+        best_epoch=progress.epoch,
+        best_values=values,
+        best_before=progress.best_epoch,
+    )
 
 
 def _ranks(values: Mapping[str, float | None]) -> list[float]:

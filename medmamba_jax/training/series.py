@@ -13,7 +13,7 @@ from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded
 from medmamba_jax.parallel import as_on_first_host, on_first_host, say
 from medmamba_jax.report import summary_report_after
-from medmamba_jax.runs import CheckpointStore
+from medmamba_jax.runs import Checkpoints
 from medmamba_jax.runs.description import FILE, RunDescription
 from medmamba_jax.runs.run import has_results
 from medmamba_jax.runs.summaries import require_one_model, summarize, summary_text
@@ -135,11 +135,11 @@ def _is_finished(folder: pathlib.Path, config: Config) -> bool:
     """
     if not (folder / FILE).is_file() or not (folder / CHECKPOINTS).is_dir():
         return False
-    with CheckpointStore(folder / CHECKPOINTS, read_only=True, of_first_host=True) as store:
-        epoch = store.latest_epoch()
-        if epoch is None:
-            return False
-        progress = store.progress(epoch)
+    checkpoints = Checkpoints(folder / CHECKPOINTS)
+    latest = checkpoints.latest()
+    if latest is None:
+        return False
+    progress = checkpoints.progress(latest)
     description = check_same_settings(folder, config.to_dict(), defaults=Config().to_dict())
     at_end = is_finished(progress, config.train.epochs, config.train.patience)
     return at_end and has_results(folder, description, progress.best_epoch, config.results)

@@ -6,11 +6,12 @@ import functools
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from medmamba_jax.data import (
@@ -32,8 +33,9 @@ from medmamba_jax.models import MedMambaConfig, abstract_weights, training_graph
 from medmamba_jax.models.scans import scans
 from medmamba_jax.parallel import DataParallel, is_first_host, on_first_host, say
 from medmamba_jax.predictor import Predictor, check_image_size, normalize
-from medmamba_jax.runs import CheckpointStore, Progress, RunDescription
+from medmamba_jax.runs import CheckpointStore, Position, Progress, RunDescription
 from medmamba_jax.runs.description import DEVICE, FILE
+from medmamba_jax.runs.log import read_metrics
 from medmamba_jax.runs.store import restored_like
 from medmamba_jax.runs.workdir import (
     CHECKPOINTS,
@@ -106,6 +108,10 @@ class TrainingRun:
             raise UserError("nothing is left to train, so this run has no step")
         return compile_step(self.step)
 
+    def compile(self) -> None:
+        """Compiles the step now, and not when it is first taken."""
+        _ = self.train_step
+
     @property
     def is_finished(self) -> bool:
         """Whether nothing is left to train."""
@@ -126,17 +132,22 @@ class TrainingRun:
 
 
 def start_run(
-    config: Config | ConfigDict, workdir: str | pathlib.Path, data: OwnData | None = None
+    config: Config | ConfigDict,
+    workdir: str | pathlib.Path,
+    data: OwnData | None = None,
+    resume: str = "latest",
 ) -> TrainingRun:
     """Checks the configuration and the images, locks the folder, and prints the plan.
 
-    The first state is that of the run's latest checkpoint; else of `train.init_from`; else random.
+    The first state is that of one of the run's checkpoints; else of `train.init_from`; else random.
 
     Args:
         config: the configuration, also as a config file returns it.
         workdir: the run's folder; it is created if it does not exist.
         data: images in place of those that `config.data` names: a `Dataset`, or objects of your
             own, see `medmamba_jax.data.build.prepare`.
+        resume: the checkpoint to go on from, as `Checkpoints.named` understands it. Later ones are
+            removed.
 
     Raises:
         DataUnavailableError, FileNotFoundError: there are no images.
@@ -157,6 +168,7 @@ def start_run(
     preprocessing = check_settings(config, found)
     with contextlib.ExitStack() as open_files:
         store, before = open_workdir(workdir, config, open_files)
+        position = store.named(resume)
         on_device, augmented_on = place_training(
             config.data, found, preprocessing, parallel, before
         )
@@ -184,8 +196,11 @@ def start_run(
             warn_of_trained_images(pathlib.Path(config.train.init_from), evaluated)
         example = batch_shapes(dataset, config.train.batch_size, preprocessing, parallel)
         state, step, progress, report = first_state(
-            config.train, description, spec, store, parallel, example
+            config.train, description, spec, store, position, parallel, example
         )
+        if position is not None:
+            progress = with_best(progress, store, read_metrics(workdir))
+            store.remove_after(position)
         run = TrainingRun(
             config,
             workdir,
@@ -309,6 +324,7 @@ def make_spec(
         ema_decay=config.train.ema_decay,
         augment=DEVICE_POLICIES[policy] if description.augmented_on == DEVICE else None,
         accumulate=config.train.accumulate,
+        skip_nonfinite=config.train.most_skipped > 0,
         **shared,
     )
     return spec, loss_text
@@ -329,8 +345,10 @@ def open_workdir(
     if not workdir.exists():
         open_files.callback(_remove_unused, workdir)
     on_first_host(lambda: open_files.callback(hold_workdir(workdir).close))
-    store = open_files.enter_context(CheckpointStore(workdir / CHECKPOINTS))
-    if store.latest_epoch() is None:
+    store = open_files.enter_context(
+        CheckpointStore(workdir / CHECKPOINTS, keep_every=config.train.keep_every)
+    )
+    if store.latest() is None:
         return store, None
     return store, check_same_settings(workdir, config.to_dict(), defaults=Config().to_dict())
 
@@ -364,6 +382,7 @@ def first_state(
     description: RunDescription,
     spec: StepSpec,
     store: CheckpointStore,
+    position: Position | None,
     parallel: DataParallel,
     batch: dict[str, jax.ShapeDtypeStruct],
 ) -> tuple[TrainState, jax.stages.Lowered | None, Progress, Report | None]:
@@ -397,10 +416,10 @@ def first_state(
         say("tracing the training step, up to half a minute ...")
         return step.lower(like, batch)
 
-    if (epoch := store.latest_epoch()) is not None:
+    if position is not None:
         placed = jax.device_put(seed, shardings.seed)
-        state = TrainState.from_parts(store.restore(epoch, like.to_parts()), placed)
-        progress = store.progress(epoch)
+        state = TrainState.from_parts(store.restore(position, like.to_parts()), placed)
+        progress = store.progress(position)
         finished = is_finished(progress, train.epochs, train.patience)
         return state, None if finished else lower_step(), progress, None
     loaded: Mapping[str, np.ndarray] = {}
@@ -415,13 +434,49 @@ def first_state(
     return compiled(seed, loaded), lowered, Progress(), report
 
 
+def with_best(
+    progress: Progress, store: CheckpointStore, rows: Sequence[Mapping[str, Any]]
+) -> Progress:
+    """Returns the progress to go on with, whose best checkpoint can be used.
+
+    If the best checkpoint is gone or damaged, the one that the run goes on from counts as the best,
+    and a warning says so. Otherwise nobody would notice before the run ends.
+
+    Args:
+        progress: that of the checkpoint that the run goes on from.
+        store: the checkpoints.
+        rows: the rows of `metrics.jsonl`, which have the validation metrics of that epoch.
+    """
+    best = Position(progress.best_epoch)
+    if not progress.best_epoch or best == progress.position:
+        return progress
+    problem = "is gone"
+    if best in store.positions():
+        found = store.damage(best)
+        if not found:
+            return progress
+        problem = f"is damaged ({found})"
+    row = next((row for row in rows if row["epoch"] == progress.epoch), {})
+    logging.warning(
+        "the best checkpoint, of epoch %d, %s: epoch %d, from which the run goes on, counts as the"
+        " best until a later one is better",
+        progress.best_epoch,
+        problem,
+        progress.epoch,
+    )
+    values = {name: row.get(f"val/{name}") for name in progress.best_values}
+    return dataclasses.replace(
+        progress, best_epoch=progress.epoch, best_values=values, best_before=0
+    )
+
+
 def write_records(run: TrainingRun, ready: Ready, report: Report | None) -> None:
     """Writes what describes the run into its folder."""
     write_description(run.workdir, run.description, versions())
     write_split_table(run.workdir / SPLIT_TABLE, run.dataset)
     if ready.duplicates is not None:
         write_duplicates(run.workdir / DUPLICATES, ready.images, ready.duplicates)
-    if not run.progress.epoch:
+    if run.progress.position == Position(0):
         (run.workdir / "init_from.json").unlink(missing_ok=True)
     if report is not None:
         content = {"init_from": report.source, "tensors": report.fates}
@@ -480,8 +535,8 @@ def plan(run: TrainingRun, settled: dict[str, str]) -> str:
             ("evaluated", f"the moving average of the parameters, decay {train.ema_decay}")
         )
     lines += [*settled.items(), ("workdir", str(run.workdir))]
-    if run.progress.epoch:
-        lines.append(("resuming", progress_text(run.progress)))
+    if run.progress.position > Position(0):
+        lines.append(("resuming", progress_text(run.progress, run.steps)))
     return as_text(lines)
 
 

@@ -1,6 +1,7 @@
 """One training step: a pure function of a state and a batch, which `start.py` jits."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -85,6 +86,8 @@ class StepSpec:
         whole: the parameters as the state holds them -> as the model reads them. It gathers
             parameters that devices share (`DataParallel.whole`).
         accumulate: `TrainConfig.accumulate`.
+        skip_nonfinite: whether a step whose loss or gradient is not finite leaves everything as it
+            was, except the step's number and the random stream.
     """
 
     graphdef: nnx.GraphDef
@@ -96,6 +99,7 @@ class StepSpec:
     augment: Augment | None = None
     whole: Callable[[Any], Any] = lambda params: params
     accumulate: int = 1
+    skip_nonfinite: bool = False
 
 
 def train_step(
@@ -111,7 +115,8 @@ def train_step(
 
     Returns:
         The next state, and "loss", "grad_norm" (of the trained parameters, before clipping),
-        "logits" (b, classes) and "label". If images are mixed, the logits belong to the mixed
+        "grad_norms" (of each parameter, in the order of the tree's leaves), "logits" (b, classes)
+        and "label". If images are mixed, the logits belong to the mixed
         images, and the label is that of the image itself, not of its partner.
     """
     images, own_share = batch["image"], None
@@ -152,9 +157,17 @@ def train_step(
     outputs = {
         "loss": loss,
         "grad_norm": optax.tree.norm(grads),
+        # The sums are those of `grad_norm`, so this costs nothing.
+        "grad_norms": jnp.sqrt(jnp.stack([jnp.square(x).sum() for x in jax.tree.leaves(grads)])),
         "logits": logits,
         "label": batch["label"],
     }
+    changed = (params, statistics, opt_state, average)
+    if spec.skip_nonfinite:
+        finite = jnp.isfinite(loss) & jnp.isfinite(outputs["grad_norm"])
+        unchanged = (state.params, state.statistics, state.opt_state, state.average)
+        changed = jax.tree.map(functools.partial(jnp.where, finite), changed, unchanged)
+    params, statistics, opt_state, average = changed
     state = TrainState(state.step + 1, params, statistics, random, opt_state, state.seed, average)
     return state, outputs
 

@@ -18,6 +18,7 @@ from medmamba_jax.models import abstract_model, split_model
 from medmamba_jax.runs import read_trained_weights
 from medmamba_jax.runs import run as run_module
 from medmamba_jax.runs.description import FILE
+from medmamba_jax.runs.digests import write_digests
 
 FORMAT_1 = pathlib.Path(__file__).parent / "run_format_1.tar.gz"
 
@@ -122,22 +123,25 @@ def test_labels_of_another_task_or_other_classes(run, images):
         run.evaluate(others)
 
 
+def copy_as(checkpoints, epoch, new, **progress):
+    """Copies a checkpoint to one of another epoch."""
+    folder = shutil.copytree(checkpoints / str(epoch), checkpoints / str(new))
+    path = folder / "progress" / "metadata"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"epoch": new, **progress}))
+    write_digests(folder)
+
+
 def test_a_checkpoint_that_a_better_one_replaces_meanwhile(trained, tmp_path, monkeypatch):
     """As a run does that goes on training while its folder is read."""
     folder = shutil.copytree(trained[0], tmp_path / "run")
     real, epochs = run_module._read, []
 
-    def replaced(store, epoch, description, parallel):
-        epochs.append(epoch)
+    def replaced(checkpoints, best, description, parallel):
+        epochs.append(best.epoch)
         if len(epochs) == 1:
-            checkpoints = folder / "checkpoints"
-            newer = checkpoints / "3"
-            shutil.copytree(checkpoints / str(epoch), newer)
-            shutil.rmtree(checkpoints / str(epoch))
-            (saved,) = (newer / "progress").glob("metadata*")
-            values = json.loads(saved.read_text()) | {"epoch": 3, "best_epoch": 3}
-            saved.write_text(json.dumps(values))
-        return real(store, epoch, description, parallel)
+            copy_as(folder / "checkpoints", best.epoch, 3, best_epoch=3)
+            shutil.rmtree(folder / "checkpoints" / str(best))
+        return real(checkpoints, best, description, parallel)
 
     monkeypatch.setattr(run_module, "_read", replaced)
     run = mm.load_run(folder)
@@ -149,12 +153,9 @@ def test_a_best_checkpoint_that_is_gone_is_not_replaced_by_the_latest(trained, t
     folder = shutil.copytree(trained[0], tmp_path / "run")
     best = mm.load_run(folder).epoch
     checkpoints = folder / "checkpoints"
-    shutil.copytree(checkpoints / str(best), checkpoints / "9")
+    copy_as(checkpoints, best, 9)
     shutil.rmtree(checkpoints / str(best))
-    for other in checkpoints.iterdir():
-        if other.name.isdigit() and other.name != "9":
-            shutil.rmtree(other)
-    with pytest.raises(mm.UserError, match=rf"of epoch {best}, is missing from .* restore it"):
+    with pytest.raises(mm.UserError, match=rf"of epoch {best}, is gone from .* restore it"):
         _ = mm.load_run(folder).predictor
 
 
@@ -162,7 +163,7 @@ def test_a_best_checkpoint_that_is_gone_is_not_replaced_by_the_latest(trained, t
 def test_a_damaged_checkpoint_is_one_line(trained, tmp_path, lost):
     folder = shutil.copytree(trained[0], tmp_path / "run")
     shutil.rmtree(folder / "checkpoints" / str(mm.load_run(folder).epoch) / lost)
-    with pytest.raises(mm.UserError, match=r"checkpoint \d+ in .* cannot be read"):
+    with pytest.raises(mm.UserError, match=rf"checkpoint 2 in .* is damaged \({lost}/.* is missing"):
         _ = mm.load_run(folder).predictor
 
 
