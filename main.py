@@ -2,7 +2,7 @@
 
 import sys
 
-from medmamba_jax.cli.train import run
+from medmamba_jax.interrupts import run_program
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv))
+    sys.exit(run_program("medmamba_jax.cli.train", "run", sys.argv))

@@ -17,12 +17,12 @@ ROWS = (
     ("evaluation", "prediction", "explanation", "exports"),
     ("predictor",),
     ("assessment",),
-    ("metrics", "parallel"),
+    ("metrics", "parallel", "hosts"),
     ("interop",),
     ("models",),
     ("ops",),
     ("data",),
-    ("sections", "errors", "files", "locking", "pretrained"),
+    ("sections", "errors", "files", "locking", "interrupts", "pretrained"),
 )
 LEVEL = {room: level for level, rooms in enumerate(ROWS) for room in rooms}
 NO_ROOM = {"__init__", "__main__", "version"}

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: the log of a run's epochs."""
+"""Logs of a run, whose lines are JSON: `metrics.jsonl` has one for each epoch."""
 
 import json
 import pathlib
@@ -11,7 +11,14 @@ METRICS_FILE = "metrics.jsonl"
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """Returns the rows of `metrics.jsonl`; damaged lines are left out with a warning."""
-    path = workdir / METRICS_FILE
+    return read_rows(workdir / METRICS_FILE, "epoch")
+
+
+def read_rows(path: pathlib.Path, number: str) -> list[dict[str, Any]]:
+    """Returns the rows of a log, which each have a whole number of this name; see `read_metrics`.
+
+    A log that does not exist has no rows.
+    """
     rows: list[dict[str, Any]] = []
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     damaged = 0
@@ -20,7 +27,7 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except json.JSONDecodeError:
             row = None
-        if isinstance(row, dict) and isinstance(row.get("epoch"), int):
+        if isinstance(row, dict) and isinstance(row.get(number), int):
             rows.append(row)
         else:
             damaged += 1

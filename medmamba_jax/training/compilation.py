@@ -44,8 +44,13 @@ def cache_compiled_programs() -> None:
 
 
 def compile_step(step: jax.stages.Lowered) -> jax.stages.Compiled:
-    """Compiles a training step for the platform of `default_backend`."""
-    return step.compile(_OF_GPU if default_backend() == "gpu" else None)
+    """Compiles a training step for the platform of `default_backend`.
+
+    A thread compiles. This thread waits, and so it hears signals such as Ctrl-C meanwhile.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        options = _OF_GPU if default_backend() == "gpu" else None
+        return thread.submit(step.compile, options).result()
 
 
 def compile_beside(

@@ -6,6 +6,7 @@ script adds to a table is a valid choice.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -18,13 +19,14 @@ from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded
 from medmamba_jax.metrics import METRICS
 from medmamba_jax.models import MedMambaConfig
-from medmamba_jax.models.config import architecture_of
+from medmamba_jax.models.structure import architecture_of
 from medmamba_jax.sections import Section, is_integer, is_number
 from medmamba_jax.training.losses import LOSSES
 from medmamba_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 
 DECAYED = ("all", "weights")
 WEIGHTS = ("none", "balanced")
+SKIPPED = re.compile(r"stop|skip:([1-9][0-9]*)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +88,11 @@ class TrainConfig(Section):
         epochs: passes over the training images.
         batch_size: images in a step, over all devices. The first images of the next epoch fill up
             the last batch of an epoch.
+        accumulate: parts of a batch that a step computes one after the other, which saves memory.
+            The gradient is that of the whole batch, except that each part has its own BatchNorm
+            statistics and draws its own dropout and drop path.
+        shard_state: whether the devices share the parameters, their moving average and the
+            optimiser's state, which saves memory. Otherwise each device holds all of them.
         seed: seed of the parameters, the order of images, augmentation, dropout and drop path.
         init_from: a trained model to start from: a run's folder, or an official `.pth` or
             `.safetensors` file. "" starts from random parameters.
@@ -122,6 +129,10 @@ class TrainConfig(Section):
             multi-label sets always "auc").
         patience: epochs without a better checkpoint after which training stops early; 0 means
             never. A checkpoint that wins a tie is better, too.
+        checkpoint_minutes: minutes between two checkpoints inside an epoch; 0 saves none there. The
+            next checkpoint replaces it.
+        nonfinite: what follows a loss or a gradient that is NaN or infinite: "stop", or "skip:10",
+            which leaves out up to 10 such steps of the run. `nonfinite.jsonl` names their images.
         keep_every: epochs after which a checkpoint stays, besides the latest and the best; 0 keeps
             no further ones.
 
@@ -133,6 +144,8 @@ class TrainConfig(Section):
 
     epochs: int = 150
     batch_size: int = 64
+    accumulate: int = 1
+    shard_state: bool = False
     seed: int = 0
     init_from: str = ""
     freeze: str = ""
@@ -155,11 +168,14 @@ class TrainConfig(Section):
     sampler: str = "shuffle"
     best_metric: str = "auto"
     patience: int = 0
+    checkpoint_minutes: float = 10.0
+    nonfinite: str = "stop"
     keep_every: int = 0
 
     def __post_init__(self) -> None:
-        for field in ("epochs", "batch_size"):
+        for field in ("epochs", "batch_size", "accumulate"):
             self._require(field, is_integer(getattr(self, field), 1), "a positive integer")
+        self._require("shard_state", isinstance(self.shard_state, bool), "True or False")
         for field in ("patience", "keep_every"):
             self._require(field, is_integer(getattr(self, field), 0), "an integer, 0 or more")
         self._require(
@@ -175,7 +191,13 @@ class TrainConfig(Section):
         for field in ("lr", "step_factor", "lr_backbone_factor"):
             value = getattr(self, field)
             self._require(field, is_number(value) and value > 0, "a positive number")
-        for field in ("weight_decay", "warmup_epochs", "clip_norm", "focal_gamma"):
+        for field in (
+            "weight_decay",
+            "warmup_epochs",
+            "clip_norm",
+            "focal_gamma",
+            "checkpoint_minutes",
+        ):
             value = getattr(self, field)
             self._require(field, is_number(value) and value >= 0, "a number, 0 or more")
         for field in ("label_smoothing", "ema_decay"):
@@ -196,12 +218,23 @@ class TrainConfig(Section):
         }
         for field, allowed in choices.items():
             self._require(field, getattr(self, field) in allowed, f"one of {tuple(allowed)}")
+        self._require(
+            "nonfinite",
+            isinstance(self.nonfinite, str) and SKIPPED.fullmatch(self.nonfinite) is not None,
+            "'stop', or 'skip:' and the number of steps, 1 or more, that may be left out",
+        )
         self._require_options_of_the_loss()
         self._require(
             "class_weights",
             self.class_weights == "none" or self.sampler == "shuffle",
             "'none' with train.sampler = 'balanced', which evens the classes out already",
         )
+
+    @property
+    def most_skipped(self) -> int:
+        """The steps that `nonfinite` allows to leave out; 0 for "stop"."""
+        found = SKIPPED.fullmatch(self.nonfinite)
+        return int(found[1] or 0) if found else 0
 
     @property
     def frozen(self) -> tuple[str, ...]:

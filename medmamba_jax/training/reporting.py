@@ -126,11 +126,21 @@ def epoch_line(row: Mapping[str, Any], task: str, epochs: int, best_metric: str)
     return " | ".join(parts)
 
 
-def progress_text(progress: Progress) -> str:
-    """Returns the progress of a resumed run as text."""
+def progress_text(progress: Progress, steps: int) -> str:
+    """Returns the progress of a resumed run as text.
+
+    Args:
+        progress: where it stands.
+        steps: the number of steps in an epoch.
+    """
+    after = f"after epoch {progress.epoch}"
+    if progress.steps:
+        after = f"in epoch {progress.epoch + 1}, after {progress.steps} of {steps} steps"
+    if not progress.best_values:
+        return after
     name, value = next(iter(progress.best_values.items()))
     best = f"{METRICS[name].heading} {METRICS[name].text(value)} in epoch {progress.best_epoch}"
-    return f"after epoch {progress.epoch}, best so far {best}"
+    return f"{after}, best so far {best}"
 
 
 class UnpredictedClasses:

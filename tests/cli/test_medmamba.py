@@ -95,7 +95,7 @@ def test_the_wheel_has_the_configs_and_the_command(tmp_path, pytestconfig):
     ):
         assert f"medmamba_jax/{name}" in names
     (points,) = (name for name in names if name.endswith("entry_points.txt"))
-    assert "medmamba = medmamba_jax.cli:main" in zipfile.ZipFile(built).read(points).decode()
+    assert "medmamba = medmamba_jax.__main__:main" in zipfile.ZipFile(built).read(points).decode()
 
 
 def test_a_missing_argument_shows_all_in_their_order(capsys):

@@ -22,6 +22,7 @@ from medmamba_jax.training import device_set, loop, placing
 from medmamba_jax.training.augmentation import DEVICE_POLICIES, Augmented
 from medmamba_jax.training.device_set import DeviceSet, rows_per_device
 from medmamba_jax.training.reporting import read_metrics
+from medmamba_jax.training.stopping import Signals, Watch
 
 COUNT = 37
 PREPROCESSING = Preprocessing((16, 20), 3, "bilinear", (0.5,), (0.5,))
@@ -163,18 +164,18 @@ def test_the_device_augments_what_the_host_sends_as_well(
 
 def test_the_next_batch_is_sent_while_the_device_computes(config, images, tmp_path, monkeypatch):
     events = []
-    put_batch, fetch = DataParallel.put_batch, loop._fetch
+    put_batch, fetch = DataParallel.put_batch, loop.EpochOutputs.fetch
     monkeypatch.setattr(
         DataParallel, "put_batch", lambda *args: events.append("put") or put_batch(*args)
     )
     monkeypatch.setattr(
-        loop, "_fetch", lambda outputs, i, n: events.append(i) or fetch(outputs, i, n)
+        loop.EpochOutputs, "fetch", lambda *args: events.append(args[1]) or fetch(*args)
     )
     with mm.start_run(config(), tmp_path, images) as run, loop.batches_of(run) as batches:
-        loop.train_epoch(run, 1, batches)
-    # Step 0 compiles, and the loop waits for it. Then the loop sends the batch of the next step
-    # before it fetches the outputs of a step.
-    assert events == ["put", "put", 0, "put", 1, 2]
+        loop.train_epoch(run, batches, Watch(Signals(), 0))
+    # The loop sends the batch of the next step before it fetches the outputs of a step. The number
+    # is that of the steps whose outputs have been fetched.
+    assert events == ["put", 0, "put", 1, "put", 2, 3]
 
 
 class TestPlaces:
