@@ -65,7 +65,12 @@ _MODE = flags.DEFINE_enum(
 _INPUT = flags.DEFINE_multi_string(
     "input", [], "With --mode=predict: an image, a folder, a pattern or a CSV table; repeatable."
 )
-_OUTPUT = flags.DEFINE_string("output", None, "With --mode=predict: a file, .csv or .jsonl.")
+_OUTPUT = flags.DEFINE_string(
+    "output",
+    None,
+    "With --mode=predict: a file, .csv or .jsonl. With --mode=evaluate: a folder for the results in"
+    " place of the workdir.",
+)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "With --mode=predict: replace the output file.")
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
@@ -109,8 +114,10 @@ def _compute() -> None:
         _train_series(workdir)
         return
     try:
-        if _MODE.value != "predict" and (_INPUT.value or _OUTPUT.value):
-            raise UserError("--input and --output are for --mode=predict, which is not given")
+        if _MODE.value != "predict" and _INPUT.value:
+            raise UserError("--input is for --mode=predict, which is not given")
+        if _MODE.value == "train" and _OUTPUT.value:
+            raise UserError("--output is for --mode=predict and --mode=evaluate: give one of them")
         if _MODE.value != "train" and _RESUME.value != "latest":
             raise UserError(f"--resume is for training, and --mode is {_MODE.value}")
         if _MODE.value == "evaluate":
@@ -173,8 +180,9 @@ def _evaluate(workdir: pathlib.Path) -> int:
     typed = dict(config_flags.get_override_values(flags.FLAGS["config"]))
     batch_size = typed.pop("train.batch_size", None)
     trained = load_run(workdir, batch_size=batch_size)
-    trained.evaluate(changes=typed)
-    report_after(trained.workdir, Config().to_dict(), wanted=trained.settings.report)
+    trained.evaluate(changes=typed, output=_OUTPUT.value)
+    if not _OUTPUT.value:
+        report_after(trained.workdir, Config().to_dict(), wanted=trained.settings.report)
     return 0
 
 

@@ -142,14 +142,14 @@ class Checkpoints:
                 f"{self.directory} has no sound checkpoint before the latest one, which previous"
                 " means"
             )
-        position = Position.of_name(name)
-        if position is None or position not in positions:
+        meant = Position.of_name(name)
+        if meant is None or meant not in positions:
             known = ", ".join(map(str, positions)) or "no checkpoint"
             raise UserError(
                 f"no checkpoint {name!r}: give latest, previous or one of those in"
                 f" {self.directory}, which has {known}"
             )
-        return position
+        return meant
 
     def progress(self, position: Position) -> Progress:
         """Reads the progress that a checkpoint was saved with.

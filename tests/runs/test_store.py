@@ -297,7 +297,7 @@ PROGRAM
     if not shutil.which("unshare"):
         pytest.skip("there is no unshare, which makes a small disk")
     command = ["unshare", "--map-root-user", "--mount", "bash", "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     if done.returncode == 77 or "unshare:" in done.stderr:
         pytest.skip(f"no small disk can be mounted here: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
