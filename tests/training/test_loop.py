@@ -19,22 +19,6 @@ from medmamba_jax.training import start as start_module
 from medmamba_jax.training.reporting import read_metrics
 
 
-def leaves(workdir, epoch):
-    """Every array of a checkpoint, by path, as written."""
-    import orbax.checkpoint as ocp
-
-    found = {}
-    for part in ("params", "statistics", "training", "average"):
-        path = workdir / "checkpoints" / str(epoch) / part
-        with ocp.StandardCheckpointer() as reader:
-            tree = reader.restore(path.resolve())
-        for key, x in jax.tree_util.tree_leaves_with_path(tree):
-            if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-                x = jax.random.key_data(x)
-            found[part + jax.tree_util.keystr(key)] = np.asarray(x)
-    return found
-
-
 def losses(workdir):
     return [(row["train/loss"], row["val/loss"]) for row in read_metrics(workdir)]
 
@@ -47,7 +31,7 @@ def losses(workdir):
         pytest.param("tiny_mamba", 200, marks=pytest.mark.nightly),
     ],
 )
-def test_continuing_equals_never_stopping(config, images, tmp_path, model, count):
+def test_continuing_equals_never_stopping(config, images, leaves, tmp_path, model, count):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     mm.train(config(model, epochs=2, ema_decay=0.9), straight, images)
     for epochs in (1, 2):
