@@ -15,9 +15,9 @@ from flax import nnx
 
 from medmamba_jax.errors import UserError
 from medmamba_jax.models import initializers
-from medmamba_jax.models.config import COMPUTE_DTYPES, OTHER_ARCHITECTURES
+from medmamba_jax.models.config import COMPUTE_DTYPES
 from medmamba_jax.models.layers import BatchNorm
-from medmamba_jax.models.structure import NETWORKS
+from medmamba_jax.models.structure import ARCHITECTURES, Architecture
 
 _WIDTH = 64  # channels of the stem and of the first stage's 3x3 convolutions
 
@@ -176,5 +176,4 @@ class ResNet(nnx.Module):
         return x.astype(jnp.float32).mean((1, 2))
 
 
-NETWORKS[ResNetConfig] = ResNet
-OTHER_ARCHITECTURES.update(dict.fromkeys(VARIANTS, ResNetConfig))
+ARCHITECTURES.append(Architecture(ResNetConfig, ResNet, VARIANTS))

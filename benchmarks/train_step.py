@@ -76,24 +76,38 @@ TABLE: dict[str, tuple[str, str, str, str, bool]] = {
 }
 
 
-def measure(config: mm.MedMambaConfig, batch_size: int, side: int, args) -> dict[str, float]:
-    """Returns one row's figures."""
-    preprocessing = Preprocessing((side, side), config.in_channels, "bilinear", (0.5,), (0.5,))
+def preprocessing_of(config: mm.MedMambaConfig, side: int) -> Preprocessing:
+    """Returns how square images of this many pixels become the model's input."""
+    return Preprocessing((side, side), config.in_channels, "bilinear", (0.5,), (0.5,))
+
+
+def spec_of(config: mm.MedMambaConfig, preprocessing: Preprocessing, **changes: Any) -> StepSpec:
+    """Returns the static arguments of a step with cross-entropy and AdamW."""
     params, _ = abstract_weights(config)
-    spec = StepSpec(
+    return StepSpec(
         graphdef=training_graphdef(config),
         optimizer=make_optimizer(TrainConfig(), 100, params),
         normalize=functools.partial(normalize, preprocessing=preprocessing),
         loss=make_loss("cross_entropy", "multiclass", None, {"label_smoothing": 0.0}),
         frozen=frozen_mask(params, []),
+        **changes,
     )
+
+
+def random_batch(config: mm.MedMambaConfig, size: int, side: int) -> dict[str, np.ndarray]:
+    """Returns a batch of noise, as the step takes it."""
     rng = np.random.default_rng(0)
-    batch = jax.device_put(
-        {
-            "image": rng.integers(0, 256, (batch_size, side, side, config.in_channels), np.uint8),
-            "label": rng.integers(0, config.num_classes, batch_size, np.int32),
-        }
-    )
+    return {
+        "image": rng.integers(0, 256, (size, side, side, config.in_channels), np.uint8),
+        "label": rng.integers(0, config.num_classes, size, np.int32),
+    }
+
+
+def measure(config: mm.MedMambaConfig, batch_size: int, side: int, args) -> dict[str, float]:
+    """Returns one row's figures."""
+    preprocessing = preprocessing_of(config, side)
+    spec = spec_of(config, preprocessing)
+    batch = jax.device_put(random_batch(config, batch_size, side))
     make = functools.partial(init_state, config, spec.optimizer, 0, average=False)
     state = jax.jit(make)()
     step = jax.jit(functools.partial(train_step, spec=spec), donate_argnums=0)

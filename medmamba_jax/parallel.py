@@ -6,6 +6,7 @@ writes the files of the run's folder, and all write checkpoints together.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,11 +17,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from medmamba_jax.data.texts import for_terminal
 from medmamba_jax.errors import UserError
+from medmamba_jax.hosts import shared_text
+
+# Arrays of fewer elements are on every device, also where a state is sharded: they take little
+# memory, and to gather them would take longer than to read them. Every statistic of a BatchNorm
+# has fewer.
+SMALLEST_SHARDED = 2**14
 
 
 @dataclasses.dataclass(frozen=True)
 class DataParallel:
-    """Data parallelism: a batch is split over the devices, everything else is on each of them.
+    """Data parallelism: a batch is split over the devices.
+
+    A state is on each of them, or its large arrays are split, too (`of_state`).
 
     Attributes:
         devices: all of them, along one mesh axis `data`.
@@ -72,16 +81,49 @@ class DataParallel:
     def _mesh(self) -> Mesh:
         return Mesh(np.array(self.devices), ("data",))
 
-    def of_state(self, abstract_state: Any) -> Any:
+    def of_state(self, abstract_state: Any, *, sharded: bool = False) -> Any:
         """Returns the sharding of every array of a state; the one place that decides it.
 
         Args:
             abstract_state: a tree of arrays or of `jax.ShapeDtypeStruct`.
+            sharded: whether the devices share the large arrays (fully sharded data parallelism, as
+                in Rajbhandari et al., arXiv 1910.02054). Otherwise every array is on every device.
+                An array with fewer than `SMALLEST_SHARDED` elements, or without an axis that the
+                number of devices divides, is on every device in any case.
 
         Returns:
-            A tree of shardings of the same structure. Today every array is on every device.
+            A tree of shardings of the same structure. The sharding of an array depends on its shape
+            alone, so that a parameter, its moving average and its moments in the optimiser have the
+            same.
         """
-        return jax.tree.map(lambda _: self.replicated, abstract_state)
+        of = self._of_array if sharded else lambda _: self.replicated
+        return jax.tree.map(lambda x: of(x.shape), abstract_state)
+
+    def _of_array(self, shape: tuple[int, ...]) -> NamedSharding:
+        """Returns the sharding that splits the longest axis that can be split."""
+        count = len(self.devices)
+        axes = [axis for axis, length in enumerate(shape) if length % count == 0]
+        if count == 1 or not axes or math.prod(shape) < SMALLEST_SHARDED:
+            return self.replicated
+        axis = max(axes, key=lambda axis: shape[axis])
+        return NamedSharding(self._mesh, PartitionSpec(*[None] * axis, "data"))
+
+    def gathered(self, tree: Any) -> Any:
+        """Returns arrays of a state, whole on every device; for use outside a jitted function."""
+        return self._gather(tree)
+
+    @functools.cached_property
+    def _gather(self) -> Callable[[Any], Any]:
+        return jax.jit(lambda tree: tree, out_shardings=self.replicated)
+
+    def whole(self, tree: Any) -> Any:
+        """Returns arrays of a state, whole on every device; for use inside a jitted function.
+
+        Their gradients come back sharded as `of_state` says: each device keeps the sum over the
+        devices of its own part only. Without this function XLA could split each operation that
+        reads a sharded parameter, and would send activations instead of parameters.
+        """
+        return jax.tree.map(lambda x: _whole(self, x), tree)
 
     def put_batch(self, batch: Mapping[str, np.ndarray | jax.Array]) -> dict[str, jax.Array]:
         """Puts this host's part of a batch on its devices and returns the global batch.
@@ -96,6 +138,19 @@ class DataParallel:
                 else jax.make_array_from_process_local_data(self.batch, x)
                 for name, x in batch.items()
             }
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _whole(parallel: DataParallel, x: jax.Array) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, parallel.replicated)
+
+
+def _whole_backward(parallel: DataParallel, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    sharding = parallel.of_state(gradient, sharded=True)
+    return (jax.lax.with_sharding_constraint(gradient, sharding),)
+
+
+_whole.defvjp(lambda parallel, x: (_whole(parallel, x), None), _whole_backward)
 
 
 def is_first_host() -> bool:
@@ -127,7 +182,7 @@ def on_first_host(action: Callable[[], object]) -> None:
 
     Raises:
         Exception: what `action` raised, on the first host.
-        UserError: on every other host, if `action` failed.
+        UserError: on every other host, if `action` failed; with the same message.
     """
     error: Exception | None = None
     if is_first_host():
@@ -135,8 +190,8 @@ def on_first_host(action: Callable[[], object]) -> None:
             action()
         except Exception as caught:  # raised again below, after the other hosts know of it
             error = caught
-    (failed,) = as_on_first_host([error is not None])
-    if failed and error is None:
-        raise UserError("the first host failed; its message says why")
+    reason = shared_text("" if error is None else str(error) or type(error).__name__)
+    if reason and error is None:
+        raise UserError(f"the first host stopped: {reason}")
     if error is not None:
         raise error

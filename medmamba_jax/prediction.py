@@ -188,7 +188,9 @@ def _images(
             problems[names[row]] = _reason(error)
     readable = [row for row, name in enumerate(names) if name not in problems]
     files = files.take(np.array(readable, int))
-    return all_frames(files, preprocessing.window) if readable else files, problems
+    if readable:
+        files = all_frames(files, preprocessing.window, preprocessing.max_pixels)
+    return files, problems
 
 
 class _Tolerant:

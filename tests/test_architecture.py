@@ -17,7 +17,7 @@ ROWS = (
     ("evaluation", "prediction", "explanation", "exports"),
     ("predictor",),
     ("assessment",),
-    ("metrics", "parallel"),
+    ("metrics", "parallel", "hosts"),
     ("interop",),
     ("models",),
     ("ops",),

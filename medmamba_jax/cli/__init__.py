@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import absl.logging
 from absl import flags
 
-from medmamba_jax.data.texts import for_terminal
+from medmamba_jax.data.texts import for_terminal, one_line
 from medmamba_jax.errors import DataUnavailableError, NonFiniteLossError, UserError
 
 # Errors that the caller can correct.
@@ -56,7 +56,9 @@ _REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "and free some space")
 
 class _TerminalFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return for_terminal(super().format(record))
+        text = super().format(record)
+        # A name with line ends could pretend to be a line of its own.
+        return for_terminal(text) if record.exc_info else one_line(text)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -117,7 +119,12 @@ def fail(error: object, code: int = 2) -> int:
     if isinstance(error, OSError) and error.errno is not None:  # an error of another package
         remedy = _REMEDIES.get(error.errno, _ACCESS)
         error = f"{error.strerror}: {error.filename}; check the path, {remedy}"
-    print(f"error: {for_terminal(' '.join(str(error).split()))}", file=sys.stderr)
+    line = " ".join(str(error).split())
+    print(f"error: {for_terminal(line)}", file=sys.stderr)
+    if hosts := sys.modules.get(
+        "medmamba_jax.hosts"
+    ):  # it imports JAX, which the help does not need
+        hosts.tell_others(line, code)
     return code
 
 

@@ -9,6 +9,7 @@ python main.py --workdir=runs/lr3 --mode=evaluate
 python main.py --workdir=runs/lr3 --mode=predict --input=new_images
 """
 
+import contextlib
 import difflib
 import pathlib
 import re
@@ -59,6 +60,12 @@ _INPUT = flags.DEFINE_multi_string(
 )
 _OUTPUT = flags.DEFINE_string("output", None, "With --mode=predict: a file, .csv or .jsonl.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "With --mode=predict: replace the output file.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    None,
+    "Whether this is one of several processes of a run, which JAX finds (docs/distributed.md). By"
+    " default it is if Slurm, Open MPI or a TPU pod on Kubernetes started several.",
+)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -77,6 +84,17 @@ def run(argv: Sequence[str]) -> int:
 def _main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(fail(f"unexpected argument {argv[1]!r}; flags start with --"))
+    from medmamba_jax.hosts import joined_hosts
+
+    with contextlib.ExitStack() as hosts:
+        try:
+            hosts.enter_context(joined_hosts(_DISTRIBUTED.value))
+        except UserError as error:
+            sys.exit(fail(error))
+        _compute()
+
+
+def _compute() -> None:
     from medmamba_jax.training import fit, start_run
 
     workdir = pathlib.Path(_WORKDIR.value or default_workdir())

@@ -257,7 +257,9 @@ def find_images(config: DataConfig) -> LabelledImages:
     name = source_of(config)
     _require_defaults_elsewhere(config, name)
     found = _selected(SOURCES[name].find(config), config)
-    return all_frames(found, config.window) if config.frame == ALL_FRAMES else found
+    if config.frame == ALL_FRAMES:
+        return all_frames(found, config.window, config.max_pixels)
+    return found
 
 
 def _selected(found: LabelledImages, config: DataConfig) -> LabelledImages:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from medmamba_jax.data.images.augmentation import POLICIES
+from medmamba_jax.data.images.image_file import MAX_PIXELS
 from medmamba_jax.data.images.preprocessing import ALL_FRAMES, FITS, RESIZE_FILTERS, Preprocessing
 from medmamba_jax.data.images.windowing import ALLOWED as WINDOWS
 from medmamba_jax.data.images.windowing import Window, parse_window
@@ -219,6 +220,9 @@ class DataConfig(Section):
             setting or the file gives a window.
         frame: which frame to read of a file with several frames (DICOM, TIFF, GIF, WebP), counted
             from 0. With -1, each frame becomes an image with the file's label.
+        max_pixels: the most pixels (height times width) of an image file. A file whose header
+            announces more is refused before it is decoded, because a small file can announce an
+            image that fills the memory.
         augmentation: the training policy, a name in `augmentation.POLICIES`.
         val_fraction: the fraction of all images for validation, if the data have no splits.
         test_fraction: the fraction of all images for testing, if the data have no splits.
@@ -276,6 +280,7 @@ class DataConfig(Section):
     std: tuple[float, ...] = (0.5,)
     window: Window = "auto"
     frame: int = 0
+    max_pixels: int = MAX_PIXELS
     augmentation: str = "none"
     val_fraction: float = 0.1
     test_fraction: float = 0.3
@@ -332,6 +337,7 @@ class DataConfig(Section):
             is_integer(self.frame, ALL_FRAMES),
             f"an integer, 0 or more, or {ALL_FRAMES} for all frames",
         )
+        self._require("max_pixels", is_integer(self.max_pixels, 1), "an integer, 1 or more")
         self._require_one_of("augmentation", POLICIES)
 
     def _require_splits(self) -> None:
@@ -388,6 +394,7 @@ class DataConfig(Section):
             window=self.window,
             frame=self.frame,
             fit=self.fit,
+            max_pixels=self.max_pixels,
         )
 
     def with_absolute_paths(self) -> Self:

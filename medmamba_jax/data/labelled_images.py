@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from medmamba_jax.data.labels import as_labels, check_labels, shown_classes
-from medmamba_jax.data.texts import MISSING, one_spelling, printable
+from medmamba_jax.data.texts import MISSING, one_spelling, printable, shown_name
 from medmamba_jax.data.weights import as_weights
 from medmamba_jax.errors import UserError
 
@@ -35,7 +35,8 @@ class Images(Protocol):
 class LabelledImages:
     """Images, their labels, and all other facts about them that a source knows.
 
-    With worker processes, pickle must be able to copy the images.
+    With worker processes, pickle must be able to copy the images. Names of classes, images and
+    groups become one line that is safe to show, see `shown_name`.
 
     Attributes:
         images: the bytes of image files, or arrays (h, w) or (h, w, c), by their place.
@@ -100,9 +101,12 @@ class LabelledImages:
             raise UserError(f"class_names must be a tuple of texts; got {self.class_names!r}")
         values: dict[str, Any] = {
             "labels": labels,
-            "class_names": tuple(self.class_names) or _numbers(labels),
-            "names": tuple(self.names) or tuple(f"image {row}" for row in range(count)),
-            "groups": None if groups is None else np.array(one_spelling(groups.tolist()), np.str_),
+            "class_names": tuple(map(shown_name, self.class_names)) or _numbers(labels),
+            "names": tuple(map(shown_name, self.names))
+            or tuple(f"image {row}" for row in range(count)),
+            "groups": None if groups is None else np.array(_spelled(groups.tolist()), np.str_),
+            "name": shown_name(self.name),
+            "description": shown_name(self.description),
             "splits": None if self.splits is None else np.asarray(self.splits),
             "places": np.arange(count) if self.places is None else self.places,
         }
@@ -227,6 +231,10 @@ def content_hash(image: bytes | np.ndarray) -> bytes:
     total = hashlib.sha256(f"{image.dtype} {image.shape} ".encode())
     total.update(np.ascontiguousarray(image).data)
     return total.digest()
+
+
+def _spelled(groups: list[str]) -> list[str]:
+    return one_spelling(map(shown_name, groups))
 
 
 def _numbers(labels: np.ndarray) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ MISSING = frozenset(
 )
 
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
+_FOREIGN_BYTE = re.compile("[\udc80-\udcff]")  # as Python holds bytes of names that are not UTF-8
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _WESTERN = ("cp1252", "latin-1")  # Windows writes the first; the second can read any bytes
@@ -74,8 +75,21 @@ def printable(path: str) -> str:
     A byte that is not UTF-8, for which Python has no character, becomes `\\xNN`, and so does what
     `for_terminal` escapes, and the end of a line.
     """
-    text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return for_terminal(composed(text)).replace("\n", "\\n")
+    text = _FOREIGN_BYTE.sub(lambda byte: f"\\x{ord(byte[0]) - 0xDC00:02x}", path)
+    return one_line(composed(text))
+
+
+def one_line(text: str) -> str:
+    """Returns the text of `for_terminal` in one line: a line end becomes `\\n`."""
+    return text if text.isprintable() else for_terminal(text).replace("\n", "\\n")
+
+
+def shown_name(name: str) -> str:
+    """Returns the name of a class, a patient or an image as one line that is safe to show.
+
+    It is the name itself, unless it holds characters that `printable` escapes.
+    """
+    return name if name.isprintable() else printable(name)
 
 
 def is_decimal(text: str) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 
 from medmamba_jax.assessment.calibration import Calibration
 from medmamba_jax.data.images.preprocessing import Preprocessing
+from medmamba_jax.data.texts import shown_name
 from medmamba_jax.errors import UserError
 from medmamba_jax.interop import weights_from_state_dict
 from medmamba_jax.models import MedMambaConfig
@@ -145,7 +146,7 @@ class Meaning:
                 | {
                     "model": MedMambaConfig(**values["model"]),
                     "preprocessing": Preprocessing.from_dict(values["preprocessing"]),
-                    "class_names": tuple(values["class_names"]),
+                    "class_names": tuple(map(shown_name, values["class_names"])),
                     "calibration": calibration and Calibration.from_dict(calibration),
                     "training": training and Training(**training),
                 }

@@ -154,16 +154,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "medmamba_nano": {"depths": (1, 1, 2, 1), "dims": (16, 32, 64, 128)},
 }
 
-# Variant -> the class of its architecture, where this is no MedMamba. The class has a method
-# `variant` as `MedMambaConfig` has, and its network is in `structure.NETWORKS`. A script may add a
-# row, as benchmarks/resnet.py does.
-OTHER_ARCHITECTURES: dict[str, Any] = {}
-
-
-def architecture_of(variant: str) -> Any:
-    """Returns the class of a variant's architecture, by default `MedMambaConfig`."""
-    return OTHER_ARCHITECTURES.get(variant, MedMambaConfig)
-
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0

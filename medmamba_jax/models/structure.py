@@ -4,28 +4,80 @@
 dictionaries of arrays that belong to it.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
 from flax import nnx
 
-from medmamba_jax.models.config import MedMambaConfig
+from medmamba_jax.errors import UserError
+from medmamba_jax.models.config import VARIANTS, MedMambaConfig
 from medmamba_jax.models.layers import batch_norms
 from medmamba_jax.models.medmamba import MedMamba
 
 # Nested dictionaries. A key is the name of an attribute, or the index of a stage.
 Tensors = dict[Any, Any]
 
-# The class of an architecture -> the class of its network, which is called as `MedMamba` is and has
-# the method `pooled`, too. A script may add a row.
-NETWORKS: dict[type, Callable[..., Any]] = {MedMambaConfig: MedMamba}
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """What the pipeline needs to know about a kind of network.
+
+    Attributes:
+      config: the class of its settings. It has a method `variant` as `MedMambaConfig` has.
+      network: the class of the network. It is called as `MedMamba` is, and has the method `pooled`.
+      variants: the names of its variants.
+    """
+
+    config: Any
+    network: Callable[..., Any]
+    variants: Collection[str]
+
+
+# A script may add a row, as benchmarks/resnet.py does.
+ARCHITECTURES = [Architecture(MedMambaConfig, MedMamba, VARIANTS)]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class UnknownArchitecture:
+    """The settings of a network that this program does not have.
+
+    Attributes:
+      variant: its name in the run that trained it.
+      values: its fields.
+    """
+
+    variant: str
+    values: Mapping[str, Any]
+
+
+def architecture_of(variant: str) -> Any:
+    """Returns the class of a variant's settings, by default `MedMambaConfig`."""
+    found = (row.config for row in ARCHITECTURES if variant in row.variants)
+    return next(found, MedMambaConfig)
+
+
+def network_of(config: Any) -> Callable[..., Any]:
+    """Returns the class of the network that has these settings.
+
+    Raises:
+      UserError: no row of `ARCHITECTURES` has such settings.
+    """
+    for row in ARCHITECTURES:
+        if type(config) is row.config:
+            return row.network
+    variant = getattr(config, "variant", type(config).__name__)
+    raise UserError(
+        f"this program does not have the network {variant!r}: use the script that trained it (for"
+        " the ResNets: python -m benchmarks.train_resnet --workdir=... --mode=evaluate)"
+    )
 
 
 def new_model(config: MedMambaConfig, rngs: nnx.Rngs) -> MedMamba:
-    """Returns a model in training mode with random weights."""
-    return NETWORKS[type(config)](config, rngs=rngs)
+    """Returns a model in training mode with random weights; raises as `network_of`."""
+    return network_of(config)(config, rngs=rngs)
 
 
 def abstract_model(config: MedMambaConfig) -> MedMamba:

@@ -15,6 +15,7 @@ from medmamba_jax.assessment.curves import CURVES
 from medmamba_jax.data.csv_table import CsvTable, read_csv_table
 from medmamba_jax.errors import MissingFileError, UserError
 from medmamba_jax.files import expanded
+from medmamba_jax.models import MedMambaConfig
 from medmamba_jax.runs.description import RunDescription
 from medmamba_jax.runs.elsewhere import EVALUATIONS
 from medmamba_jax.runs.gallery import Entry, read_gallery
@@ -177,10 +178,13 @@ def read_run(workdir: str | pathlib.Path) -> RunFacts:
 
     Raises:
         FileNotFoundError: the folder holds no run, or the run has no results yet.
-        UserError: a file is damaged.
+        UserError: a file is damaged, or the run did not train a MedMamba.
     """
     workdir = expanded(workdir).resolve()
     description = RunDescription.read(workdir)
+    if not isinstance(description.model, MedMambaConfig):
+        variant = description.config["model"]["variant"]
+        raise UserError(f"the report is about a MedMamba, and {workdir} trained {variant!r}")
     own = {}
     for name in EVALUATED:
         results = _results(workdir / RESULTS / f"{name}.json")

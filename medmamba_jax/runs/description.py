@@ -10,10 +10,11 @@ import numpy as np
 from absl import logging
 
 from medmamba_jax.data import Preprocessing
+from medmamba_jax.data.texts import shown_name
 from medmamba_jax.errors import MissingFileError, UserError
 from medmamba_jax.files import write_atomically
 from medmamba_jax.models import MedMambaConfig
-from medmamba_jax.models.config import architecture_of
+from medmamba_jax.models.structure import UnknownArchitecture, architecture_of
 from medmamba_jax.parallel import DataParallel
 from medmamba_jax.predictor import Predictor
 
@@ -33,7 +34,7 @@ class RunDescription:
 
     Attributes:
         config: the run's configuration, as `Config.to_dict` returns it.
-        model: the architecture.
+        model: the architecture; `UnknownArchitecture` if this program has no such network.
         preprocessing: how image files become arrays.
         class_names: the class of each logit.
         task: "multiclass", where the softmax of the logits gives probabilities, or "multilabel",
@@ -129,9 +130,13 @@ class RunDescription:
     ) -> "RunDescription":
         known = {field.name for field in dataclasses.fields(cls)}
         ignored = sorted(values.keys() - known)
-        # If only the script that trained the run knows its variant, the model counts as a MedMamba.
-        kind = architecture_of(values["config"]["model"].get("variant", ""))
-        model, unknown = _fields(kind, values["model"])
+        variant = values["config"]["model"].get("variant", "")
+        kind = architecture_of(variant)
+        fields, unknown = _fields(kind, values["model"])
+        model = kind(**fields)
+        if kind is MedMambaConfig and "depths" not in fields:
+            # Only the script that trained the run knows its network.
+            model, unknown = UnknownArchitecture(variant, values["model"]), []
         ignored += [f"model.{key}" for key in unknown]
         preprocessing = Preprocessing.from_dict(values["preprocessing"], ignored=ignored)
         if ignored:
@@ -144,9 +149,9 @@ class RunDescription:
         return cls(
             **kept
             | {
-                "model": kind(**model),
+                "model": model,
                 "preprocessing": preprocessing,
-                "class_names": tuple(values["class_names"]),
+                "class_names": tuple(map(shown_name, values["class_names"])),
                 "format": written_in,
             }
         )

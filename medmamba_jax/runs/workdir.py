@@ -27,7 +27,7 @@ MAY_CHANGE = (
     *("data.num_workers", "data.cache", "data.cache_dir", "data.audit", "data.allow_overlap"),
     *("data.allow_contradictions", "data.group_similar"),
     *("train.epochs", "train.patience", "train.keep_every"),
-    *("train.checkpoint_minutes", "train.nonfinite"),
+    *("train.checkpoint_minutes", "train.nonfinite", "train.shard_state"),
     *("results.resamples", "results.seed", "results.report"),
 )
 

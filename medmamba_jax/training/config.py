@@ -19,7 +19,7 @@ from medmamba_jax.errors import UserError
 from medmamba_jax.files import expanded
 from medmamba_jax.metrics import METRICS
 from medmamba_jax.models import MedMambaConfig
-from medmamba_jax.models.config import architecture_of
+from medmamba_jax.models.structure import architecture_of
 from medmamba_jax.sections import Section, is_integer, is_number
 from medmamba_jax.training.losses import LOSSES
 from medmamba_jax.training.optimizer import OPTIMIZERS, SCHEDULES
@@ -88,6 +88,11 @@ class TrainConfig(Section):
         epochs: passes over the training images.
         batch_size: images in a step, over all devices. The first images of the next epoch fill up
             the last batch of an epoch.
+        accumulate: parts of a batch that a step computes one after the other, which saves memory.
+            The gradient is that of the whole batch, except that each part has its own BatchNorm
+            statistics and draws its own dropout and drop path.
+        shard_state: whether the devices share the parameters, their moving average and the
+            optimiser's state, which saves memory. Otherwise each device holds all of them.
         seed: seed of the parameters, the order of images, augmentation, dropout and drop path.
         init_from: a trained model to start from: a run's folder, or an official `.pth` or
             `.safetensors` file. "" starts from random parameters.
@@ -139,6 +144,8 @@ class TrainConfig(Section):
 
     epochs: int = 150
     batch_size: int = 64
+    accumulate: int = 1
+    shard_state: bool = False
     seed: int = 0
     init_from: str = ""
     freeze: str = ""
@@ -166,8 +173,9 @@ class TrainConfig(Section):
     keep_every: int = 0
 
     def __post_init__(self) -> None:
-        for field in ("epochs", "batch_size"):
+        for field in ("epochs", "batch_size", "accumulate"):
             self._require(field, is_integer(getattr(self, field), 1), "a positive integer")
+        self._require("shard_state", isinstance(self.shard_state, bool), "True or False")
         for field in ("patience", "keep_every"):
             self._require(field, is_integer(getattr(self, field), 0), "an integer, 0 or more")
         self._require(

@@ -47,12 +47,64 @@ class Loss:
     automatic: Sequence[str] = ()
 
 
-class MeanLoss(Protocol):
-    """(logits, labels, image_weights (b,) or None) -> float32 scalar."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class MeanLoss:
+    """The loss of a batch: the weighted mean of the values of its images or labels.
+
+    Attributes:
+        task: "multiclass" or "multilabel".
+        values: the loss before the mean, with its options.
+        class_weights: as for `make_loss`.
+    """
+
+    task: str
+    values: Callable[..., jax.Array]
+    class_weights: np.ndarray | None
 
     def __call__(
-        self, logits: jax.Array, labels: jax.Array, image_weights: jax.Array | None = None
-    ) -> jax.Array: ...
+        self,
+        logits: jax.Array,
+        labels: jax.Array,
+        image_weights: jax.Array | None = None,
+        divisor: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns the loss.
+
+        Args:
+            logits: float32 (b, K).
+            labels: int32 (b,), or float32 (b, K) with 1, 0 and NaN.
+            image_weights: float32 (b,), or None for 1.
+            divisor: what the sum is divided by; None means `divisor(labels, image_weights)`. If
+                these images are a part of a batch, the divisor of the whole batch makes the losses
+                of the parts add up to the loss of the batch.
+
+        Returns:
+            float32 scalar.
+        """
+        if divisor is None:
+            divisor = self.divisor(labels, image_weights)
+        by_class, by_image = jnp.ones(logits.shape[-1]), _or_ones(image_weights, labels)
+        if self.class_weights is not None:
+            by_class = jnp.asarray(self.class_weights)
+        if self.task == "multiclass":
+            return (by_image * self.values(logits, labels, by_class)).sum() / divisor
+        known = ~jnp.isnan(labels)
+        values = self.values(logits, jnp.where(known, labels, 0), by_class)
+        return jnp.where(known, by_image[:, None] * values, 0).sum() / divisor
+
+    def divisor(self, labels: jax.Array, image_weights: jax.Array | None) -> jax.Array:
+        """Returns what the sum over a batch is divided by: a scalar, which no logit changes."""
+        by_image = _or_ones(image_weights, labels)
+        if self.task == "multilabel":
+            total = jnp.where(jnp.isnan(labels), 0, by_image[:, None]).sum()
+            return jnp.where(total > 0, total, 1)
+        if self.class_weights is not None:
+            by_image = by_image * jnp.asarray(self.class_weights)[labels]
+        return by_image.sum()
+
+
+def _or_ones(image_weights: jax.Array | None, labels: jax.Array) -> jax.Array:
+    return jnp.ones(len(labels)) if image_weights is None else image_weights
 
 
 def cross_entropy(
@@ -195,24 +247,8 @@ def make_loss(
             the weights of label 1.
         options: the loss's keyword arguments.
     """
-    values_of = functools.partial(LOSSES[name].of_task[task], **options)
-
-    def mean_loss(
-        logits: jax.Array, labels: jax.Array, image_weights: jax.Array | None = None
-    ) -> jax.Array:
-        num_classes = logits.shape[-1]
-        by_class = jnp.ones(num_classes) if class_weights is None else jnp.asarray(class_weights)
-        by_image = jnp.ones(len(logits)) if image_weights is None else image_weights
-        if task == "multiclass":
-            values = values_of(logits, labels, by_class)
-            return (by_image * values).sum() / (by_image * by_class[labels]).sum()
-        known = ~jnp.isnan(labels)
-        values = values_of(logits, jnp.where(known, labels, 0), by_class)
-        weights = jnp.where(known, by_image[:, None], 0)
-        total = weights.sum()
-        return jnp.where(known, weights * values, 0).sum() / jnp.where(total > 0, total, 1)
-
-    return mean_loss
+    values = functools.partial(LOSSES[name].of_task[task], **options)
+    return MeanLoss(task, values, class_weights)
 
 
 def balanced_class_weights(labels: np.ndarray, class_names: Sequence[str]) -> np.ndarray:

@@ -126,6 +126,8 @@ class TrainingRun:
     def predictor(self) -> Predictor:
         """Returns the model as it is now. The next step makes its arrays invalid."""
         weights, batch_size = eval_params(self.state), self.config.train.batch_size
+        if self.config.train.shard_state:
+            weights = self.parallel.gathered(weights)
         return self.description.predictor(*weights, batch_size, self.parallel)
 
 
@@ -161,11 +163,7 @@ def start_run(
     if config.train.init_from and not (workdir / FILE).exists():
         check_init_from(pathlib.Path(config.train.init_from))
     parallel = DataParallel.over_all_devices()
-    if config.train.batch_size % len(parallel.devices):
-        raise UserError(
-            f"train.batch_size = {config.train.batch_size} must be a multiple of the"
-            f" {len(parallel.devices)} devices"
-        )
+    check_batch_size(config.train, parallel)
     found = find(config.data, data)
     preprocessing = check_settings(config, found)
     with contextlib.ExitStack() as open_files:
@@ -183,7 +181,7 @@ def start_run(
         description, best_text = describe(config, dataset, augmented_on)
         if before is not None:
             check_same_images(workdir, before, description, dataset)
-        spec, loss_text = make_spec(config, dataset, description)
+        spec, loss_text = make_spec(config, dataset, description, parallel)
         audit(
             dataset,
             ready.images,
@@ -226,6 +224,17 @@ def start_run(
             say(report.text())
         unless_it_starts.pop_all()
     return run
+
+
+def check_batch_size(train: TrainConfig, parallel: DataParallel) -> None:
+    """Raises UserError if a batch cannot be split over the devices and into its parts."""
+    devices = len(parallel.devices)
+    if train.batch_size % (devices * train.accumulate):
+        parts = f" times train.accumulate = {train.accumulate}" if train.accumulate > 1 else ""
+        raise UserError(
+            f"train.batch_size = {train.batch_size} must be a multiple of the {devices}"
+            f" devices{parts}"
+        )
 
 
 def check_settings(config: Config, found: Dataset | LabelledImages) -> Preprocessing:
@@ -290,7 +299,7 @@ def describe(
 
 
 def make_spec(
-    config: Config, dataset: Dataset, description: RunDescription
+    config: Config, dataset: Dataset, description: RunDescription, parallel: DataParallel
 ) -> tuple[StepSpec, str]:
     """Returns the static arguments of a step, and the loss as text.
 
@@ -302,6 +311,7 @@ def make_spec(
     params, _ = abstract_weights(description.model)
     patterns, policy = config.train.frozen, config.data.augmentation
     steps = steps_per_epoch(dataset.splits["train"], config.train.batch_size)
+    shared: dict[str, Any] = {"whole": parallel.whole} if config.train.shard_state else {}
     spec = StepSpec(
         graphdef=training_graphdef(
             description.model,
@@ -313,6 +323,8 @@ def make_spec(
         frozen=frozen_mask(params, patterns),
         ema_decay=config.train.ema_decay,
         augment=DEVICE_POLICIES[policy] if description.augmented_on == DEVICE else None,
+        accumulate=config.train.accumulate,
+        **shared,
         skip_nonfinite=config.train.most_skipped > 0,
     )
     return spec, loss_text
@@ -391,7 +403,7 @@ def first_state(
     )
     seed = np.uint32(train.seed)
     shapes = jax.eval_shape(make, seed)
-    shardings = parallel.of_state(shapes)
+    shardings = parallel.of_state(shapes, sharded=train.shard_state)
     like = restored_like(shapes, shardings)
     # The step donates the state.
     step = jax.jit(

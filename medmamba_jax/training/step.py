@@ -83,6 +83,9 @@ class StepSpec:
         ema_decay: `TrainConfig.ema_decay`.
         augment: (key, uint8 images (b, h, w, c)) -> `Augmented`, see `DEVICE_POLICIES`. None leaves
             the images as they are; the host may have augmented them before.
+        whole: the parameters as the state holds them -> as the model reads them. It gathers
+            parameters that devices share (`DataParallel.whole`).
+        accumulate: `TrainConfig.accumulate`.
         skip_nonfinite: whether a step whose loss or gradient is not finite leaves everything as it
             was, except the step's number and the random stream.
     """
@@ -94,6 +97,8 @@ class StepSpec:
     frozen: Any
     ema_decay: float = 0.0
     augment: Augment | None = None
+    whole: Callable[[Any], Any] = lambda params: params
+    accumulate: int = 1
     skip_nonfinite: bool = False
 
 
@@ -118,20 +123,32 @@ def train_step(
     if spec.augment is not None:
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         images, own_share = spec.augment(key, images)
+    labels = [(batch["label"], batch.get("weight"))]
+    if own_share is not None:  # the weight of an image goes with its label
+        labels.append(jax.tree.map(partners, labels[0]))
+    divisors = [spec.loss.divisor(*pair) for pair in labels]
 
-    def loss_fn(params: Any) -> tuple[jax.Array, Any]:
+    def loss_fn(
+        params: Any, statistics: Any, random: Any, images: jax.Array, labels: list[Any]
+    ) -> tuple[jax.Array, Any]:
         # XLA then leaves out the gradients of frozen parameters.
         params = jax.tree.map(
-            lambda x, is_frozen: jax.lax.stop_gradient(x) if is_frozen else x, params, spec.frozen
+            lambda x, is_frozen: jax.lax.stop_gradient(x) if is_frozen else x,
+            spec.whole(params),
+            spec.frozen,
         )
-        model = nnx.merge(spec.graphdef, params, state.statistics, state.random)
+        model = nnx.merge(spec.graphdef, params, statistics, random)
         logits = model(spec.normalize(images))
         _, statistics, random = split_model(model)
-        loss = _loss_of_mixed(spec.loss, logits, batch, own_share)
-        return loss, (logits, statistics, random)
+        losses = [
+            spec.loss(logits, label, weight, divisor)
+            for (label, weight), divisor in zip(labels, divisors, strict=True)
+        ]
+        return _mixed(losses, own_share), (logits, statistics, random)
 
-    gradient = jax.value_and_grad(loss_fn, has_aux=True)
-    (loss, (logits, statistics, random)), grads = gradient(state.params)
+    (loss, (logits, statistics, random)), grads = _accumulated(
+        jax.value_and_grad(loss_fn, has_aux=True), state, (images, labels), spec.accumulate
+    )
     updates, opt_state = spec.optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.average
@@ -155,19 +172,46 @@ def train_step(
     return state, outputs
 
 
-def _loss_of_mixed(
-    loss: MeanLoss, logits: jax.Array, batch: dict[str, jax.Array], own_share: jax.Array | None
-) -> jax.Array:
+def _mixed(losses: list[jax.Array], own_share: jax.Array | None) -> jax.Array:
     """Returns own share * loss of the labels + (1 - own share) * loss of the partners' labels.
 
-    A term leaves out the labels that are not known. The weight of an image goes with its label.
+    A term leaves out the labels that are not known. Without mixing there is one term, and no share.
     """
-    labels, weights = batch["label"], batch.get("weight")
-    own = loss(logits, labels, weights)
     if own_share is None:
-        return own
-    other = loss(logits, partners(labels), None if weights is None else partners(weights))
-    return own_share * own + (1 - own_share) * other
+        return losses[0]
+    return own_share * losses[0] + (1 - own_share) * losses[1]
+
+
+def _accumulated(gradient: Callable[..., Any], state: TrainState, rows: Any, parts: int) -> Any:
+    """Returns what `gradient` returns for a batch, from one part of it after the other.
+
+    Statistics and random stream pass from part to part: each part normalises by its own mean and
+    variance, updates the running ones, and draws random numbers of its own.
+
+    Args:
+        gradient: (params, statistics, random, *rows) -> ((loss, (logits, statistics, random)),
+            grads).
+        state: the state before the step.
+        rows: trees of arrays whose first axis is the batch.
+        parts: the number of parts.
+    """
+    first = (state.statistics, state.random)
+    if parts == 1:
+        return gradient(state.params, *first, *rows)
+
+    def split(x: jax.Array) -> jax.Array:
+        # Part i holds the rows i, i + parts, ... So each device has its share of each part already.
+        return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(so_far: Any, part: Any) -> tuple[Any, jax.Array]:
+        total, model = so_far
+        (loss, (logits, *model)), grads = gradient(state.params, *model, *part)
+        return (jax.tree.map(jnp.add, total, (loss, grads)), tuple(model)), logits
+
+    nothing = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+    ((loss, grads), model), logits = jax.lax.scan(add, (nothing, first), jax.tree.map(split, rows))
+    logits = logits.swapaxes(0, 1).reshape(-1, logits.shape[-1])
+    return (loss, (logits, *model)), grads
 
 
 def _averaged(average: Any, params: Any, statistics: Any, step: jax.Array, decay: float) -> Any:

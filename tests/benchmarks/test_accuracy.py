@@ -1,6 +1,7 @@
 import argparse
 import ast
 import collections
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -14,7 +15,18 @@ import pytest
 import benchmarks.resnet  # noqa: F401  (it adds the ResNets to the values of model.variant)
 import medmamba_jax as mm
 from benchmarks import accuracy
-from benchmarks.accuracy import GROUPS, OWN, SETS, Driver, Experiment, Job, flags_of, jobs_of
+from benchmarks.accuracy import Driver
+from benchmarks.experiments import (
+    CHOSEN,
+    GROUPS,
+    MODELS,
+    OWN,
+    SETS,
+    Experiment,
+    Job,
+    flags_of,
+    jobs_of,
+)
 from medmamba_jax.data.images.augmentation import POLICIES
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -44,7 +56,7 @@ def test_every_run_has_flags_that_main_takes():
             continue
         config = config_of(flags_of(job, "/data"))
         tried[job.experiment.data] += 1
-        assert config.model.variant == accuracy.MODELS[job.experiment.model]
+        assert config.model.variant == MODELS[job.experiment.model]
         assert config.train.patience == 0 and not config.results.report
         assert config.data.fold == ("1/5" if job.fold else "")
         if recipe:
@@ -63,6 +75,17 @@ def test_the_recipe_of_the_paper_is_that_of_the_official_runs():
     cxr = config_of(flags_of(Job(Experiment("cxr", "v1", "paper"), 0), "/data"))
     assert (cxr.train.lr, cxr.train.epochs, cxr.train.batch_size) == (1e-4, 25, 64)
     assert cxr.data.augmentation == "none" and cxr.model.compute_dtype is None
+    paper = mm.Config().train  # the defaults are the paper's
+    assert cxr.train == dataclasses.replace(paper, epochs=25)
+
+
+def test_the_config_for_own_images_has_the_recipe_that_was_compared():
+    compared = config_of(flags_of(Job(Experiment("cxr", "t", CHOSEN), 0), "/data"))
+    own = config_of(flags_of(Job(Experiment("cxr", "t", "default"), 0), "/data"))
+    assert own.data == compared.data
+    length = {"epochs": compared.train.epochs, "warmup_epochs": compared.train.warmup_epochs}
+    assert dataclasses.replace(own.train, **length) == compared.train
+    assert own.train.warmup_epochs <= 0.05 * own.train.epochs
 
 
 def test_folds_and_seeds_are_runs_of_their_own():

@@ -9,6 +9,8 @@ import pytest
 
 import medmamba_jax as mm
 from medmamba_jax.data import DataConfig, write_split_table
+from medmamba_jax.models import abstract_model
+from medmamba_jax.report.facts import read_run
 from medmamba_jax.runs import RunDescription
 from medmamba_jax.runs.description import FILE, FORMAT
 from medmamba_jax.runs.workdir import SPLIT_TABLE, check_same_images, check_same_settings
@@ -102,6 +104,18 @@ def test_keys_of_a_later_version_are_named_in_one_line(description, tmp_path, ca
     assert read.model == description().model
     assert len(caplog.records) == 1
     assert "does not know: later, model.later, preprocessing.later" in caplog.text
+
+
+def test_a_network_of_a_script_is_named(description, tmp_path):
+    description().write(tmp_path)
+    values = json.loads((tmp_path / FILE).read_text())
+    values["model"] = {"blocks": [1, 1], "num_classes": 2}
+    values["config"]["model"]["variant"] = "of_a_script"
+    (tmp_path / FILE).write_text(json.dumps(values))
+    with pytest.raises(mm.UserError, match="does not have the network 'of_a_script': use the"):
+        abstract_model(RunDescription.read(tmp_path).model)
+    with pytest.raises(mm.UserError, match=r"is about a MedMamba, and .* trained 'of_a_script'"):
+        read_run(tmp_path)
 
 
 def test_a_later_format_is_refused(description, tmp_path):

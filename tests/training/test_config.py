@@ -109,6 +109,8 @@ def test_the_choices_are_those_of_the_tables(setting, monkeypatch):
 
 
 BAD = {
+    "accumulate": 0,
+    "shard_state": 1,
     "epochs": 0,
     "batch_size": -1,
     "seed": -1,

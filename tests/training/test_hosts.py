@@ -6,9 +6,11 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
+from medmamba_jax.hosts import LOST
 from medmamba_jax.locking import hold
 
 # Trains on discs and writes down which images every batch held; see `run`.
@@ -139,4 +141,111 @@ def test_every_host_stops_where_the_first_cannot_lock_the_workdir(tmp_path):
     lock.close()
     assert codes == [1, 1]
     assert "another process is training in" in printed[0]
-    assert "the first host failed; its message says why" in printed[1]
+    assert "the first host stopped: another process is training in" in printed[1]
+
+
+# Trains from the command line, on phantoms. The model is `tiny`.
+COMMAND = """
+import sys
+import time
+import plain_block
+from medmamba_jax.cli.train import run
+sys.exit(run(["main.py", *sys.argv[1:]]))
+"""
+
+
+class Hosts:
+    """Processes of `COMMAND` that believe that Slurm has started them on this machine."""
+
+    def __init__(self, folder, hosts, devices, own=((), ())):
+        path = os.pathsep.join(sys.path)
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": path}
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            environment["JAX_COORDINATOR_PORT"] = str(free.getsockname()[1])
+        settings = {
+            "model.variant": "tiny",
+            "data.phantom.images": 60,
+            "data.image_size": 32,
+            "data.cache_dir": f"{folder}/cache",
+            "train.batch_size": 8,
+            "train.epochs": 4,
+            "results.report": False,
+            "results.resamples": 100,
+        }
+        slurm = {"JOB_ID": "1", "STEP_NODELIST": "localhost", "NTASKS": str(hosts)}
+        self.processes = []
+        for index in range(hosts):
+            slurm |= {"PROCID": str(index), "LOCALID": str(index)}
+            self.processes.append(
+                subprocess.Popen(
+                    [
+                        *(sys.executable, "-c", COMMAND, f"--workdir={folder}/run"),
+                        *(f"--config.{key}={value}" for key, value in settings.items()),
+                        *own[index],
+                    ],
+                    env=environment | {f"SLURM_{key}": value for key, value in slurm.items()},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+
+    def wait_for(self, text):
+        """Waits until the first host prints a line with this text."""
+        for line in self.processes[0].stdout:
+            if text in line:
+                return
+        pytest.fail(f"no {text!r}: {self.processes[0].stderr.read()}")
+
+    def ended(self):
+        """Returns the exit code of each host, and the lines of its standard error."""
+        errors = [process.communicate(timeout=300)[1] for process in self.processes]
+        return [process.returncode for process in self.processes], [
+            # Gloo, which connects processors, prints a line when it has done so.
+            [line for line in error.splitlines() if not line.startswith("[Gloo]")]
+            for error in errors
+        ]
+
+
+def results_of(folder):
+    """Returns the rows of the log without times, and the table of predictions."""
+    rows = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    timings = ("images_per_second", "data_wait_share", "first_step_seconds", "peak_memory_bytes")
+    kept = [{k: v for k, v in row.items() if k not in timings} for row in rows]
+    return kept, read_predictions(folder)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_host_ends_with_one_line_when_the_other_is_killed(tmp_path, victim):
+    hosts = Hosts(tmp_path / "killed", 2, 2)
+    hosts.wait_for("epoch 2/4")
+    hosts.processes[victim].kill()
+    killed = time.monotonic()
+    codes, errors = hosts.ended()
+    assert time.monotonic() - killed < 30
+    assert codes[1 - victim] == LOST
+    (line,) = errors[1 - victim]
+    assert line.startswith(f"error: host {victim} is gone: start the same line again")
+
+    hosts = Hosts(tmp_path / "killed", 2, 2)
+    codes, errors = hosts.ended()
+    assert codes == [0, 0], errors
+    undisturbed = Hosts(tmp_path / "undisturbed", 2, 2)
+    assert undisturbed.ended()[0] == [0, 0]
+    assert results_of(tmp_path / "killed") == results_of(tmp_path / "undisturbed")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("culprit", [0, 1])
+def test_all_hosts_end_with_the_message_of_the_one_that_refuses(tmp_path, culprit):
+    wrong = "--config.data.image_size=2"
+    hosts = Hosts(tmp_path, 2, 1, own=[[wrong] if i == culprit else [] for i in range(2)])
+    codes, errors = hosts.ended()
+    assert codes == [2, 2]
+    message = "data.image_size is 2x2 px and must be at least"
+    assert len(errors[culprit]) == 1 and message in errors[culprit][0]
+    (line,) = errors[1 - culprit]
+    assert line.startswith(f"error: host {culprit} stopped: ") and message in line

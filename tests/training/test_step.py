@@ -10,6 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
+from medmamba_jax.models.layers import BatchNorm
 from medmamba_jax.training.augmentation import Augmented
 from medmamba_jax.training.losses import make_loss
 from medmamba_jax.training.step import StepSpec, TrainState, eval_params, train_step
@@ -168,3 +169,87 @@ def test_a_frozen_parameter_has_no_gradient():
     np.testing.assert_allclose(bias, expected.params["layer"]["bias"], rtol=1e-6)
     moved = np.asarray(state.params["layer"]["bias"]) - bias  # the rate is 1
     np.testing.assert_allclose(outputs["grad_norm"], np.linalg.norm(moved), rtol=1e-6)
+
+
+MANY = np.random.default_rng(1).integers(0, 256, (8, 3, 3, 1), np.uint8)
+PROBLEMS = {
+    "plain": ("cross_entropy", "multiclass", None, np.array([0, 1, 2, 1, 0, 0, 2, 0])),
+    "class weights": (
+        "cross_entropy",
+        "multiclass",
+        [1, 5, 0.2],
+        np.array([0, 0, 0, 1, 2, 2, 1, 1]),
+    ),
+    # The first part has one known label, and the second has many.
+    "unknown": (
+        *("binary_cross_entropy", "multilabel", [1, 3, 0.5]),
+        np.where(np.arange(24).reshape(8, 3) % 5 < 3, np.nan, np.arange(24).reshape(8, 3) % 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("share", [None, 0.7])
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_a_batch_in_parts_has_the_gradient_of_the_whole_batch(problem, share):
+    name, task, class_weights, labels = PROBLEMS[problem]
+    class_weights = None if class_weights is None else np.array(class_weights, np.float32)
+    batch = {
+        "image": MANY,
+        "label": labels.astype(np.float32 if labels.ndim > 1 else np.int32),
+        "weight": np.array([1, 2, 0.5, 3, 1, 0.1, 7, 1], np.float32),
+    }
+    loss = make_loss(name, task, class_weights, {"label_smoothing": 0.1})
+    spec, state = linear(loss=loss, augment=None if share is None else mixed(share))
+    expected, whole = train_step(state, batch, spec=spec)
+    for parts in (2, 8):
+        in_parts = dataclasses.replace(spec, accumulate=parts)
+        after, outputs = train_step(state, batch, spec=in_parts)
+        assert_close(after.params, expected.params)
+        assert_close(outputs, whole)
+    moved = expected.params["layer"]["kernel"] - state.params["layer"]["kernel"]
+    assert np.abs(moved).max() > 1e-2
+
+
+class Noisy(nnx.Module):
+    """A BatchNorm and dropout, as MedMamba keeps them."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.norm = BatchNorm(1, "float32", rngs)
+        self.layer = nnx.Linear(9, 3, rngs=rngs)
+        self.dropout_rng = rngs.dropout.fork()
+
+    def __call__(self, x):
+        self.drawn = nnx.BatchStat(jax.random.uniform(self.dropout_rng()))
+        return self.layer(self.norm(x).reshape(len(x), -1))
+
+
+def noisy_model():
+    model = Noisy()
+    model(np.zeros((2, 3, 3, 1), np.float32))  # makes `drawn`
+    return model
+
+
+def test_each_part_has_its_own_statistics_and_random_numbers():
+    """Rows 0, 2, ... are the first part."""
+    graphdef, *states = nnx.split(noisy_model(), nnx.Param, nnx.BatchStat, ...)
+    params, statistics, random = map(nnx.to_pure_dict, states)
+    spec, _ = linear(graphdef=graphdef, frozen=jax.tree.map(lambda _: False, params), accumulate=2)
+    state = TrainState(
+        jax.numpy.int32(0),
+        params,
+        statistics,
+        random,
+        spec.optimizer.init(params),
+        jax.numpy.uint32(7),
+    )
+    labels = PROBLEMS["plain"][-1].astype(np.int32)
+    after, outputs = train_step(state, {"image": MANY, "label": labels}, spec=spec)
+    reference, mean = noisy_model(), 0.0
+    for part in (MANY[::2] / np.float32(255), MANY[1::2] / np.float32(255)):
+        logits = reference(part)
+        mean += 0.1 * (part.mean() - mean)
+    np.testing.assert_allclose(outputs["logits"][1::2], logits, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(after.statistics["norm"]["mean"], [mean], rtol=1e-5)
+    assert after.statistics["norm"]["num_batches_tracked"] == 2
+    assert after.statistics["drawn"] == reference.drawn[...]  # the second draw of the same stream

@@ -4,7 +4,13 @@ import io
 
 import numpy as np
 
-from medmamba_jax.data.images.image_file import ImageFile, Picture, explained_damage, rendered
+from medmamba_jax.data.images.image_file import (
+    ImageFile,
+    Picture,
+    explained_damage,
+    rendered,
+    require_size,
+)
 from medmamba_jax.data.images.windowing import Window
 from medmamba_jax.errors import UserError
 
@@ -46,11 +52,13 @@ class ArrayFile(ImageFile):
             f"{hint and f', but {hint}'}"
         )
 
-    def _read(self, window: Window, frame: int) -> Picture:
+    def _read(self, window: Window, frame: int, max_pixels: int) -> Picture:
         pixels = self._pixels
         if pixels.ndim not in (2, 3) or not pixels.size:
             raise UserError(
                 "an image array must have the shape (h, w) or (h, w, channels) and hold pixels; got"
                 f" {pixels.shape}"
             )
+        if self._name == "npy":
+            require_size(pixels.shape[0], pixels.shape[1], max_pixels)
         return rendered(pixels, window)

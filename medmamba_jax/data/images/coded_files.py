@@ -16,7 +16,7 @@ from medmamba_jax.data.images.image_file import (
     rendered,
     require_end,
     require_exact_jpeg2000,
-    require_safe_size,
+    require_size,
 )
 from medmamba_jax.data.images.pillow_files import PillowFile
 from medmamba_jax.data.images.windowing import Window
@@ -67,14 +67,14 @@ class CodedFile(ImageFile):
     def __init__(self, content: bytes, header: Header):
         super().__init__(content)
         self._header = header
-        require_safe_size(header.height, header.width)
 
     def _kind(self) -> str:
         header = self._header
         return f"{header.name}, {header.bits}-bit {_COLOURS[header.channels]}"
 
-    def _read(self, window: Window, frame: int) -> Picture:
+    def _read(self, window: Window, frame: int, max_pixels: int) -> Picture:
         header = self._header
+        require_size(header.height, header.width, max_pixels)
         library = decoder("imagecodecs", self._kind())
         if header.name == "JPEG":
             require_end(self.content)
@@ -99,7 +99,7 @@ class AnimatedPng(ImageFile):
     def _kind(self) -> str:
         return "animated 16-bit PNG"
 
-    def _read(self, window: Window, frame: int) -> Picture:
+    def _read(self, window: Window, frame: int, max_pixels: int) -> Picture:
         raise UserError(f"an {self._kind()} cannot be read at its full depth: save it as .npy")
 
 

@@ -4,13 +4,17 @@ import numpy as np
 
 from medmamba_jax.data.images.arrays import ArrayFile
 from medmamba_jax.data.images.formats import format_of, kind_of
-from medmamba_jax.data.images.image_file import ImageFile, Picture, explained_damage
+from medmamba_jax.data.images.image_file import MAX_PIXELS, ImageFile, Picture, explained_damage
 from medmamba_jax.data.images.windowing import Window
 from medmamba_jax.errors import UserError
 
 
 def open_image(
-    image: bytes | np.ndarray | ImageFile, *, window: Window = "auto", frame: int = 0
+    image: bytes | np.ndarray | ImageFile,
+    *,
+    window: Window = "auto",
+    frame: int = 0,
+    max_pixels: int = MAX_PIXELS,
 ) -> Picture:
     """Opens and fully decodes an image, in 8 bits, turned upright by its EXIF orientation.
 
@@ -24,6 +28,8 @@ def open_image(
             and `DicomFile` for DICOM. 8-bit pixels do not change.
         frame: index of the frame, counted from 0, in a file with several, such as DICOM, TIFF or
             GIF; in a NIfTI file, index of the slice.
+        max_pixels: the most pixels (height times width) of a frame in a file. A file whose header
+            announces more is refused before it is decoded.
 
     Returns:
         A Pillow image of mode L, LA, RGB or RGBA. Palettes (without their transparency), CMYK and
@@ -33,10 +39,11 @@ def open_image(
 
     Raises:
         DataUnavailableError: the package that reads such files is not installed.
-        UserError: the image is damaged, is not of these kinds, lacks the frame, holds NaN or
-            infinity, or is of a kind that cannot be read at its full depth.
+        UserError: the image is damaged, is not of these kinds, lacks the frame, has more pixels
+            than `max_pixels`, holds NaN or infinity, or is of a kind that cannot be read at its
+            full depth.
     """
-    return parsed(image).read(window=window, frame=frame)
+    return parsed(image).read(window=window, frame=frame, max_pixels=max_pixels)
 
 
 def parsed(image: bytes | np.ndarray | ImageFile) -> ImageFile:

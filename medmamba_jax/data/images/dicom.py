@@ -2,6 +2,7 @@
 
 import io
 import math
+import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -15,7 +16,8 @@ from medmamba_jax.data.images.image_file import (
     Range,
     explained_damage,
     integer_range,
-    require_safe_size,
+    require_modest,
+    require_size,
 )
 from medmamba_jax.data.images.windowing import Window, to_uint8
 from medmamba_jax.errors import UserError
@@ -27,6 +29,7 @@ _JPEG2000_COLOUR = ("YBR_ICT", "YBR_RCT")
 _PIXEL_GROUP = 0x0028  # of tags that describe pixels
 _FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_PART = 1 << 24  # bytes that are decompressed at once
 _WITH, _WITHOUT = " with a window", " without a window"  # how kinds of grey files end
 
 
@@ -80,7 +83,7 @@ class DicomFile(ImageFile):
         super().__init__(content)
         self._pydicom = decoder("pydicom", "a DICOM file")
         with explained_damage(self.expected):
-            self._header = self._pydicom.dcmread(io.BytesIO(content), force=True)
+            self._header = _read_header(content, self._pydicom)
             implicit, self._little = self._header.original_encoding
             self._syntax = self._header.file_meta.get("TransferSyntaxUID")
             if self._syntax is None:  # a file without the preamble and the header after it
@@ -88,10 +91,11 @@ class DicomFile(ImageFile):
                 explicit = uid.ExplicitVRLittleEndian if self._little else uid.ExplicitVRBigEndian
                 self._syntax = uid.ImplicitVRLittleEndian if implicit else explicit
 
-    def _read(self, window: Window, frame: int) -> Image.Image:
+    def _read(self, window: Window, frame: int, max_pixels: int) -> Image.Image:
         if without_pixels := self._without_pixels():
             raise ValueError(f"{without_pixels}: take it out (data.exclude)")
         header = self._header_of_frame(frame)
+        require_size(header.Rows, header.Columns, max_pixels)
         colours = header.PhotometricInterpretation
         pixels = self._stored(header, frame)
         if colours in _GREY:
@@ -102,7 +106,10 @@ class DicomFile(ImageFile):
         return Image.fromarray(pixels)
 
     def _frames(self) -> int:
-        return int(self._header.get("NumberOfFrames") or 1)
+        frames = int(self._header.get("NumberOfFrames") or 1)
+        if frames > 8 * len(self.content):  # each has a bit or more
+            raise UserError(f"it announces {frames} frames, and has {len(self.content)} bytes")
+        return frames
 
     def has_window(self, frame: int) -> bool:
         """Whether the file contains a window, or a table in its place, for a frame."""
@@ -146,7 +153,6 @@ class DicomFile(ImageFile):
         one_channel = colours in (*_GREY, "PALETTE COLOR")
         if not one_channel and colours not in _COLOUR + _JPEG2000_COLOUR * jpeg2000:
             raise UserError(f"DICOM with colours of the kind {colours} cannot be read: convert it")
-        require_safe_size(header.Rows, header.Columns)
         from medmamba_jax.data.images import dicom_codecs  # it needs pydicom
 
         reader, plugin = dicom_codecs.reader_of(self._syntax)
@@ -291,11 +297,30 @@ def header_tag(content: bytes | np.ndarray, tag: str) -> str | None:
     except ValueError as error:
         raise UserError(f"{tag!r} is no tag of DICOM; such as PatientID or 00100020") from error
     with explained_damage(DicomFile.expected):
-        header = pydicom.dcmread(
-            io.BytesIO(content), stop_before_pixels=True, force=True, specific_tags=[number]
-        )
+        header = _read_header(content, pydicom, stop_before_pixels=True, specific_tags=[number])
         value = header[number].value if number in header else None
         return None if value is None else str(value).strip() or None
+
+
+def _read_header(content: bytes, pydicom: Any, **options: Any) -> Any:
+    """Reads a header by `pydicom.dcmread`.
+
+    Raises:
+        UserError: the file is deflated, and unpacks to a giant, which `dcmread` would unpack.
+    """
+    deflated = pydicom.uid.DeflatedExplicitVRLittleEndian
+    if deflated.encode() in content:
+        file = io.BytesIO(content)
+        pydicom.filereader.read_preamble(file, force=True)
+        syntax = pydicom.filereader._read_file_meta_info(file).get("TransferSyntaxUID")
+        if syntax == deflated:
+            unpacking, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+            rest = file.read()
+            while rest and not unpacking.eof:
+                size += len(unpacking.decompress(rest, _PART))
+                require_modest(size, "the DICOM file")
+                rest = unpacking.unconsumed_tail
+    return pydicom.dcmread(io.BytesIO(content), force=True, **options)
 
 
 def is_dicom(content: bytes) -> bool:

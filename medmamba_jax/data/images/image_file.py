@@ -9,7 +9,16 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from medmamba_jax.data.images.windowing import Window, to_uint8
+from medmamba_jax.data.texts import one_line
 from medmamba_jax.errors import DataUnavailableError, UserError
+
+MAX_PIXELS = 100_000_000  # the default of `data.max_pixels`
+LARGEST_UNPACKED = 1 << 32  # bytes of a compressed file, with all its frames
+
+_MAKE_SMALLER = (
+    "save it smaller, cut it into tiles, or set data.max_pixels higher if you trust it and the"
+    " memory suffices"
+)
 
 Range = tuple[float, float]
 Picture = Image.Image | np.ndarray  # the pixels of one frame in 8 bits
@@ -58,19 +67,19 @@ class ImageFile:
             UserError: the header is damaged.
         """
         with explained_damage(self.expected):
-            return self._kind()
+            return one_line(self._kind())  # a header may hold any text
 
     def count_frames(self) -> int:
         """Returns the number of frames, without decoding any of them; raises as `kind` does."""
         with explained_damage(self.expected):
             return self._frames()
 
-    def read(self, *, window: Window, frame: int) -> Picture:
+    def read(self, *, window: Window, frame: int, max_pixels: int = MAX_PIXELS) -> Picture:
         """Decodes a frame and converts it to 8 bits; see `decoding.open_image`."""
         with explained_damage(self.expected):
             if frame and frame >= (frames := self._frames()):
                 raise NoSuchFrameError(frame, frames)
-            return self._read(window, frame)
+            return self._read(window, frame, max_pixels)
 
     def _kind(self) -> str:
         raise NotImplementedError
@@ -78,7 +87,8 @@ class ImageFile:
     def _frames(self) -> int:
         return 1
 
-    def _read(self, window: Window, frame: int) -> Picture:
+    def _read(self, window: Window, frame: int, max_pixels: int) -> Picture:
+        """Decodes a frame. It calls `require_size` before it decodes any pixel."""
         raise NotImplementedError
 
 
@@ -99,8 +109,7 @@ def explained_damage(what: str = "a complete image file") -> Iterator[None]:
         raise
     except Image.DecompressionBombError as error:
         raise UserError(
-            f"the image is too large to be decoded safely ({str(error).rstrip('.')}): save it"
-            " smaller, or cut it into tiles"
+            f"the image is too large ({str(error).rstrip('.')}): {_MAKE_SMALLER}"
         ) from error
     except UnidentifiedImageError as error:
         raise UserError(f"not {what}: the header is damaged") from error
@@ -109,11 +118,33 @@ def explained_damage(what: str = "a complete image file") -> Iterator[None]:
         raise UserError(f"not {what}: {problem}") from error
 
 
-def require_safe_size(height: int, width: int) -> None:
-    """Raises DecompressionBombError for more pixels than Pillow would decode."""
+def require_size(height: int, width: int, max_pixels: int) -> None:
+    """Raises UserError for an image of more pixels than `data.max_pixels` allows."""
+    if height * width > max_pixels:
+        raise UserError(
+            f"the image is too large ({width} x {height} pixels, and data.max_pixels allows"
+            f" {max_pixels}): {_MAKE_SMALLER}"
+        )
+
+
+def raise_limit_of_pillow(max_pixels: int) -> None:
+    """Lets Pillow open and crop images of so many pixels, in this process.
+
+    Pillow refuses images of more than twice its own limit. The limit is never lowered, and raised
+    only for a `data.max_pixels` that is larger than what Pillow would open.
+    """
     limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and height * width > 2 * limit:
-        raise Image.DecompressionBombError(f"{height * width} pixels, more than {2 * limit}")
+    if limit is not None and max_pixels > 2 * limit:
+        Image.MAX_IMAGE_PIXELS = max_pixels
+
+
+def require_modest(size: int, what: str) -> None:
+    """Raises UserError for a file that unpacks to more bytes than this program takes in."""
+    if size > LARGEST_UNPACKED:
+        raise UserError(
+            f"{what} unpacks to more than {LARGEST_UNPACKED:,} bytes: unpack it yourself if you"
+            " trust it, or save its frames as files"
+        )
 
 
 def require_end(jpeg: bytes) -> None:

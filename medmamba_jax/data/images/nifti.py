@@ -1,6 +1,7 @@
 """Reads slices of NIfTI volumes, by nibabel."""
 
 import gzip
+import io
 import math
 from typing import Any
 
@@ -13,10 +14,24 @@ from medmamba_jax.data.images.image_file import (
     Range,
     explained_damage,
     rendered,
-    require_safe_size,
+    require_modest,
+    require_size,
 )
 from medmamba_jax.data.images.windowing import Window
 from medmamba_jax.errors import UserError
+
+_PART = 1 << 24  # bytes that are decompressed at once
+
+
+def _unpacked(content: bytes) -> bytes:
+    """Decompresses a file; raises UserError for one that unpacks to a giant."""
+    parts, size = [], 0
+    with gzip.open(io.BytesIO(content)) as file:
+        while part := file.read(_PART):
+            size += len(part)
+            require_modest(size, "the NIfTI file")
+            parts.append(part)
+    return b"".join(parts)
 
 
 class NiftiFile(ImageFile):
@@ -35,10 +50,16 @@ class NiftiFile(ImageFile):
         library = decoder("nibabel", "a NIfTI file")
         with explained_damage(self.expected):
             if content.startswith(b"\x1f\x8b"):
-                content = gzip.decompress(content)
+                content = _unpacked(content)
             version_2 = content[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c")
             kind = library.Nifti2Image if version_2 else library.Nifti1Image
             self._data: Any = kind.from_bytes(content).dataobj
+            needed = math.prod(self._data.shape) * self._data.dtype.itemsize
+            if needed > len(content):
+                raise UserError(
+                    f"not a complete image file: {needed} bytes of pixels are announced, and the"
+                    f" file has {len(content)}"
+                )
             if not 2 <= len(self._data.shape) or not math.prod(self._data.shape):
                 raise UserError(f"a NIfTI file of the shape {self._data.shape} has no slices")
 
@@ -48,9 +69,9 @@ class NiftiFile(ImageFile):
     def _kind(self) -> str:
         return f"NIfTI, {self._data.dtype}, {self._frames()} slices"
 
-    def _read(self, window: Window, frame: int) -> Picture:
+    def _read(self, window: Window, frame: int, max_pixels: int) -> Picture:
         shape = self._data.shape
-        require_safe_size(*shape[:2])
+        require_size(shape[0], shape[1], max_pixels)
         place = np.unravel_index(frame, shape[2:], order="F") if shape[2:] else ()
         values = np.asarray(self._data[(slice(None), slice(None), *map(int, place))])
         if values.dtype.names:  # RGB24, RGBA32

@@ -12,7 +12,9 @@ from medmamba_jax.data.images.image_file import (
     ImageFile,
     Picture,
     integer_range,
+    raise_limit_of_pillow,
     rendered,
+    require_size,
 )
 from medmamba_jax.data.images.windowing import Window
 from medmamba_jax.errors import DataUnavailableError, UserError
@@ -32,8 +34,8 @@ _NAMES = {
     **dict.fromkeys(_GREY_16, "16-bit grey"),
 }
 
-# Pillow warns of images of half the size that it refuses. They are read, so the user has nothing to
-# do. `warnings.catch_warnings` would not be safe in threads.
+# Pillow warns of images of half the size that it refuses. `data.max_pixels` decides about them, so
+# the user has nothing to do. `warnings.catch_warnings` would not be safe in threads.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
@@ -54,12 +56,14 @@ class PillowFile(ImageFile):
         opened = self._open()
         return f"{opened.format}, {_NAMES.get(opened.mode, opened.mode)}"
 
-    def _read(self, window: Window, frame: int) -> Picture:
+    def _read(self, window: Window, frame: int, max_pixels: int) -> Picture:
+        raise_limit_of_pillow(max_pixels)
         with self._lock:
             # An opened file knows the places of the frames that it has passed.
             opened = self._opened if self._opened is not None and frame else self._open()
             if frame:
                 opened.seek(frame)
+            require_size(opened.height, opened.width, max_pixels)
             self._require_exact(opened)
             # PhotometricInterpretation, which Pillow heeds in a TIFF of 8 bits only
             inverted = getattr(opened, "tag_v2", {}).get(262) == 0
@@ -105,8 +109,9 @@ class HeicFile(ImageFile):
         opened = self._open()
         return f"HEIC, {opened.info.get('bit_depth', 8)}-bit {opened.mode}"
 
-    def _read(self, window: Window, frame: int) -> Picture:
+    def _read(self, window: Window, frame: int, max_pixels: int) -> Picture:
         opened = self._open()
+        require_size(opened.size[1], opened.size[0], max_pixels)
         if opened.info.get("bit_depth", 8) != 8:
             raise UserError("a HEIC of more than 8 bits cannot be read: save it as 16-bit PNG")
         return opened.to_pillow()

@@ -7,7 +7,7 @@ either, so that processes that only read images start without it.
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -15,10 +15,11 @@ from PIL import Image
 from medmamba_jax.data.images.arrays import channels_first
 from medmamba_jax.data.images.augmentation import Transform, unchanged
 from medmamba_jax.data.images.decoding import open_image, parsed
+from medmamba_jax.data.images.image_file import MAX_PIXELS, raise_limit_of_pillow
 from medmamba_jax.data.images.planes import from_planes, to_planes
 from medmamba_jax.data.images.windowing import Window, parse_window
 from medmamba_jax.errors import UserError
-from medmamba_jax.sections import Section
+from medmamba_jax.sections import Section, is_integer
 
 # Name -> resampling filter. Pillow antialiases with every filter but the nearest neighbour.
 RESIZE_FILTERS: Mapping[str, Image.Resampling] = {
@@ -51,10 +52,11 @@ class Preprocessing(Section):
         frame: index of the frame to read from a file with several frames, counted from 0, or
             `ALL_FRAMES`.
         fit: how an image of another aspect ratio meets `image_size`; see `DataConfig.fit`.
+        max_pixels: the most pixels of an image file; see `DataConfig.max_pixels`.
 
     Raises:
-        UserError: `channels`, `resize_filter`, `window`, or the length of `mean` or `std` is not
-            allowed.
+        UserError: `channels`, `resize_filter`, `window`, `max_pixels`, or the length of `mean` or
+            `std` is not allowed.
     """
 
     title: ClassVar[str] = "preprocessing"
@@ -67,6 +69,7 @@ class Preprocessing(Section):
     window: Window = "auto"
     frame: int = 0
     fit: str = "stretch"
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "window", parse_window(self.window))
@@ -74,6 +77,8 @@ class Preprocessing(Section):
             raise UserError(f"images have 1 or more channels; got {self.channels}")
         self._require_one_of("resize_filter", RESIZE_FILTERS)
         self._require_one_of("fit", FITS)
+        self._require("max_pixels", is_integer(self.max_pixels, 1), "an integer, 1 or more")
+        raise_limit_of_pillow(self.max_pixels)
         for field in ("mean", "std"):
             values = getattr(self, field)
             if len(values) not in (1, self.channels):
@@ -81,6 +86,10 @@ class Preprocessing(Section):
                     f"data.{field} must have one value or one for each of the {self.channels}"
                     f" channels; got {values}"
                 )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        raise_limit_of_pillow(self.max_pixels)  # in a worker process
 
     @property
     def image_bytes(self) -> int:
@@ -124,7 +133,7 @@ class Preprocessing(Section):
                     " image: divide the file by medmamba_jax.data.sources.frames.all_frames"
                 )
             frame = 0
-        opened = open_image(image, window=self.window, frame=frame)
+        opened = open_image(image, window=self.window, frame=frame, max_pixels=self.max_pixels)
         if self.channels in _MODES and isinstance(opened, Image.Image):
             mode = _MODES[self.channels]
             return from_planes([opened if opened.mode == mode else opened.convert(mode)])

@@ -18,7 +18,7 @@ from medmamba_jax.data.images.image_file import (
     integer_range,
     rendered,
     require_exact_jpeg2000,
-    require_safe_size,
+    require_size,
 )
 from medmamba_jax.data.images.pillow_files import PillowFile
 from medmamba_jax.data.images.windowing import Window
@@ -70,11 +70,11 @@ class TiffImage(ImageFile):
             colour = {1: "grey", 3: "colour"}.get(colours, f"of {colours} channels")
             return f"TIFF, {_bits(page)}-bit{depth} {colour}{' with alpha' * alpha}"
 
-    def _read(self, window: Window, frame: int) -> Picture:
+    def _read(self, window: Window, frame: int, max_pixels: int) -> Picture:
         with self._lock:
             page = self._page(frame)
             bits = _bits(page)
-            require_safe_size(page.imagelength, page.imagewidth)
+            require_size(page.imagelength * page.imagedepth, page.imagewidth, max_pixels)
             if page.compression in _JPEG_2000:
                 require_exact_jpeg2000(bits)
             colours, alpha, associated = _channels(page)

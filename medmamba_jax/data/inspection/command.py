@@ -188,7 +188,8 @@ class _OwnChannels(Preprocessing):
     def decode(self, image: str | Path | bytes | np.ndarray) -> np.ndarray:
         assert not isinstance(image, str | Path)  # labelled images are read already
         frame = max(self.frame, 0)  # with ALL_FRAMES, labelled images are single frames
-        return np.atleast_3d(np.asarray(open_image(image, window=self.window, frame=frame)))
+        opened = open_image(image, window=self.window, frame=frame, max_pixels=self.max_pixels)
+        return np.atleast_3d(np.asarray(opened))
 
 
 def _new_folder(out: str | None, name: str, path: str) -> Path:

@@ -13,6 +13,7 @@ from medmamba_jax.data.images.formats import IMAGE_SUFFIXES
 from medmamba_jax.data.labelled_images import LabelledImages, labelled_files
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.sources.class_names import numbered
+from medmamba_jax.data.sources.links import note_links
 from medmamba_jax.data.sources.source import Source
 from medmamba_jax.data.split_names import split_named
 from medmamba_jax.data.texts import MISSING, one_spelling, printable
@@ -48,6 +49,7 @@ def find_table(config: DataConfig) -> LabelledImages:
     if not root.is_dir():
         raise MissingFileError(f"no folder {root}: set data.csv.images to the folder of images")
     files = _files(table, columns, root)
+    note_links(root, files)
     class_names, labels = _labels(table, columns)
     known: dict[str, Any] = {}
     if table.has(columns.group_column, CsvConfig.group_column):

@@ -12,7 +12,7 @@ from absl import logging
 from medmamba_jax.data.cpus import usable_cpus
 from medmamba_jax.data.images.decoding import open_image, parsed
 from medmamba_jax.data.images.formats import format_of
-from medmamba_jax.data.images.image_file import ImageFile
+from medmamba_jax.data.images.image_file import MAX_PIXELS, ImageFile
 from medmamba_jax.data.images.preprocessing import ALL_FRAMES
 from medmamba_jax.data.images.windowing import Window
 from medmamba_jax.data.labelled_images import LabelledImages, content_hash
@@ -22,13 +22,16 @@ _MOST_OPEN = 32  # files
 _SINGLE = ("PNG", "JPEG", "BMP")  # formats of one frame, whose headers need not be parsed
 
 
-def all_frames(files: LabelledImages, window: Window = "auto") -> LabelledImages:
+def all_frames(
+    files: LabelledImages, window: Window = "auto", max_pixels: int = MAX_PIXELS
+) -> LabelledImages:
     """Returns the frames of all files, each with the label, group and weight of its file.
 
     Args:
         files: files with one or more frames, or arrays.
         window: which intensities of images with more than 8 bits become 0..255; see
             `DataConfig.window`.
+        max_pixels: the most pixels of a frame.
 
     Raises:
         DataUnavailableError: the package that reads the files is missing.
@@ -48,7 +51,7 @@ def all_frames(files: LabelledImages, window: Window = "auto") -> LabelledImages
     frames = files.take(file_of)
     return dataclasses.replace(
         frames,
-        images=_Frames(files, file_of, frame_of, window),
+        images=_Frames(files, file_of, frame_of, window, max_pixels),
         places=np.arange(len(file_of)),
         names=tuple(f"{name}, frame {k}" for name, k in zip(frames.names, frame_of, strict=True)),
         files=np.array(frames.names),
@@ -88,18 +91,26 @@ class _Frames:
     """Single frames as arrays, uint8; see `all_frames`."""
 
     def __init__(
-        self, files: LabelledImages, file_of: np.ndarray, frame_of: np.ndarray, window: Window
+        self,
+        files: LabelledImages,
+        file_of: np.ndarray,
+        frame_of: np.ndarray,
+        window: Window,
+        max_pixels: int,
     ):
         self._files = files
         self._file_of = file_of
         self._frame_of = frame_of
         self._window = window
+        self._max_pixels = max_pixels
         # thread -> row, and of its file the object that reads frames, and the content hash
         self._opened: dict[int, tuple[int, ImageFile, bytes]] = {}
 
     def __getitem__(self, place: int) -> np.ndarray:
         file, _ = self._open(place)
-        return np.asarray(open_image(file, window=self._window, frame=int(self._frame_of[place])))
+        frame = int(self._frame_of[place])
+        opened = open_image(file, window=self._window, frame=frame, max_pixels=self._max_pixels)
+        return np.asarray(opened)
 
     def identity(self, place: int, image: object = None) -> bytes:
         """Returns the hash of the file's content, the frame's number, and the window."""

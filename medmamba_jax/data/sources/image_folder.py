@@ -12,6 +12,7 @@ from medmamba_jax.data.images.formats import IMAGE_SUFFIXES, is_image_file
 from medmamba_jax.data.labelled_images import LabelledImages, labelled_files
 from medmamba_jax.data.naming import listed
 from medmamba_jax.data.sources.class_names import numbered
+from medmamba_jax.data.sources.links import note_links
 from medmamba_jax.data.sources.source import Source
 from medmamba_jax.data.split_names import names_of_splits, split_named
 from medmamba_jax.data.texts import printable
@@ -44,6 +45,7 @@ def find_image_folder(config: DataConfig) -> LabelledImages:
         labels += [label for _, label in files]
         splits += [split] * len(files)
     class_names, numbers = numbered(labels, str(root))
+    note_links(root, names)
     return labelled_files(
         root,
         names,

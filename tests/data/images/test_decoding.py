@@ -1,6 +1,7 @@
 """Every format that images come in, written here and read back."""
 
 import io
+import pickle
 import struct
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from PIL import Image, ImageCms
 
 from medmamba_jax.data.images.decoding import open_image, parsed
 from medmamba_jax.data.images.formats import HEAD, is_image_file, kind_of
+from medmamba_jax.data.images.preprocessing import Preprocessing
 from medmamba_jax.data.inspection.image_kinds import image_kind
 from medmamba_jax.errors import DataUnavailableError
 
@@ -280,10 +282,33 @@ class TestDamage:
         with pytest.raises(ValueError, match=r"not an image file|not a complete|TIFF of a kind"):
             open_image(whole[: int(part * len(whole))])
 
-    def test_a_decompression_bomb_is_refused(self, monkeypatch):
+    def test_the_limit_of_pixels_is_exact(self):
+        content = saved(Image.fromarray(noise(60, 70)))
+        assert open_image(content, max_pixels=60 * 70).size == (70, 60)
+        refused = r"too large \(70 x 60 pixels, and data\.max_pixels allows 4199\): save it smaller"
+        with pytest.raises(ValueError, match=refused):
+            open_image(content, max_pixels=60 * 70 - 1)
+
+    def test_a_higher_limit_raises_that_of_pillow(self, monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-        with pytest.raises(ValueError, match=r"too large to be decoded safely .*: save it smaller"):
-            open_image(saved(Image.fromarray(noise(64, 64))))
+        content = saved(Image.fromarray(noise(64, 64)))
+        with pytest.raises(Image.DecompressionBombError):
+            Image.open(io.BytesIO(content))
+        assert open_image(content, max_pixels=5000).size == (64, 64)
+        assert open_image(content, max_pixels=4096).size == (64, 64)
+        assert Image.MAX_IMAGE_PIXELS == 5000
+
+    def test_a_worker_process_may_crop_what_the_limit_allows(self, monkeypatch):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # the line below raises it
+        code = (
+            "import pickle, sys; from PIL import Image; Image.MAX_IMAGE_PIXELS = 100;"
+            " pickle.loads(sys.stdin.buffer.read()); print(Image.MAX_IMAGE_PIXELS)"
+        )
+        step = Preprocessing((8, 8), 1, "bilinear", (0.5,), (0.5,), max_pixels=1000)
+        done = subprocess.run(
+            [sys.executable, "-c", code], input=pickle.dumps(step), capture_output=True
+        )
+        assert done.stdout == b"1000\n" and done.stderr == b""
 
     def test_a_large_image_that_is_read_needs_no_warning(self):
         content = saved(Image.fromarray(noise(64, 64)))
