@@ -142,7 +142,8 @@ class Checkpoints:
                 f"{self.directory} has no sound checkpoint before the latest one, which previous"
                 " means"
             )
-        if (position := Position.of_name(name)) not in positions:
+        position = Position.of_name(name)
+        if position is None or position not in positions:
             known = ", ".join(map(str, positions)) or "no checkpoint"
             raise UserError(
                 f"no checkpoint {name!r}: give latest, previous or one of those in"
