@@ -26,8 +26,8 @@ MAY_CHANGE = (
     *("data.path", "data.split_file", "data.public.data_dir", "data.public.manual_dir"),
     *("data.num_workers", "data.cache", "data.cache_dir", "data.audit", "data.allow_overlap"),
     *("data.allow_contradictions", "data.group_similar"),
-    *("train.epochs", "train.patience", "train.keep_every"),
-    *("train.checkpoint_minutes", "train.nonfinite", "train.shard_state"),
+    *("train.epochs", "train.patience", "train.keep_every", "train.shard_state"),
+    *("train.checkpoint_minutes", "train.nonfinite"),
     *("results.resamples", "results.seed", "results.report"),
 )
 

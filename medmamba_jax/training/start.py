@@ -324,8 +324,8 @@ def make_spec(
         ema_decay=config.train.ema_decay,
         augment=DEVICE_POLICIES[policy] if description.augmented_on == DEVICE else None,
         accumulate=config.train.accumulate,
-        **shared,
         skip_nonfinite=config.train.most_skipped > 0,
+        **shared,
     )
     return spec, loss_text
 
