@@ -228,35 +228,134 @@ def test_folder_of_images_from_training_to_evaluation(tmp_path):
     assert refused.returncode == 2 and "images of split" in refused.stderr
 
 
-@pytest.mark.slow
-def test_killed_and_started_again_ends_as_if_never_killed(tmp_path):
-    (tmp_path / "tiny.py").write_text(CONFIG)
-    options = ["--config=tiny.py"]
-    straight = run(*options, "--workdir=straight", cwd=tmp_path)
-    assert straight.returncode == 0, straight.stderr
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The folder of a run that was never stopped, beside its configuration."""
+    folder = tmp_path_factory.mktemp("straight")
+    (folder / "tiny.py").write_text(CONFIG)
+    result = run("--config=tiny.py", "--workdir=straight", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return folder / "straight"
 
-    killed = subprocess.Popen(
-        command(*options, "--workdir=killed"),
-        cwd=tmp_path,
+
+def started(cwd, name):
+    """Starts a run that is to be stopped; returns its process once it has finished two epochs."""
+    (cwd / "tiny.py").write_text(CONFIG)
+    process = subprocess.Popen(
+        command("--config=tiny.py", f"--workdir={name}"),
+        cwd=cwd,
         env=environment(),
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 300
-    metrics = tmp_path / "killed" / "metrics.jsonl"
+    metrics = cwd / name / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
-        assert killed.poll() is None and time.monotonic() < deadline
+        assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
-    killed.send_signal(signal.SIGSTOP)
-    refused = run(*options, "--workdir=killed", cwd=tmp_path)
-    assert refused.returncode == 2 and "another process is training in" in refused.stderr
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    resumed = run(*options, "--workdir=killed", cwd=tmp_path)
+    return process
+
+
+def assert_continues(cwd, name, straight):
+    resumed = run("--config=tiny.py", f"--workdir={name}", cwd=cwd)
     assert resumed.returncode == 0, resumed.stderr
     for split in ("val", "test"):
         expected, actual = (
-            (tmp_path / name / "results" / f"{split}.json").read_text()
-            for name in ("straight", "killed")
+            (folder / "results" / f"{split}.json").read_text() for folder in (straight, cwd / name)
         )
         assert actual == expected
+    ours, others = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (straight, cwd / name)
+    )
+    for row, other in zip(ours, others, strict=True):
+        for key in ("train/loss", "train/auc", "val/loss", "grad_norm", "update_ratio"):
+            assert row[key] == other[key]
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_ends_as_if_never_killed(tmp_path, straight):
+    killed = started(tmp_path, "killed")
+    killed.send_signal(signal.SIGSTOP)
+    refused = run("--config=tiny.py", "--workdir=killed", cwd=tmp_path)
+    assert refused.returncode == 2 and "another process is training in" in refused.stderr
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert_continues(tmp_path, "killed", straight)
+
+
+@pytest.mark.slow
+def test_a_signal_saves_a_checkpoint_and_ends_the_run(tmp_path, straight):
+    stopped = started(tmp_path, "stopped")
+    stopped.send_signal(signal.SIGTERM)
+    _, printed = stopped.communicate(timeout=120)
+    assert stopped.returncode == 143
+    assert re.fullmatch(
+        r"stopped by SIGTERM after (step \d of )?epoch \d; the same line continues the run in"
+        r" .*/stopped\n",
+        printed,
+    )
+    assert_continues(tmp_path, "stopped", straight)
+
+
+INTERRUPTED = """
+import os, signal, sys, threading
+sys.argv[1:] = ["train", "--config=tiny.py"]
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            for _ in range({times}):
+                os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+from medmamba_jax.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("module", ["absl", pytest.param("jax", marks=pytest.mark.slow)])
+def test_an_interrupt_while_python_imports_is_one_line(tmp_path, module, times):
+    (tmp_path / "tiny.py").write_text(CONFIG)
+    result = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED.format(module=module, times=times)],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 130
+    assert re.fullmatch(r"interrupted.*\n", result.stderr)
+
+
+CALLBACK = """
+import gc, os, signal, sys, time
+from medmamba_jax import interrupts
+
+class Module:
+    @staticmethod
+    def run():
+        def interrupt(phase, info):
+            gc.callbacks.clear()
+            os.kill(os.getpid(), signal.SIGINT)  # Python ignores what is raised in here
+
+        gc.callbacks.append(interrupt)
+        gc.collect()
+        time.sleep(60)
+
+sys.modules["module"] = Module
+sys.exit(interrupts.run_program("module", "run"))
+"""
+
+
+def test_an_interrupt_inside_a_callback_is_not_lost():
+    result = subprocess.run(
+        [sys.executable, "-c", CALLBACK],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert (result.returncode, result.stderr) == (130, "interrupted\n")
