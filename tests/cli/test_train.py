@@ -1,5 +1,6 @@
 """main.py and `medmamba train` as a user runs them: in a process of its own."""
 
+import errno
 import json
 import os
 import pathlib
@@ -8,13 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 from absl import flags
 from PIL import Image
 
+from medmamba_jax.cli import train
 from medmamba_jax.cli.train import parse_flags
+from medmamba_jax.errors import NotSavedError
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = """
@@ -103,6 +107,33 @@ def test_a_mistake_is_one_line_and_exit_code_2(argument, tmp_path):
     line = result.stderr.strip().splitlines()
     assert len(line) == 1 and line[0].startswith("error: ") and MISTAKES[argument] in line[0]
     assert "Traceback" not in result.stdout and not list(tmp_path.rglob("run.json"))
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (NotSavedError("checkpoint 3 was not saved"), "error: checkpoint 3 was not saved\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/x/metrics.jsonl"),
+            "error: No space left on device: runs/x/metrics.jsonl; check the path, and free some"
+            " space\n",
+        ),
+    ],
+)
+def test_a_full_disk_is_one_line_and_exit_code_1(error, told, tmp_path, monkeypatch, capsys):
+    def full(run):
+        raise error
+
+    monkeypatch.setattr("medmamba_jax.training.start_run", lambda *_, **__: nullcontext())
+    monkeypatch.setattr("medmamba_jax.training.fit", full)
+    try:
+        flags.FLAGS(["main.py", f"--config={ROOT}/configs/quickstart.py", f"--workdir={tmp_path}"])
+        with pytest.raises(SystemExit) as end:
+            train._main(["main.py"])
+    finally:
+        flags.FLAGS.unparse_flags()
+    assert end.value.code == 1 and capsys.readouterr().err == told
 
 
 MISTAKES_IN_A_CONFIG_FILE = {
