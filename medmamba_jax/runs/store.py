@@ -18,11 +18,13 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from medmamba_jax.errors import NotSavedError, UserError
+from medmamba_jax.files import write_atomically
 from medmamba_jax.parallel import is_first_host, on_first_host
 from medmamba_jax.runs.digests import damage, has_digests, write_digests
 
 _REMOVED = ".removed"  # how the name of a checkpoint begins while its files are removed
 _PARTIAL = ".orbax-checkpoint-tmp"  # a part of the names of folders that Orbax has not finished
+_LATEST = "LATEST"  # the file that names the latest checkpoint, so that its loss is noticed
 _ROOM = 1 << 20  # bytes for the files beside the arrays
 
 
@@ -106,6 +108,12 @@ class Checkpoints:
         latest = self.latest()
         if latest is None:
             return None
+        if (newest := self._newest()) is not None and newest > latest:
+            raise UserError(
+                f"the latest checkpoint, {newest}, which may be the best one, is gone from"
+                f" {self.directory}: restore it from a copy; training goes on from checkpoint"
+                f" {latest}"
+            )
         epoch = self.progress(latest).best_epoch
         if not epoch:
             return None
@@ -214,6 +222,13 @@ class Checkpoints:
             lacking = not self._progress_file(position).is_file()
             return "progress is missing" if lacking else ""
         return damage(folder, parts)
+
+    def _newest(self) -> Position | None:
+        """Returns the position of the checkpoint that was completed last, if that is known."""
+        try:
+            return Position.of_name((self.directory / _LATEST).read_text("utf-8").strip())
+        except (OSError, ValueError):
+            return None
 
     def _progress_file(self, position: Position) -> pathlib.Path:
         return self.directory / str(position) / "progress" / "metadata"
@@ -332,6 +347,7 @@ class CheckpointStore(Checkpoints):
     def remove_after(self, position: Position) -> None:
         """Removes the checkpoints after this one, from which the run goes on."""
         if is_first_host():
+            write_atomically(self.directory / _LATEST, f"{position}\n")
             for later in self.positions():
                 if later > position:
                     self._remove(later)
@@ -368,6 +384,8 @@ class CheckpointStore(Checkpoints):
         kept = {latest, best, *map(Position, progress.kept)}
         if latest == best:
             kept.add(Position(progress.best_before))
+        if is_first_host():
+            write_atomically(self.directory / _LATEST, f"{latest}\n")
         for position in self.positions() if is_first_host() else []:
             due = self._keep_every and not position.steps and not position.epoch % self._keep_every
             if not due and position not in kept:

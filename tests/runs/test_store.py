@@ -34,7 +34,7 @@ def save(folder, *progresses, **options):
 
 
 def names(folder):
-    return {path.name for path in folder.iterdir()}
+    return {path.name for path in folder.iterdir()} - {"LATEST"}
 
 
 def files(checkpoint):
@@ -269,6 +269,17 @@ def test_a_save_that_fails_later_is_one_error_and_leaves_nothing(
         assert names(copy) == {"1", "3"}
 
 
+def test_the_latest_that_is_gone(two, tmp_path):
+    """Checkpoint 2 was the best, and what is left of the run calls 1 the best."""
+    save(tmp_path, Progress(1, 1), Progress(2, 2, best_before=1))
+    shutil.rmtree(tmp_path / "2")
+    with pytest.raises(mm.UserError, match=r"the latest checkpoint, 2, .* is gone from"):
+        Checkpoints(tmp_path).best()
+    with CheckpointStore(tmp_path) as store:
+        store.remove_after(Position(1))
+    assert Checkpoints(tmp_path).best() == Position(1)
+
+
 @pytest.mark.slow
 def test_a_disk_that_is_full(tmp_path):
     """A real one, of 1 MB, whose free space the store is not told."""
@@ -302,5 +313,7 @@ PROGRAM
         pytest.skip(f"no small disk can be mounted here: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
     told, left = done.stdout.splitlines()
-    assert told.startswith(f"checkpoint 2 was not saved in {tmp_path}") and left == "['1']"
+    assert (
+        told.startswith(f"checkpoint 2 was not saved in {tmp_path}") and left == "['1', 'LATEST']"
+    )
     assert "Traceback" not in done.stderr

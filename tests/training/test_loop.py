@@ -132,7 +132,7 @@ def test_patience_stops_early_and_an_unpredicted_class_is_told(
     results = mm.train(config(epochs=5, patience=2), tmp_path, images)
     assert [row["epoch"] for row in read_metrics(tmp_path)] == [1, 2, 3]
     assert results["val"]["epoch"] == 1
-    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"1", "3"}
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"1", "3", "LATEST"}
     lines = capsys.readouterr().out.splitlines()
     (place,) = (i for i, line in enumerate(lines) if line.startswith("warning:"))
     assert "not predicted 'dark' for 3 epochs (5 validation" in lines[place]
