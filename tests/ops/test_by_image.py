@@ -76,36 +76,6 @@ def test_the_mode_for_the_whole_batch_runs_only_if_nothing_is_split():
     np.testing.assert_array_equal(run(*arrays), WHOLE.tells)
 
 
-def test_only_the_share_of_a_device_is_traced():
-    """JAX needs the shapes of the whole batch before XLA splits it."""
-    devices = jax.devices()
-    if len(devices) < 2:
-        pytest.skip(f"needs 2 devices, has {len(devices)}")
-    traced = []
-
-    def counting(mode, u, packed, *others):
-        traced.append((len(u), len(packed)))
-        return u * others[2], {"second": packed.sum(1)}
-
-    images = 2 * len(devices)
-    rng = np.random.default_rng(0)
-    arrays = [rng.integers(-4, 5, shape).astype("f") for shape in [(images, 3)] * 3 + [(3,)] * 3]
-    run = jax.jit(by_image(counting, Mode(rank=0, interpret=False)))
-    mesh = Mesh(np.array(devices), ("data",))
-    split = [
-        jax.device_put(x, NamedSharding(mesh, PartitionSpec("data") if i < 3 else PartitionSpec()))
-        for i, x in enumerate(arrays)
-    ]
-    outputs = run(*split)
-    assert set(traced) == {(2, 2)}
-    # One device alone needs the whole batch.
-    alone = run(*arrays)
-    assert traced[-1] == (images, images)
-    for first, second in (outputs, alone):
-        np.testing.assert_array_equal(first, arrays[0] * arrays[4])
-        np.testing.assert_array_equal(second["second"], arrays[1].sum(1))
-
-
 def test_vmap_folds_images_together(arrays):
     split = [x.reshape(2, 4, *x.shape[1:]) if i < IMAGES else x for i, x in enumerate(arrays)]
     axes = (0,) * IMAGES + (None,) * PARAMETERS

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jax.sharding import NamedSharding, PartitionSpec
 
-from medmamba_jax.ops.pallas_gpu.mosaic import Primitive, custom_partitioning, mlir
+from medmamba_jax.ops.pallas_gpu.mosaic import custom_partitioning
 
 
 @functools.cache
@@ -24,8 +24,8 @@ def by_image(function: Callable, mode: Any, unsplit_mode: Any = None) -> Callabl
         have the image axis first, except bias, A, D and, where `mode.rank` is not 0, step: these
         are parameters.
       mode: the static arguments, with `rank` and `interpret` among its attributes.
-      unsplit_mode: the mode for the whole batch; None means `mode`. It runs only if XLA does not
-        split the batch.
+      unsplit_mode: the mode for the trace of the whole batch; None means `mode`. JAX makes this
+        trace before XLA splits the batch, and runs it only if XLA does not split the batch.
     """
     call = functools.partial(function, mode)
 
@@ -60,27 +60,7 @@ def by_image(function: Callable, mode: Any, unsplit_mode: Any = None) -> Callabl
         return f"{', '.join(operands)} -> {', '.join(results)}"
 
     unsplit = functools.partial(function, mode if unsplit_mode is None else unsplit_mode)
-
-    def whole(*arrays):
-        """Traces one device's share, which XLA asks for later, instead of the whole batch.
-
-        JAX needs the shapes of the results before XLA splits the batch.
-        """
-        count, devices = len(arrays[0]), jax.device_count()
-        if devices == 1 or count % devices:
-            return unsplit(*arrays)
-
-        def cut(position, x):
-            rows = (count // devices,) if has_images(position) and x.ndim else x.shape[:1]
-            return jax.ShapeDtypeStruct((*rows, *x.shape[1:]), x.dtype)
-
-        results, tree = jax.tree.flatten(
-            jax.eval_shape(call, *(cut(i, x) for i, x in enumerate(arrays)))
-        )
-        shapes = tuple(((count, *x.shape[1:]), x.dtype) for x in results)
-        return tree.unflatten(_if_run.bind(*arrays, function=unsplit, shapes=shapes))
-
-    partitioned = custom_partitioning(lambda *arrays: whole(*arrays))
+    partitioned = custom_partitioning(lambda *arrays: unsplit(*arrays))
     partitioned.def_partition(
         partition=partition, infer_sharding_from_operands=infer, sharding_rule=rule
     )
@@ -110,27 +90,3 @@ def by_image(function: Callable, mode: Any, unsplit_mode: Any = None) -> Callabl
         return outputs, jax.tree.map(lambda _: True, outputs)
 
     return batched
-
-
-# An operation that is traced only when the program around it is lowered and contains it. That of
-# the whole batch never is if XLA splits the batch. `shapes` are those of the results, with dtypes.
-_if_run = Primitive("medmamba_jax_if_run")
-_if_run.multiple_results = True
-
-
-def _run(*arrays, function, shapes):
-    return jax.tree.leaves(function(*arrays))
-
-
-@functools.cache
-def _jitted(**kept: Any) -> Any:
-    return jax.jit(functools.partial(_run, **kept))
-
-
-@_if_run.def_abstract_eval
-def _results(*arrays, function, shapes):
-    return [jax.core.ShapedArray(shape, dtype) for shape, dtype in shapes]
-
-
-_if_run.def_impl(lambda *arrays, **kept: _jitted(**kept)(*arrays))
-mlir.register_lowering(_if_run, mlir.lower_fun(_run, multiple_results=True))
