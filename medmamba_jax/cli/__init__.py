@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 _ACCESS = "and who may read and write it"
-_REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "and free some space")
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REMEDIES = dict.fromkeys(DISK_FULL, "and free some space")
 
 
 class _TerminalFormatter(logging.Formatter):
@@ -118,7 +119,8 @@ def fail(error: object, code: int = 2) -> int:
     """Prints one line that names cause and remedy; returns the exit code."""
     if isinstance(error, OSError) and error.errno is not None:  # an error of another package
         remedy = _REMEDIES.get(error.errno, _ACCESS)
-        error = f"{error.strerror}: {error.filename}; check the path, {remedy}"
+        named = "" if error.filename is None else f": {error.filename}"
+        error = f"{error.strerror}{named}; check the path, {remedy}"
     line = " ".join(str(error).split())
     print(f"error: {for_terminal(line)}", file=sys.stderr)
     if hosts := sys.modules.get(

@@ -43,6 +43,12 @@ def add_evaluate(subcommands: Any) -> None:
         help="with --data: a CSV table with the columns other and run, which name the same class",
     )
     parser.add_argument("--name", default="", help="with --data: by default the name of PATH")
+    parser.add_argument(
+        "--output",
+        metavar="FOLDER",
+        help="write the results into this folder, such as where RUN cannot be written to; no report"
+        " is made",
+    )
     for key in _SETTINGS:
         parser.add_argument(f"--{key}", metavar="VALUE", help="in place of the run's own setting")
     parser.set_defaults(run=evaluate)
@@ -62,8 +68,9 @@ def evaluate(options: argparse.Namespace) -> None:
     if not options.data:
         if options.classes or options.name:
             raise UserError("--classes and --name are for the images of --data: give that, too")
-        run.evaluate(changes=changes)
-        _report(run)
+        run.evaluate(changes=changes, output=options.output)
+        if not options.output:
+            _report(run)
         return
     for key in changes:
         if key.startswith("data."):
@@ -81,8 +88,10 @@ def evaluate(options: argparse.Namespace) -> None:
             )
         classes = dict(zip(table.column("other"), table.column("run"), strict=True))
     images = _images(run, options.data, classes)
-    found = evaluate_elsewhere(run, images, options.name, classes)
-    _report(run, found["evaluated"])
+    output = expanded(options.output) if options.output else None
+    found = evaluate_elsewhere(run, images, options.name, classes, output)
+    if output is None:
+        _report(run, found["evaluated"])
 
 
 def _report(run: Run, evaluated: str = "") -> None:

@@ -3,6 +3,7 @@
 python main.py                                    a first run on synthetic images
 python main.py --config=configs/image_folder.py --config.data.path=my_images
 python main.py --config=configs/xray.py --config.train.lr=1e-3 --workdir=runs/lr3
+python main.py --config=configs/xray.py --workdir=runs/lr3 --resume=previous
 python main.py --config=configs/xray.py --seeds=0,1,2
 python main.py --config=configs/xray.py --folds=5
 python main.py --workdir=runs/lr3 --mode=evaluate
@@ -20,8 +21,8 @@ from collections.abc import Sequence
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from medmamba_jax.cli import MISTAKES, fail, log_warnings, main
-from medmamba_jax.errors import NonFiniteLossError, UserError
+from medmamba_jax.cli import DISK_FULL, MISTAKES, fail, log_warnings, main
+from medmamba_jax.errors import NonFiniteLossError, NotSavedError, UserError
 
 QUICKSTART = "configs/quickstart.py"
 _PACKAGE = pathlib.Path(__file__).parent.parent
@@ -39,6 +40,12 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run, continued if it exists. Default: runs/<config>."
+)
+_RESUME = flags.DEFINE_string(
+    "resume",
+    "latest",
+    "The checkpoint that a run in the workdir is continued from: latest; previous, the newest sound"
+    " one before the latest; or the name of a folder in its checkpoints/. Later ones are removed.",
 )
 _SEEDS = flags.DEFINE_list(
     "seeds",
@@ -58,7 +65,12 @@ _MODE = flags.DEFINE_enum(
 _INPUT = flags.DEFINE_multi_string(
     "input", [], "With --mode=predict: an image, a folder, a pattern or a CSV table; repeatable."
 )
-_OUTPUT = flags.DEFINE_string("output", None, "With --mode=predict: a file, .csv or .jsonl.")
+_OUTPUT = flags.DEFINE_string(
+    "output",
+    None,
+    "With --mode=predict: a file, .csv or .jsonl. With --mode=evaluate: a folder for the results in"
+    " place of the workdir.",
+)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "With --mode=predict: replace the output file.")
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
@@ -102,23 +114,31 @@ def _compute() -> None:
         _train_series(workdir)
         return
     try:
-        if _MODE.value != "predict" and (_INPUT.value or _OUTPUT.value):
-            raise UserError("--input and --output are for --mode=predict, which is not given")
+        if _MODE.value != "predict" and _INPUT.value:
+            raise UserError("--input is for --mode=predict, which is not given")
+        if _MODE.value == "train" and _OUTPUT.value:
+            raise UserError("--output is for --mode=predict and --mode=evaluate: give one of them")
+        if _MODE.value != "train" and _RESUME.value != "latest":
+            raise UserError(f"--resume is for training, and --mode is {_MODE.value}")
         if _MODE.value == "evaluate":
             sys.exit(_evaluate(workdir))
         if _MODE.value == "predict":
             sys.exit(_predict(workdir))
-        run = start_run(_CONFIG.value, workdir)
+        run = start_run(_CONFIG.value, workdir, resume=_RESUME.value)
     except MISTAKES as error:
         sys.exit(fail(error))
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted before the first step") from None
     try:
-        with run:  # an OSError in here is a fault, and keeps its traceback
+        with run:
             fit(run)
     except UserError as error:
         sys.exit(fail(error))
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, NotSavedError) as error:
+        sys.exit(fail(error, code=1))
+    except OSError as error:
+        if error.errno not in DISK_FULL:  # it is a fault, and keeps its traceback
+            raise
         sys.exit(fail(error, code=1))
     except KeyboardInterrupt:
         line = f"interrupted; the same line continues the run in {workdir}"
@@ -131,6 +151,11 @@ def _train_series(workdir: pathlib.Path) -> None:
     try:
         if _MODE.value != "train":
             raise UserError(f"--seeds and --folds are for training, and --mode is {_MODE.value}")
+        if _RESUME.value != "latest":
+            raise UserError(
+                "--resume is for a single run: give its --workdir, and leave --seeds and --folds"
+                " out"
+            )
         typed = config_flags.get_override_values(flags.FLAGS["config"])
         if _SEEDS.value and "train.seed" in typed:
             raise UserError("--seeds sets train.seed of each run: leave --config.train.seed out")
@@ -140,7 +165,7 @@ def _train_series(workdir: pathlib.Path) -> None:
         train_series(_CONFIG.value, workdir, seeds=seeds, folds=_FOLDS.value)
     except MISTAKES as error:
         sys.exit(fail(error))
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, NotSavedError) as error:
         sys.exit(fail(error, code=1))
     except KeyboardInterrupt:
         line = f"interrupted; the same line continues the series in {workdir}"
@@ -155,8 +180,9 @@ def _evaluate(workdir: pathlib.Path) -> int:
     typed = dict(config_flags.get_override_values(flags.FLAGS["config"]))
     batch_size = typed.pop("train.batch_size", None)
     trained = load_run(workdir, batch_size=batch_size)
-    trained.evaluate(changes=typed)
-    report_after(trained.workdir, Config().to_dict(), wanted=trained.settings.report)
+    trained.evaluate(changes=typed, output=_OUTPUT.value)
+    if not _OUTPUT.value:
+        report_after(trained.workdir, Config().to_dict(), wanted=trained.settings.report)
     return 0
 
 

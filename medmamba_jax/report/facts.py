@@ -229,7 +229,7 @@ def _best_epoch(workdir: pathlib.Path) -> int | None:
         best = Checkpoints(workdir / CHECKPOINTS).best()
     except UserError:  # its checkpoint is damaged or gone, and the results may still be reported
         return None
-    return best and best.epoch
+    return best.epoch if best else None
 
 
 def _results(path: pathlib.Path) -> dict[str, Any] | None:

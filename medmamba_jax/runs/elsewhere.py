@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,16 +13,19 @@ from medmamba_jax.data import LabelledImages
 from medmamba_jax.data.naming import listed
 from medmamba_jax.errors import UserError
 from medmamba_jax.evaluation import labelled_outputs
-from medmamba_jax.files import require_writable
 from medmamba_jax.parallel import on_first_host
-from medmamba_jax.runs.run import Run
+from medmamba_jax.runs.run import Run, require_room_for_results
 from medmamba_jax.runs.workdir import warn_of_trained_images
 
 EVALUATIONS = "evaluations"
 
 
 def evaluate_elsewhere(
-    run: Run, images: LabelledImages, name: str = "", classes: Mapping[str, str] | None = None
+    run: Run,
+    images: LabelledImages,
+    name: str = "",
+    classes: Mapping[str, str] | None = None,
+    output: pathlib.Path | None = None,
 ) -> dict[str, Any]:
     """Evaluates the best checkpoint of a run on all of these images, and writes the results.
 
@@ -34,6 +38,7 @@ def evaluate_elsewhere(
         images: labelled images. They may lack classes of the run. Splits in them are not used.
         name: the name of the folder; by default the name of the images.
         classes: name of a class of the images -> name of the run's class, where they differ.
+        output: a folder for the results in place of `evaluations/<name>`.
 
     Returns:
         What `results.assess` returns, and what the numbers are of. A metric of a class that
@@ -41,9 +46,8 @@ def evaluate_elsewhere(
 
     Raises:
         NonFiniteLossError: an output of the model is NaN or infinite.
-        OSError: the run's folder cannot be written to.
-        UserError: the images have another task, or a class that the run does not have; or the name
-            is no name of a folder.
+        UserError: the folder cannot be written to, or `output` has files; the images have another
+            task, or a class that the run does not have; or the name is no name of a folder.
     """
     name = name or images.name
     bad = name.startswith(".") or any(c in name for c in "/\\") or not name.isprintable()
@@ -51,9 +55,9 @@ def evaluate_elsewhere(
         raise UserError(f"{name!r} is no name for a folder of results: give another one (--name)")
     description = run.description
     images = _with_classes(images, description.task, description.class_names, classes or {})
-    folder = run.workdir / EVALUATIONS / name
+    folder = output or run.workdir / EVALUATIONS / name
     # Checked before the images are read, so that no work is lost. Only the first host writes.
-    on_first_host(functools.partial(require_writable, folder))
+    on_first_host(functools.partial(require_room_for_results, folder, new=output is not None))
     if (folder / "results.json").is_file():
         logging.warning(
             "the results of an earlier evaluation %r are replaced; another --name keeps both", name

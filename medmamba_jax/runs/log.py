@@ -6,6 +6,8 @@ from typing import Any
 
 from absl import logging
 
+from medmamba_jax.data.naming import listed
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -21,16 +23,16 @@ def read_rows(path: pathlib.Path, number: str) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    damaged = 0
-    for line in text.splitlines():
+    damaged = []
+    for i, line in enumerate(text.splitlines()):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             row = None
         if isinstance(row, dict) and isinstance(row.get(number), int):
             rows.append(row)
         else:
-            damaged += 1
+            damaged.append(f"line {i + 1}")
     if damaged:
-        logging.warning("%s: left out %d damaged lines", path, damaged)
+        logging.warning("%s: left out what is damaged: %s", path, listed(damaged))
     return rows

@@ -121,7 +121,10 @@ class Run:
         return epoch, description.predictor(*weights, self.batch_size, parallel)
 
     def evaluate(
-        self, data: OwnData | None = None, changes: Mapping[str, Any] | None = None
+        self,
+        data: OwnData | None = None,
+        changes: Mapping[str, Any] | None = None,
+        output: str | pathlib.Path | None = None,
     ) -> dict[str, dict[str, Any]]:
         """Evaluates the best checkpoint on "val" and "test", or on other labelled images.
 
@@ -136,6 +139,8 @@ class Run:
                 of your own, all of whose images are the split "test"; or such objects under the
                 names "val" and "test". `medmamba_jax.data.own_data.labelled` describes the objects.
             changes: settings in place of the run's, by their names in `MAY_CHANGE`.
+            output: a new folder for the results, whatever the images are, in place of the run's
+                folder. It also gets `calibration.json`, and no pictures for a report.
 
         Returns:
             Split -> what `results.assess` returns, and what the numbers are of.
@@ -143,7 +148,8 @@ class Run:
         Raises:
             DataUnavailableError, FileNotFoundError: there are no images, or no checkpoint yet.
             NonFiniteLossError: an output of the model is NaN or infinite.
-            UserError: a setting may not change, or the images are not the run's.
+            UserError: a setting may not change, the images are not the run's, or results cannot be
+                written where they belong.
         """
         config = self._changed(changes or {})
         channels = self.description.preprocessing.channels
@@ -154,20 +160,31 @@ class Run:
         own_images = self._check(dataset, any_images=data is not None)
         if not own_images:
             warn_of_trained_images(self.workdir, _evaluated(dataset))
-        else:  # Checked before the model runs, so that no work is lost.
-            on_first_host(functools.partial(require_writable, self.workdir / RESULTS))
-        return self.report(dataset, config.num_workers, write=own_images)
+        folder = expanded(output) if output is not None else None
+        write = own_images or folder is not None
+        if write:  # Checked before the model runs, so that no work is lost.
+            folders = [self.workdir, self.workdir / RESULTS] if folder is None else [folder]
+            check = functools.partial(require_room_for_results, *folders, new=folder is not None)
+            on_first_host(check)
+        return self.report(dataset, config.num_workers, write=write, output=folder)
 
     def report(
-        self, dataset: Dataset, num_workers: int, *, write: bool
+        self,
+        dataset: Dataset,
+        num_workers: int,
+        *,
+        write: bool,
+        output: pathlib.Path | None = None,
     ) -> dict[str, dict[str, Any]]:
         """Evaluates images that have been checked; see `evaluate`.
 
         Args:
             dataset: the images.
             num_workers: processes that read images; 0 reads in threads of this process.
-            write: whether to write results into the run's folder.
+            write: whether to write results.
+            output: the folder that they are written into; None means the run's.
         """
+        place = self.workdir / RESULTS if output is None else output
         results, fitted = {}, None
         splits = _evaluated(dataset)
         for name, split in splits.items():
@@ -178,15 +195,17 @@ class Run:
                 if doubt := doubt_about(fitted.temperature):
                     logging.warning("%s", doubt)
                 if write:
-                    on_first_host(functools.partial(write_calibration, self.workdir, fitted))
+                    folder = output or self.workdir
+                    on_first_host(functools.partial(write_calibration, folder, fitted))
                     self.calibration = fitted
             results[name] = self.assessed(
                 split,
                 outputs,
                 {"split": name, "dataset": dataset.name},
                 calibration,
-                (self.workdir / RESULTS, f"{name}_") if write else None,
-                pictures=name == list(splits)[-1],  # the split that the report is about
+                (place, f"{name}_") if write else None,
+                # of the split that the report is about
+                pictures=output is None and name == list(splits)[-1],
             )
         return results
 
@@ -303,6 +322,30 @@ class Run:
             # Otherwise a run that starts again would evaluate each time, only to fail here.
             with contextlib.suppress(OSError):
                 write_empty_gallery(folder, self.epoch)
+
+
+def require_room_for_results(*folders: pathlib.Path, new: bool) -> None:
+    """Checks that results can be written.
+
+    Args:
+        folders: where they will be written.
+        new: whether the folders must be empty, or not be there; then they are made.
+
+    Raises:
+        UserError: results cannot be written there.
+    """
+    for folder in folders:
+        if new and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+            raise UserError(f"{folder} exists and is not an empty folder: give another --output")
+        try:
+            require_writable(folder)
+        except OSError as error:
+            raise UserError(
+                f"{folder} cannot be written to ({error.strerror}): name another folder for the"
+                " results (--output)"
+            ) from error
+        if new:
+            folder.mkdir(parents=True, exist_ok=True)
 
 
 def _evaluated(dataset: Dataset) -> dict[str, LabelledImages]:

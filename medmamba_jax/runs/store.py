@@ -142,13 +142,14 @@ class Checkpoints:
                 f"{self.directory} has no sound checkpoint before the latest one, which previous"
                 " means"
             )
-        if (position := Position.of_name(name)) not in positions:
+        meant = Position.of_name(name)
+        if meant is None or meant not in positions:
             known = ", ".join(map(str, positions)) or "no checkpoint"
             raise UserError(
                 f"no checkpoint {name!r}: give latest, previous or one of those in"
                 f" {self.directory}, which has {known}"
             )
-        return position
+        return meant
 
     def progress(self, position: Position) -> Progress:
         """Reads the progress that a checkpoint was saved with.
@@ -157,7 +158,7 @@ class Checkpoints:
             FileNotFoundError: the checkpoint is gone.
             UserError: it is damaged.
         """
-        self._require_sound(position, ["progress"])
+        self.require_sound(position, ["progress"])
         try:
             text = self._progress_file(position).read_text(encoding="utf-8")
             values = json.loads(text)
@@ -182,7 +183,7 @@ class Checkpoints:
         Raises:
             UserError: the checkpoint is damaged, or a shape differs from its own.
         """
-        self._require_sound(position, like)
+        self.require_sound(position, like)
         if not has_digests(self.directory / str(position)):
             logging.warning(
                 "checkpoint %s in %s has no digests, because an earlier version saved it: its"
@@ -217,7 +218,8 @@ class Checkpoints:
     def _progress_file(self, position: Position) -> pathlib.Path:
         return self.directory / str(position) / "progress" / "metadata"
 
-    def _require_sound(self, position: Position, parts: Any) -> None:
+    def require_sound(self, position: Position, parts: Any = None) -> None:
+        """Raises UserError if these parts of a checkpoint, or any, are damaged."""
         if found := self.damage(position, parts):
             raise self._damaged(position, found)
 

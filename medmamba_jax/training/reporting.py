@@ -5,7 +5,8 @@ import importlib.metadata
 import json
 import pathlib
 import platform
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -18,7 +19,7 @@ from medmamba_jax.runs.log import METRICS_FILE, read_metrics
 from medmamba_jax.training.selection import is_turn
 
 if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
+    from tensorboardX.event_file_writer import EventsWriter
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "scikit-learn")
 
@@ -26,7 +27,9 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 class MetricWriter:
     """Writes a row for each epoch into `metrics.jsonl`, and the same numbers for TensorBoard.
 
-    The first host writes; the others keep the rows only.
+    The first host writes; the others keep the rows only. The first new row of a run that goes on
+    writes the events of all rows anew, so that no epoch is there twice or missing, whenever the
+    process before was killed.
 
     Args:
         workdir: the run's folder.
@@ -40,8 +43,7 @@ class MetricWriter:
     def __init__(self, workdir: pathlib.Path, epoch: int):
         self.rows = [row for row in read_metrics(workdir) if row["epoch"] <= epoch]
         self._path = workdir / METRICS_FILE
-        self._epoch = epoch
-        self._events: SummaryWriter | None = None
+        self._events: EventsWriter | None = None
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -56,18 +58,34 @@ class MetricWriter:
         if not is_first_host():
             return
         write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in self.rows))
-        if self._events is None:
-            # Where PyTorch is installed, tensorboardX imports it, which takes seconds. So this
-            # import waits until the first epoch has ended.
-            from tensorboardX import SummaryWriter
+        if self._events is not None:
+            _write_events(self._events, [row])
+            return
+        # Where PyTorch is installed, tensorboardX imports it, which takes seconds. So this import
+        # waits until the first epoch has ended.
+        from tensorboardX.event_file_writer import EventsWriter
 
-            # The first new epoch opens the file, so that a finished run does not write to it.
-            purged = self._epoch + 1 if self._epoch else None
-            self._events = SummaryWriter(str(self._path.parent / "tensorboard"), purge_step=purged)
+        folder = self._path.parent / "tensorboard"
+        folder.mkdir(exist_ok=True)
+        for path in folder.glob("events.out.tfevents.*"):
+            path.unlink()
+        # This writer has no thread: an error, as on a full disk, reaches the caller.
+        self._events = EventsWriter(str(folder / "events"))
+        _write_events(self._events, self.rows)
+
+
+def _write_events(events: "EventsWriter", rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes rows as scalars; the step of each is its epoch."""
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.summary import scalar
+
+    for row in rows:
         for name, value in row.items():
-            if name != "epoch" and value is not None:
-                self._events.add_scalar(name, value, row["epoch"])
-        self._events.flush()
+            if name != "epoch" and isinstance(value, (int, float)):
+                summary = scalar(name, value)
+                event = Event(wall_time=time.time(), step=row["epoch"], summary=summary)
+                events.write_event(event)
+    events.flush()
 
 
 def versions() -> dict[str, str]:

@@ -169,6 +169,8 @@ def start_run(
     with contextlib.ExitStack() as open_files:
         store, before = open_workdir(workdir, config, open_files)
         position = store.named(resume)
+        if position is not None:
+            store.require_sound(position)
         on_device, augmented_on = place_training(
             config.data, found, preprocessing, parallel, before
         )
@@ -456,6 +458,10 @@ def with_best(
         if not found:
             return progress
         problem = f"is damaged ({found})"
+    if Position(progress.epoch) not in store.positions():
+        # The run goes on from inside an epoch. The end of this epoch will be the best.
+        logging.warning("the best checkpoint, of epoch %d, %s", progress.best_epoch, problem)
+        return dataclasses.replace(progress, best_epoch=0, best_values={}, best_before=0)
     row = next((row for row in rows if row["epoch"] == progress.epoch), {})
     logging.warning(
         "the best checkpoint, of epoch %d, %s: epoch %d, from which the run goes on, counts as the"

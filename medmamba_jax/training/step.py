@@ -116,8 +116,8 @@ def train_step(
     Returns:
         The next state, and "loss", "grad_norm" (of the trained parameters, before clipping),
         "grad_norms" (of each parameter, in the order of the tree's leaves), "logits" (b, classes)
-        and "label". If images are mixed, the logits belong to the mixed
-        images, and the label is that of the image itself, not of its partner.
+        and "label". If images are mixed, the logits belong to the mixed images, and the label is
+        that of the image itself, not of its partner.
     """
     images, own_share = batch["image"], None
     if spec.augment is not None:

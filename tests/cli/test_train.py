@@ -1,5 +1,6 @@
 """main.py and `medmamba train` as a user runs them: in a process of its own."""
 
+import errno
 import json
 import os
 import pathlib
@@ -8,13 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 from absl import flags
 from PIL import Image
 
+from medmamba_jax.cli import train
 from medmamba_jax.cli.train import parse_flags
+from medmamba_jax.errors import NotSavedError
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = """
@@ -76,7 +80,10 @@ MISTAKES = {
     "--mode=evaluate": "holds no run",
     "--config": "--config needs a value",
     f"--workdir={ROOT}/LICENSE/run": f"Not a directory: {ROOT}/LICENSE/run",
-    "--input=x.png": "--input and --output are for --mode=predict, which is not given",
+    "--input=x.png": "--input is for --mode=predict, which is not given",
+    "--output=x": "--output is for --mode=predict and --mode=evaluate: give one of them",
+    "--mode=evaluate --resume=1": "--resume is for training, and --mode is evaluate",
+    "--seeds=0,1 --resume=previous": "--resume is for a single run: give its --workdir",
     "--seeds=0,x": "--seeds must be numbers such as 0,1,2; got 0,x",
     "--folds=1": "--folds must be 2 or more; got 1",
     "--seeds=0,1 --config.train.seed=0": "leave --config.train.seed out",
@@ -100,6 +107,33 @@ def test_a_mistake_is_one_line_and_exit_code_2(argument, tmp_path):
     line = result.stderr.strip().splitlines()
     assert len(line) == 1 and line[0].startswith("error: ") and MISTAKES[argument] in line[0]
     assert "Traceback" not in result.stdout and not list(tmp_path.rglob("run.json"))
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of ml_collections
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (NotSavedError("checkpoint 3 was not saved"), "error: checkpoint 3 was not saved\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/x/metrics.jsonl"),
+            "error: No space left on device: runs/x/metrics.jsonl; check the path, and free some"
+            " space\n",
+        ),
+    ],
+)
+def test_a_full_disk_is_one_line_and_exit_code_1(error, told, tmp_path, monkeypatch, capsys):
+    def full(run):
+        raise error
+
+    monkeypatch.setattr("medmamba_jax.training.start_run", lambda *_, **__: nullcontext())
+    monkeypatch.setattr("medmamba_jax.training.fit", full)
+    try:
+        flags.FLAGS(["main.py", f"--config={ROOT}/configs/quickstart.py", f"--workdir={tmp_path}"])
+        with pytest.raises(SystemExit) as end:
+            train._main(["main.py"])
+    finally:
+        flags.FLAGS.unparse_flags()
+    assert end.value.code == 1 and capsys.readouterr().err == told
 
 
 MISTAKES_IN_A_CONFIG_FILE = {
@@ -225,35 +259,134 @@ def test_folder_of_images_from_training_to_evaluation(tmp_path):
     assert refused.returncode == 2 and "images of split" in refused.stderr
 
 
-@pytest.mark.slow
-def test_killed_and_started_again_ends_as_if_never_killed(tmp_path):
-    (tmp_path / "tiny.py").write_text(CONFIG)
-    options = ["--config=tiny.py"]
-    straight = run(*options, "--workdir=straight", cwd=tmp_path)
-    assert straight.returncode == 0, straight.stderr
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The folder of a run that was never stopped, beside its configuration."""
+    folder = tmp_path_factory.mktemp("straight")
+    (folder / "tiny.py").write_text(CONFIG)
+    result = run("--config=tiny.py", "--workdir=straight", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return folder / "straight"
 
-    killed = subprocess.Popen(
-        command(*options, "--workdir=killed"),
-        cwd=tmp_path,
+
+def started(cwd, name):
+    """Starts a run that is to be stopped; returns its process once it has finished two epochs."""
+    (cwd / "tiny.py").write_text(CONFIG)
+    process = subprocess.Popen(
+        command("--config=tiny.py", f"--workdir={name}"),
+        cwd=cwd,
         env=environment(),
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 300
-    metrics = tmp_path / "killed" / "metrics.jsonl"
+    metrics = cwd / name / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
-        assert killed.poll() is None and time.monotonic() < deadline
+        assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
-    killed.send_signal(signal.SIGSTOP)
-    refused = run(*options, "--workdir=killed", cwd=tmp_path)
-    assert refused.returncode == 2 and "another process is training in" in refused.stderr
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    resumed = run(*options, "--workdir=killed", cwd=tmp_path)
+    return process
+
+
+def assert_continues(cwd, name, straight):
+    resumed = run("--config=tiny.py", f"--workdir={name}", cwd=cwd)
     assert resumed.returncode == 0, resumed.stderr
     for split in ("val", "test"):
         expected, actual = (
-            (tmp_path / name / "results" / f"{split}.json").read_text()
-            for name in ("straight", "killed")
+            (folder / "results" / f"{split}.json").read_text() for folder in (straight, cwd / name)
         )
         assert actual == expected
+    ours, others = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (straight, cwd / name)
+    )
+    for row, other in zip(ours, others, strict=True):
+        for key in ("train/loss", "train/auc", "val/loss", "grad_norm", "update_ratio"):
+            assert row[key] == other[key]
+
+
+@pytest.mark.slow
+def test_killed_and_started_again_ends_as_if_never_killed(tmp_path, straight):
+    killed = started(tmp_path, "killed")
+    killed.send_signal(signal.SIGSTOP)
+    refused = run("--config=tiny.py", "--workdir=killed", cwd=tmp_path)
+    assert refused.returncode == 2 and "another process is training in" in refused.stderr
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert_continues(tmp_path, "killed", straight)
+
+
+@pytest.mark.slow
+def test_a_signal_saves_a_checkpoint_and_ends_the_run(tmp_path, straight):
+    stopped = started(tmp_path, "stopped")
+    stopped.send_signal(signal.SIGTERM)
+    _, printed = stopped.communicate(timeout=120)
+    assert stopped.returncode == 143
+    assert re.fullmatch(
+        r"stopped by SIGTERM after (step \d of )?epoch \d; the same line continues the run in"
+        r" .*/stopped\n",
+        printed,
+    )
+    assert_continues(tmp_path, "stopped", straight)
+
+
+INTERRUPTED = """
+import os, signal, sys, threading
+sys.argv[1:] = ["train", "--config=tiny.py"]
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            for _ in range({times}):
+                os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+from medmamba_jax.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("module", ["absl", pytest.param("jax", marks=pytest.mark.slow)])
+def test_an_interrupt_while_python_imports_is_one_line(tmp_path, module, times):
+    (tmp_path / "tiny.py").write_text(CONFIG)
+    result = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED.format(module=module, times=times)],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 130
+    assert re.fullmatch(r"interrupted.*\n", result.stderr)
+
+
+CALLBACK = """
+import gc, os, signal, sys, time
+from medmamba_jax import interrupts
+
+class Module:
+    @staticmethod
+    def run():
+        def interrupt(phase, info):
+            gc.callbacks.clear()
+            os.kill(os.getpid(), signal.SIGINT)  # Python ignores what is raised in here
+
+        gc.callbacks.append(interrupt)
+        gc.collect()
+        time.sleep(60)
+
+sys.modules["module"] = Module
+sys.exit(interrupts.run_program("module", "run"))
+"""
+
+
+def test_an_interrupt_inside_a_callback_is_not_lost():
+    result = subprocess.run(
+        [sys.executable, "-c", CALLBACK],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert (result.returncode, result.stderr) == (130, "interrupted\n")

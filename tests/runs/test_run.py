@@ -163,7 +163,9 @@ def test_a_best_checkpoint_that_is_gone_is_not_replaced_by_the_latest(trained, t
 def test_a_damaged_checkpoint_is_one_line(trained, tmp_path, lost):
     folder = shutil.copytree(trained[0], tmp_path / "run")
     shutil.rmtree(folder / "checkpoints" / str(mm.load_run(folder).epoch) / lost)
-    with pytest.raises(mm.UserError, match=rf"checkpoint 2 in .* is damaged \({lost}/.* is missing"):
+    with pytest.raises(
+        mm.UserError, match=rf"checkpoint 2 in .* is damaged \({lost}/.* is missing"
+    ):
         _ = mm.load_run(folder).predictor
 
 
@@ -295,3 +297,31 @@ def test_a_calibration_is_used_as_soon_as_it_is_fitted(run_of_two_epochs, images
     assert run.predictor.calibration is None
     run.evaluate(images)
     assert run.predictor.calibration is not None
+
+
+def test_results_go_into_another_folder(run_of_two_epochs, images, tmp_path, monkeypatch):
+    def written():
+        return {p: p.read_bytes() for p in run_of_two_epochs.rglob("*") if p.is_file()}
+
+    before, output = written(), tmp_path / "results" / "of mine"
+    found = mm.load_run(run_of_two_epochs).evaluate(images, output=output)
+    assert written() == before
+    assert json.loads((output / "test.json").read_text()) == found["test"]
+    names = {path.name for path in (run_of_two_epochs / "results").iterdir()}
+    assert {path.name for path in output.iterdir()} == names | {"calibration.json"}
+    with pytest.raises(mm.UserError, match="of mine exists and is not an empty folder"):
+        mm.load_run(run_of_two_epochs).evaluate(images, output=output)
+
+
+def test_a_folder_that_cannot_be_written_to_is_found_before_the_model_runs(
+    run_of_two_epochs, images, monkeypatch
+):
+    def read_only(**_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
+    run = mm.load_run(run_of_two_epochs)
+    monkeypatch.setattr(type(run), "predictor", None)
+    told = r"cannot be written to \(Read-only file system\): name another folder .*--output"
+    with pytest.raises(mm.UserError, match=told):
+        run.evaluate(images)

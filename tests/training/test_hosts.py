@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -249,3 +250,21 @@ def test_all_hosts_end_with_the_message_of_the_one_that_refuses(tmp_path, culpri
     assert len(errors[culprit]) == 1 and message in errors[culprit][0]
     (line,) = errors[1 - culprit]
     assert line.startswith(f"error: host {culprit} stopped: ") and message in line
+
+
+@pytest.mark.nightly
+def test_all_hosts_stop_after_the_same_step_if_one_of_them_gets_a_signal(tmp_path):
+    many = [["--config.train.epochs=30"]] * 2
+    hosts = Hosts(tmp_path / "stopped", 2, 1, own=many)
+    hosts.wait_for("epoch 2/30")
+    hosts.processes[1].send_signal(signal.SIGTERM)
+    codes, errors = hosts.ended()
+    assert codes == [143, 143], errors
+    (line,) = errors[0]
+    assert line.startswith("stopped by SIGTERM after step ") and errors[1] == []
+    (inside,) = (tmp_path / "stopped/run/checkpoints").glob("*-*")
+    assert inside.name.split("-")[1] == line.split("after step ")[1].split()[0]
+
+    assert Hosts(tmp_path / "stopped", 2, 1, own=many).ended()[0] == [0, 0]
+    assert Hosts(tmp_path / "undisturbed", 2, 1, own=many).ended()[0] == [0, 0]
+    assert results_of(tmp_path / "stopped") == results_of(tmp_path / "undisturbed")

@@ -19,22 +19,6 @@ from medmamba_jax.training import start as start_module
 from medmamba_jax.training.reporting import read_metrics
 
 
-def leaves(workdir, epoch):
-    """Every array of a checkpoint, by path, as written."""
-    import orbax.checkpoint as ocp
-
-    found = {}
-    for part in ("params", "statistics", "training", "average"):
-        path = workdir / "checkpoints" / str(epoch) / part
-        with ocp.StandardCheckpointer() as reader:
-            tree = reader.restore(path.resolve())
-        for key, x in jax.tree_util.tree_leaves_with_path(tree):
-            if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-                x = jax.random.key_data(x)
-            found[part + jax.tree_util.keystr(key)] = np.asarray(x)
-    return found
-
-
 def losses(workdir):
     return [(row["train/loss"], row["val/loss"]) for row in read_metrics(workdir)]
 
@@ -47,7 +31,7 @@ def losses(workdir):
         pytest.param("tiny_mamba", 200, marks=pytest.mark.nightly),
     ],
 )
-def test_continuing_equals_never_stopping(config, images, tmp_path, model, count):
+def test_continuing_equals_never_stopping(config, images, leaves, tmp_path, model, count):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     mm.train(config(model, epochs=2, ema_decay=0.9), straight, images)
     for epochs in (1, 2):
@@ -382,3 +366,62 @@ def test_frozen_stages_and_their_statistics_do_not_move(config, images, tmp_path
 
 def _stage(tree, name):
     return next(stage for key, stage in tree["stages"].items() if str(key) == name)
+
+
+@pytest.mark.slow
+def test_the_checkpoint_before_a_spike_stays(config, images, tmp_path, monkeypatch, capsys):
+    """Also if checkpoints inside the epoch of the spike come after it."""
+    real = loop_module.EpochOutputs.measured
+    loss = iter([0.7, 0.6, 0.5, 2.0, 0.5])
+
+    def measured(outputs):
+        found, others = real(outputs)
+        return found | {"loss": next(loss)}, others
+
+    class Saving(loop_module.Watch):
+        def after(self, step):
+            return "save"
+
+    monkeypatch.setattr(loop_module.EpochOutputs, "measured", measured)
+    monkeypatch.setattr(loop_module, "Watch", Saving)
+    mm.train(config(epochs=5, lr=1e-6), tmp_path, images)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} >= {"3", "5"}
+    assert "spike above 0.6, the median of the epochs before" in capsys.readouterr().out
+
+
+def _order(seed, count, rows):
+    """The images that the sampler "shuffle" draws, by NumPy alone."""
+    turns = [np.random.default_rng((seed, turn)).permutation(count) for turn in range(3)]
+    return [int(np.concatenate(turns)[row]) for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nonfinite", ["stop", "skip:1"])
+def test_a_step_that_is_not_finite_is_written_down(config, images, tmp_path, capsys, nonfinite):
+    train = images.splits["train"]
+    bad = _order(0, 20, range(8, 16))[:2]
+    weights = np.ones(20, np.float32)
+    weights[bad] = 3e38  # their sum is infinite
+    names = tuple(f"{i}.png" for i in range(20))
+    train = dataclasses.replace(train, weights=weights, names=names)
+    dataset = dataclasses.replace(images, splits=images.splits | {"train": train})
+    settings = config(epochs=1, nonfinite=nonfinite)
+    if nonfinite == "stop":
+        with pytest.raises(NonFiniteLossError, match=r"step 2: .*nonfinite\.jsonl names the"):
+            mm.train(settings, tmp_path, dataset)
+    else:
+        mm.train(settings, tmp_path, dataset)
+        (row,) = read_metrics(tmp_path)
+        assert row["skipped_steps"] == 1 and np.isfinite(row["train/loss"])
+    (row,) = map(json.loads, (tmp_path / "nonfinite.jsonl").read_text().splitlines())
+    assert (row["step"], row["skipped"], row["loss"]) == (2, nonfinite != "stop", "nan")
+    assert row["images"] == [f"{i}.png" for i in _order(0, 20, range(8, 16))]
+    assert row["not_finite"] > 0 and "." in row["largest_gradient"]
+
+
+@pytest.mark.slow
+def test_a_run_skips_no_more_steps_than_it_may(config, images, tmp_path):
+    with pytest.raises(NonFiniteLossError, match=r"after 2 skipped steps \(train\.nonfinite\)"):
+        mm.train(config(epochs=2, batch_size=4, lr=1e30, nonfinite="skip:2"), tmp_path, images)
+    rows = list(map(json.loads, (tmp_path / "nonfinite.jsonl").read_text().splitlines()))
+    assert [row["skipped"] for row in rows] == [True, True, False]

@@ -253,3 +253,30 @@ def test_each_part_has_its_own_statistics_and_random_numbers():
     np.testing.assert_allclose(after.statistics["norm"]["mean"], [mean], rtol=1e-5)
     assert after.statistics["norm"]["num_batches_tracked"] == 1 + 2
     assert after.statistics["drawn"] == reference.drawn[...]  # the second draw of the same stream
+
+
+def test_the_norm_of_each_gradient_is_returned():
+    spec, state = linear()
+    _, outputs = train_step(state, BATCH, spec=spec)
+    after, _ = train_step(state, BATCH, spec=spec)  # gradient descent with a rate of 1
+    gradients = jax.tree.map(lambda x, y: np.asarray(x - y), state.params, after.params)
+    norms = [np.linalg.norm(x) for x in jax.tree.leaves(gradients)]
+    np.testing.assert_allclose(outputs["grad_norms"], norms, rtol=1e-4)
+    np.testing.assert_allclose(outputs["grad_norm"], np.linalg.norm(norms), rtol=1e-4)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_step_that_is_not_finite_is_skipped(bad):
+    spec, state = linear(optimizer=optax.adam(0.1), skip_nonfinite=True)
+    average = jax.tree.map(jax.numpy.copy, {"params": state.params, "statistics": {}})
+    opt_state = spec.optimizer.init(state.params)
+    state = dataclasses.replace(state, opt_state=opt_state, average=average)
+    weighted = BATCH | {"weight": np.array([1, bad, 1, 1], np.float32)}
+    after, outputs = train_step(state, weighted, spec=spec)
+    assert not np.isfinite(outputs["loss"]) and after.step == state.step + 1
+    chex.assert_trees_all_equal(dataclasses.replace(after, step=state.step), state)
+    plain = dataclasses.replace(spec, skip_nonfinite=False)
+    broken, _ = train_step(state, weighted, spec=plain)
+    assert np.isnan(jax.tree.leaves(broken.params)[0]).all()
+    taken, expected = (train_step(state, BATCH, spec=x)[0] for x in (spec, plain))
+    chex.assert_trees_all_equal(taken, expected)

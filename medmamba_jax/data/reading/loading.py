@@ -2,7 +2,11 @@
 
 import dataclasses
 import functools
+import os
+import signal
 import sys
+import threading
+import time
 import weakref
 from collections.abc import Iterator, Sequence, Sized
 
@@ -26,6 +30,7 @@ _MAX_READING_THREADS = 16
 _PREFETCHED_PARTS_PER_THREAD = 2
 _PREFETCHED_BATCHES = 2
 _PART = 16  # images
+_LOOK_AFTER_PARENT = 1.0  # seconds
 
 
 class BatchIterator(Iterator[Batch]):
@@ -315,7 +320,9 @@ def _batches(source: _Parts, num_workers: int) -> BatchIterator:
         _let_grain_read_its_flags()
         # Parts are joined to batches outside the workers. If each worker joined its own parts, the
         # batches would depend on the number of workers.
-        parts = parts.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
+        parts = parts.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=num_workers), worker_init_fn=_end_with_parent
+        )
     join = functools.partial(_concatenated, blocks=source.blocks)
     batches = parts.batch(source.per_batch, drop_remainder=True, batch_fn=join)
     # A background thread joins the parts, so that the training loop need not wait for that. The
@@ -325,6 +332,24 @@ def _batches(source: _Parts, num_workers: int) -> BatchIterator:
         batches, prefetch_buffer_size=_PREFETCHED_BATCHES
     )
     return BatchIterator(iter(batches))
+
+
+def _end_with_parent(index: int, count: int) -> None:
+    """Lets a worker ignore signals that ask the whole run to stop, and end with its parent.
+
+    A terminal and a cluster send these signals to every process of a run. The parent needs batches
+    until it has finished its step and saved a checkpoint. Then it ends the workers.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name):  # Windows lacks some
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _watch_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK_AFTER_PARENT)
+    os._exit(1)  # the parent was killed
 
 
 def _let_grain_read_its_flags() -> None:
