@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import re
+import sys
 import urllib.error
 
 import numpy as np
@@ -23,7 +24,7 @@ from medmamba_jax import cli
 REQUESTS = {}
 
 
-def request(*patterns, code=2):
+def bad_request(*patterns, code=2):
     """Registers a function (place, monkeypatch) -> the words of a command; `RUN` is a sound run."""
 
     def register(function):
@@ -84,65 +85,65 @@ def weights(place, content):
     return ["convert", str(path), str(place / "out.safetensors")]
 
 
-@request(r"nowhere\.safetensors is not a file", "give one that is")
+@bad_request(r"nowhere\.safetensors is not a file", "give one that is")
 def weights_that_are_not_there(place, monkeypatch):
     return ["convert", "nowhere.safetensors", "out.safetensors"]
 
 
-@request(r"weights\.safetensors is not a readable \.safetensors file")
+@bad_request(r"weights\.safetensors is not a readable \.safetensors file")
 def weights_that_are_cut_off(place, monkeypatch):
     content = safetensors.numpy.save({"a": np.zeros(100, np.float32)})
     return weights(place, content[:-50])
 
 
-@request(r"weights\.safetensors")
+@bad_request(r"weights\.safetensors")
 def empty_weights(place, monkeypatch):
     return weights(place, b"")
 
 
-@request("a Git LFS pointer", "git lfs pull")
+@bad_request("a Git LFS pointer", "git lfs pull")
 def weights_that_are_a_pointer(place, monkeypatch):
     return weights(place, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
 
 
-@request("a web page", "download the file that it links to")
+@bad_request("a web page", "download the file that it links to")
 def weights_that_are_a_web_page(place, monkeypatch):
     return weights(place, b"<!DOCTYPE html><html></html>")
 
 
-@request("compressed by gzip", "unpack it")
+@bad_request("compressed by gzip", "unpack it")
 def weights_that_are_compressed(place, monkeypatch):
     return weights(place, b"\x1f\x8b\x08" + bytes(600))
 
 
-@request("weights.safetensors")
+@bad_request("weights.safetensors")
 def weights_of_another_network(place, monkeypatch):
     return weights(place, safetensors.numpy.save({"fc.weight": np.zeros((2, 3), np.float32)}))
 
 
-@request("which no MedMamba has", "save the weights from before")
+@bad_request("which no MedMamba has", "save the weights from before")
 def weights_of_another_type(place, monkeypatch):
     header = json.dumps({"a": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}).encode()
     return weights(place, len(header).to_bytes(8, "little") + header + bytes(4))
 
 
-@request(r"out\.h5 must end in one of \.safetensors")
+@bad_request(r"out\.h5 must end in one of \.safetensors")
 def weights_to_another_ending(place, monkeypatch):
     return ["convert", "in.safetensors", "out.h5"]
 
 
-@request("is a folder: the model of a run leaves it by `medmamba export")
+@bad_request("is a folder: the model of a run leaves it by `medmamba export")
 def conversion_of_a_run(place, monkeypatch):
     return ["convert", "images", "out.safetensors"]
 
 
-@request("nowhere is not a folder; make it first")
+@bad_request("nowhere is not a folder; make it first")
 def conversion_into_a_folder_that_is_not_there(place, monkeypatch):
     words = weights(place, safetensors.numpy.save({"a": np.zeros(1, np.float32)}))
     return [*words[:2], "nowhere/out.safetensors"]
 
 
-@request("needs PyTorch: pip install torch", "which needs nothing more")
+@bad_request("needs PyTorch: pip install torch", "which needs nothing more")
 def weights_of_pytorch_without_pytorch(place, monkeypatch):
     real = builtins.__import__
 
@@ -159,12 +160,12 @@ def weights_of_pytorch_without_pytorch(place, monkeypatch):
 # Runs
 
 
-@request("images holds no run", r"run\.json is missing", "train first")
+@bad_request("images holds no run", r"run\.json is missing", "train first")
 def folder_without_a_run(place, monkeypatch):
     return ["evaluate", "images"]
 
 
-@request("nowhere holds no run", "train first, or give a run's folder")
+@bad_request("there is no nowhere", "give a run's folder, a .safetensors file")
 def run_that_is_not_there(place, monkeypatch):
     return ["predict", "nowhere", "images"]
 
@@ -175,80 +176,80 @@ def damaged(place, text):
     return ["evaluate", "run"]
 
 
-@request(r"run/run\.json is damaged \(JSONDecodeError", "restore it from a copy")
+@bad_request(r"run/run\.json is damaged \(JSONDecodeError", "restore it from a copy")
 def run_description_that_is_cut_off(place, monkeypatch):
     return damaged(place, '{"format": 3, "model": {')
 
 
-@request(r"run/run\.json is damaged \(KeyError", "restore it from a copy")
+@bad_request(r"run/run\.json is damaged \(KeyError", "restore it from a copy")
 def run_description_that_is_empty(place, monkeypatch):
     return damaged(place, "{}")
 
 
-@request(r"run\.json has the format 999", "install a later version")
+@bad_request(r"run\.json has the format 999", "install a later version")
 def run_of_a_later_version(place, monkeypatch):
     return damaged(place, '{"format": 999}')
 
 
-@request(r"run/run\.json is damaged \(AttributeError", "restore it from a copy")
+@bad_request(r"run/run\.json is damaged \(AttributeError", "restore it from a copy")
 def run_description_that_is_a_list(place, monkeypatch):
     return damaged(place, "[]")
 
 
-@request("there is no nowhere", "give an image, a folder, a pattern or a CSV table")
+@bad_request("there is no nowhere", "give an image, a folder, a pattern or a CSV table")
 def prediction_of_images_that_are_not_there(place, monkeypatch):
     return ["predict", "RUN", "nowhere"]
 
 
-@request("there is no .*none.*png", "give an image, a folder, a pattern or a CSV table")
+@bad_request("there is no .*none.*png", "give an image, a folder, a pattern or a CSV table")
 def pattern_that_fits_no_image(place, monkeypatch):
     return ["predict", "RUN", "images/none*.png"]
 
 
-@request("holds no image file", "check the path")
+@bad_request("holds no image file", "check the path")
 def prediction_of_a_folder_without_images(place, monkeypatch):
     (place / "texts").mkdir()
     (place / "texts" / "a.txt").write_text("a")
     return ["predict", "RUN", "texts"]
 
 
-@request("has no column 'path'", "name the column of the image files so")
+@bad_request("has no column 'path'", "name the column of the image files so")
 def prediction_of_a_table_without_paths(place, monkeypatch):
     (place / "t.csv").write_text("file,label\na.png,a\n")
     return ["predict", "RUN", "t.csv"]
 
 
-@request(r"out\.xlsx", r"\.csv")
+@bad_request(r"out\.xlsx", r"\.csv")
 def prediction_into_a_file_of_another_kind(place, monkeypatch):
     return ["predict", "RUN", "images", "--output=out.xlsx"]
 
 
-@request("images is a folder: name a file in it|images")
+@bad_request("images is a folder: name a file in it|images")
 def prediction_into_a_folder(place, monkeypatch):
     return ["predict", "RUN", "images", "--output=images"]
 
 
-@request("method", "--help")
+@bad_request("method", "--help")
 def heat_map_by_an_unknown_method(place, monkeypatch):
     return ["explain", "RUN", "images", "--method=magic"]
 
 
-@request("invalid choice|must be one of", "--help|one of")
+@bad_request("invalid choice|must be one of", "--help|one of")
 def export_to_an_unknown_format(place, monkeypatch):
     return ["export", "RUN", "--to=word", "--output=out.docx"]
 
 
-@request("unrecognized arguments: --speed=9", "medmamba evaluate --help")
+@bad_request("unrecognized arguments: --speed=9", "medmamba evaluate --help")
 def unknown_argument(place, monkeypatch):
     return ["evaluate", "RUN", "--speed=9"]
 
 
-@request("nowhere")
+@bad_request("nowhere")
 def summary_of_a_run_that_is_not_there(place, monkeypatch):
     return ["summarize", "nowhere"]
 
 
-@request("images")
+@bad_request("images")
 def report_of_a_folder_without_a_run(place, monkeypatch):
     return ["report", "images"]
 
@@ -263,25 +264,27 @@ def refusing(number):
     return refuse
 
 
-@request("No space left on device: out.csv", "free some space")
+@bad_request("No space left on device: out.csv", "free some space")
 def no_space_for_a_table(place, monkeypatch):
     monkeypatch.setattr("medmamba_jax.files.os.fsync", refusing(errno.ENOSPC))
     return ["predict", "RUN", "images", "--output=out.csv"]
 
 
-@request("Permission denied", "who may read and write it")
+@bad_request("Permission denied", "who may read and write it")
 def no_permission_for_a_table(place, monkeypatch):
     monkeypatch.setattr("medmamba_jax.files.os.fsync", refusing(errno.EACCES))
     return ["predict", "RUN", "images", "--output=out.csv"]
 
 
-@request("Read-only file system", "check the path")
+@bad_request("Read-only file system", "check the path")
 def disk_that_is_read_only(place, monkeypatch):
     monkeypatch.setattr("medmamba_jax.files.os.fsync", refusing(errno.EROFS))
     return ["predict", "RUN", "images", "--output=out.csv"]
 
 
-@request("breastmnist", "[Dd]ownload|manual_dir|by hand")
+@bad_request(
+    "breastmnist.* could not be downloaded .*Name or service", "put it into data.public.manual_dir"
+)
 def no_network(place, monkeypatch):
     def unreachable(*arguments, **options):
         raise urllib.error.URLError("Name or service not known")
@@ -290,7 +293,7 @@ def no_network(place, monkeypatch):
     return ["prepare", "breastmnist", f"--data-dir={place / 'sets'}"]
 
 
-@request("home folder is not known", "set the environment variable HOME")
+@bad_request("home folder is not known", "set the environment variable HOME")
 def home_folder_that_is_not_known(place, monkeypatch):
     def unknown(self):
         raise RuntimeError("Could not determine home directory.")
@@ -299,11 +302,13 @@ def home_folder_that_is_not_known(place, monkeypatch):
     return ["predict", "RUN", "~/images"]
 
 
-@request("a DICOM file needs the package pydicom", r'pip install "medmamba-jax\[formats\]"')
+@bad_request("a DICOM file needs the package pydicom", r'pip install "medmamba-jax\[formats\]"')
 def image_whose_package_is_not_installed(place, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
-    (place / "a.dcm").write_bytes(bytes(128) + b"DICM" + bytes(100))
-    return ["inspect", "a.dcm"]
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    for name in "ab":
+        (place / "scans" / name).mkdir(parents=True)
+        (place / "scans" / name / "0.dcm").write_bytes(bytes(128) + b"DICM" + bytes(100))
+    return ["inspect", "scans"]
 
 
 def test_the_tables_have_enough_rows():
