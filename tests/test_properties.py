@@ -163,14 +163,14 @@ def test_a_configuration_survives_dictionaries_and_json(values):
         assert found == value
 
 
-@settings(max_examples=8)  # each defines all flags
+@settings(max_examples=5)  # each defines all flags
 @given(changes)
 def test_a_configuration_survives_flags(values):
     holder = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", mm.default_config(), flag_values=holder)
-    arguments = [f"--config.{name}={value}" for name, value in values.items()]
-    with mock.patch("sys.argv", ["main.py", *arguments]):
-        holder(["main.py", *arguments])
+    arguments = ["main.py", *(f"--config.{name}={value}" for name, value in values.items())]
+    with mock.patch("sys.argv", arguments):  # where ml_collections looks for settings
+        config_flags.DEFINE_config_dict("config", mm.default_config(), flag_values=holder)
+        holder(arguments)
     assert mm.Config.of(holder.config) == configured(values)
 
 
