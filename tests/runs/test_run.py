@@ -163,7 +163,9 @@ def test_a_best_checkpoint_that_is_gone_is_not_replaced_by_the_latest(trained, t
 def test_a_damaged_checkpoint_is_one_line(trained, tmp_path, lost):
     folder = shutil.copytree(trained[0], tmp_path / "run")
     shutil.rmtree(folder / "checkpoints" / str(mm.load_run(folder).epoch) / lost)
-    with pytest.raises(mm.UserError, match=rf"checkpoint 2 in .* is damaged \({lost}/.* is missing"):
+    with pytest.raises(
+        mm.UserError, match=rf"checkpoint 2 in .* is damaged \({lost}/.* is missing"
+    ):
         _ = mm.load_run(folder).predictor
 
 
