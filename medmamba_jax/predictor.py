@@ -211,10 +211,10 @@ class Predictor:
         The next call of `logits` on this split then starts without delay.
         """
         compute = _compiled("logits", self.model, self.preprocessing, self.parallel)
-        size = self.batch_size_for(len(images)) // self.parallel.hosts
-        shape = (size, *self.preprocessing.image_size, self.preprocessing.channels)
-        batch = self.parallel.put_batch({"image": np.zeros(shape, np.uint8)})
-        jax.block_until_ready(compute(self.params, self.statistics, batch["image"]))
+        pixels = (*self.preprocessing.image_size, self.preprocessing.channels)
+        shape = (self.batch_size_for(len(images)), *pixels)
+        blank = jnp.zeros(shape, jnp.uint8, device=self.parallel.batch)
+        jax.block_until_ready(compute(self.params, self.statistics, blank))
 
     def _run(self, what: str, images: LabelledImages, num_workers: int) -> np.ndarray:
         """Runs the model on every image. A batch that the device cannot hold is halved.
