@@ -106,7 +106,11 @@ class TrainingRun:
         """The compiled step; it donates the state."""
         if self.step is None:
             raise UserError("nothing is left to train, so this run has no step")
-        return compile_step(self.step)
+        if self.parallel.devices[0].platform != "cpu":  # XLA times kernels: it must be alone there
+            return compile_step(self.step)
+        # XLA leaves most of a second core idle. The run needs this program after its first epoch.
+        validate = functools.partial(self.predictor().compile_for, self.dataset.splits["val"])
+        return compile_step(self.step, validate)
 
     def compile(self) -> None:
         """Compiles the step now, and not when it is first taken."""
