@@ -199,13 +199,27 @@ def _cells(row: dict[str, Any]) -> list[str]:
     ]
 
 
+def _by_stage(stages: list[int] | None, variant: str) -> bool | tuple[bool, ...] | None:
+    """Returns `model.remat` for the value of `--remat`."""
+    if not stages:
+        return None if stages is None else True
+    depths = ModelConfig(variant).architecture(num_classes=2).depths
+    return tuple(stage in stages for stage in range(len(depths)))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variant", nargs="+", default=["medmamba_t"], choices=_VARIANTS)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--dtype", nargs="+", default=["float32"])
-    parser.add_argument("--remat", action="store_true")
+    parser.add_argument(
+        "--remat",
+        nargs="*",
+        type=int,
+        metavar="STAGE",
+        help="compute the activations of these stages again, from 0; of all if none is named",
+    )
     parser.add_argument("--scan", help="implementation of the scan")
     parser.add_argument("--compile-only", action="store_true")
     parser.add_argument("--calls", type=int, default=3)
@@ -225,7 +239,7 @@ def main():
             config = ModelConfig(
                 variant,
                 compute_dtype=dtype,
-                remat=args.remat or None,
+                remat=_by_stage(args.remat, variant),
                 scan_implementation=args.scan,
             ).architecture(num_classes=6)
             row = {
@@ -233,7 +247,7 @@ def main():
                 "batch": args.batch,
                 "image_size": args.image_size,
                 "dtype": dtype,
-                "remat": args.remat,
+                "remat": config.remat,
                 **measure(config, args.batch, args.image_size, args),
             }
             rows.append(row)

@@ -26,9 +26,7 @@ from jax.experimental import multihost_utils
 from medmamba_jax.data.texts import for_terminal
 from medmamba_jax.errors import UserError
 
-LOST = (
-    75  # exit code of a host that ends because another is lost: the same lines may be started again
-)
+LOST = 75  # exit code of a host that ends because another is lost; it may be started again
 SILENCE = 20.0  # seconds without a sign of life after which a host is lost
 _BEAT = 4.0  # seconds between signs of life
 _GRACE = 4.0  # seconds in which a host may end by itself, after another has ended with an error
@@ -98,6 +96,8 @@ def joined_hosts(distributed: bool | None) -> Iterator[None]:
         if isinstance(error, Exception):
             _watch.give_way()
         _watch.tell(f"{type(error).__name__}: {error}", code)
+        if isinstance(error, KeyboardInterrupt):  # the caller ends the process at once
+            _watch.wait()
         # JAX would wait for the other hosts at the end of the process.
         atexit.register(_watch.end, code)
         raise
@@ -166,14 +166,20 @@ class _Watch:
             if line:
                 sys.stdout.flush()
                 os.write(2, f"error: {for_terminal(' '.join(line.split()))}\n".encode())
-            until = time.monotonic() + _LAST
-            # JAX's service runs in the first host. If it ends early, the others abort.
-            while jax.process_index() == 0 and self._open and time.monotonic() < until:
-                time.sleep(0.05)
+            self.wait()
             with contextlib.suppress(OSError, ValueError):
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(code)
+
+    def wait(self) -> None:
+        """Lets the first host wait until the others have ended, for some seconds.
+
+        JAX's service runs in the first host. If it ends early, JAX aborts the others.
+        """
+        until = time.monotonic() + _LAST
+        while jax.process_index() == 0 and self._open and time.monotonic() < until:
+            time.sleep(0.05)
 
     def _send(self, message: dict[str, Any], without: int | None = None) -> None:
         for host, peer in self._peers.items():

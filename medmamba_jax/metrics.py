@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from scipy.special import expit, log_softmax, softmax
-from sklearn import metrics
 
 from medmamba_jax.data.labelled_images import TASKS
 
@@ -197,8 +196,15 @@ def range_text(ends: Sequence[float | None] | None, **style: Any) -> str:
     return " to ".join(value_text(end, **style) for end in ends)
 
 
+def _sklearn() -> Any:
+    """Returns `sklearn.metrics`. Its import takes a second, which only those wait who measure."""
+    from sklearn import metrics
+
+    return metrics
+
+
 def _accuracy(outputs: Outputs) -> float:
-    return float(metrics.accuracy_score(outputs.labels, outputs.predicted))
+    return float(_sklearn().accuracy_score(outputs.labels, outputs.predicted))
 
 
 def _label_accuracy(outputs: Outputs) -> float | None:
@@ -238,14 +244,14 @@ def _top_2_accuracy(outputs: Outputs) -> float:
 
 
 def _kappa(outputs: Outputs) -> float:
-    return float(metrics.cohen_kappa_score(outputs.labels, outputs.predicted))
+    return float(_sklearn().cohen_kappa_score(outputs.labels, outputs.predicted))
 
 
 def _weighted_kappa(outputs: Outputs) -> float:
     """Cohen's kappa with quadratic weights, for classes whose order counts (Cohen 1968)."""
     classes = np.arange(len(outputs.class_names))
     return float(
-        metrics.cohen_kappa_score(
+        _sklearn().cohen_kappa_score(
             outputs.labels, outputs.predicted, labels=classes, weights="quadratic"
         )
     )
@@ -254,7 +260,7 @@ def _weighted_kappa(outputs: Outputs) -> float:
 def _mcc(outputs: Outputs) -> float | None:
     if len(np.unique(outputs.predicted)) < 2:
         return None  # 0 / 0
-    return float(metrics.matthews_corrcoef(outputs.labels, outputs.predicted))
+    return float(_sklearn().matthews_corrcoef(outputs.labels, outputs.predicted))
 
 
 def _brier(outputs: Outputs) -> float | None:
@@ -281,13 +287,13 @@ def _ece(outputs: Outputs) -> float | None:
 
 
 def _sensitivity(row: ClassOutputs) -> float | None:
-    return float(metrics.recall_score(row.actual, row.predicted)) if row.actual.any() else None
+    return float(_sklearn().recall_score(row.actual, row.predicted)) if row.actual.any() else None
 
 
 def _specificity(row: ClassOutputs) -> float | None:
     if row.actual.all():
         return None
-    return float(metrics.recall_score(~row.actual, ~row.predicted))
+    return float(_sklearn().recall_score(~row.actual, ~row.predicted))
 
 
 # The next three would say nothing of a model where all images show the same class: PPV would be 1
@@ -298,36 +304,36 @@ def _specificity(row: ClassOutputs) -> float | None:
 def _precision(row: ClassOutputs) -> float | None:
     if row.only_class or row.actual.all() or not row.predicted.any():
         return None
-    return float(metrics.precision_score(row.actual, row.predicted))
+    return float(_sklearn().precision_score(row.actual, row.predicted))
 
 
 def _negative_predictive_value(row: ClassOutputs) -> float | None:
     if row.predicted.all() or not row.has_both_sides:
         return None
-    return float(metrics.precision_score(~row.actual, ~row.predicted))
+    return float(_sklearn().precision_score(~row.actual, ~row.predicted))
 
 
 def _f1(row: ClassOutputs) -> float | None:
     if row.only_class or row.actual.all() or not (row.actual.any() or row.predicted.any()):
         return None
-    return float(metrics.f1_score(row.actual, row.predicted))
+    return float(_sklearn().f1_score(row.actual, row.predicted))
 
 
 def _auc(row: ClassOutputs) -> float | None:
-    return float(metrics.roc_auc_score(row.actual, row.score)) if row.has_both_sides else None
+    return float(_sklearn().roc_auc_score(row.actual, row.score)) if row.has_both_sides else None
 
 
 def _average_precision(row: ClassOutputs) -> float | None:
     if not row.has_both_sides:
         return None
-    return float(metrics.average_precision_score(row.actual, row.score))
+    return float(_sklearn().average_precision_score(row.actual, row.score))
 
 
 def _sensitivity_at(specificity: float, row: ClassOutputs) -> float | None:
     """The largest sensitivity that a threshold with at least this specificity has."""
     if not row.has_both_sides:
         return None
-    false_positive_rate, sensitivity, _ = metrics.roc_curve(
+    false_positive_rate, sensitivity, _ = _sklearn().roc_curve(
         row.actual, row.score, drop_intermediate=False
     )
     return float(sensitivity[false_positive_rate <= 1 - specificity + _ROUNDING].max())
@@ -337,7 +343,7 @@ def _specificity_at(sensitivity: float, row: ClassOutputs) -> float | None:
     """The largest specificity that a threshold with at least this sensitivity has."""
     if not row.has_both_sides:
         return None
-    false_positive_rate, reached, _ = metrics.roc_curve(
+    false_positive_rate, reached, _ = _sklearn().roc_curve(
         row.actual, row.score, drop_intermediate=False
     )
     return float(1 - false_positive_rate[reached >= sensitivity - _ROUNDING].min())
@@ -435,7 +441,7 @@ def measure(outputs: Outputs) -> dict[str, Any]:
     }
     if outputs.task == "multiclass":
         classes = np.arange(len(outputs.class_names))
-        confusion = metrics.confusion_matrix(outputs.labels, outputs.predicted, labels=classes)
+        confusion = _sklearn().confusion_matrix(outputs.labels, outputs.predicted, labels=classes)
         found["confusion_matrix"] = confusion.tolist()
     return found | {
         "num_examples": len(outputs.labels),

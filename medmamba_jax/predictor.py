@@ -205,6 +205,17 @@ class Predictor:
         """Returns the pooled features that the head reads, float32 (n, model.num_features)."""
         return self._run("features", images, num_workers)
 
+    def compile_for(self, images: LabelledImages) -> None:
+        """Compiles the program that `logits` runs on a split, by a run on blank images.
+
+        The next call of `logits` on this split then starts without delay.
+        """
+        compute = _compiled("logits", self.model, self.preprocessing, self.parallel)
+        pixels = (*self.preprocessing.image_size, self.preprocessing.channels)
+        shape = (self.batch_size_for(len(images)), *pixels)
+        blank = jnp.zeros(shape, jnp.uint8, device=self.parallel.batch)
+        jax.block_until_ready(compute(self.params, self.statistics, blank))
+
     def _run(self, what: str, images: LabelledImages, num_workers: int) -> np.ndarray:
         """Runs the model on every image. A batch that the device cannot hold is halved.
 

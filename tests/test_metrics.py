@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -264,3 +266,9 @@ class TestMultilabel:
         assert got["subset_accuracy"] == 0.5 and got["label_accuracy"] == 5 / 6
         nothing = multilabel_metrics(np.full((2, 4), np.nan), logits, list("abcd"))
         assert all(nothing[name] is None for name in metrics_of("multilabel"))
+
+
+@pytest.mark.slow
+def test_a_program_that_measures_nothing_does_not_wait_for_scikit_learn():
+    program = "import sys, medmamba_jax.cli.predict; assert 'sklearn' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)

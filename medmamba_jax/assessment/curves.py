@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import precision_recall_curve, roc_curve
 
 from medmamba_jax.metrics import BINS, Outputs
 
@@ -16,6 +15,8 @@ Table = tuple[list[str], list[list[Any]]]  # names of columns, and rows
 
 def roc(outputs: Outputs) -> Table:
     """Returns the points of each class's ROC curve, from the highest threshold on."""
+    from sklearn.metrics import roc_curve  # as in `metrics.py`
+
     rows = []
     for name, part in outputs.by_class.items():
         if part.has_both_sides:
@@ -27,6 +28,8 @@ def roc(outputs: Outputs) -> Table:
 
 def precision_recall(outputs: Outputs) -> Table:
     """Returns the points of each class's curve, from the lowest threshold on."""
+    from sklearn.metrics import precision_recall_curve  # as in `metrics.py`
+
     rows = []
     for name, part in outputs.by_class.items():
         if part.has_both_sides:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import roc_curve
 
 from medmamba_jax.assessment.intervals import Bootstrap
 from medmamba_jax.assessment.resampling import class_metrics
@@ -33,6 +32,8 @@ def with_sensitivity(least: float, row: ClassOutputs) -> float | None:
 
 def _curve(row: ClassOutputs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The ROC curve without its first point, whose threshold is infinite."""
+    from sklearn.metrics import roc_curve  # as in `metrics.py`
+
     points = roc_curve(row.actual, row.probability, drop_intermediate=False)
     return tuple(values[1:] for values in points)
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import psutil
 from absl import logging
 from tqdm import tqdm
 
@@ -22,6 +21,7 @@ from medmamba_jax.data.auditing.fingerprints import FACT, Facts, blank_fact, fac
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.cpus import usable_cpus
 from medmamba_jax.data.dataset import Dataset
+from medmamba_jax.data.free_memory import available_memory
 from medmamba_jax.data.images.augmentation import changes_when_read
 from medmamba_jax.data.images.decoders import decoder_versions
 from medmamba_jax.data.images.preprocessing import Preprocessing
@@ -40,7 +40,6 @@ _SHARE = 0.5  # of the free memory or disk space
 _SAMPLED = 16  # images; their mean size is taken as the mean size of all images
 _PART = 16  # images that a thread takes at once
 _AHEAD = 4  # parts for each thread that are visited before they are wanted
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -342,16 +341,6 @@ def visited(visit: Callable[[int], Result], places: Sequence[int], title: str) -
                         bar.update()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def available_memory() -> int:
-    """Returns the free bytes of memory, within the limit of this process's control group."""
-    available = psutil.virtual_memory().available
-    try:
-        limit, used = (int((_CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
-    except (OSError, ValueError):  # there is no control group, or it has no limit
-        return available
-    return max(min(available, limit - used), 0)
 
 
 def _free_disk(folder: Path) -> int:

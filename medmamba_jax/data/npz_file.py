@@ -48,16 +48,21 @@ class StoredArray:
     def __str__(self) -> str:
         return f"{self.dtype} {self.shape}"
 
-    def load(self, *, images: bool = False) -> np.ndarray:
-        """Loads the array, which may be large only if it holds images.
+    def load(self, *, most: int | None = None) -> np.ndarray:
+        """Loads the array.
+
+        Args:
+            most: how many bytes it may have, since a small file can unpack to any size; by default
+                as many as an array without images may have.
 
         Raises:
             UserError: the array is too large, or damaged.
         """
-        if self.nbytes > _LARGEST and not images:
+        most = _LARGEST if most is None else most
+        if self.nbytes > most:
             raise UserError(
-                f"{self.name} is {self}, {self.nbytes:,} bytes, of which {_LARGEST:,} are allowed:"
-                " save it with a smaller dtype, or get the file elsewhere"
+                f"{self.name} is {self}, {self.nbytes:,} bytes, of which {most:,} are allowed:"
+                " save it with a smaller dtype, save images as files, or get the file elsewhere"
             )
         try:
             with self.archive.open(self.member) as stream:

@@ -17,9 +17,14 @@ from medmamba_jax.parallel import say
 
 COMPILED = "~/.cache/medmamba-jax/compiled"
 
-# In MedMamba's step cuBLAS multiplies matrices as fast as XLA's own kernels. XLA would first
-# compile and time many variants of these, which takes 8 of 60 seconds (docs/performance.md).
-_OF_GPU: dict[str, str | bool] = {"xla_gpu_enable_triton_gemm": False}
+# Platform -> XLA's options for a run's programs (docs/performance.md has the times).
+_OPTIONS: dict[str, dict[str, str | bool]] = {
+    # In MedMamba's step cuBLAS multiplies matrices as fast as XLA's own kernels. XLA would first
+    # compile and time many variants of these, which takes 8 of 60 seconds.
+    "gpu": {"xla_gpu_enable_triton_gemm": False},
+    # The step runs as fast as at the default level 3, and compiles in three quarters of the time.
+    "cpu": {"xla_backend_optimization_level": "1"},
+}
 
 Result = TypeVar("Result")
 
@@ -43,14 +48,27 @@ def cache_compiled_programs() -> None:
         say(f"compiled programs are kept in {config.jax_compilation_cache_dir}")
 
 
-def compile_step(step: jax.stages.Lowered) -> jax.stages.Compiled:
+def compile_step(step: jax.stages.Lowered, *others: Callable[[], object]) -> jax.stages.Compiled:
     """Compiles a training step for the platform of `default_backend`.
 
     A thread compiles. This thread waits, and so it hears signals such as Ctrl-C meanwhile.
+
+    Args:
+        step: the step.
+        *others: what further threads do meanwhile, such as compiling other programs.
     """
-    with ThreadPoolExecutor(1) as thread:
-        options = _OF_GPU if default_backend() == "gpu" else None
-        return thread.submit(step.compile, options).result()
+    with ThreadPoolExecutor(1 + len(others)) as threads:
+        compiled = threads.submit(step.compile, _options())
+        for work in [threads.submit(other) for other in others]:
+            work.result()
+        return compiled.result()
+
+
+def _options() -> dict[str, str | bool] | None:
+    config: Any = jax.config
+    if config.values["jax_disable_most_optimizations"]:  # options would turn some on again
+        return None
+    return _OPTIONS.get(default_backend())
 
 
 def compile_beside(
@@ -65,7 +83,7 @@ def compile_beside(
         The compiled program, and what `work` returned.
     """
     with ThreadPoolExecutor(1) as thread:
-        compiled = thread.submit(program.compile)
+        compiled = thread.submit(program.compile, _options())
         result = work()
         return compiled.result(), result
 

@@ -106,7 +106,11 @@ class TrainingRun:
         """The compiled step; it donates the state."""
         if self.step is None:
             raise UserError("nothing is left to train, so this run has no step")
-        return compile_step(self.step)
+        if self.parallel.devices[0].platform != "cpu":  # XLA times kernels: it must be alone there
+            return compile_step(self.step)
+        # XLA leaves most of a second core idle. The run needs this program after its first epoch.
+        validate = functools.partial(self.predictor().compile_for, self.dataset.splits["val"])
+        return compile_step(self.step, validate)
 
     def compile(self) -> None:
         """Compiles the step now, and not when it is first taken."""
@@ -506,6 +510,7 @@ def plan(run: TrainingRun, settled: dict[str, str]) -> str:
         scan = repr(names[0]) if len(set(names)) == 1 else f"{', '.join(names)} (by stage)"
         device = f"{device}, scan {scan}"
     weights, groups = dataset.splits["train"].weights, dataset.splits["train"].groups
+    parts = f" in {train.accumulate} parts" if train.accumulate > 1 else ""
     lines = [
         *parameter_counts(run.state.params),
         ("model", f"{run.config.model.variant}, {model.block}, {model.compute_dtype}"),
@@ -522,10 +527,12 @@ def plan(run: TrainingRun, settled: dict[str, str]) -> str:
     lines.append(
         (
             "training",
-            f"{train.epochs} epochs of {run.steps} steps, batch {train.batch_size}, "
+            f"{train.epochs} epochs of {run.steps} steps, batch {train.batch_size}{parts}, "
             f"{SAMPLERS[train.sampler].text}",
         )
     )
+    if train.shard_state:
+        lines.append(("state", f"shared by {len(run.parallel.devices)} devices"))
     if place := run.description.augmented_on:
         lines.append(("augmented", f"{run.config.data.augmentation}, on the {place}"))
     if weights is not None:

@@ -21,7 +21,8 @@ from medmamba_jax.data import (
 )
 from medmamba_jax.data import first_pass as module
 from medmamba_jax.data.build import prepare
-from medmamba_jax.data.first_pass import available_memory, first_pass
+from medmamba_jax.data.first_pass import first_pass
+from medmamba_jax.data.free_memory import available_memory
 from medmamba_jax.data.reading.store import OnDisk, decoded
 from medmamba_jax.errors import UserError
 
@@ -336,7 +337,7 @@ class TestPlaces:
 
 def test_the_limit_of_a_control_group_counts(tmp_path, monkeypatch):
     free = available_memory()
-    monkeypatch.setattr(module, "_CGROUP", tmp_path)
+    monkeypatch.setattr("medmamba_jax.data.free_memory._CGROUP", tmp_path)
     (tmp_path / "memory.max").write_text("1000000")
     (tmp_path / "memory.current").write_text("400000")
     assert available_memory() == 600000 < free

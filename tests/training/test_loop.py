@@ -416,7 +416,8 @@ def test_a_step_that_is_not_finite_is_written_down(config, images, tmp_path, cap
     (row,) = map(json.loads, (tmp_path / "nonfinite.jsonl").read_text().splitlines())
     assert (row["step"], row["skipped"], row["loss"]) == (2, nonfinite != "stop", "nan")
     assert row["images"] == [f"{i}.png" for i in _order(0, 20, range(8, 16))]
-    assert row["not_finite"] > 0 and "." in row["largest_gradient"]
+    # The loss is inf / inf, and its gradient is finite / inf.
+    assert (row["not_finite"], row["its_norm"]) == (0, 0) and "." in row["largest_gradient"]
 
 
 @pytest.mark.slow
@@ -425,3 +426,4 @@ def test_a_run_skips_no_more_steps_than_it_may(config, images, tmp_path):
         mm.train(config(epochs=2, batch_size=4, lr=1e30, nonfinite="skip:2"), tmp_path, images)
     rows = list(map(json.loads, (tmp_path / "nonfinite.jsonl").read_text().splitlines()))
     assert [row["skipped"] for row in rows] == [True, True, False]
+    assert all(row["not_finite"] == row["parameters"] > 0 for row in rows)

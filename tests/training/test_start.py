@@ -7,8 +7,10 @@ import pytest
 from PIL import Image
 
 import medmamba_jax as mm
+from medmamba_jax.predictor import _compiled
 from medmamba_jax.training import start
 from medmamba_jax.training.compilation import compile_beside
+from medmamba_jax.training.loop import batches_of
 from medmamba_jax.training.start import describe
 
 
@@ -104,3 +106,16 @@ def test_runs_with_other_seeds_share_their_compiled_programs(
             drawn.append(run.state.params["head"]["kernel"])
     assert programs[0] == programs[1]
     assert not np.array_equal(*drawn)
+
+
+def test_the_step_of_a_cpu_brings_a_compiled_validation(config, images, tmp_path):
+    _compiled.cache_clear()
+    with mm.start_run(config(), tmp_path, images) as run:
+        step, before = run.train_step, run.predictor()
+        compute = _compiled("logits", before.model, before.preprocessing, run.parallel)
+        assert compute._cache_size() == 1
+        with batches_of(run) as batches:
+            run.state, _ = step(run.state, run.parallel.put_batch(next(batches)))
+        after = run.predictor()
+        after.logits(run.dataset.splits["val"])
+        assert compute._cache_size() == 1

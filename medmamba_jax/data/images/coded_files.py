@@ -93,6 +93,17 @@ class CodedFile(ImageFile):
         )
 
 
+class DeepPng(CodedFile):
+    """A PNG with 16-bit colour. Its EXIF orientation may stand behind the pixels."""
+
+    def _read(self, window: Window, frame: int, max_pixels: int) -> Picture:
+        require_size(self._header.height, self._header.width, max_pixels)  # `getexif` decodes
+        opened = Image.open(io.BytesIO(self.content), formats=("PNG",))
+        orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
+        self._header = self._header._replace(orientation=orientation)
+        return super()._read(window, frame, max_pixels)
+
+
 class AnimatedPng(ImageFile):
     """A PNG of several frames with 16-bit colour, which no library here reads at its full depth."""
 
@@ -110,9 +121,8 @@ def open_png(content: bytes) -> ImageFile:
     opened = Image.open(io.BytesIO(content), formats=("PNG",))
     if getattr(opened, "is_animated", False):
         return AnimatedPng(content)
-    orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
     size = opened.height, opened.width, _CHANNELS[content[25]]
-    return CodedFile(content, Header("PNG", "png_decode", *size, 16, orientation=orientation))
+    return DeepPng(content, Header("PNG", "png_decode", *size, 16))
 
 
 def open_jpeg(content: bytes) -> ImageFile:

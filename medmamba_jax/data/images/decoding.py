@@ -4,7 +4,13 @@ import numpy as np
 
 from medmamba_jax.data.images.arrays import ArrayFile
 from medmamba_jax.data.images.formats import format_of, kind_of
-from medmamba_jax.data.images.image_file import MAX_PIXELS, ImageFile, Picture, explained_damage
+from medmamba_jax.data.images.image_file import (
+    MAX_PIXELS,
+    ImageFile,
+    Picture,
+    explained_damage,
+    raise_limit_of_pillow,
+)
 from medmamba_jax.data.images.windowing import Window
 from medmamba_jax.errors import UserError
 
@@ -43,6 +49,7 @@ def open_image(
             than `max_pixels`, holds NaN or infinity, or is of a kind that cannot be read at its
             full depth.
     """
+    raise_limit_of_pillow(max_pixels)
     return parsed(image).read(window=window, frame=frame, max_pixels=max_pixels)
 
 

@@ -12,7 +12,7 @@ from medmamba_jax.data.images.windowing import Window, to_uint8
 from medmamba_jax.data.texts import one_line
 from medmamba_jax.errors import DataUnavailableError, UserError
 
-MAX_PIXELS = 100_000_000  # the default of `data.max_pixels`
+MAX_PIXELS = 80_000_000  # the default of `data.max_pixels`; Pillow warns from 89 million on
 LARGEST_UNPACKED = 1 << 32  # bytes of a compressed file, with all its frames
 
 _MAKE_SMALLER = (
@@ -107,7 +107,7 @@ def explained_damage(what: str = "a complete image file") -> Iterator[None]:
         yield
     except (UserError, DataUnavailableError):
         raise
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(
             f"the image is too large ({str(error).rstrip('.')}): {_MAKE_SMALLER}"
         ) from error
@@ -130,11 +130,11 @@ def require_size(height: int, width: int, max_pixels: int) -> None:
 def raise_limit_of_pillow(max_pixels: int) -> None:
     """Lets Pillow open and crop images of so many pixels, in this process.
 
-    Pillow refuses images of more than twice its own limit. The limit is never lowered, and raised
-    only for a `data.max_pixels` that is larger than what Pillow would open.
+    Pillow warns of images of more than its own limit, and refuses them from twice of it on. The
+    limit is never lowered, and raised only for a `data.max_pixels` that is larger.
     """
     limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and max_pixels > 2 * limit:
+    if limit is not None and max_pixels > limit:
         Image.MAX_IMAGE_PIXELS = max_pixels
 
 

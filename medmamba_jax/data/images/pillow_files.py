@@ -12,7 +12,6 @@ from medmamba_jax.data.images.image_file import (
     ImageFile,
     Picture,
     integer_range,
-    raise_limit_of_pillow,
     rendered,
     require_size,
 )
@@ -34,8 +33,8 @@ _NAMES = {
     **dict.fromkeys(_GREY_16, "16-bit grey"),
 }
 
-# Pillow warns of images of half the size that it refuses. `data.max_pixels` decides about them, so
-# the user has nothing to do. `warnings.catch_warnings` would not be safe in threads.
+# Pillow warns of images of half the size that it refuses. `data.max_pixels` decides about them, and
+# its message says what to do. `warnings.catch_warnings` would not be safe in threads.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
@@ -57,7 +56,6 @@ class PillowFile(ImageFile):
         return f"{opened.format}, {_NAMES.get(opened.mode, opened.mode)}"
 
     def _read(self, window: Window, frame: int, max_pixels: int) -> Picture:
-        raise_limit_of_pillow(max_pixels)
         with self._lock:
             # An opened file knows the places of the frames that it has passed.
             opened = self._opened if self._opened is not None and frame else self._open()

@@ -5,6 +5,7 @@ A zip inside a folder or a zip counts as a folder with the name of the zip.
 
 import contextlib
 import functools
+import stat
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -29,7 +30,8 @@ def open_files(location: Path) -> Iterator[Files]:
 
     Raises:
         zipfile.BadZipFile: an archive is damaged.
-        UserError: a zip has a path outside of its folder, the same name twice, or encrypted files.
+        UserError: a zip has a path outside of its folder, a link, a device, the same name twice, or
+            encrypted files.
     """
     files: Files = {}
     with contextlib.ExitStack() as stack:
@@ -63,6 +65,9 @@ def _add_zip(
         place = PureWindowsPath(info.filename)  # it parses both kinds of slash, and drives
         if place.anchor or ".." in place.parts:
             raise UserError(f"it holds a path outside of its folder, {name!r}: get it elsewhere")
+        kind = stat.S_IFMT(info.external_attr >> 16)  # 0 if the zip does not say
+        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise UserError(f"it holds a link or a device, {name!r}: get it elsewhere")
         if info.is_dir() or _is_hidden(name):
             continue
         if info.flag_bits & _ENCRYPTED:

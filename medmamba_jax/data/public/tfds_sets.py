@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import hashlib
 import io
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -136,6 +137,8 @@ def _prepare(builder: _Builder, public_set: PublicSet, manual_dir: Path | None) 
     folder = Path(builder.data_dir)
     # `try_download_gcs` would search Google's bucket for a prepared copy, which is not there.
     options = tfds.download.DownloadConfig(try_download_gcs=False)
+    if not sys.stderr.isatty():  # the bars would stand in a log, in front of an error
+        tfds.disable_progress_bar()
     try:
         builder.download_and_prepare(download_config=options)
     except FileExistsError:  # another process has written the same images first

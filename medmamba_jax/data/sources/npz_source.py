@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from medmamba_jax.data.config import DataConfig
+from medmamba_jax.data.free_memory import available_memory
 from medmamba_jax.data.labelled_images import LabelledImages
 from medmamba_jax.data.labels import as_labels
 from medmamba_jax.data.npz_file import StoredArray, array_names, stored_array
@@ -62,7 +63,7 @@ def find_arrays(config: DataConfig) -> LabelledImages:
         class_names, all_labels = _classes(names, as_labels(np.concatenate(labels)), saved)
         return LabelledImages(
             # Views, so that splits do not copy the pixels.
-            [image for array in arrays for image in array.load(images=True)],
+            [image for array in arrays for image in array.load(most=available_memory())],
             all_labels,
             class_names,
             names=tuple(names),
