@@ -256,7 +256,7 @@ def test_all_hosts_end_with_the_message_of_the_one_that_refuses(tmp_path, culpri
 def test_all_hosts_stop_after_the_same_step_if_one_of_them_gets_a_signal(tmp_path):
     many = [["--config.train.epochs=30"]] * 2
     hosts = Hosts(tmp_path / "stopped", 2, 1, own=many)
-    hosts.wait_for("epoch 2/30")
+    hosts.wait_for(" 2/30")
     hosts.processes[1].send_signal(signal.SIGTERM)
     codes, errors = hosts.ended()
     assert codes == [143, 143], errors
