@@ -131,18 +131,20 @@ def test_a_place_that_cannot_be_written_to_is_found_before_an_image_is_read(
 ):
     (run.workdir / "evaluations").write_text("a file in the place of the folder")
     monkeypatch.setattr("medmamba_jax.runs.elsewhere.labelled_outputs", None)
-    with pytest.raises(OSError, match="evaluations"):
+    with pytest.raises(mm.UserError, match="evaluations/clinic cannot be written to"):
         evaluate_elsewhere(run, images.splits["test"], "clinic")
 
 
-@pytest.mark.parametrize(("failed", "error"), [(True, "the first host failed"), (False, "called")])
-def test_only_the_first_host_must_write(run, images, monkeypatch, failed, error):
+@pytest.mark.parametrize(
+    ("reason", "error"), [("no space", "the first host stopped: no space"), ("", "called")]
+)
+def test_only_the_first_host_must_write(run, images, monkeypatch, reason, error):
     def called(*_, **__):
         raise mm.UserError("called")
 
     (run.workdir / "evaluations").write_text("another host cannot write here")
     monkeypatch.setattr("medmamba_jax.parallel.is_first_host", lambda: False)
-    monkeypatch.setattr("medmamba_jax.parallel.as_on_first_host", lambda _: [failed])
+    monkeypatch.setattr("medmamba_jax.parallel.shared_text", lambda _: reason)
     monkeypatch.setattr("medmamba_jax.runs.elsewhere.labelled_outputs", called)
     monkeypatch.setattr("medmamba_jax.runs.run.labelled_outputs", called)
     with pytest.raises(mm.UserError, match=error):

@@ -135,6 +135,9 @@ BAD = {
     "sampler": "weighted",
     "best_metric": "f2",
     "patience": -1,
+    "checkpoint_minutes": -1.0,
+    "nonfinite": "skip:0",
+    "keep_every": -1,
 }
 
 

@@ -13,6 +13,7 @@ import medmamba_jax as mm
 from medmamba_jax.exports import FORMATS, Meaning
 from medmamba_jax.interop import weights_to_state_dict, write_state_dict
 from medmamba_jax.models.structure import by_name
+from medmamba_jax.parallel import DataParallel
 from medmamba_jax.training.initial_weights import initial_weights
 from medmamba_jax.training.start import describe, make_spec
 from medmamba_jax.training.step import init_state
@@ -31,6 +32,9 @@ def official(mamba_run, tmp_path):
     return path
 
 
+ONE = DataParallel((jax.devices()[0],))
+
+
 @pytest.fixture
 def loaded(config, images):
     """Returns a function (source, images, **changes of the model) -> tensors and their report."""
@@ -39,7 +43,7 @@ def loaded(config, images):
         built = config("tiny_mamba", init_from=str(source))
         model = dataclasses.replace(built.model, **changes)
         description, _ = describe(dataclasses.replace(built, model=model), dataset)
-        spec, _ = make_spec(built, dataset, description)
+        spec, _ = make_spec(built, dataset, description, ONE)
         shapes = jax.eval_shape(
             lambda: init_state(description.model, spec.optimizer, 0, average=False)
         )
@@ -159,7 +163,7 @@ def test_pixels_on_another_scale_are_warned_of(loaded, trained, images, config, 
     built = config(init_from=str(trained[0]))
     data = dataclasses.replace(built.data, mean=(0.4,))
     description, _ = describe(dataclasses.replace(built, data=data), images)
-    spec, _ = make_spec(built, images, description)
+    spec, _ = make_spec(built, images, description, ONE)
     shapes = jax.eval_shape(lambda: init_state(description.model, spec.optimizer, 0, average=False))
     initial_weights(str(trained[0]), shapes, description)
     assert "was trained with data.mean = (0.5,), and this run has (0.4,)" in caplog.text
