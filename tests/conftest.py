@@ -5,7 +5,12 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import tempfile
+
+# A shell lets its background jobs ignore the interrupt, which processes of the tests would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # All of these must be set before JAX starts.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (

@@ -347,7 +347,7 @@ class CheckpointStore(Checkpoints):
     def remove_after(self, position: Position) -> None:
         """Removes the checkpoints after this one, from which the run goes on."""
         if is_first_host():
-            write_atomically(self.directory / _LATEST, f"{position}\n")
+            self._name_latest(position)
             for later in self.positions():
                 if later > position:
                     self._remove(later)
@@ -384,12 +384,17 @@ class CheckpointStore(Checkpoints):
         kept = {latest, best, *map(Position, progress.kept)}
         if latest == best:
             kept.add(Position(progress.best_before))
-        if is_first_host():
-            write_atomically(self.directory / _LATEST, f"{latest}\n")
-        for position in self.positions() if is_first_host() else []:
+        if not is_first_host():
+            return
+        self._name_latest(latest)
+        for position in self.positions():
             due = self._keep_every and not position.steps and not position.epoch % self._keep_every
             if not due and position not in kept:
                 self._remove(position)
+
+    def _name_latest(self, position: Position) -> None:
+        if self._newest() != position:
+            write_atomically(self.directory / _LATEST, f"{position}\n")
 
     def _remove(self, position: Position) -> None:
         """Removes a checkpoint; a reader finds all of it or nothing."""

@@ -55,6 +55,7 @@ def test_the_file_has_official_names_and_says_what_it_means(predictor, exported)
         "window": [0, 900],
         "frame": 0,
         "fit": "pad",
+        "max_pixels": 80_000_000,
     }
     assert said["calibration"]["temperature"] == 1.7
     assert said["licence"] == "CC BY 4.0" and said["version"] == mm.__version__
