@@ -255,7 +255,7 @@ def test_folder_of_images_from_training_to_evaluation(tmp_path):
 
     image = tmp_path / "moved" / "a" / "0.png"
     image.rename(image.with_name("renamed.png"))
-    refused = run(config, "--config.data.path=moved", kept, "--config.train.epochs=3", cwd=tmp_path)
+    refused = run(config, "--config.data.path=moved", kept, cwd=tmp_path)
     assert refused.returncode == 2 and "images of split" in refused.stderr
 
 

@@ -37,7 +37,7 @@ def test_nothing_is_compiled_after_the_first_epoch(
         jax.monitoring.unregister_event_duration_listener(listener)
     assert len(by_epoch) == 3
     first, second, third = by_epoch
-    assert second > first  # the events are counted
+    assert first > 0  # the programs of the step are compiled before the first epoch
     assert third == second
 
 
