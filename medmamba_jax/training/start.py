@@ -106,9 +106,11 @@ class TrainingRun:
         """The compiled step; it donates the state."""
         if self.step is None:
             raise UserError("nothing is left to train, so this run has no step")
-        if self.parallel.devices[0].platform != "cpu":  # XLA times kernels: it must be alone there
+        if self.parallel.devices[0].platform != "cpu":
+            # XLA times kernels there while it compiles, so nothing else may run.
             return compile_step(self.step)
-        # XLA leaves most of a second core idle. The run needs this program after its first epoch.
+        # On a CPU XLA leaves most of a second core idle. The run needs the program of the
+        # validation after its first epoch.
         validate = functools.partial(self.predictor().compile_for, self.dataset.splits["val"])
         return compile_step(self.step, validate)
 
@@ -150,7 +152,7 @@ def start_run(
         workdir: the run's folder; it is created if it does not exist.
         data: images in place of those that `config.data` names: a `Dataset`, or objects of your
             own, see `medmamba_jax.data.build.prepare`.
-        resume: the checkpoint to go on from, as `Checkpoints.named` understands it. Later ones are
+        resume: the checkpoint to continue from, as for `Checkpoints.named`. Later checkpoints are
             removed.
 
     Raises:
@@ -443,13 +445,13 @@ def first_state(
 def with_best(
     progress: Progress, store: CheckpointStore, rows: Sequence[Mapping[str, Any]]
 ) -> Progress:
-    """Returns the progress to go on with, whose best checkpoint can be used.
+    """Returns the progress to continue with, whose best checkpoint can be used.
 
-    If the best checkpoint is gone or damaged, the one that the run goes on from counts as the best,
-    and a warning says so. Otherwise nobody would notice before the run ends.
+    If the best checkpoint is gone or damaged, the one from which the run continues counts as the
+    best, and a warning says so. Otherwise nobody would notice before the run ends.
 
     Args:
-        progress: that of the checkpoint that the run goes on from.
+        progress: that of the checkpoint from which the run continues.
         store: the checkpoints.
         rows: the rows of `metrics.jsonl`, which have the validation metrics of that epoch.
     """
@@ -463,13 +465,18 @@ def with_best(
             return progress
         problem = f"is damaged ({found})"
     if Position(progress.epoch) not in store.positions():
-        # The run goes on from inside an epoch. The end of this epoch will be the best.
-        logging.warning("the best checkpoint, of epoch %d, %s", progress.best_epoch, problem)
+        # The run continues inside an epoch.
+        logging.warning(
+            "the best checkpoint, of epoch %d, %s: the next epoch counts as the best until a later"
+            " one is better",
+            progress.best_epoch,
+            problem,
+        )
         return dataclasses.replace(progress, best_epoch=0, best_values={}, best_before=0)
     row = next((row for row in rows if row["epoch"] == progress.epoch), {})
     logging.warning(
-        "the best checkpoint, of epoch %d, %s: epoch %d, from which the run goes on, counts as the"
-        " best until a later one is better",
+        "the best checkpoint, of epoch %d, %s: epoch %d, from which the run continues, counts as"
+        " the best until a later one is better",
         progress.best_epoch,
         problem,
         progress.epoch,
