@@ -264,10 +264,10 @@ def _addresses() -> list[str]:
 
 
 def shared_text(text: str, length: int = 1024) -> str:
-    """Returns the text of the first host, on every host. It cuts a text that is too long.
+    """Returns the text of the first host, on every host. What is longer is cut.
 
     Args:
-        text: the text of this host; only that of the first host matters.
+        text: of this host; only that of the first host matters.
         length: the largest number of bytes.
     """
     if jax.process_count() == 1:

@@ -123,8 +123,9 @@ def fail(error: object, code: int = 2) -> int:
         error = f"{error.strerror}{named}; check the path, {remedy}"
     line = " ".join(str(error).split())
     print(f"error: {for_terminal(line)}", file=sys.stderr)
-    # An import would import JAX, too, which the help does not need.
-    if hosts := sys.modules.get("medmamba_jax.hosts"):
+    if hosts := sys.modules.get(
+        "medmamba_jax.hosts"
+    ):  # it imports JAX, which the help does not need
         hosts.tell_others(line, code)
     return code
 

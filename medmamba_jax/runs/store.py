@@ -327,7 +327,7 @@ class CheckpointStore(Checkpoints):
         """
         self.wait()
         if progress.position in self.positions():
-            return  # training is deterministic, so the same checkpoint is there already
+            return  # as training is deterministic, the same is there already
         size = sum(map(_bytes_of, jax.tree.leaves(dict(parts))))
         on_first_host(lambda: self._require_room(progress.position, size))
         self._saving = progress

@@ -465,7 +465,7 @@ def with_best(
             return progress
         problem = f"is damaged ({found})"
     if Position(progress.epoch) not in store.positions():
-        # The run continues inside an epoch.
+        # The run goes on from inside an epoch. The end of this epoch will be the best.
         logging.warning(
             "the best checkpoint, of epoch %d, %s: the next epoch counts as the best until a later"
             " one is better",
