@@ -111,8 +111,8 @@ class Checkpoints:
         if (newest := self._newest()) is not None and newest > latest:
             raise UserError(
                 f"the latest checkpoint, {newest}, which may be the best one, is gone from"
-                f" {self.directory}: restore it from a copy, or continue the training, which"
-                f" starts from checkpoint {latest}"
+                f" {self.directory}: restore it from a copy; training goes on from checkpoint"
+                f" {latest}"
             )
         epoch = self.progress(latest).best_epoch
         if not epoch:
@@ -120,8 +120,8 @@ class Checkpoints:
         if Position(epoch) not in self.positions():
             raise UserError(
                 f"the best checkpoint, of epoch {epoch}, is gone from {self.directory}: restore it"
-                f" from a copy, or continue the training from checkpoint {latest}, which then"
-                " counts as the best until a later one is better"
+                f" from a copy, or train on from checkpoint {latest}, which then counts as the best"
+                " until a later one is better"
             )
         return Position(epoch)
 

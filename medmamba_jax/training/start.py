@@ -445,13 +445,13 @@ def first_state(
 def with_best(
     progress: Progress, store: CheckpointStore, rows: Sequence[Mapping[str, Any]]
 ) -> Progress:
-    """Returns the progress to continue with, whose best checkpoint can be used.
+    """Returns the progress to go on with, whose best checkpoint can be used.
 
-    If the best checkpoint is gone or damaged, the one from which the run continues counts as the
-    best, and a warning says so. Otherwise nobody would notice before the run ends.
+    If the best checkpoint is gone or damaged, the one that the run goes on from counts as the best,
+    and a warning says so. Otherwise nobody would notice before the run ends.
 
     Args:
-        progress: that of the checkpoint from which the run continues.
+        progress: that of the checkpoint that the run goes on from.
         store: the checkpoints.
         rows: the rows of `metrics.jsonl`, which have the validation metrics of that epoch.
     """
@@ -466,17 +466,12 @@ def with_best(
         problem = f"is damaged ({found})"
     if Position(progress.epoch) not in store.positions():
         # The run goes on from inside an epoch. The end of this epoch will be the best.
-        logging.warning(
-            "the best checkpoint, of epoch %d, %s: the next epoch counts as the best until a later"
-            " one is better",
-            progress.best_epoch,
-            problem,
-        )
+        logging.warning("the best checkpoint, of epoch %d, %s", progress.best_epoch, problem)
         return dataclasses.replace(progress, best_epoch=0, best_values={}, best_before=0)
     row = next((row for row in rows if row["epoch"] == progress.epoch), {})
     logging.warning(
-        "the best checkpoint, of epoch %d, %s: epoch %d, from which the run continues, counts as"
-        " the best until a later one is better",
+        "the best checkpoint, of epoch %d, %s: epoch %d, from which the run goes on, counts as the"
+        " best until a later one is better",
         progress.best_epoch,
         problem,
         progress.epoch,

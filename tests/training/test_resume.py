@@ -83,7 +83,7 @@ def test_the_latest_counts_as_the_best_where_that_one_is_lost(
         assert (run.progress.epoch, run.progress.best_epoch) == (3, 3)
         assert set(run.progress.best_values.values()) == {0.25}
     assert f"the best checkpoint, of epoch 2, is {lost}" in caplog.text
-    assert "epoch 3, from which the run continues, counts as the best" in caplog.text
+    assert "epoch 3, from which the run goes on, counts as the best" in caplog.text
 
 
 @pytest.mark.slow
