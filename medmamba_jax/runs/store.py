@@ -346,7 +346,7 @@ class CheckpointStore(Checkpoints):
         return super().restore(position, like)
 
     def remove_after(self, position: Position) -> None:
-        """Removes the checkpoints after this one, from which the run continues."""
+        """Removes the checkpoints after this one, from which the run goes on."""
         if is_first_host():
             write_atomically(self.directory / _LATEST, f"{position}\n")
             for later in self.positions():
