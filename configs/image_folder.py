@@ -4,7 +4,7 @@ Claim: one command trains a classifier on `<path>/{train,val,test}/<class>/*`, o
     `<path>/<class>/*`, which is split by a seed, and reports its metrics. docs/data.md has the
     other forms.
 Command: python main.py --config=configs/image_folder.py --config.data.path=path/to/images
-Expected: depends on the images. docs/results.md has the recipe on four sets beside the paper's.
+Expected: depends on the images. docs/results.md compares the recipe with the paper's on four sets.
     If a mirror image is as likely as the image, add --config.data.augmentation=strong_flip
 Cost: MedMamba-T at 224 px and batch 64 needs a GPU, on which
     --config.model.compute_dtype=bfloat16 is faster. On a CPU start with

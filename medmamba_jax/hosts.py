@@ -31,7 +31,7 @@ SILENCE = 20.0  # seconds without a sign of life after which a host is lost
 _BEAT = 4.0  # seconds between signs of life
 _GRACE = 4.0  # seconds in which a host may end by itself, after another has ended with an error
 _LAST = 8.0  # seconds for which the first host waits for the others to end before it does
-_SOON = 1.0  # seconds in which the end of another host is heard of
+_SOON = 1.0  # seconds after which this host has heard that another has ended
 _CONNECT = 10.0  # seconds in which the hosts connect to each other
 
 # Launcher -> the variables that it sets for each process, and that which counts the processes.
@@ -203,9 +203,7 @@ class _Watch:
                     self._hear(host, json.loads(line))
         self._open.discard(host)
         if host not in self._finished and not self._told:
-            gone = (
-                f"host {host} is gone: start the same line again on every host, and the run goes on"
-            )
+            gone = f"host {host} is gone: start the same command again on every host to continue"
             self._send({"host": host, "line": gone, "code": LOST}, without=host)
             self.end(LOST, gone)
 
@@ -250,7 +248,9 @@ def _connected() -> dict[int, socket.socket]:
     server.close()
     if not peers or (jax.process_index() == 0 and len(peers) < jax.process_count() - 1):
         logging.warning(
-            "the hosts cannot connect to each other, so that a lost host is noticed by JAX alone"
+            "the hosts cannot connect to each other, so only JAX notices a lost host, after %d"
+            " seconds; check the firewall between them (docs/distributed.md)",
+            int(SILENCE) + 5,
         )
     return peers
 

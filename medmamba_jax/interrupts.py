@@ -20,7 +20,7 @@ _Handler = Callable[[int, FrameType | None], object]
 
 
 def run_program(module: str, function: str, *arguments: object) -> int:
-    """Imports a function and calls it, and ends in one line if Ctrl-C interrupts this.
+    """Imports a function and calls it; if Ctrl-C interrupts this, ends with one line.
 
     While Python imports, the first Ctrl-C ends the process at once: there is nothing to tidy up,
     and some packages swallow the exception when they are imported. Later, the first Ctrl-C raises

@@ -197,7 +197,7 @@ def range_text(ends: Sequence[float | None] | None, **style: Any) -> str:
 
 
 def _sklearn() -> Any:
-    """Returns `sklearn.metrics`. Its import takes a second, which only those wait who measure."""
+    """Returns `sklearn.metrics`. Its import takes a second, so only what measures imports it."""
     from sklearn import metrics
 
     return metrics

@@ -29,7 +29,7 @@ SMALLEST_SHARDED = 2**14
 class DataParallel:
     """Data parallelism: a batch is split over the devices.
 
-    A state is on each of them, or its large arrays are split, too (`of_state`).
+    A state is whole on each device, or its large arrays are split, too (`of_state`).
 
     Attributes:
         devices: all of them, along one mesh axis `data`.

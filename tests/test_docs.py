@@ -19,7 +19,8 @@ from medmamba_jax.data.images.augmentation import POLICIES
 from medmamba_jax.runs.workdir import flat
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
 API = (ROOT / "docs" / "api.md").read_text()
 SETTINGS = flat(mm.default_config().to_dict())
 EXAMPLES = {

@@ -15,7 +15,7 @@ Table = tuple[list[str], list[list[Any]]]  # names of columns, and rows
 
 def roc(outputs: Outputs) -> Table:
     """Returns the points of each class's ROC curve, from the highest threshold on."""
-    from sklearn.metrics import roc_curve  # as in `metrics.py`
+    from sklearn.metrics import roc_curve  # late, as in `metrics.py`
 
     rows = []
     for name, part in outputs.by_class.items():
@@ -28,7 +28,7 @@ def roc(outputs: Outputs) -> Table:
 
 def precision_recall(outputs: Outputs) -> Table:
     """Returns the points of each class's curve, from the lowest threshold on."""
-    from sklearn.metrics import precision_recall_curve  # as in `metrics.py`
+    from sklearn.metrics import precision_recall_curve  # late, as in `metrics.py`
 
     rows = []
     for name, part in outputs.by_class.items():

@@ -32,7 +32,7 @@ def with_sensitivity(least: float, row: ClassOutputs) -> float | None:
 
 def _curve(row: ClassOutputs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The ROC curve without its first point, whose threshold is infinite."""
-    from sklearn.metrics import roc_curve  # as in `metrics.py`
+    from sklearn.metrics import roc_curve  # late, as in `metrics.py`
 
     points = roc_curve(row.actual, row.probability, drop_intermediate=False)
     return tuple(values[1:] for values in points)

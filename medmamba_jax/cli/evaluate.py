@@ -46,8 +46,8 @@ def add_evaluate(subcommands: Any) -> None:
     parser.add_argument(
         "--output",
         metavar="FOLDER",
-        help="write the results into this folder, such as where RUN cannot be written to; no report"
-        " is made",
+        help="write the results into this new folder, for example if RUN cannot be written to; this"
+        " makes no report",
     )
     for key in _SETTINGS:
         parser.add_argument(f"--{key}", metavar="VALUE", help="in place of the run's own setting")

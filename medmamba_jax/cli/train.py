@@ -44,8 +44,9 @@ _WORKDIR = flags.DEFINE_string(
 _RESUME = flags.DEFINE_string(
     "resume",
     "latest",
-    "The checkpoint that a run in the workdir is continued from: latest; previous, the newest sound"
-    " one before the latest; or the name of a folder in its checkpoints/. Later ones are removed.",
+    "The checkpoint from which a run in the workdir continues: latest; previous, which is the"
+    " newest sound one before the latest; or the name of a folder in its checkpoints/. The run"
+    " removes all later ones.",
 )
 _SEEDS = flags.DEFINE_list(
     "seeds",
@@ -68,15 +69,15 @@ _INPUT = flags.DEFINE_multi_string(
 _OUTPUT = flags.DEFINE_string(
     "output",
     None,
-    "With --mode=predict: a file, .csv or .jsonl. With --mode=evaluate: a folder for the results in"
-    " place of the workdir.",
+    "With --mode=predict: a file, .csv or .jsonl. With --mode=evaluate: a new folder, which gets"
+    " the results in place of the workdir.",
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "With --mode=predict: replace the output file.")
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed",
     None,
-    "Whether this is one of several processes of a run, which JAX finds (docs/distributed.md). By"
-    " default it is if Slurm, Open MPI or a TPU pod on Kubernetes started several.",
+    "Join the processes of a run on several hosts, which JAX finds (docs/distributed.md). By"
+    " default they are joined if Slurm, Open MPI or a TPU pod on Kubernetes started several.",
 )
 
 
@@ -141,7 +142,7 @@ def _compute() -> None:
             raise
         sys.exit(fail(error, code=1))
     except KeyboardInterrupt:
-        line = f"interrupted; the same line continues the run in {workdir}"
+        line = f"interrupted; the same command continues the run in {workdir}"
         raise KeyboardInterrupt(line) from None
 
 
@@ -168,7 +169,7 @@ def _train_series(workdir: pathlib.Path) -> None:
     except (NonFiniteLossError, NotSavedError) as error:
         sys.exit(fail(error, code=1))
     except KeyboardInterrupt:
-        line = f"interrupted; the same line continues the series in {workdir}"
+        line = f"interrupted; the same command continues the series in {workdir}"
         raise KeyboardInterrupt(line) from None
 
 

@@ -52,8 +52,8 @@ class StoredArray:
         """Loads the array.
 
         Args:
-            most: how many bytes it may have, since a small file can unpack to any size; by default
-                as many as an array without images may have.
+            most: how many bytes it may have, because a small file can unpack to any size. The
+                default is the limit for arrays that hold no images.
 
         Raises:
             UserError: the array is too large, or damaged.
@@ -61,7 +61,7 @@ class StoredArray:
         most = _LARGEST if most is None else most
         if self.nbytes > most:
             raise UserError(
-                f"{self.name} is {self}, {self.nbytes:,} bytes, of which {most:,} are allowed:"
+                f"{self.name} is {self}: it has {self.nbytes:,} bytes, and {most:,} are allowed;"
                 " save it with a smaller dtype, save images as files, or get the file elsewhere"
             )
         try:

@@ -184,7 +184,7 @@ def read_run(workdir: str | pathlib.Path) -> RunFacts:
     description = RunDescription.read(workdir)
     if not isinstance(description.model, MedMambaConfig):
         variant = description.config["model"]["variant"]
-        raise UserError(f"the report is about a MedMamba, and {workdir} trained {variant!r}")
+        raise UserError(f"only a MedMamba has a report, and {workdir} trained {variant!r}")
     own = {}
     for name in EVALUATED:
         results = _results(workdir / RESULTS / f"{name}.json")

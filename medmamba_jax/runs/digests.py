@@ -18,7 +18,7 @@ FILE = "SHA256SUMS"
 
 
 def write_digests(folder: pathlib.Path) -> None:
-    """Writes the digests of all files in the folders of a checkpoint; the checkpoint is complete.
+    """Writes the digests of all files in the folders of a checkpoint, which must be complete.
 
     Orbax still changes the files beside these folders, which hold nothing that is read.
     """

@@ -1,4 +1,4 @@
-"""Logs of a run, whose lines are JSON: `metrics.jsonl` has one for each epoch."""
+"""Logs of a run. Each line is JSON; `metrics.jsonl` has a line for each epoch."""
 
 import json
 import pathlib
@@ -17,7 +17,9 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def read_rows(path: pathlib.Path, number: str) -> list[dict[str, Any]]:
-    """Returns the rows of a log, which each have a whole number of this name; see `read_metrics`.
+    """Returns the rows of a log; damaged lines are left out with a warning.
+
+    Every sound row has a whole number of the given name, such as "epoch".
 
     A log that does not exist has no rows.
     """
@@ -34,5 +36,5 @@ def read_rows(path: pathlib.Path, number: str) -> list[dict[str, Any]]:
         else:
             damaged.append(f"line {i + 1}")
     if damaged:
-        logging.warning("%s: left out what is damaged: %s", path, listed(damaged))
+        logging.warning("%s has damaged lines, which are left out: %s", path, listed(damaged))
     return rows

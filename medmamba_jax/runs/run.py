@@ -139,8 +139,8 @@ class Run:
                 of your own, all of whose images are the split "test"; or such objects under the
                 names "val" and "test". `medmamba_jax.data.own_data.labelled` describes the objects.
             changes: settings in place of the run's, by their names in `MAY_CHANGE`.
-            output: a new folder for the results, whatever the images are, in place of the run's
-                folder. It also gets `calibration.json`, and no pictures for a report.
+            output: a new folder for the results, in place of the run's folder. It takes the results
+                of any images. It also gets `calibration.json`, and no pictures for a report.
 
         Returns:
             Split -> what `results.assess` returns, and what the numbers are of.
@@ -162,7 +162,7 @@ class Run:
             warn_of_trained_images(self.workdir, _evaluated(dataset))
         folder = expanded(output) if output is not None else None
         write = own_images or folder is not None
-        if write:  # Checked before the model runs, so that no work is lost.
+        if write:  # This comes before the model runs, so that no work is lost.
             folders = [self.workdir, self.workdir / RESULTS] if folder is None else [folder]
             check = functools.partial(require_room_for_results, *folders, new=folder is not None)
             on_first_host(check)
@@ -329,7 +329,7 @@ def require_room_for_results(*folders: pathlib.Path, new: bool) -> None:
 
     Args:
         folders: where they will be written.
-        new: whether the folders must be empty, or not be there; then they are made.
+        new: whether the folders must be new or empty. They are made if they do not exist.
 
     Raises:
         UserError: results cannot be written there.

@@ -1,4 +1,4 @@
-"""The checkpoints of a run, each with all that is needed to go on: reading and writing them."""
+"""Reads and writes the checkpoints of a run. Each holds all that the run needs to continue."""
 
 import contextlib
 import dataclasses
@@ -133,7 +133,7 @@ class Checkpoints:
                 checkpoint.
 
         Returns:
-            The position; None for the latest one where there is no checkpoint.
+            The position; None for "latest" if there is no checkpoint.
 
         Raises:
             UserError: there is no such checkpoint.
@@ -145,10 +145,10 @@ class Checkpoints:
             for position in reversed(positions[:-1]):
                 if not (found := self.damage(position)):
                     return position
-                logging.warning("checkpoint %s is left out: %s", position, found)
+                logging.warning("checkpoint %s is damaged: %s", position, found)
             raise UserError(
-                f"{self.directory} has no sound checkpoint before the latest one, which previous"
-                " means"
+                f"{self.directory} has no sound checkpoint before the latest one: restore one from"
+                " a copy, or start again in a new --workdir"
             )
         meant = Position.of_name(name)
         if meant is None or meant not in positions:
@@ -234,20 +234,20 @@ class Checkpoints:
         return self.directory / str(position) / "progress" / "metadata"
 
     def require_sound(self, position: Position, parts: Any = None) -> None:
-        """Raises UserError if these parts of a checkpoint, or any, are damaged."""
+        """Raises UserError if these parts of a checkpoint are damaged; None means all parts."""
         if found := self.damage(position, parts):
             raise self._damaged(position, found)
 
     def _damaged(self, position: Position, reason: str) -> UserError:
-        """Returns an error that names the damage, and the checkpoint to go on from."""
+        """Returns an error that names the damage, and a checkpoint to continue from."""
         positions = self.positions()
         sound = [p for p in positions if p != position and not self.damage(p)]
         advice = "no other checkpoint there is sound"
         if sound and sound[-1] > position:
-            advice = f"checkpoint {sound[-1]} is sound, and training goes on from it"
+            advice = f"checkpoint {sound[-1]} is sound, and training continues from it"
         elif sound:
             advice = (
-                f"checkpoint {sound[-1]} is sound, and training with --resume=previous goes on"
+                f"checkpoint {sound[-1]} is sound, and training with --resume=previous continues"
                 " from it"
             )
         return UserError(
@@ -259,9 +259,10 @@ class Checkpoints:
 class CheckpointStore(Checkpoints):
     """The checkpoints of a run that trains; a context manager. All hosts open it together.
 
-    These checkpoints are kept: the latest; the best; while these two are one, the best before it;
-    those in `Progress.kept`; and that of every `keep_every`-th epoch. Saving is asynchronous and
-    atomic: if it is interrupted, it leaves no checkpoint behind, and the earlier ones stay.
+    It keeps these checkpoints: the latest; the best; the best before it, if the best is also the
+    latest; those in `Progress.kept`; and that of every `keep_every`-th epoch. Saving is
+    asynchronous and atomic: if it is interrupted, it leaves no checkpoint behind, and the earlier
+    ones stay.
 
     Args:
         directory: created if it does not exist. What an interrupted save has left there is removed.
@@ -301,7 +302,7 @@ class CheckpointStore(Checkpoints):
         self.check()
 
     def check(self) -> None:
-        """Looks after the save that is under way, without waiting for it; raises as `wait`."""
+        """Looks whether the current save has ended or failed, without a wait; raises as `wait`."""
         if self._saving is None:
             return
         if (self.directory / str(self._saving.position)).is_dir():
@@ -314,7 +315,7 @@ class CheckpointStore(Checkpoints):
     def save(self, progress: Progress, parts: Mapping[str, Any]) -> None:
         """Starts saving; returns once the arrays may change again.
 
-        A save that is still under way is waited for first.
+        If the save before is not complete, this waits for it first.
 
         Args:
             progress: where the run stands. It gives the checkpoint its name.
@@ -358,12 +359,12 @@ class CheckpointStore(Checkpoints):
             raise NotSavedError(
                 f"checkpoint {position} was not saved in {self.directory}: it needs up to"
                 f" {size + _ROOM:,} bytes, and the disk has {free:,} free; earlier checkpoints are"
-                " intact. Free some space; then the same line continues the run"
+                " intact. Free some space; then the same command continues the run"
             )
 
     @contextlib.contextmanager
     def _noticing_failure(self) -> Any:
-        """Turns whatever a save raises into one error, and removes what it has left."""
+        """Turns any error of a save into NotSavedError, and removes the incomplete checkpoint."""
         try:
             yield
         except Exception as error:  # Orbax and TensorStore raise many kinds
@@ -375,11 +376,11 @@ class CheckpointStore(Checkpoints):
             raise NotSavedError(
                 f"checkpoint {position} was not saved in {self.directory}"
                 f" ({type(error).__name__}: {reason}; the disk has {free:,} bytes free); earlier"
-                " checkpoints are intact. Once the cause is gone, the same line continues the run"
+                " checkpoints are intact. Mend the cause; then the same command continues the run"
             ) from error
 
     def _remove_unneeded(self, progress: Progress) -> None:
-        """Removes what need not be kept besides a checkpoint that is complete now."""
+        """Removes the checkpoints that need not stay, now that this progress has been saved."""
         latest, best = progress.position, Position(progress.best_epoch)
         kept = {latest, best, *map(Position, progress.kept)}
         if latest == best:
@@ -403,14 +404,14 @@ class CheckpointStore(Checkpoints):
         shutil.rmtree(hidden, ignore_errors=True)
 
     def _remove_leftovers(self) -> None:
-        """Removes what a save or a removal has left that did not reach its end."""
+        """Removes what an interrupted save or removal has left."""
         for path in self.directory.iterdir() if is_first_host() else ():
             if _PARTIAL in path.name or path.name.startswith(_REMOVED):
                 shutil.rmtree(path, ignore_errors=True)
 
 
 class _WithDigests(ocp.CompositeCheckpointHandler):
-    """Orbax's handler, which also writes digests; in the thread that completes a checkpoint."""
+    """Orbax's handler. The thread that completes a checkpoint also writes its digests."""
 
     def finalize(self, directory: Any) -> None:
         super().finalize(directory)
@@ -430,7 +431,7 @@ def _bytes_of(x: Any) -> int:
 
 @contextlib.contextmanager
 def _quiet_orbax() -> Any:
-    """Keeps errors out of the log that Orbax both logs, with tracebacks, and raises."""
+    """Keeps Orbax's errors out of the log. Orbax raises them, and would log tracebacks, too."""
 
     def is_ours(record: standard_logging.LogRecord) -> bool:
         return "orbax" not in record.pathname

@@ -88,9 +88,9 @@ class TrainConfig(Section):
         epochs: passes over the training images.
         batch_size: images in a step, over all devices. The first images of the next epoch fill up
             the last batch of an epoch.
-        accumulate: parts of a batch that a step computes one after the other, which saves memory.
-            The gradient is that of the whole batch, except that each part has its own BatchNorm
-            statistics and draws its own dropout and drop path.
+        accumulate: number of parts of a batch, which a step computes one after the other to save
+            memory. The gradient is that of the whole batch, except that each part has its own
+            BatchNorm statistics and draws its own dropout and drop path.
         shard_state: whether the devices share the parameters, their moving average and the
             optimiser's state, which saves memory. Otherwise each device holds all of them.
         seed: seed of the parameters, the order of images, augmentation, dropout and drop path.
@@ -130,11 +130,11 @@ class TrainConfig(Section):
         patience: epochs without a better checkpoint after which training stops early; 0 means
             never. A checkpoint that wins a tie is better, too.
         checkpoint_minutes: minutes between two checkpoints inside an epoch; 0 saves none there. The
-            next checkpoint replaces it.
-        nonfinite: what follows a loss or a gradient that is NaN or infinite: "stop", or "skip:10",
-            which leaves out up to 10 such steps of the run. `nonfinite.jsonl` names their images.
-        keep_every: epochs after which a checkpoint stays, besides the latest and the best; 0 keeps
-            no further ones.
+            next checkpoint replaces such a checkpoint.
+        nonfinite: what to do if a loss or a gradient is NaN or infinite. "stop" ends the run.
+            "skip:10" skips up to 10 such steps of the run. `nonfinite.jsonl` names their images.
+        keep_every: a number n. The checkpoint of every n-th epoch stays, besides the latest and the
+            best. 0 keeps no others.
 
     Raises:
         UserError: a value is not allowed.
@@ -221,7 +221,7 @@ class TrainConfig(Section):
         self._require(
             "nonfinite",
             isinstance(self.nonfinite, str) and SKIPPED.fullmatch(self.nonfinite) is not None,
-            "'stop', or 'skip:' and the number of steps, 1 or more, that may be left out",
+            "'stop', or 'skip:' and the number of steps, 1 or more, that the run may skip",
         )
         self._require_options_of_the_loss()
         self._require(
@@ -232,7 +232,7 @@ class TrainConfig(Section):
 
     @property
     def most_skipped(self) -> int:
-        """The steps that `nonfinite` allows to leave out; 0 for "stop"."""
+        """The number of steps that the run may skip because of `nonfinite`; 0 for "stop"."""
         found = SKIPPED.fullmatch(self.nonfinite)
         return int(found[1] or 0) if found else 0
 

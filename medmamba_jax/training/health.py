@@ -31,10 +31,10 @@ def is_spike(losses: Sequence[float]) -> bool:
 
 
 def with_spike(progress: Progress, rows: Sequence[Mapping[str, Any]]) -> Progress:
-    """Returns the progress after an epoch; if the epoch is a spike, it keeps the one before.
+    """Returns the progress; if the epoch is a spike, it keeps the checkpoint before the epoch.
 
     Args:
-        progress: the progress without that.
+        progress: the progress after the epoch, as `selection.advance` returns it.
         rows: the rows of `metrics.jsonl`, the last epoch included.
     """
     before = progress.epoch - 1
@@ -60,7 +60,7 @@ def warning_of_spike(progress: Progress, rows: Sequence[Mapping[str, Any]]) -> s
     return (
         f"warning: the training loss of epoch {progress.epoch} is {last:.4g}, a spike above"
         f" {usual:.4g}, the median of the epochs before; the checkpoint of epoch"
-        f" {progress.epoch - 1} is kept: --resume={progress.epoch - 1} goes back to it"
+        f" {progress.epoch - 1} stays: --resume={progress.epoch - 1} goes back to it"
     )
 
 

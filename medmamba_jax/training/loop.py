@@ -134,7 +134,7 @@ def stop(run: TrainingRun, name: str, when: str) -> NoReturn:
     """Stops a run whose last checkpoint is on its way to the disk, because of a signal."""
     run.store.wait()
     if is_first_host():
-        line = f"stopped by {name} {when}; the same line continues the run in {run.workdir}"
+        line = f"stopped by {name} {when}; the same command continues the run in {run.workdir}"
         print(for_terminal(line), file=sys.stderr, flush=True)
     raise Stopped(name)
 

@@ -93,7 +93,7 @@ class MeanLoss:
         return jnp.where(known, by_image[:, None] * values, 0).sum() / divisor
 
     def divisor(self, labels: jax.Array, image_weights: jax.Array | None) -> jax.Array:
-        """Returns what the sum over a batch is divided by: a scalar, which no logit changes."""
+        """Returns what the sum over a batch is divided by: a scalar."""
         by_image = _or_ones(image_weights, labels)
         if self.task == "multilabel":
             total = jnp.where(jnp.isnan(labels), 0, by_image[:, None]).sum()

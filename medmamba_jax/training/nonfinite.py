@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: what the run does, and what it writes about them."""
+"""Decides about steps whose loss or gradient is not finite, and writes them into a log."""
 
 import functools
 import json
@@ -22,7 +22,7 @@ REMEDY = "lower train.lr or set train.clip_norm=1.0 in a new --workdir"
 
 
 def is_finite(output: Mapping[str, Any]) -> bool:
-    """Whether a step's loss and gradient norm are finite, so that the step was taken."""
+    """Whether a step's loss and gradient norm are finite."""
     return bool(np.isfinite(output["loss"]) and np.isfinite(output["grad_norm"]))
 
 
@@ -73,7 +73,7 @@ def note_step(
     # The images of a step may be the cause, or a learning rate at which the parameters diverge.
     raise NonFiniteLossError(
         f"step {step}: loss {loss}, gradient norm {norm}, largest in {name}{spent}; {REMEDY}, or"
-        f" train.nonfinite=skip:{most + 10} here"
+        f" continue this run with train.nonfinite=skip:{most + 10}"
         f" ({path} names the images; earlier checkpoints are intact)"
     )
 

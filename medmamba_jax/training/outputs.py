@@ -19,7 +19,7 @@ _RATIOS = "update_ratios"
 
 
 class EpochOutputs:
-    """What the steps of an epoch have returned so far, in order.
+    """The outputs of an epoch's steps so far, in order.
 
     A checkpoint inside an epoch holds it, so that the metrics of the epoch are those of a run that
     was never stopped.
@@ -45,7 +45,7 @@ class EpochOutputs:
         return len(self._steps)
 
     def add(self, output: dict[str, jax.Array]) -> None:
-        """Adds what a step returned, which may not be there yet."""
+        """Adds the outputs of a step, which the device may still compute."""
         self._steps.append(output)
 
     def is_ready(self) -> bool:
@@ -71,9 +71,10 @@ class EpochOutputs:
                 note_step(run.workdir, step, output, gradients, images, train.most_skipped)
 
     def save(self) -> None:
-        """Saves a checkpoint inside the epoch. All outputs are fetched."""
+        """Saves a checkpoint inside the epoch; `fetch` must have fetched all outputs."""
         run = self._run
-        # The checkpoint before this epoch stays until the epoch ends, which may show a spike.
+        # The checkpoint before this epoch stays until the epoch ends, because its loss may then be
+        # a spike.
         progress = dataclasses.replace(
             with_kept(run.progress, run.progress.epoch), steps=self.count
         )
@@ -81,7 +82,7 @@ class EpochOutputs:
         run.store.save(progress, run.state.to_parts() | {_PART: arrays | {_RATIOS: self.ratios}})
 
     def _read(self) -> None:
-        """Reads what the checkpoint holds that the run goes on from."""
+        """Reads the outputs in the checkpoint from which the run continues."""
         run, count = self._run, self._run.progress.steps
         assert run.step is not None  # steps are left, or the validation of this epoch
         _, returned = run.step.out_info

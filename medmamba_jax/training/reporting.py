@@ -27,9 +27,9 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 class MetricWriter:
     """Writes a row for each epoch into `metrics.jsonl`, and the same numbers for TensorBoard.
 
-    The first host writes; the others keep the rows only. The first new row of a run that goes on
-    writes the events of all rows anew, so that no epoch is there twice or missing, whenever the
-    process before was killed.
+    The first host writes; the others keep the rows only. When a run continues, its first new row
+    writes the events of all rows again. So no epoch is missing or there twice, wherever the process
+    before was killed.
 
     Args:
         workdir: the run's folder.

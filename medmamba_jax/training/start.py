@@ -106,9 +106,11 @@ class TrainingRun:
         """The compiled step; it donates the state."""
         if self.step is None:
             raise UserError("nothing is left to train, so this run has no step")
-        if self.parallel.devices[0].platform != "cpu":  # XLA times kernels: it must be alone there
+        if self.parallel.devices[0].platform != "cpu":
+            # XLA times kernels there while it compiles, so nothing else may run.
             return compile_step(self.step)
-        # XLA leaves most of a second core idle. The run needs this program after its first epoch.
+        # On a CPU XLA leaves most of a second core idle. The run needs the program of the
+        # validation after its first epoch.
         validate = functools.partial(self.predictor().compile_for, self.dataset.splits["val"])
         return compile_step(self.step, validate)
 
@@ -150,7 +152,7 @@ def start_run(
         workdir: the run's folder; it is created if it does not exist.
         data: images in place of those that `config.data` names: a `Dataset`, or objects of your
             own, see `medmamba_jax.data.build.prepare`.
-        resume: the checkpoint to go on from, as `Checkpoints.named` understands it. Later ones are
+        resume: the checkpoint to continue from, as for `Checkpoints.named`. Later checkpoints are
             removed.
 
     Raises:

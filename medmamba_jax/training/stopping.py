@@ -1,4 +1,4 @@
-"""What happens between two steps: a checkpoint is due, or a signal asks the run to stop."""
+"""Decides between two steps whether a checkpoint is due, or a signal asks the run to stop."""
 
 import itertools
 import signal
@@ -21,7 +21,7 @@ _rounds = itertools.count()  # all hosts of a run count alike
 
 
 class Stopped(SystemExit):
-    """A signal has stopped training, which goes on from a checkpoint when it is started again.
+    """A signal has stopped the training. When it starts again, it continues from a checkpoint.
 
     If nobody catches it, the process ends without a traceback.
 
@@ -109,7 +109,7 @@ class Watch:
 
     @property
     def asked(self) -> str:
-        """The name of a signal that asks this run to stop; "" also if other hosts must agree."""
+        """The name of a signal that asks the run to stop; "" on several hosts, which must agree."""
         return "" if self._agreement else self._signals.asked
 
 
@@ -162,7 +162,7 @@ class Agreement:
 def _has_notice(step: int) -> bool:
     """Whether the cluster takes a machine away, and all hosts have agreed to stop after this step.
 
-    JAX asks to be asked after each step.
+    JAX requires a call of its function after each step.
     """
     return bool(jax.config.jax_enable_preemption_service) and (  # type: ignore[attr-defined]
         multihost_utils.reached_preemption_sync_point(step)

@@ -191,7 +191,7 @@ def run_with_a_part_that_raises(error, cwd, module, name):
 def test_an_interrupt_is_one_line(tmp_path):
     result = run_with_a_part_that_raises("KeyboardInterrupt", tmp_path, "loop", "train_epoch")
     assert result.returncode == 130
-    assert result.stderr == "interrupted; the same line continues the run in runs/tiny\n"
+    assert result.stderr == "interrupted; the same command continues the run in runs/tiny\n"
 
 
 @pytest.mark.slow
@@ -323,7 +323,7 @@ def test_a_signal_saves_a_checkpoint_and_ends_the_run(tmp_path, straight):
     _, printed = stopped.communicate(timeout=120)
     assert stopped.returncode == 143
     assert re.fullmatch(
-        r"stopped by SIGTERM after (step \d of )?epoch \d; the same line continues the run in"
+        r"stopped by SIGTERM after (step \d of )?epoch \d; the same command continues the run in"
         r" .*/stopped\n",
         printed,
     )

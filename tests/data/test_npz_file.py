@@ -131,7 +131,5 @@ def test_arrays_beside_images_are_not_loaded_if_too_large(tmp_path, monkeypatch,
     }
     large = {**arrays, key: np.zeros((len(arrays[key]), 1001), np.uint8)}
     np.savez_compressed(tmp_path / "set.npz", **large)
-    with pytest.raises(
-        ValueError, match=rf"set\.npz: {key} is uint8 .* of which 1,000 are allowed"
-    ):
+    with pytest.raises(ValueError, match=rf"set\.npz: {key} is uint8 .* and 1,000 are allowed"):
         build_dataset(DataConfig(path=str(tmp_path / "set.npz")))

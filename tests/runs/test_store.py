@@ -127,7 +127,7 @@ def test_damage_is_named_with_the_sound_checkpoint(two, tmp_path, harm, told):
 def test_damage_of_the_best_names_the_latest_and_of_both_none(two, tmp_path):
     copy = shutil.copytree(two, tmp_path / "checkpoints")
     (copy / "1" / "params" / "_METADATA").unlink()
-    with pytest.raises(mm.UserError, match=r"checkpoint 2 is sound, and training goes on from it"):
+    with pytest.raises(mm.UserError, match="checkpoint 2 is sound, and training continues from"):
         Checkpoints(copy).restore(Position(1), like())
     (copy / "2" / "params" / "_METADATA").unlink()
     with pytest.raises(mm.UserError, match="no other checkpoint there is sound"):

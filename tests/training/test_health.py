@@ -83,7 +83,7 @@ def test_the_checkpoint_before_a_spike_is_kept():
     assert with_spike(finished, rows).kept == (1, 3)
     line = warning_of_spike(finished, rows)
     assert line.startswith("warning: the training loss of epoch 4 is 2, a spike above 0.6,")
-    assert line.endswith("the checkpoint of epoch 3 is kept: --resume=3 goes back to it")
+    assert line.endswith("the checkpoint of epoch 3 stays: --resume=3 goes back to it")
 
     calm = [*rows[:3], {"epoch": 4, "train/loss": 0.4}]
     assert with_spike(finished, calm).kept == (1,) and warning_of_spike(finished, calm) is None

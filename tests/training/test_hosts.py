@@ -229,7 +229,7 @@ def test_a_host_ends_with_one_line_when_the_other_is_killed(tmp_path, victim):
     assert time.monotonic() - killed < 30
     assert codes[1 - victim] == LOST
     (line,) = errors[1 - victim]
-    assert line.startswith(f"error: host {victim} is gone: start the same line again")
+    assert line.startswith(f"error: host {victim} is gone: start the same command again")
 
     hosts = Hosts(tmp_path / "killed", 2, 2)
     codes, errors = hosts.ended()

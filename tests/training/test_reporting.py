@@ -61,7 +61,7 @@ def test_damaged_lines_are_named_and_the_sound_ones_stay(tmp_path, caplog):
     with MetricWriter(tmp_path, epoch=4) as writer:
         assert writer.rows == [rows[0], *rows[2:]]
         writer.write({"epoch": 5})
-    assert "left out what is damaged: line 2; line 3; line 4" in caplog.text
+    assert "has damaged lines, which are left out: line 2; line 3; line 4" in caplog.text
     assert [row["epoch"] for row in read_metrics(tmp_path)] == [1, 3, 4, 5]
 
 

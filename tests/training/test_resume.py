@@ -36,7 +36,7 @@ def test_a_damaged_checkpoint_is_left_for_the_previous_one(
         lambda: mm.train(config(epochs=3), folder, images),
         lambda: mm.load_run(folder).predictor,
     ):
-        with pytest.raises(mm.UserError, match=r"checkpoint 2 in .* --resume=previous goes on"):
+        with pytest.raises(mm.UserError, match=r"checkpoint 2 in .* --resume=previous continues"):
             use()
     assert mm.train(config(epochs=2), folder, images, resume="previous")["test"] == expected
     assert "after epoch 1, best so far" in capsys.readouterr().out

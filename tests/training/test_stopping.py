@@ -55,7 +55,8 @@ def test_a_run_stopped_inside_an_epoch_ends_as_if_never_stopped(
     assert stopped.value.code == 143
     assert names(tmp_path) == {"1", "1-2"}
     line = (
-        f"stopped by SIGTERM after step 2 of epoch 2; the same line continues the run in {tmp_path}"
+        "stopped by SIGTERM after step 2 of epoch 2; the same command continues the run in"
+        f" {tmp_path}"
     )
     assert capsys.readouterr().err.splitlines() == [line]
     follow(monkeypatch, {})

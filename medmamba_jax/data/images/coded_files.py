@@ -97,7 +97,8 @@ class DeepPng(CodedFile):
     """A PNG with 16-bit colour. Its EXIF orientation may stand behind the pixels."""
 
     def _read(self, window: Window, frame: int, max_pixels: int) -> Picture:
-        require_size(self._header.height, self._header.width, max_pixels)  # `getexif` decodes
+        # This comes before `getexif`, which decodes the image.
+        require_size(self._header.height, self._header.width, max_pixels)
         opened = Image.open(io.BytesIO(self.content), formats=("PNG",))
         orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
         self._header = self._header._replace(orientation=orientation)

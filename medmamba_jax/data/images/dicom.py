@@ -108,7 +108,9 @@ class DicomFile(ImageFile):
     def _frames(self) -> int:
         frames = int(self._header.get("NumberOfFrames") or 1)
         if frames > 8 * len(self.content):  # each has a bit or more
-            raise UserError(f"it announces {frames} frames, and has {len(self.content)} bytes")
+            raise UserError(
+                f"it announces {frames} frames, more than its {len(self.content)} bytes can hold"
+            )
         return frames
 
     def has_window(self, frame: int) -> bool:
@@ -306,7 +308,8 @@ def _read_header(content: bytes, pydicom: Any, **options: Any) -> Any:
     """Reads a header by `pydicom.dcmread`.
 
     Raises:
-        UserError: the file is deflated, and unpacks to a giant, which `dcmread` would unpack.
+        UserError: the file is deflated, and unpacks to more than `require_modest` allows. `dcmread`
+            would unpack all of it.
     """
     deflated = pydicom.uid.DeflatedExplicitVRLittleEndian
     if deflated.encode() in content:

@@ -130,8 +130,8 @@ def require_size(height: int, width: int, max_pixels: int) -> None:
 def raise_limit_of_pillow(max_pixels: int) -> None:
     """Lets Pillow open and crop images of so many pixels, in this process.
 
-    Pillow warns of images of more than its own limit, and refuses them from twice of it on. The
-    limit is never lowered, and raised only for a `data.max_pixels` that is larger.
+    Pillow warns of images with more pixels than its own limit, and refuses those with more than
+    twice as many. This function never lowers that limit. A larger `data.max_pixels` raises it.
     """
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and max_pixels > limit:
@@ -139,7 +139,7 @@ def raise_limit_of_pillow(max_pixels: int) -> None:
 
 
 def require_modest(size: int, what: str) -> None:
-    """Raises UserError for a file that unpacks to more bytes than this program takes in."""
+    """Raises UserError for a file that unpacks to more than `LARGEST_UNPACKED` bytes."""
     if size > LARGEST_UNPACKED:
         raise UserError(
             f"{what} unpacks to more than {LARGEST_UNPACKED:,} bytes: unpack it yourself if you"

@@ -24,7 +24,7 @@ _PART = 1 << 24  # bytes that are decompressed at once
 
 
 def _unpacked(content: bytes) -> bytes:
-    """Decompresses a file; raises UserError for one that unpacks to a giant."""
+    """Decompresses a file; raises UserError for one that `require_modest` refuses."""
     parts, size = [], 0
     with gzip.open(io.BytesIO(content)) as file:
         while part := file.read(_PART):
@@ -57,8 +57,8 @@ class NiftiFile(ImageFile):
             needed = math.prod(self._data.shape) * self._data.dtype.itemsize
             if needed > len(content):
                 raise UserError(
-                    f"not a complete image file: {needed} bytes of pixels are announced, and the"
-                    f" file has {len(content)}"
+                    f"not a complete image file: the header announces {needed} bytes of pixels, and"
+                    f" the file has {len(content)} bytes"
                 )
             if not 2 <= len(self._data.shape) or not math.prod(self._data.shape):
                 raise UserError(f"a NIfTI file of the shape {self._data.shape} has no slices")

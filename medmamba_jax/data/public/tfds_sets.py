@@ -137,7 +137,7 @@ def _prepare(builder: _Builder, public_set: PublicSet, manual_dir: Path | None) 
     folder = Path(builder.data_dir)
     # `try_download_gcs` would search Google's bucket for a prepared copy, which is not there.
     options = tfds.download.DownloadConfig(try_download_gcs=False)
-    if not sys.stderr.isatty():  # the bars would stand in a log, in front of an error
+    if not sys.stderr.isatty():  # in a log, bars would stand in front of an error
         tfds.disable_progress_bar()
     try:
         builder.download_and_prepare(download_config=options)

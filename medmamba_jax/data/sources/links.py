@@ -12,8 +12,8 @@ from medmamba_jax.data.texts import printable
 def note_links(root: Path, names: Sequence[str]) -> None:
     """Warns of image files that lie outside of their folder, because a link leads there.
 
-    Links are followed, since many sets are folders of links. A folder from somebody else could
-    show any file of this machine, so the user is told.
+    The program follows links, because many sets are folders of links. But the links in a folder
+    from somebody else could lead to any file of this machine, so the user must know of them.
 
     Args:
         root: the folder.
@@ -41,8 +41,8 @@ def note_links(root: Path, names: Sequence[str]) -> None:
     if outside:
         name, real = outside[0]
         logging.warning(
-            "%d of the %d images lie outside of %s, because links lead there, such as %s to %s;"
-            " they are read",
+            "%d of the %d images lie outside of %s, because links lead there, such as from %s to"
+            " %s; the program reads them all the same",
             len(outside),
             len(names),
             root,
