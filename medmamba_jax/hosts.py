@@ -227,17 +227,17 @@ def _connected() -> dict[int, socket.socket]:
     server = socket.create_server(("", 0), backlog=jax.process_count())
     token = secrets.token_hex(16)
     offer = {"addresses": _addresses(), "port": server.getsockname()[1], "token": token}
-    found = json.loads(shared_text(json.dumps(offer)))
+    found = json.loads(text_of_first_host(json.dumps(offer)))
     peers: dict[int, socket.socket] = {}
     if jax.process_index() == 0:
         server.settimeout(_CONNECT)
         with contextlib.suppress(OSError):
             while len(peers) < jax.process_count() - 1:
                 peer, _ = server.accept()
-                peer.settimeout(_CONNECT)
-                greeting = peer.recv(256).decode(errors="replace").split()
-                if len(greeting) == 2 and secrets.compare_digest(greeting[0], token):
-                    peers[int(greeting[1])] = peer
+                if (host := _greeted(peer, token)) is None:
+                    peer.close()
+                else:
+                    peers[host] = peer
     else:
         for address in found["addresses"]:
             with contextlib.suppress(OSError):
@@ -255,6 +255,16 @@ def _connected() -> dict[int, socket.socket]:
     return peers
 
 
+def _greeted(peer: socket.socket, token: str) -> int | None:
+    """Returns the index of the host that connects; None for other programs, which know no token."""
+    try:
+        peer.settimeout(_CONNECT / 3)
+        found, index = peer.recv(256).split()
+        return int(index) if secrets.compare_digest(found, token.encode()) else None
+    except (OSError, ValueError):
+        return None
+
+
 def _addresses() -> list[str]:
     """Returns the addresses under which other hosts may reach this one."""
     found = []
@@ -263,7 +273,7 @@ def _addresses() -> list[str]:
     return [*found, socket.getfqdn(), "127.0.0.1"]
 
 
-def shared_text(text: str, length: int = 1024) -> str:
+def text_of_first_host(text: str, length: int = 1024) -> str:
     """Returns the text of the first host, on every host. What is longer is cut.
 
     Args:

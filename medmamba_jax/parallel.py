@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from medmamba_jax.data.texts import for_terminal
 from medmamba_jax.errors import UserError
-from medmamba_jax.hosts import shared_text
+from medmamba_jax.hosts import text_of_first_host
 
 # Arrays of fewer elements are on every device, also where a state is sharded: they take little
 # memory, and to gather them would take longer than to read them. Every statistic of a BatchNorm
@@ -190,7 +190,7 @@ def on_first_host(action: Callable[[], object]) -> None:
             action()
         except Exception as caught:  # raised again below, after the other hosts know of it
             error = caught
-    reason = shared_text("" if error is None else str(error) or type(error).__name__)
+    reason = text_of_first_host("" if error is None else str(error) or type(error).__name__)
     if reason and error is None:
         raise UserError(f"the first host stopped: {reason}")
     if error is not None:

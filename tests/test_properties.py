@@ -5,6 +5,7 @@ import json
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl import flags
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as some
@@ -28,7 +29,8 @@ sizes = some.integers(1, 9)
 seeds = some.integers(0, 2**32 - 1)
 
 
-@settings(max_examples=8)  # each shape is compiled
+@pytest.mark.slow  # each shape is compiled
+@settings(max_examples=8)
 @given(
     some.builds(ScanShape, b=some.integers(1, 3), l=some.integers(1, 40), k=sizes, d=sizes, n=sizes)
 )
@@ -53,7 +55,7 @@ def grouped_labels(draw):
     return labels[order], np.char.add("p", groups[order].astype(str))
 
 
-@settings(max_examples=60)
+@settings(max_examples=20)
 @given(grouped_labels(), seeds, some.booleans())
 def test_a_split_is_a_partition_in_which_no_patient_crosses(drawn, seed, with_groups):
     labels, groups = drawn
@@ -81,7 +83,7 @@ def test_a_split_is_a_partition_in_which_no_patient_crosses(drawn, seed, with_gr
             assert not set(groups[rows[name]]) & set(groups[others])
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(some.integers(1, 50), some.integers(1, 4), some.integers(1, 4), seeds, some.integers(0, 9))
 def test_each_image_comes_once_in_a_permutation_for_any_number_of_hosts(
     count, hosts, share, seed, epoch
@@ -105,7 +107,7 @@ def test_each_image_comes_once_in_a_permutation_for_any_number_of_hosts(
     ]
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(
     some.integers(2, 30),
     some.integers(2, 30),
@@ -150,7 +152,7 @@ def configured(values):
     return mm.Config.of(config)
 
 
-@settings(max_examples=60)
+@settings(max_examples=20)
 @given(changes)
 def test_a_configuration_survives_dictionaries_and_json(values):
     config = configured(values)

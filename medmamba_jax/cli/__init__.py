@@ -123,9 +123,8 @@ def fail(error: object, code: int = 2) -> int:
         error = f"{error.strerror}{named}; check the path, {remedy}"
     line = " ".join(str(error).split())
     print(f"error: {for_terminal(line)}", file=sys.stderr)
-    if hosts := sys.modules.get(
-        "medmamba_jax.hosts"
-    ):  # it imports JAX, which the help does not need
+    # Not imported here, because it imports JAX, for which the help would have to wait.
+    if hosts := sys.modules.get("medmamba_jax.hosts"):
         hosts.tell_others(line, code)
     return code
 

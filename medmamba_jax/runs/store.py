@@ -326,8 +326,6 @@ class CheckpointStore(Checkpoints):
                 are intact.
         """
         self.wait()
-        if progress.position in self.positions():
-            return  # as training is deterministic, the same is there already
         size = sum(map(_bytes_of, jax.tree.leaves(dict(parts))))
         on_first_host(lambda: self._require_room(progress.position, size))
         self._saving = progress

@@ -82,12 +82,12 @@ def fit(run: TrainingRun) -> dict[str, dict[str, Any]]:
             run.compile()
             with Signals() as signals:
                 run_epochs(run, batches, writer, Watch(signals, config.checkpoint_minutes))
+                run.store.wait()  # here, so that no signal loses the last checkpoint
         if run.progress.epoch < config.epochs:
             say(
                 f"stopped early: no better checkpoint by val {run.description.best_metric} for"
                 f" {config.patience} epochs (train.patience), since epoch {run.progress.best_epoch}"
             )
-    run.store.wait()
     evaluated = Run(run.workdir, run.description)
     settings = run.config.results
     (written,) = as_on_first_host(

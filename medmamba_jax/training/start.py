@@ -464,7 +464,8 @@ def with_best(
         if not found:
             return progress
         problem = f"is damaged ({found})"
-    if Position(progress.epoch) not in store.positions():
+    after_epoch = Position(progress.epoch)
+    if after_epoch not in store.positions() or store.damage(after_epoch):
         # The run goes on from inside an epoch. The end of this epoch will be the best.
         logging.warning("the best checkpoint, of epoch %d, %s", progress.best_epoch, problem)
         return dataclasses.replace(progress, best_epoch=0, best_values={}, best_before=0)

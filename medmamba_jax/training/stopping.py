@@ -38,6 +38,7 @@ class Signals:
 
     A second Ctrl-C interrupts at once, as it would outside. Signals that the process ignores, as
     under `nohup`, stay ignored. Outside the main thread, where Python forbids it, nothing is noted.
+    If a signal has come and nothing has stopped the run, it acts when this is closed.
 
     Attributes:
         asked: the name of the first signal that came, or "".
@@ -55,9 +56,12 @@ class Signals:
                     self._before[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        noted = bool(self._before)
         for number in list(self._before):
             self._give_back(number)
+        if self.asked and noted and kind is None:
+            signal.raise_signal(signal.Signals[self.asked])
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if not self.asked:
@@ -66,6 +70,8 @@ class Signals:
             self._give_back(number)
 
     def _give_back(self, number: int) -> None:
+        if number not in self._before:  # Ctrl-C came while the handlers were given back
+            return
         before = self._before.pop(number)
         # None: a handler that Python did not install, and cannot install again.
         signal.signal(number, signal.SIG_DFL if before is None else before)
@@ -132,7 +138,7 @@ class Agreement:
 
             service = distributed.global_state.client
         self._service = service
-        self._folder = f"medmamba_jax/{next(_rounds)}/"
+        self._round = next(_rounds)
         self._done = 0
 
     def after(self, step: int, wanted: str) -> str:
@@ -140,7 +146,7 @@ class Agreement:
         found = self._message()
         if wanted and found is None:
             try:
-                self._service.key_value_set(f"{self._folder}{self._done}", f"{step + 2} {wanted}")
+                self._service.key_value_set(f"{self._folder}message", f"{step + 2} {wanted}")
             except jax.errors.JaxRuntimeError as error:  # another host was faster
                 if "ALREADY_EXISTS" not in str(error):
                     raise
@@ -151,12 +157,15 @@ class Agreement:
 
     def _message(self) -> tuple[int, str] | None:
         """Returns the message that has not been obeyed yet."""
-        key = f"{self._folder}{self._done}"
-        messages = dict(self._service.key_value_dir_get(self._folder))
-        if key not in messages:
-            return None
-        step, _, wanted = messages[key].partition(" ")
-        return int(step), wanted
+        for _, message in self._service.key_value_dir_get(self._folder):
+            step, _, wanted = message.partition(" ")
+            return int(step), wanted
+        return None
+
+    @property
+    def _folder(self) -> str:
+        """The folder of the next message, so that no host reads those of earlier steps again."""
+        return f"medmamba_jax/{self._round}/{self._done}/"
 
 
 def _has_notice(step: int) -> bool:

@@ -144,7 +144,7 @@ def test_only_the_first_host_must_write(run, images, monkeypatch, reason, error)
 
     (run.workdir / "evaluations").write_text("another host cannot write here")
     monkeypatch.setattr("medmamba_jax.parallel.is_first_host", lambda: False)
-    monkeypatch.setattr("medmamba_jax.parallel.shared_text", lambda _: reason)
+    monkeypatch.setattr("medmamba_jax.parallel.text_of_first_host", lambda _: reason)
     monkeypatch.setattr("medmamba_jax.runs.elsewhere.labelled_outputs", called)
     monkeypatch.setattr("medmamba_jax.runs.run.labelled_outputs", called)
     with pytest.raises(mm.UserError, match=error):

@@ -124,6 +124,17 @@ def test_damage_is_named_with_the_sound_checkpoint(two, tmp_path, harm, told):
     np.testing.assert_array_equal(restored["params"]["w"], PARTS["params"]["w"])
 
 
+@pytest.mark.parametrize("lines", [0, 1])
+def test_a_list_of_digests_that_is_cut_off_is_damage_of_the_whole(two, tmp_path, lines):
+    """So `--resume=previous` does not choose this checkpoint, before any part of it is read."""
+    copy = shutil.copytree(two, tmp_path / "checkpoints")
+    kept = (copy / "1" / FILE).read_text().splitlines(keepends=True)[:lines]
+    (copy / "1" / FILE).write_text("".join(kept))
+    assert f"{FILE} does not name" in Checkpoints(copy).damage(Position(1))
+    with pytest.raises(mm.UserError, match="no sound checkpoint before the latest"):
+        Checkpoints(copy).named("previous")
+
+
 def test_damage_of_the_best_names_the_latest_and_of_both_none(two, tmp_path):
     copy = shutil.copytree(two, tmp_path / "checkpoints")
     (copy / "1" / "params" / "_METADATA").unlink()

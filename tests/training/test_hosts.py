@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from medmamba_jax import hosts as hosts_module
 from medmamba_jax.hosts import LOST
 from medmamba_jax.locking import hold
 
@@ -268,3 +269,29 @@ def test_all_hosts_stop_after_the_same_step_if_one_of_them_gets_a_signal(tmp_pat
     assert Hosts(tmp_path / "stopped", 2, 1, own=many).ended()[0] == [0, 0]
     assert Hosts(tmp_path / "undisturbed", 2, 1, own=many).ended()[0] == [0, 0]
     assert results_of(tmp_path / "stopped") == results_of(tmp_path / "undisturbed")
+
+
+def test_other_programs_do_not_keep_the_hosts_apart(monkeypatch):
+    """One says nothing, and one does not know the token."""
+    sockets = []
+
+    def connect(offer):
+        offer = json.loads(offer)
+        for greeting in (b"", b"token 1", f"{offer['token']} 1".encode()):
+            sockets.append(socket.create_connection(("127.0.0.1", offer["port"])))
+            if greeting:
+                sockets[-1].sendall(greeting)
+        return json.dumps(offer)
+
+    monkeypatch.setattr(hosts_module, "text_of_first_host", connect)
+    monkeypatch.setattr(hosts_module, "_CONNECT", 0.6)
+    monkeypatch.setattr(hosts_module.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(hosts_module.jax, "process_index", lambda: 0)
+    try:
+        peers = hosts_module._connected()
+        assert peers.keys() == {1}
+        assert peers[1].getpeername() == sockets[-1].getsockname()
+        peers[1].close()
+    finally:
+        for connection in sockets:
+            connection.close()

@@ -13,6 +13,7 @@ from medmamba_jax.parallel import DataParallel
 from medmamba_jax.runs import Checkpoints, CheckpointStore, Position, Progress
 from medmamba_jax.runs import run as run_module
 from medmamba_jax.training.reporting import read_metrics
+from medmamba_jax.training.start import with_best
 
 TIMES = ("images_per_second", "data_wait_share", "first_step_seconds", "peak_memory_bytes")
 
@@ -84,6 +85,29 @@ def test_the_latest_counts_as_the_best_where_that_one_is_lost(
         assert set(run.progress.best_values.values()) == {0.25}
     assert f"the best checkpoint, of epoch 2, is {lost}" in caplog.text
     assert "epoch 3, from which the run goes on, counts as the best" in caplog.text
+
+
+@pytest.mark.parametrize("lost", ["best", "both"])
+def test_what_counts_as_the_best_inside_an_epoch(two_and_a_half, lost, caplog):
+    for name in {"best": ("1",), "both": ("1", "2")}[lost]:
+        damage(two_and_a_half / name)
+    store = Checkpoints(two_and_a_half)
+    progress, rows = store.progress(Position(2, 3)), [{"epoch": 2, "val/auc": 0.5}]
+    found = with_best(progress, store, rows)
+    expected = {"best": (2, {"auc": 0.5}), "both": (0, {})}[lost]
+    assert (found.best_epoch, found.best_values) == expected
+    assert "the best checkpoint, of epoch 1, is damaged" in caplog.text
+
+
+@pytest.fixture
+def two_and_a_half(tmp_path):
+    """Checkpoints 1, which is the best, 2 and 2-3."""
+    parts = {"params": {"w": jax.numpy.arange(1000.0)}}
+    with CheckpointStore(tmp_path) as store:
+        for position in (Position(1), Position(2), Position(2, 3)):
+            kept = (2,) if position.steps else ()
+            store.save(Progress(position.epoch, 1, {"auc": 0.75}, 0, position.steps, kept), parts)
+    return tmp_path
 
 
 @pytest.mark.slow

@@ -5,11 +5,13 @@ import os
 import random
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
 
 import medmamba_jax as mm
+from medmamba_jax.runs import store
 from medmamba_jax.training import loop, stopping
 from medmamba_jax.training.stopping import SAVE, Agreement, Signals, Stopped, Watch
 
@@ -80,7 +82,7 @@ def test_it_holds_for_images_on_the_device_that_are_mixed(
     config, images, leaves, tmp_path, monkeypatch
 ):
     base = mm.Config.of(config(ema_decay=0.9, epochs=2)).to_dict()
-    base["data"] |= {"cache": "device", "augmentation": "strong_mix"}
+    base["data"] |= {"cache": "device", "augmentation": "strong"}
     changed = mm.Config.from_dict(base)
     mm.train(changed, tmp_path / "straight", images)
     # The last step of an epoch: only the validation is left.
@@ -121,9 +123,53 @@ def test_signals_are_noted_and_handlers_given_back():
             assert watch.after(3) == watch.asked == "SIGTERM"
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), signal.SIGINT)
+            raise Stopped(signals.asked)
+    except Stopped as stopped:
+        assert stopped.code == 143
     finally:
         signal.signal(signal.SIGHUP, ignored)
     assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_a_signal_that_stopped_nothing_acts_at_the_end():
+    """As one that comes in the last validation of a run on several hosts."""
+    with pytest.raises(KeyboardInterrupt), Signals():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_may_come_while_the_handlers_are_given_back(monkeypatch):
+    before, plain = signal.getsignal(signal.SIGTERM), signal.signal
+
+    def interrupted(number, handler):
+        if number == signal.SIGTERM and handler == before:
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(number, handler)
+
+    monkeypatch.setattr(signal, "signal", interrupted)
+    with pytest.raises(KeyboardInterrupt), Signals():
+        pass
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.slow
+def test_a_signal_does_not_lose_the_last_checkpoint(config, images, monkeypatch, run_of_two_epochs):
+    """When signals act as before again, the checkpoint is complete."""
+    written, saved = store.write_digests, []
+
+    def slowly(folder):
+        time.sleep(0.3)
+        written(folder)
+
+    class Looking(Signals):
+        def __exit__(self, *exception):
+            super().__exit__(*exception)
+            saved.append(names(run_of_two_epochs))
+
+    monkeypatch.setattr(store, "write_digests", slowly)
+    monkeypatch.setattr(loop, "Signals", Looking)
+    mm.train(config(epochs=3), run_of_two_epochs, images)
+    assert "3" in saved[0]
 
 
 def test_outside_the_main_thread_nothing_is_noted():
