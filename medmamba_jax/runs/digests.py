@@ -47,15 +47,16 @@ def damage(folder: pathlib.Path, parts: Iterable[str] | None = None) -> str:
 
     Args:
         folder: the checkpoint.
-        parts: the folders in it to look at; None means all.
+        parts: the folders in it to look at; None means all that are there or have digests.
     """
     try:
         lines = (folder / FILE).read_text(encoding="utf-8").splitlines()
+        there = {path.name for path in folder.iterdir() if path.is_dir()}
     except (OSError, ValueError) as error:
         return f"{FILE}: {_reason(error)}"
     written = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     if parts is None:
-        parts = {name.partition("/")[0] for name in written}
+        parts = {name.partition("/")[0] for name in written} | there
     for part in sorted(parts):
         expected = {name for name in written if name.startswith(f"{part}/")}
         try:

@@ -79,11 +79,34 @@ def test_the_latest_counts_as_the_best_where_that_one_is_lost(
         shutil.rmtree(checkpoints / "2")
     else:
         damage(checkpoints / "2")
-    with mm.start_run(config(epochs=4), run_of_two_epochs, images) as run:
+    with pytest.raises(
+        mm.UserError, match=f"of epoch 2, is {lost}.* and no epoch is left to train"
+    ):
+        mm.start_run(config(epochs=3), run_of_two_epochs, images)
+    # With this patience, nothing would be left to train if checkpoint 2 were still there.
+    with mm.start_run(config(epochs=4, patience=1), run_of_two_epochs, images) as run:
+        assert run.step is not None and not run.is_finished
         assert (run.progress.epoch, run.progress.best_epoch) == (3, 3)
         assert set(run.progress.best_values.values()) == {0.25}
     assert f"the best checkpoint, of epoch 2, is {lost}" in caplog.text
     assert "epoch 3, from which the run goes on, counts as the best" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("lost", "told"), [("2", "goes on from checkpoint 1"), ("12", "begins anew")]
+)
+def test_the_loss_of_the_latest_checkpoint_is_told(
+    config, images, run_of_two_epochs, monkeypatch, caplog, lost, told
+):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    for name in lost:
+        shutil.rmtree(run_of_two_epochs / "checkpoints" / name)
+    monkeypatch.setattr("medmamba_jax.training.start.prepare", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        mm.start_run(config(epochs=3), run_of_two_epochs, images)
+    assert "the latest checkpoint, 2, is gone from" in caplog.text and told in caplog.text
 
 
 @pytest.mark.slow

@@ -79,7 +79,7 @@ def test_it_holds_for_images_on_the_device_that_are_mixed(
     config, images, leaves, tmp_path, monkeypatch
 ):
     base = mm.Config.of(config(ema_decay=0.9, epochs=2)).to_dict()
-    base["data"] |= {"cache": "device", "augmentation": "strong_mix"}
+    base["data"] |= {"cache": "device", "augmentation": "strong"}
     changed = mm.Config.from_dict(base)
     mm.train(changed, tmp_path / "straight", images)
     # The last step of an epoch: only the validation is left.
