@@ -47,7 +47,7 @@ def damage(folder: pathlib.Path, parts: Iterable[str] | None = None) -> str:
 
     Args:
         folder: the checkpoint.
-        parts: the folders in it to look at; None means all.
+        parts: the folders in it to look at; None means all that are there or have digests.
     """
     try:
         lines = (folder / FILE).read_text(encoding="utf-8").splitlines()

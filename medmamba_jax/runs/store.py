@@ -105,25 +105,36 @@ class Checkpoints:
         Raises:
             UserError: it is gone, or the latest checkpoint, which names it, is damaged.
         """
-        latest = self.latest()
+        lost, latest = self.lost(), self.latest()
+        if lost is not None:
+            further = "begins anew" if latest is None else f"goes on from checkpoint {latest}"
+            raise UserError(
+                f"the latest checkpoint, {lost}, which may be the best one, is gone from"
+                f" {self.directory}: restore it from a copy; training {further}"
+            )
         if latest is None:
             return None
-        if (newest := self._newest()) is not None and newest > latest:
-            raise UserError(
-                f"the latest checkpoint, {newest}, which may be the best one, is gone from"
-                f" {self.directory}: restore it from a copy; training goes on from checkpoint"
-                f" {latest}"
-            )
         epoch = self.progress(latest).best_epoch
         if not epoch:
             return None
         if Position(epoch) not in self.positions():
             raise UserError(
                 f"the best checkpoint, of epoch {epoch}, is gone from {self.directory}: restore it"
-                f" from a copy, or train on from checkpoint {latest}, which then counts as the best"
-                " until a later one is better"
+                f" from a copy; if the run has epochs left, train on from checkpoint {latest},"
+                " which then counts as the best until a later one is better"
             )
         return Position(epoch)
+
+    def lost(self) -> Position | None:
+        """Returns the position of the latest checkpoint if it is gone; else None."""
+        try:
+            newest = Position.of_name((self.directory / _LATEST).read_text("utf-8").strip())
+        except (OSError, ValueError):
+            return None
+        latest = self.latest()
+        if newest is None or (latest is not None and newest <= latest):
+            return None
+        return newest
 
     def named(self, name: str) -> Position | None:
         """Returns the position that a user means.
@@ -222,13 +233,6 @@ class Checkpoints:
             lacking = not self._progress_file(position).is_file()
             return "progress is missing" if lacking else ""
         return damage(folder, parts)
-
-    def _newest(self) -> Position | None:
-        """Returns the position of the checkpoint that was completed last, if that is known."""
-        try:
-            return Position.of_name((self.directory / _LATEST).read_text("utf-8").strip())
-        except (OSError, ValueError):
-            return None
 
     def _progress_file(self, position: Position) -> pathlib.Path:
         return self.directory / str(position) / "progress" / "metadata"
@@ -345,11 +349,11 @@ class CheckpointStore(Checkpoints):
 
     def remove_after(self, position: Position) -> None:
         """Removes the checkpoints after this one, from which the run goes on."""
-        if is_first_host():
-            self._name_latest(position)
-            for later in self.positions():
-                if later > position:
-                    self._remove(later)
+        later = [other for other in self.positions() if other > position]
+        if is_first_host() and (later or self.lost() is not None):
+            write_atomically(self.directory / _LATEST, f"{position}\n")
+            for other in later:
+                self._remove(other)
 
     def _require_room(self, position: Position, size: int) -> None:
         free = shutil.disk_usage(self.directory).free
@@ -385,15 +389,11 @@ class CheckpointStore(Checkpoints):
             kept.add(Position(progress.best_before))
         if not is_first_host():
             return
-        self._name_latest(latest)
+        write_atomically(self.directory / _LATEST, f"{latest}\n")
         for position in self.positions():
             due = self._keep_every and not position.steps and not position.epoch % self._keep_every
             if not due and position not in kept:
                 self._remove(position)
-
-    def _name_latest(self, position: Position) -> None:
-        if self._newest() != position:
-            write_atomically(self.directory / _LATEST, f"{position}\n")
 
     def _remove(self, position: Position) -> None:
         """Removes a checkpoint; a reader finds all of it or nothing."""

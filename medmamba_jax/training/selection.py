@@ -113,8 +113,10 @@ def _ranks(values: Mapping[str, float | None]) -> list[float]:
 
 def is_finished(progress: Progress, epochs: int, patience: int) -> bool:
     """Whether the last epoch is reached, or `patience` epochs brought no better checkpoint."""
-    waited = progress.epoch - progress.best_epoch
-    return progress.epoch >= epochs or 0 < patience <= waited
+    if progress.epoch >= epochs:
+        return True
+    # A run whose best checkpoint is lost has none until the next epoch ends.
+    return progress.best_epoch > 0 and 0 < patience <= progress.epoch - progress.best_epoch
 
 
 def warning_of_ties(

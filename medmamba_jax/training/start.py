@@ -6,7 +6,7 @@ import functools
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -174,9 +174,18 @@ def start_run(
     preprocessing = check_settings(config, found)
     with contextlib.ExitStack() as open_files:
         store, before = open_workdir(workdir, config, open_files)
-        position = store.named(resume)
+        position, progress = store.named(resume), Progress()
+        if resume == "latest" and (lost := store.lost()) is not None:
+            further = "begins anew" if position is None else f"goes on from checkpoint {position}"
+            logging.warning(
+                "the latest checkpoint, %s, is gone from %s: the run %s",
+                lost,
+                store.directory,
+                further,
+            )
         if position is not None:
             store.require_sound(position)
+            progress = with_best(store.progress(position), store, workdir, config.train.epochs)
         on_device, augmented_on = place_training(
             config.data, found, preprocessing, parallel, before
         )
@@ -203,11 +212,10 @@ def start_run(
             evaluated = {k: v for k, v in dataset.splits.items() if k != "train"}
             warn_of_trained_images(pathlib.Path(config.train.init_from), evaluated)
         example = batch_shapes(dataset, config.train.batch_size, preprocessing, parallel)
-        state, step, progress, report = first_state(
-            config.train, description, spec, store, position, parallel, example
+        state, step, report = first_state(
+            config.train, description, spec, store, progress, parallel, example
         )
         if position is not None:
-            progress = with_best(progress, store, read_metrics(workdir))
             store.remove_after(position)
         run = TrainingRun(
             config,
@@ -390,17 +398,17 @@ def first_state(
     description: RunDescription,
     spec: StepSpec,
     store: CheckpointStore,
-    position: Position | None,
+    progress: Progress,
     parallel: DataParallel,
     batch: dict[str, jax.ShapeDtypeStruct],
-) -> tuple[TrainState, jax.stages.Lowered | None, Progress, Report | None]:
+) -> tuple[TrainState, jax.stages.Lowered | None, Report | None]:
     """Returns the state to go on from: resumed, else from `train.init_from`, else random.
 
     XLA needs time to compile the program that makes the first state. Meanwhile the step is traced.
 
     Returns:
-        The state; the lowered step, or None if nothing is left to train; the epochs finished; and
-        what became of the tensors that `init_from` names.
+        The state; the lowered step, or None if nothing is left to train; and what became of the
+        tensors that `init_from` names.
 
     Raises:
         FileNotFoundError: `init_from` names nothing.
@@ -424,12 +432,11 @@ def first_state(
         say("tracing the training step, up to half a minute ...")
         return step.lower(like, batch)
 
-    if position is not None:
+    if progress.position != Position(0):
         placed = jax.device_put(seed, shardings.seed)
-        state = TrainState.from_parts(store.restore(position, like.to_parts()), placed)
-        progress = store.progress(position)
+        parts = store.restore(progress.position, like.to_parts())
         finished = is_finished(progress, train.epochs, train.patience)
-        return state, None if finished else lower_step(), progress, None
+        return TrainState.from_parts(parts, placed), None if finished else lower_step(), None
     loaded: Mapping[str, np.ndarray] = {}
     report = None
     if train.init_from:
@@ -439,11 +446,11 @@ def first_state(
     # seeds share the compiled program.
     first = jax.jit(make, out_shardings=shardings).lower(seed, loaded)
     compiled, lowered = compile_beside(first, lower_step)
-    return compiled(seed, loaded), lowered, Progress(), report
+    return compiled(seed, loaded), lowered, report
 
 
 def with_best(
-    progress: Progress, store: CheckpointStore, rows: Sequence[Mapping[str, Any]]
+    progress: Progress, store: CheckpointStore, workdir: pathlib.Path, epochs: int
 ) -> Progress:
     """Returns the progress to go on with, whose best checkpoint can be used.
 
@@ -453,7 +460,11 @@ def with_best(
     Args:
         progress: that of the checkpoint that the run goes on from.
         store: the checkpoints.
-        rows: the rows of `metrics.jsonl`, which have the validation metrics of that epoch.
+        workdir: the run's folder. `metrics.jsonl` has the validation metrics of that epoch.
+        epochs: the run's last epoch.
+
+    Raises:
+        UserError: the best checkpoint cannot be used, and no epoch is left to train.
     """
     best = Position(progress.best_epoch)
     if not progress.best_epoch or best == progress.position:
@@ -464,12 +475,18 @@ def with_best(
         if not found:
             return progress
         problem = f"is damaged ({found})"
+    if progress.epoch >= epochs:
+        raise UserError(
+            f"the best checkpoint in {store.directory}, of epoch {progress.best_epoch}, {problem},"
+            " and no epoch is left to train: restore it from a copy, go on from an earlier"
+            " checkpoint (--resume), or give another --workdir"
+        )
     after_epoch = Position(progress.epoch)
     if after_epoch not in store.positions() or store.damage(after_epoch):
         # The run goes on from inside an epoch. The end of this epoch will be the best.
         logging.warning("the best checkpoint, of epoch %d, %s", progress.best_epoch, problem)
         return dataclasses.replace(progress, best_epoch=0, best_values={}, best_before=0)
-    row = next((row for row in rows if row["epoch"] == progress.epoch), {})
+    row = next((row for row in read_metrics(workdir) if row["epoch"] == progress.epoch), {})
     logging.warning(
         "the best checkpoint, of epoch %d, %s: epoch %d, from which the run goes on, counts as the"
         " best until a later one is better",

@@ -135,6 +135,16 @@ def test_a_list_of_digests_that_is_cut_off_is_damage_of_the_whole(two, tmp_path,
         Checkpoints(copy).named("previous")
 
 
+def test_digests_that_lack_a_part_are_damage_of_the_whole(two, tmp_path):
+    copy = shutil.copytree(two, tmp_path / "checkpoints")
+    lines = (copy / "1" / FILE).read_text().splitlines(keepends=True)
+    (copy / "1" / FILE).write_text("".join(line for line in lines if "  params/" not in line))
+    assert Checkpoints(copy).damage(Position(1)).startswith(f"{FILE} does not name params/")
+    (copy / "1" / FILE).write_bytes(b"")
+    with pytest.raises(mm.UserError, match="no sound checkpoint before the latest"):
+        Checkpoints(copy).named("previous")
+
+
 def test_damage_of_the_best_names_the_latest_and_of_both_none(two, tmp_path):
     copy = shutil.copytree(two, tmp_path / "checkpoints")
     (copy / "1" / "params" / "_METADATA").unlink()
@@ -289,6 +299,14 @@ def test_the_latest_that_is_gone(two, tmp_path):
     with CheckpointStore(tmp_path) as store:
         store.remove_after(Position(1))
     assert Checkpoints(tmp_path).best() == Position(1)
+
+
+def test_all_checkpoints_are_gone(two, tmp_path):
+    copy = shutil.copytree(two, tmp_path / "checkpoints")
+    for name in names(copy):
+        shutil.rmtree(copy / name)
+    with pytest.raises(mm.UserError, match=r"checkpoint, 2, .* is gone .* training begins anew"):
+        Checkpoints(copy).best()
 
 
 @pytest.mark.slow

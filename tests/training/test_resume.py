@@ -80,7 +80,13 @@ def test_the_latest_counts_as_the_best_where_that_one_is_lost(
         shutil.rmtree(checkpoints / "2")
     else:
         damage(checkpoints / "2")
-    with mm.start_run(config(epochs=4), run_of_two_epochs, images) as run:
+    with pytest.raises(
+        mm.UserError, match=f"of epoch 2, is {lost}.* and no epoch is left to train"
+    ):
+        mm.start_run(config(epochs=3), run_of_two_epochs, images)
+    # With this patience, nothing would be left to train if checkpoint 2 were still there.
+    with mm.start_run(config(epochs=4, patience=1), run_of_two_epochs, images) as run:
+        assert run.step is not None and not run.is_finished
         assert (run.progress.epoch, run.progress.best_epoch) == (3, 3)
         assert set(run.progress.best_values.values()) == {0.25}
     assert f"the best checkpoint, of epoch 2, is {lost}" in caplog.text
@@ -92,8 +98,8 @@ def test_what_counts_as_the_best_inside_an_epoch(two_and_a_half, lost, caplog):
     for name in {"best": ("1",), "both": ("1", "2")}[lost]:
         damage(two_and_a_half / name)
     store = Checkpoints(two_and_a_half)
-    progress, rows = store.progress(Position(2, 3)), [{"epoch": 2, "val/auc": 0.5}]
-    found = with_best(progress, store, rows)
+    (two_and_a_half / "metrics.jsonl").write_text(json.dumps({"epoch": 2, "val/auc": 0.5}) + "\n")
+    found = with_best(store.progress(Position(2, 3)), store, two_and_a_half, epochs=3)
     expected = {"best": (2, {"auc": 0.5}), "both": (0, {})}[lost]
     assert (found.best_epoch, found.best_values) == expected
     assert "the best checkpoint, of epoch 1, is damaged" in caplog.text
@@ -108,6 +114,23 @@ def two_and_a_half(tmp_path):
             kept = (2,) if position.steps else ()
             store.save(Progress(position.epoch, 1, {"auc": 0.75}, 0, position.steps, kept), parts)
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("lost", "told"), [("2", "goes on from checkpoint 1"), ("12", "begins anew")]
+)
+def test_the_loss_of_the_latest_checkpoint_is_told(
+    config, images, run_of_two_epochs, monkeypatch, caplog, lost, told
+):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    for name in lost:
+        shutil.rmtree(run_of_two_epochs / "checkpoints" / name)
+    monkeypatch.setattr("medmamba_jax.training.start.prepare", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        mm.start_run(config(epochs=3), run_of_two_epochs, images)
+    assert "the latest checkpoint, 2, is gone from" in caplog.text and told in caplog.text
 
 
 @pytest.mark.slow

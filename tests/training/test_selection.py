@@ -190,6 +190,7 @@ def test_only_an_improvement_resets_patience():
     assert not is_finished(after("f1", *improving), epochs=99, patience=2)
     assert is_finished(after("f1", *improving), epochs=9, patience=0)
     assert not is_finished(after("f1", *ties), epochs=99, patience=0)
+    assert not is_finished(Progress(5), epochs=99, patience=2)  # its best checkpoint is lost
 
 
 def test_every_metric_of_the_table_can_choose():
