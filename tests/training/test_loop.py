@@ -368,7 +368,7 @@ def _stage(tree, name):
     return next(stage for key, stage in tree["stages"].items() if str(key) == name)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_checkpoint_before_a_spike_stays(config, images, tmp_path, monkeypatch, capsys):
     """Also if checkpoints inside the epoch of the spike come after it."""
     real = loop_module.EpochOutputs.measured

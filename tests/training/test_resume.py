@@ -133,7 +133,7 @@ def test_the_loss_of_the_latest_checkpoint_is_told(
     assert "the latest checkpoint, 2, is gone from" in caplog.text and told in caplog.text
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_best_checkpoint_is_read_while_a_run_saves_better_ones(run_of_two_epochs):
     description = mm.load_run(run_of_two_epochs).description
     parallel = DataParallel.over_all_devices()

@@ -100,7 +100,7 @@ def test_finished_runs_stay_and_an_unfinished_one_goes_on(
         train_series(one_epoch, tmp_path / "s" / "seed_0", images, seeds=(0, 1))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_series_augments_at_one_place(one_epoch, images, one_device, tmp_path):
     def augmented(cache):
         data = dataclasses.replace(one_epoch.data, augmentation="light", cache=cache)
