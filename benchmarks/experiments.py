@@ -174,7 +174,7 @@ def _on_every_set(model: str, recipe: str, seeds: int) -> list[Experiment]:
     ]
 
 
-# The recipe of the comparisons. No runs of `tune` have confirmed it on the validation sets yet.
+# The recipe of the comparisons. docs/results.md says how it was chosen.
 CHOSEN = "strong"
 
 GROUPS: dict[str, list[Experiment]] = {
