@@ -152,21 +152,29 @@ class Checkpoints:
         positions = self.positions()
         if name == "latest":
             return max(positions, default=None)
+        if not positions:
+            raise UserError(
+                f"{self.directory} has no checkpoint, and so no {name!r}: leave out --resume to"
+                " start the run, or give the --workdir of a run"
+            )
         if name == "previous":
             for position in reversed(positions[:-1]):
                 if not (found := self.damage(position)):
                     return position
                 logging.warning("checkpoint %s is damaged: %s", position, found)
+            if self.damage(positions[-1]):
+                remedy = "restore one from a copy, or start again in a new --workdir"
+            else:
+                remedy = "leave out --resume to continue from the latest one"
             raise UserError(
-                f"{self.directory} has no sound checkpoint before the latest one: restore one from"
-                " a copy, or start again in a new --workdir"
+                f"{self.directory} has no sound checkpoint before the latest one, {positions[-1]}:"
+                f" {remedy}"
             )
         meant = Position.of_name(name)
         if meant is None or meant not in positions:
-            known = ", ".join(map(str, positions)) or "no checkpoint"
             raise UserError(
                 f"no checkpoint {name!r}: give latest, previous or one of those in"
-                f" {self.directory}, which has {known}"
+                f" {self.directory}, which has {', '.join(map(str, positions))}"
             )
         return meant
 

@@ -153,7 +153,20 @@ def test_damage_of_the_best_names_the_latest_and_of_both_none(two, tmp_path):
     (copy / "2" / "params" / "_METADATA").unlink()
     with pytest.raises(mm.UserError, match="no other checkpoint there is sound"):
         Checkpoints(copy).restore(Position(1), like())
-    with pytest.raises(mm.UserError, match="no sound checkpoint before the latest"):
+    with pytest.raises(mm.UserError, match="before the latest one, 2: restore one from a copy"):
+        Checkpoints(copy).named("previous")
+
+
+@pytest.mark.parametrize("name", ["previous", "3"])
+def test_a_name_where_no_run_is_says_how_to_start_one(tmp_path, name):
+    with pytest.raises(mm.UserError, match=r"has no checkpoint, .*leave out --resume to start"):
+        Checkpoints(tmp_path / "checkpoints").named(name)
+
+
+def test_previous_of_a_single_checkpoint_says_how_to_go_on(two, tmp_path):
+    copy = shutil.copytree(two, tmp_path / "checkpoints")
+    shutil.rmtree(copy / "1")
+    with pytest.raises(mm.UserError, match="latest one, 2: leave out --resume to go on from"):
         Checkpoints(copy).named("previous")
 
 
