@@ -1,7 +1,9 @@
-"""Folders that are read-only, and files that vanish."""
+"""Disks that fill, folders that are read-only, and files that vanish."""
 
+import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -32,12 +34,22 @@ def get_config():
     return config
 """
 LINE = [sys.executable, str(ROOT / "main.py"), "--config=tiny.py"]
+MEASURED = ("images_per_second", "data_wait", "seconds", "memory")  # differ from run to run
 
 
 @pytest.fixture
 def environment():
     path = os.pathsep.join(map(str, (ROOT, ROOT / "tests" / "models")))  # for `plain_block`
     return {**os.environ, "PYTHONPATH": path, "XLA_FLAGS": ""}
+
+
+def lines_of(workdir):
+    """What metrics.jsonl says, without what is measured by a clock."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {key: value for key, value in line.items() if not any(word in key for word in MEASURED)}
+        for line in lines
+    ]
 
 
 def in_a_namespace(script, environment, cwd):
@@ -54,6 +66,33 @@ def in_a_namespace(script, environment, cwd):
         capture_output=True,
         text=True,
     )
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="unshare is not installed (Linux)")
+def test_a_disk_that_fills_leaves_what_is_whole(tmp_path, environment):
+    """The run goes on from the last whole checkpoint when there is space again."""
+    (tmp_path / "tiny.py").write_text(CONFIG)
+    line = " ".join(map(str, LINE))
+    script = f"""
+        mkdir small; mount -t tmpfs -o size=1500k tmpfs small
+        ({line} --workdir=small/run || echo "rc $?") 2>&1 | tail -n 40
+        find small/run/checkpoints -name '*tmp*' | sed 's/^/left: /'
+        mount -o remount,size=200m small
+        {line} --workdir=small/run > /dev/null
+        cp -r small/run run
+    """
+    result = in_a_namespace(script, environment, tmp_path)
+    assert result.returncode == 0, result.stderr + result.stdout
+    (told,) = [line for line in result.stdout.splitlines() if line.startswith("error: ")]
+    assert re.match(r"error: checkpoint \S+ was not saved in \S+: it needs up to", told)
+    assert "rc 1" in result.stdout
+    assert "Traceback" not in result.stdout and "left:" not in result.stdout
+    straight = subprocess.run(
+        [*LINE, "--workdir=straight"], cwd=tmp_path, env=environment, capture_output=True
+    )
+    assert straight.returncode == 0
+    assert lines_of(tmp_path / "run") == lines_of(tmp_path / "straight")
 
 
 @pytest.mark.nightly
