@@ -8,7 +8,8 @@ Expected: depends on the images. docs/results.md compares the recipe with the pa
     If a mirror image is as likely as the image, add --config.data.augmentation=strong_flip
 Cost: MedMamba-T at 224 px and batch 64 needs a GPU, on which
     --config.model.compute_dtype=bfloat16 is faster. On a CPU start with
-    --config.model.variant=medmamba_nano --config.data.image_size=64
+    --config.model.variant=medmamba_nano --config.data.image_size=64 --config.train.epochs=25
+    The losses focal and ordinal also need --config.train.label_smoothing=0
 """
 
 from medmamba_jax import at_size, default_config
