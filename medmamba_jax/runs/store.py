@@ -77,6 +77,16 @@ class Progress:
         """The position of the checkpoint that holds this progress."""
         return Position(self.epoch, self.steps)
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Progress":
+        """Returns what JSON keeps of a progress. Keys of other versions are left out.
+
+        Format 1 had another key for the value, which is not needed to use the run.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        progress = cls(**{key: values[key] for key in values if key in names})
+        return dataclasses.replace(progress, kept=tuple(progress.kept))
+
 
 class Checkpoints:
     """The checkpoints in a folder, to be read. A run may be training there.
@@ -188,11 +198,7 @@ class Checkpoints:
         self.require_sound(position, ["progress"])
         try:
             text = self._progress_file(position).read_text(encoding="utf-8")
-            values = json.loads(text)
-            # Format 1 had another key for the value, which is not needed to use the run.
-            known = {field.name for field in dataclasses.fields(Progress)}
-            progress = Progress(**{key: values[key] for key in values if key in known})
-            progress = dataclasses.replace(progress, kept=tuple(progress.kept))
+            progress = Progress.from_dict(json.loads(text))
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise self._damaged(position, f"progress: {type(error).__name__}") from error
         if progress.position != position:

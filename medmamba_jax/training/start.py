@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from ml_collections import ConfigDict
 
 from medmamba_jax.data import (
@@ -35,7 +34,6 @@ from medmamba_jax.parallel import DataParallel, is_first_host, on_first_host, sa
 from medmamba_jax.predictor import Predictor, check_image_size, normalize
 from medmamba_jax.runs import CheckpointStore, Position, Progress, RunDescription
 from medmamba_jax.runs.description import DEVICE, FILE
-from medmamba_jax.runs.log import read_metrics
 from medmamba_jax.runs.store import restored_like
 from medmamba_jax.runs.workdir import (
     CHECKPOINTS,
@@ -60,6 +58,7 @@ from medmamba_jax.training.losses import training_loss
 from medmamba_jax.training.optimizer import frozen_mask, is_frozen, make_optimizer
 from medmamba_jax.training.placing import on_host, place_training
 from medmamba_jax.training.reporting import as_text, parameter_counts, progress_text, versions
+from medmamba_jax.training.resuming import progress_to_resume
 from medmamba_jax.training.selection import choose_best_metric, is_finished
 from medmamba_jax.training.step import StepSpec, TrainState, eval_params, init_state, train_step
 
@@ -174,18 +173,7 @@ def start_run(
     preprocessing = check_settings(config, found)
     with contextlib.ExitStack() as open_files:
         store, before = open_workdir(workdir, config, open_files)
-        position, progress = store.named(resume), Progress()
-        if resume == "latest" and (lost := store.lost()) is not None:
-            further = "begins anew" if position is None else f"goes on from checkpoint {position}"
-            logging.warning(
-                "the latest checkpoint, %s, is gone from %s: the run %s",
-                lost,
-                store.directory,
-                further,
-            )
-        if position is not None:
-            store.require_sound(position)
-            progress = with_best(store.progress(position), store, workdir, config.train.epochs)
+        progress = progress_to_resume(resume, store, workdir, config.train.epochs)
         on_device, augmented_on = place_training(
             config.data, found, preprocessing, parallel, before
         )
@@ -215,8 +203,8 @@ def start_run(
         state, step, report = first_state(
             config.train, description, spec, store, progress, parallel, example
         )
-        if position is not None:
-            store.remove_after(position)
+        if progress.position != Position(0):
+            store.remove_after(progress.position)
         run = TrainingRun(
             config,
             workdir,
@@ -447,57 +435,6 @@ def first_state(
     first = jax.jit(make, out_shardings=shardings).lower(seed, loaded)
     compiled, lowered = compile_beside(first, lower_step)
     return compiled(seed, loaded), lowered, report
-
-
-def with_best(
-    progress: Progress, store: CheckpointStore, workdir: pathlib.Path, epochs: int
-) -> Progress:
-    """Returns the progress to go on with, whose best checkpoint can be used.
-
-    If the best checkpoint is gone or damaged, the one that the run goes on from counts as the best,
-    and a warning says so. Otherwise nobody would notice before the run ends.
-
-    Args:
-        progress: that of the checkpoint that the run goes on from.
-        store: the checkpoints.
-        workdir: the run's folder. `metrics.jsonl` has the validation metrics of that epoch.
-        epochs: the run's last epoch.
-
-    Raises:
-        UserError: the best checkpoint cannot be used, and no epoch is left to train.
-    """
-    best = Position(progress.best_epoch)
-    if not progress.best_epoch or best == progress.position:
-        return progress
-    problem = "is gone"
-    if best in store.positions():
-        found = store.damage(best)
-        if not found:
-            return progress
-        problem = f"is damaged ({found})"
-    if progress.epoch >= epochs:
-        raise UserError(
-            f"the best checkpoint in {store.directory}, of epoch {progress.best_epoch}, {problem},"
-            " and no epoch is left to train: restore it from a copy, go on from an earlier"
-            " checkpoint (--resume), or give another --workdir"
-        )
-    after_epoch = Position(progress.epoch)
-    if after_epoch not in store.positions() or store.damage(after_epoch):
-        # The run goes on from inside an epoch. The end of this epoch will be the best.
-        logging.warning("the best checkpoint, of epoch %d, %s", progress.best_epoch, problem)
-        return dataclasses.replace(progress, best_epoch=0, best_values={}, best_before=0)
-    row = next((row for row in read_metrics(workdir) if row["epoch"] == progress.epoch), {})
-    logging.warning(
-        "the best checkpoint, of epoch %d, %s: epoch %d, from which the run goes on, counts as the"
-        " best until a later one is better",
-        progress.best_epoch,
-        problem,
-        progress.epoch,
-    )
-    values = {name: row.get(f"val/{name}") for name in progress.best_values}
-    return dataclasses.replace(
-        progress, best_epoch=progress.epoch, best_values=values, best_before=0
-    )
 
 
 def write_records(run: TrainingRun, ready: Ready, report: Report | None) -> None:

@@ -13,7 +13,7 @@ from medmamba_jax.parallel import DataParallel
 from medmamba_jax.runs import Checkpoints, CheckpointStore, Position, Progress
 from medmamba_jax.runs import run as run_module
 from medmamba_jax.training.reporting import read_metrics
-from medmamba_jax.training.start import with_best
+from medmamba_jax.training.resuming import with_best
 
 TIMES = ("images_per_second", "data_wait_share", "first_step_seconds", "peak_memory_bytes")
 
