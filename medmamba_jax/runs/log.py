@@ -7,6 +7,7 @@ from typing import Any
 from absl import logging
 
 from medmamba_jax.data.naming import listed
+from medmamba_jax.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -22,9 +23,20 @@ def read_rows(path: pathlib.Path, number: str) -> list[dict[str, Any]]:
     Every sound row has a whole number of the given name, such as "epoch".
 
     A log that does not exist has no rows.
+
+    Raises:
+        UserError: the log cannot be read.
     """
     rows: list[dict[str, Any]] = []
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        text = ""
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): give this account the permission to read"
+            " it, or move it to another place"
+        ) from error
     damaged = []
     for i, line in enumerate(text.splitlines()):
         try:

@@ -6,6 +6,7 @@ import struct
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from medmamba_jax.errors import UserError
 from medmamba_jax.metrics import METRICS, TASKS, metrics_of
 from medmamba_jax.training.reporting import MetricWriter, epoch_line, read_metrics
 
@@ -105,3 +106,10 @@ def test_events_have_each_epoch_once_wherever_the_process_was_killed(tmp_path):
     with MetricWriter(tmp_path, epoch=5) as writer:
         pass  # a run that is finished writes nothing
     assert len(events(tmp_path)) == 5
+
+
+def test_a_log_that_cannot_be_read_is_named(tmp_path):
+    assert read_metrics(tmp_path) == []
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"metrics\.jsonl cannot be read \(Is a directory\)"):
+        read_metrics(tmp_path)
