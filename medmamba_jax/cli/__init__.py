@@ -74,7 +74,7 @@ class _Parser(argparse.ArgumentParser):
         """Prints one line and ends. If an argument is missing, the line shows all in order."""
         names = [str(action.metavar) for action in self._actions if not action.option_strings]
         names += [
-            f"{a.option_strings[0]}={a.metavar}"
+            f"{a.option_strings[0]}={a.metavar or '|'.join(a.choices or ())}"
             for a in self._actions
             if a.required and a.option_strings
         ]

@@ -12,6 +12,7 @@ from medmamba_jax import cli
 from medmamba_jax.cli import _parser
 from medmamba_jax.cli.inspect import in_step
 from medmamba_jax.cli.train import QUICKSTART, with_config_file
+from medmamba_jax.exports import FORMATS
 from medmamba_jax.training.augmentation import DEVICE_POLICIES
 
 
@@ -102,6 +103,10 @@ def test_a_missing_argument_shows_all_in_their_order(capsys):
     with pytest.raises(SystemExit):
         cli.main(["predict", "scan.png"])  # without a model
     assert "PATH (write medmamba predict RUN PATH); see" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["export", "runs/xray"])
+    written = f"RUN --to={'|'.join(FORMATS)} --output=FILE); see"
+    assert f"(write medmamba export {written}" in capsys.readouterr().err
 
 
 def test_inspect_draws_what_the_step_does():
