@@ -166,7 +166,7 @@ def test_a_name_where_no_run_is_says_how_to_start_one(tmp_path, name):
 def test_previous_of_a_single_checkpoint_says_how_to_go_on(two, tmp_path):
     copy = shutil.copytree(two, tmp_path / "checkpoints")
     shutil.rmtree(copy / "1")
-    with pytest.raises(mm.UserError, match="latest one, 2: leave out --resume to go on from"):
+    with pytest.raises(mm.UserError, match="latest one, 2: leave out --resume to continue from"):
         Checkpoints(copy).named("previous")
 
 
@@ -205,7 +205,7 @@ def test_names_that_mean_a_checkpoint(two):
             found.named(name)
     nothing = Checkpoints(two / "nothing")
     assert nothing.named("latest") is None is nothing.best() is nothing.latest()
-    with pytest.raises(mm.UserError, match="which has no checkpoint"):
+    with pytest.raises(mm.UserError, match="has no checkpoint, and so no"):
         nothing.named("1")
 
 

@@ -114,7 +114,9 @@ def test_a_network_of_a_script_is_named(description, tmp_path):
     (tmp_path / FILE).write_text(json.dumps(values))
     with pytest.raises(mm.UserError, match="does not have the network 'of_a_script': use the"):
         abstract_model(RunDescription.read(tmp_path).model)
-    with pytest.raises(mm.UserError, match=r"is about a MedMamba, and .* trained 'of_a_script'"):
+    with pytest.raises(
+        mm.UserError, match=r"only a MedMamba has a report, and .* trained 'of_a_script'"
+    ):
         read_run(tmp_path)
 
 

@@ -264,7 +264,9 @@ def test_labels_that_could_not_be_loaded_are_not(tmp_path, build, gray, monkeypa
     monkeypatch.setattr(npz_file, "_LARGEST", 80)
     gray["train_labels"] = gray["train_labels"].astype(np.int64)
     (tmp_path / "breastmnist.npz").write_bytes(npz(gray))
-    with pytest.raises(ValueError, match=r"train_labels is int64 \(11, 1\), 88 bytes, of which 80"):
+    with pytest.raises(
+        ValueError, match=r"train_labels is int64 \(11, 1\): it has 88 bytes, and 80"
+    ):
         build("breastmnist", manual_dir=str(tmp_path), accept_changed_files=True)
 
 
