@@ -29,7 +29,7 @@ sizes = some.integers(1, 9)
 seeds = some.integers(0, 2**32 - 1)
 
 
-@pytest.mark.slow  # each shape is compiled
+@pytest.mark.nightly  # each shape is compiled
 @settings(max_examples=8)
 @given(
     some.builds(ScanShape, b=some.integers(1, 3), l=some.integers(1, 40), k=sizes, d=sizes, n=sizes)

@@ -175,7 +175,7 @@ def test_frames_of_a_file_are_drawn_together(run, images):
     assert found["resampled"] == "patients" and found["units"] == 2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_multi_label_table_may_lack_columns_and_name_them_otherwise(
     config, marked_images, tmp_path, capsys
 ):

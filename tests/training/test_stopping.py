@@ -77,7 +77,7 @@ def test_a_run_without_a_finished_epoch_cannot_be_used(config, images, tmp_path,
         mm.load_run(tmp_path).evaluate(images)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_it_holds_for_images_on_the_device_that_are_mixed(
     config, images, leaves, tmp_path, monkeypatch
 ):
