@@ -67,7 +67,7 @@ def test_a_split_is_a_partition_in_which_no_patient_crosses(drawn, seed, with_gr
     try:
         rows = split()
     except UserError:
-        assume(False)  # too few patients of a class, which is said
+        assume(False)  # The splitter refuses classes with too few patients.
     assert np.array_equal(np.sort(np.concatenate(list(rows.values()))), np.arange(len(labels)))
     again = split()
     assert all(np.array_equal(rows[name], again[name]) for name in rows)

@@ -15,27 +15,14 @@ import numpy as np
 import pytest
 from absl import flags
 from PIL import Image
+from plain_block import config_file
 
 from medmamba_jax.cli import train
 from medmamba_jax.cli.train import parse_flags
 from medmamba_jax.errors import NotSavedError
 
 ROOT = pathlib.Path(__file__).parents[2]
-CONFIG = """
-import medmamba_jax as mm
-import plain_block  # adds the model `tiny`
-
-def get_config():
-    config = mm.default_config()
-    config.model.variant = "tiny"
-    config.data.name = "phantom"
-    config.data.image_size = 32
-    config.data.phantom.images = 40
-    config.train.batch_size = 8
-    config.train.epochs = 4
-    config.results.report = False
-    return config
-"""
+CONFIG = config_file(images=40, epochs=4)
 FOLDER_CONFIG = """
 from configs import image_folder
 import plain_block  # adds the model `tiny`

@@ -25,3 +25,22 @@ class PlainBlock(nnx.Module):
 BLOCKS["plain"] = PlainBlock
 mm.VARIANTS["tiny"] = {"depths": (1, 1), "dims": (8, 16), "block": "plain"}
 mm.VARIANTS["tiny_mamba"] = {"depths": (1, 1), "dims": (8, 16)}
+
+
+def config_file(images: int, epochs: int) -> str:
+    """Returns a config file: `tiny` on so many synthetic images, without a report."""
+    return f"""
+import medmamba_jax as mm
+import plain_block  # adds the model `tiny`
+
+def get_config():
+    config = mm.default_config()
+    config.model.variant = "tiny"
+    config.data.name = "phantom"
+    config.data.image_size = 32
+    config.data.phantom.images = {images}
+    config.train.batch_size = 8
+    config.train.epochs = {epochs}
+    config.results.update(resamples=100, report=False)
+    return config
+"""

@@ -11,28 +11,14 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from plain_block import config_file
 
 from medmamba_jax.data.build import find_images
 from medmamba_jax.data.config import DataConfig
 from medmamba_jax.data.first_pass import first_pass
 
 ROOT = pathlib.Path(__file__).parents[2]
-CONFIG = """
-import medmamba_jax as mm
-import plain_block  # adds the model `tiny`
-
-def get_config():
-    config = mm.default_config()
-    config.model.variant = "tiny"
-    config.data.name = "phantom"
-    config.data.image_size = 32
-    config.data.phantom.images = 40
-    config.train.batch_size = 8
-    config.train.epochs = 12
-    config.results.report = False
-    config.results.resamples = 100
-    return config
-"""
+CONFIG = config_file(images=40, epochs=12)
 LINE = [sys.executable, str(ROOT / "main.py"), "--config=tiny.py"]
 MEASURED = ("images_per_second", "data_wait", "seconds", "memory")  # differ from run to run
 

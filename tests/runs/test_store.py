@@ -304,7 +304,7 @@ def test_a_save_that_fails_later_is_one_error_and_leaves_nothing(
 
 
 def test_the_latest_that_is_gone(two, tmp_path):
-    """Checkpoint 2 was the best, and what is left of the run calls 1 the best."""
+    """Checkpoint 2 was the best and is gone. Checkpoint 1 still names itself as the best."""
     save(tmp_path, Progress(1, 1), Progress(2, 2, best_before=1))
     shutil.rmtree(tmp_path / "2")
     with pytest.raises(mm.UserError, match=r"the latest checkpoint, 2, .* is gone from"):

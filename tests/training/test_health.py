@@ -47,7 +47,7 @@ def test_update_ratios_are_those_of_numpy():
     everything = [pair for group in pairs.values() for pair in group]
     everything.append((before["norm"]["bias"], after["norm"]["bias"]))
     np.testing.assert_allclose(row["update_ratio"], ratio(*everything), rtol=1e-4)
-    assert row["update_ratio/norm"] is None  # all of its parameters were 0
+    assert row["update_ratio/norm"] is None  # Its parameters were 0, so the ratio has no value.
 
 
 def _map(function, tree):

@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+from plain_block import config_file
 
 import medmamba_jax as mm
 from medmamba_jax.assessment.config import ResultsConfig
@@ -113,21 +114,7 @@ def test_a_series_augments_at_one_place(one_epoch, images, one_device, tmp_path)
     assert not (tmp_path / "seed_1" / "metrics.jsonl").exists()
 
 
-CONFIG = """
-import medmamba_jax as mm
-import plain_block  # adds the model `tiny`
-
-def get_config():
-    config = mm.default_config()
-    config.model.variant = "tiny"
-    config.data.name = "phantom"
-    config.data.image_size = 32
-    config.data.phantom.images = 60
-    config.train.batch_size = 8
-    config.train.epochs = 8
-    config.results.update(resamples=100, report=False)
-    return config
-"""
+CONFIG = config_file(images=60, epochs=8)
 
 
 @pytest.mark.nightly
